@@ -1,0 +1,24 @@
+"""The only conversion between stored images and what networks see.
+
+Stored: ``uint8`` [..., h, w, 3] in 0..255. Networks: float [..., 3, h, w] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_network(images: Tensor) -> Tensor:
+    """u8 [..., h, w, 3] -> f32 [..., 3, h, w] in [-1, 1]."""
+    if images.dtype != torch.uint8 or images.shape[-1] != 3:
+        raise ValueError(f"expected uint8 [..., h, w, 3], got {images.dtype} {tuple(images.shape)}")
+    return images.movedim(-1, -3).float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [..., 3, h, w] in [-1, 1] (values outside are clipped) -> u8 [..., h, w, 3]; inverse of `to_network`."""
+    if not images.is_floating_point() or images.shape[-3] != 3:
+        raise ValueError(f"expected float [..., 3, h, w], got {images.dtype} {tuple(images.shape)}")
+    scaled = images.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255)
+    return scaled.to(torch.uint8).movedim(-3, -1).contiguous()

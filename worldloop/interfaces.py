@@ -1,0 +1,151 @@
+"""The seams of the system. Implementations live in the leaf packages and never import each other.
+
+ManiSkill and a world model are both a `Simulator`; a policy cannot tell which it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from worldloop.types import (
+    ActionChunk,
+    ChunkStep,
+    Clip,
+    ImitationBatch,
+    InitialStates,
+    Observation,
+    SimulatorSpec,
+    Split,
+)
+
+Metrics = dict[str, float]
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """A batch of environments that is stepped by action chunks. There is no hidden auto-reset."""
+
+    spec: SimulatorSpec
+    num_envs: int
+
+    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
+        """Start rows from simulator states f32 [B, D] or from observations (an imagined simulator).
+
+        Without ``rows`` the batch becomes exactly these B <= num_envs rows; with ``rows`` int64 [N] only those
+        rows of the running batch start anew. Returns the observation of the whole batch.
+        """
+        ...
+
+    def step_chunk(self, actions: Tensor) -> ChunkStep:
+        """Execute ``actions`` f32 [B, H, A]. Rows that have ended stay as they are, with ``valid`` false."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class InitialStateSource(Protocol):
+    """A simulator that can draw the initial states of a split, one at a time, from seeds."""
+
+    def draw_initial_states(self, split: Split, num_states: int, seed: int) -> InitialStates: ...
+
+
+@dataclass(frozen=True)
+class WorldModelOutput:
+    """What ``compute_loss`` gives: the scalar to minimise, metrics, and the model's own next step.
+
+    ``next_frames`` u8 [B, h, w, 3] and ``next_proprio`` f32 [B, S] are detached one-step predictions of the first
+    target, made without looking at it; ``is_prediction`` bool [B] says for which rows that holds. Self-rollout
+    training feeds them back as contexts.
+    """
+
+    loss: Tensor
+    metrics: Metrics
+    next_frames: Tensor
+    next_proprio: Tensor
+    is_prediction: Tensor
+
+
+class WorldState(Protocol):
+    """Plain tensors; ``noise_key`` int64 [B] and ``step`` int64 [B] make the noise a function of (key, step)."""
+
+    noise_key: Tensor
+    step: Tensor
+
+    def rows(self, index: Tensor | list[int]) -> Any:
+        """Fork or select rows (repeats allowed); a fork continues bit-equal."""
+        ...
+
+
+class WorldModel(Protocol):
+    def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput: ...
+
+    def start(self, context: Observation, noise_key: Tensor) -> Any:
+        """A `WorldState` from the context's frames and proprio; ``noise_key`` int64 [B]."""
+        ...
+
+    def imagine(self, state: Any, actions: Tensor) -> tuple[Any, ImaginedChunk]:
+        """Roll ``actions`` f32 [B, H, A] forward without gradients."""
+        ...
+
+    def features(self, context: Observation) -> Tensor:
+        """Tokens [B, N, C] of the last context frame, with gradients, for critics and experts to build on."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImaginedChunk:
+    """M imagined frames: ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S], ``success_logit`` f32 [B, M]."""
+
+    frames: Tensor
+    proprio: Tensor
+    success_logit: Tensor
+
+
+class Policy(Protocol):
+    version: str
+
+    def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
+        """Sample with one noise key per row (a function of the key and ``observation.env_step``), or take the
+        most likely actions when ``noise_key`` is ``None``. No gradients.
+        """
+        ...
+
+    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
+        """Exact log-probability f32 [B, H] of each action of ``chunk``, with gradients."""
+        ...
+
+    def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]: ...
+
+
+class Critic(Protocol):
+    def value(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """(mean [B], distribution [B, num_bins]); higher is better, always."""
+        ...
+
+
+class VideoReward(Protocol):
+    def score(self, frames: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """(reward [B], breakdown) of ``frames`` u8 [B, M, h, w, 3]."""
+        ...
+
+
+__all__ = [
+    "ActionChunk",
+    "ChunkStep",
+    "Critic",
+    "ImaginedChunk",
+    "InitialStateSource",
+    "Metrics",
+    "Policy",
+    "Simulator",
+    "VideoReward",
+    "WorldModel",
+    "WorldModelOutput",
+    "WorldState",
+]

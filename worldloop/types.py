@@ -1,0 +1,437 @@
+"""The vocabulary: every value that crosses a module boundary, with its shapes checked.
+
+Shape legend: B rows, K context frames, H actions a chunk, M = H / s frames a chunk, s actions per
+stored frame (``actions_per_frame``), T environment steps, F = ceil(T / s) frame steps of an episode,
+S proprio, A action, D simulator state, h x w pixels.
+
+Images are ``uint8`` HWC everywhere outside a network (`worldloop.images` is the only conversion).
+Stored values (`Episode`) are numpy; values in flight are torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Outcome = Literal["success", "near_success", "failure"]
+Source = Literal["expert", "perturbed", "policy"]
+Split = Literal["train", "validation", "evaluation"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+SOURCES: tuple[Source, ...] = get_args(Source)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+EPISODE_SCHEMA_VERSION = 1
+
+
+class WorldloopError(Exception):
+    """A mistake or a broken input that a user can mend; the CLI prints it as one line.
+
+    ``exit_code`` is 2 for wrong input (command, config, path) and 1 for anything else.
+    """
+
+    exit_code = 2
+
+
+def check_shape(name: str, array: Tensor | np.ndarray, shape: tuple[int | None, ...]) -> None:
+    """Raise ``ValueError`` unless ``array.shape`` is ``shape``, in which ``None`` matches any size."""
+    actual = tuple(array.shape)
+    if len(actual) != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, actual, strict=True)
+    ):
+        raise ValueError(f"{name} has shape {actual}, expected {shape}")
+
+
+def check_dtype(name: str, array: Tensor | np.ndarray, dtype: Any) -> None:
+    """Raise ``ValueError`` unless ``array.dtype`` equals ``dtype``."""
+    if array.dtype != dtype:
+        raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype}")
+
+
+class _Rows:
+    """Row indexing and device moves for a dataclass whose tensor (and tuple) fields start with B."""
+
+    def _map(self, tensor_fn: Any, tuple_fn: Any) -> Self:
+        changes: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                changes[f.name] = tensor_fn(value)
+            elif isinstance(value, dict):
+                changes[f.name] = {k: tensor_fn(v) if isinstance(v, Tensor) else v for k, v in value.items()}
+            elif isinstance(value, tuple):
+                changes[f.name] = tuple_fn(value)
+            elif isinstance(value, _Rows):
+                changes[f.name] = value._map(tensor_fn, tuple_fn)
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    def rows(self, index: Tensor | list[int]) -> Self:
+        """The rows at integer ``index`` [N] (repeats allowed), in that order."""
+        index = torch.as_tensor(index, dtype=torch.long)
+        return self._map(lambda t: t[index.to(t.device)], lambda t: tuple(t[i] for i in index.tolist()))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same value with every tensor on ``device``."""
+        return self._map(lambda t: t.to(device), lambda t: t)
+
+    @classmethod
+    def cat(cls, parts: list[Self]) -> Self:
+        """Concatenate along rows; a field that is ``None`` in one part must be so in all."""
+        merged: dict[str, Any] = {}
+        for f in fields(cls):  # type: ignore[arg-type]
+            values = [getattr(p, f.name) for p in parts]
+            first = values[0]
+            if isinstance(first, Tensor):
+                merged[f.name] = torch.cat(values)
+            elif isinstance(first, dict):
+                merged[f.name] = {k: torch.cat([v[k] for v in values]) for k in first}
+            elif isinstance(first, tuple):
+                merged[f.name] = sum(values, ())
+            elif isinstance(first, _Rows):
+                merged[f.name] = type(first).cat(values)
+            else:
+                if any(v != first for v in values):
+                    raise ValueError(f"{cls.__name__}.{f.name} differs between the parts to concatenate")
+                merged[f.name] = first
+        return cls(**merged)
+
+
+@dataclass(frozen=True)
+class SimulatorSpec:
+    """What a policy or a world model must know of a simulator before it sees a frame.
+
+    ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at
+    which the task counts as solved; ``max_episode_steps`` is in environment steps.
+    """
+
+    task: str
+    instruction: str
+    image_size: int
+    proprio_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    hz: float
+    actions_per_frame: int
+    max_episode_steps: int
+    success_radius_m: float
+    control_mode: str
+    camera: str
+    simulator_version: str
+
+    @property
+    def proprio_dim(self) -> int:
+        return len(self.proprio_names)
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_names)
+
+    @property
+    def max_episode_frames(self) -> int:
+        """F of a full-length episode: ceil(max_episode_steps / actions_per_frame)."""
+        return -(-self.max_episode_steps // self.actions_per_frame)
+
+
+@dataclass(frozen=True)
+class InitialStates:
+    """A stored list of simulator states that episodes start from. ``states`` f32 [N, D]; ids are unique.
+
+    Example id: ``PushCube-v1/evaluation/000017``.
+    """
+
+    split: Split
+    ids: tuple[str, ...]
+    states: Tensor
+
+    def __post_init__(self) -> None:
+        check_shape("InitialStates.states", self.states, (len(self.ids), None))
+        if self.split not in SPLITS:
+            raise ValueError(f"split {self.split!r} is not one of {SPLITS}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, index: Tensor | list[int] | range) -> InitialStates:
+        """The states at ``index``, in that order."""
+        index = list(index) if not isinstance(index, Tensor) else index.tolist()
+        return InitialStates(self.split, tuple(self.ids[i] for i in index), self.states[index])
+
+
+@dataclass(frozen=True)
+class EpisodeMeta:
+    """Where an episode comes from and how it ended.
+
+    ``margin_m``: smallest distance to the success region over the episode, in metres, 0 on success.
+    ``variant`` names the perturbation (``expert``, ``stops_short``, ...) or is ``policy``.
+    """
+
+    task: str
+    instruction: str
+    initial_state_id: str
+    split: Split
+    outcome: Outcome
+    margin_m: float
+    source: Source
+    variant: str
+    iteration: int
+    control_mode: str
+    hz: float
+    actions_per_frame: int
+    simulator_version: str
+    policy_version: str
+    schema_version: int = EPISODE_SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES or self.source not in SOURCES or self.split not in SPLITS:
+            raise ValueError(f"bad outcome, source or split: {self.outcome}, {self.source}, {self.split}")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One stored episode. Rule: ``actions[f]`` leads from ``frames[f]`` to ``frames[f + 1]``.
+
+    - ``frames``: camera name -> u8 [F+1, h, w, 3]
+    - ``proprio`` f32 [F+1, S]; ``sim_state`` f32 [F+1, D], privileged: exact restart and labels only
+    - ``actions`` f32 [F, s, A] in environment units; a step that was not executed holds zeros
+    - ``valid`` bool [F, s]: executed, and not after the first success
+    - ``rewards`` f32 [F, s]: 1.0 on the step of the first success, else 0
+    - ``success`` bool [F, s]: the simulator's own flag at that step
+    - ``distances_m`` f32 [F, s]: distance to the success region after that step (0 = inside)
+    - ``terminated``/``truncated``: ended by success / by the time limit
+
+    Worked example, s=2, T=3, success at the third step: ``valid = [[1, 1], [1, 0]]``,
+    ``success = [[0, 0], [1, 1]]``, ``rewards = [[0, 0], [1, 0]]``, ``terminated = True``.
+    """
+
+    meta: EpisodeMeta
+    frames: dict[str, np.ndarray]
+    proprio: np.ndarray
+    actions: np.ndarray
+    valid: np.ndarray
+    rewards: np.ndarray
+    success: np.ndarray
+    distances_m: np.ndarray
+    sim_state: np.ndarray
+    terminated: bool
+    truncated: bool
+
+    def __post_init__(self) -> None:
+        F, s = self.actions.shape[:2]
+        for name, images in self.frames.items():
+            check_shape(f"Episode.frames[{name!r}]", images, (F + 1, None, None, 3))
+            check_dtype(f"Episode.frames[{name!r}]", images, np.uint8)
+        check_shape("Episode.proprio", self.proprio, (F + 1, None))
+        check_shape("Episode.sim_state", self.sim_state, (F + 1, None))
+        check_shape("Episode.actions", self.actions, (F, s, None))
+        for key in ("valid", "rewards", "success", "distances_m"):
+            check_shape(f"Episode.{key}", getattr(self, key), (F, s))
+        if F == 0:
+            raise ValueError("an episode needs at least one frame step")
+
+    @property
+    def num_frame_steps(self) -> int:
+        return int(self.actions.shape[0])
+
+    @property
+    def num_env_steps(self) -> int:
+        """Environment steps that counted (up to and with the first success)."""
+        return int(self.valid.sum())
+
+    @property
+    def is_success(self) -> bool:
+        return self.meta.outcome == "success"
+
+
+@dataclass(frozen=True)
+class Observation(_Rows):
+    """What a policy and a world model see.
+
+    - ``frames`` u8 [B, K, h, w, 3]; the last is now. With K = 3 they are (first of the episode, previous, now);
+      with K = 1 only now.
+    - ``proprio`` f32 [B, S], raw units, or ``None`` where there is none (never zeros)
+    - ``instruction``: B strings
+    - ``env_step`` int64 [B]: environment steps since the episode's start
+    - ``sim_state`` f32 [B, D] or ``None``: privileged, for scripted experts and exact restart; never an input to a
+      policy or a world model
+    """
+
+    frames: Tensor
+    proprio: Tensor | None
+    instruction: tuple[str, ...]
+    env_step: Tensor
+    sim_state: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        B = len(self.instruction)
+        check_shape("Observation.frames", self.frames, (B, None, None, None, 3))
+        check_dtype("Observation.frames", self.frames, torch.uint8)
+        check_shape("Observation.env_step", self.env_step, (B,))
+        if self.proprio is not None:
+            check_shape("Observation.proprio", self.proprio, (B, None))
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+
+@dataclass(frozen=True)
+class ActionChunk(_Rows):
+    """H actions decided at once.
+
+    - ``actions`` f32 [B, H, A] in environment units
+    - ``log_probs`` f32 [B, H] (summed over A), exact under the policy that acted, or ``None``
+    - ``trace``: opaque tensors [B, ...] that ``Policy.log_prob`` needs (e.g. token ids)
+    """
+
+    actions: Tensor
+    log_probs: Tensor | None = None
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    policy_version: str = ""
+
+    def __post_init__(self) -> None:
+        B, H, _ = self.actions.shape
+        if self.log_probs is not None:
+            check_shape("ActionChunk.log_probs", self.log_probs, (B, H))
+
+
+@dataclass(frozen=True)
+class ChunkStep(_Rows):
+    """What a simulator, real or imagined, gives back for one chunk of H actions.
+
+    - ``observation``: after the chunk
+    - ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S] or ``None``: after every s actions
+    - ``rewards`` f32 [B, H]: sparse; simulated: 1.0 on the step of the first success; imagined: 1.0 on the
+      frame at which success is declared
+    - ``success_prob`` f32 [B, M]: imagined: the success head's probability per frame; simulated: 0 or 1
+    - ``valid`` bool [B, H]: false after the first success, and for rows that had ended before
+    - ``success`` bool [B, H]: the success flag after each action
+    - ``terminated`` (success) and ``truncated`` (time limit) bool [B]; both stay true once the row ended
+    - ``distances_m`` f32 [B, H] or ``None``, ``sim_states`` f32 [B, M, D] or ``None``: privileged
+
+    Worked example, B=1, H=4, s=2, success at the third action: ``valid = [[1, 1, 1, 0]]``,
+    ``rewards = [[0, 0, 1, 0]]``, ``success = [[0, 0, 1, 1]]``, ``success_prob = [[0, 1]]``, ``terminated = [1]``.
+    """
+
+    observation: Observation
+    frames: Tensor
+    proprio: Tensor | None
+    rewards: Tensor
+    success_prob: Tensor
+    valid: Tensor
+    success: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    distances_m: Tensor | None = None
+    sim_states: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        B, H = self.valid.shape
+        M = self.frames.shape[1]
+        check_shape("ChunkStep.frames", self.frames, (B, M, None, None, 3))
+        check_shape("ChunkStep.rewards", self.rewards, (B, H))
+        check_shape("ChunkStep.success", self.success, (B, H))
+        check_shape("ChunkStep.success_prob", self.success_prob, (B, M))
+        check_shape("ChunkStep.terminated", self.terminated, (B,))
+        check_shape("ChunkStep.truncated", self.truncated, (B,))
+
+    @property
+    def done(self) -> Tensor:
+        return self.terminated | self.truncated
+
+
+@dataclass(frozen=True)
+class Clip(_Rows):
+    """A training window: K context frames, then M frame steps to predict.
+
+    - ``context`` u8 [B, K, h, w, 3]: (first of the episode, previous, now) for K = 3
+    - ``context_proprio`` f32 [B, S]: now
+    - ``actions`` f32 [B, M, s, A]: lead from now to each target frame
+    - ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets
+    - ``success`` f32 [B, M]: 1 once the episode has succeeded at or before that frame
+    - ``valid`` bool [B, M]: false where the episode had already ended (padding repeats the last frame)
+    - ``instruction``: B strings
+    - ``index`` int64 [B, 2]: (episode, frame step of "now") in the dataset version the clip came from
+    - ``is_on_policy`` bool [B]: the episode was a policy's own
+    """
+
+    context: Tensor
+    context_proprio: Tensor
+    actions: Tensor
+    frames: Tensor
+    proprio: Tensor
+    success: Tensor
+    valid: Tensor
+    instruction: tuple[str, ...]
+    index: Tensor
+    is_on_policy: Tensor
+
+    def __post_init__(self) -> None:
+        B, M = self.valid.shape
+        check_shape("Clip.context", self.context, (B, None, None, None, 3))
+        check_shape("Clip.context_proprio", self.context_proprio, (B, None))
+        check_shape("Clip.actions", self.actions, (B, M, None, None))
+        check_shape("Clip.frames", self.frames, (B, M, None, None, 3))
+        check_shape("Clip.proprio", self.proprio, (B, M, None))
+        check_shape("Clip.success", self.success, (B, M))
+        check_shape("Clip.index", self.index, (B, 2))
+
+
+@dataclass(frozen=True)
+class ImitationBatch(_Rows):
+    """Observations and the action chunks to imitate: ``actions`` f32 [B, H, A], ``valid`` bool [B, H]."""
+
+    observation: Observation
+    actions: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Frozen mean and standard deviation of proprio, f32 [S] each; part of every checkpoint."""
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+
+    def normalise(self, proprio: Tensor) -> Tensor:
+        return (proprio - self.proprio_mean.to(proprio)) / self.proprio_std.to(proprio)
+
+    def denormalise(self, proprio: Tensor) -> Tensor:
+        return proprio * self.proprio_std.to(proprio) + self.proprio_mean.to(proprio)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """On-policy rows from one simulator, real or imagined, over C chunks, before any advantage is computed.
+
+    - ``group_id`` int64 [B]; ``initial_state_id``: B strings; ``origin``
+    - ``observations``: C observations [B]; ``chunks``: C action chunks [B]; ``steps``: C results [B]
+    - ``policy_version``, ``simulator_version`` (of the world model when imagined)
+
+    ``observations[c]`` is what ``chunks[c]`` was decided on and ``steps[c]`` what came of it.
+    """
+
+    origin: Literal["imagined", "simulated"]
+    group_id: Tensor
+    initial_state_id: tuple[str, ...]
+    observations: tuple[Observation, ...]
+    chunks: tuple[ActionChunk, ...]
+    steps: tuple[ChunkStep, ...]
+    policy_version: str
+    simulator_version: str
+
+    def __post_init__(self) -> None:
+        if not len(self.observations) == len(self.chunks) == len(self.steps) > 0:
+            raise ValueError("a rollout needs as many observations as chunks and steps, and at least one")
+
+    @property
+    def success(self) -> Tensor:
+        """bool [B]: success at any valid step."""
+        return torch.stack([s.terminated for s in self.steps]).any(0)
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B, C*H]."""
+        return torch.cat([s.valid for s in self.steps], dim=1)
