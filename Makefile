@@ -1,0 +1,37 @@
+# Every target does its own set-up; a finished set-up costs less than a second.
+#   ARGS="key=value ..."   more arguments for `make loop` or `make test`
+#   PYTHON=/path/python    the interpreter from which .venv is made
+.DEFAULT_GOAL := help
+.PHONY: help setup loop test lint lock doctor clean
+SHELL := /bin/sh
+ARGS ?=
+BIN := .venv/bin
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## create .venv, install the pinned packages, make rendering work
+	@sh scripts/setup.sh
+
+loop:  ## the closed loop on ManiSkill's PushCube-v1: about 20 minutes on two cores
+	@sh scripts/setup.sh --require-rendering
+	$(BIN)/worldloop run configs/pushcube_cpu.yaml $(ARGS)
+
+test: setup  ## all tests: under 10 minutes on two cores
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock (UPGRADE=--upgrade for newer versions)
+	$(BIN)/python -m uv pip compile pyproject.toml --extra dev $(UPGRADE) --no-emit-index-url --no-emit-find-links \
+		--no-annotate --quiet --custom-compile-command "make lock" -o requirements.lock
+
+doctor: setup  ## what is there, what is missing, and the remedy
+	$(BIN)/worldloop doctor
+
+clean:  ## remove caches and build leftovers (not .venv, not runs)
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache worldloop.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

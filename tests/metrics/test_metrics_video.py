@@ -1,0 +1,123 @@
+import math
+import socket
+
+import pytest
+import torch
+
+from worldloop.metrics.lpips import BACKBONE_FILE, compute_lpips
+from worldloop.metrics.video import MAX_PSNR_DB, compute_moving_psnr, compute_psnr, compute_ssim, repeat_first_frame
+from worldloop.randomness import make_generator
+
+
+def noise_frames(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, (*shape, 3), generator=make_generator(seed), dtype=torch.uint8)
+
+
+def test_psnr_of_known_error() -> None:
+    target = torch.full((2, 2, 16, 16, 3), 100, dtype=torch.uint8)
+    predicted = target.clone()
+    predicted[0] += 10  # MSE 100 -> 10 log10(255^2 / 100) = 28.1308 dB
+    predicted[1, 0] -= 1  # MSE 1 -> 48.1308 dB; the second frame is identical -> capped
+    psnr = compute_psnr(predicted, target)
+    assert psnr[0].item() == pytest.approx(28.1308, abs=1e-3)
+    assert psnr[1].item() == pytest.approx((48.1308 + MAX_PSNR_DB) / 2, abs=1e-3)
+
+
+def test_psnr_is_capped_on_identical_frames_and_symmetric() -> None:
+    a, b = noise_frames(0, 2, 3, 16, 16), noise_frames(1, 2, 3, 16, 16)
+    assert compute_psnr(a, a).tolist() == [MAX_PSNR_DB] * 2
+    assert torch.allclose(compute_psnr(a, b), compute_psnr(b, a))
+
+
+def test_valid_frames_only() -> None:
+    target = torch.full((2, 2, 16, 16, 3), 100, dtype=torch.uint8)
+    predicted = target.clone()
+    predicted[:, 0] += 10
+    valid = torch.tensor([[True, False], [False, False]])
+    psnr = compute_psnr(predicted, target, valid)
+    assert psnr[0].item() == pytest.approx(28.1308, abs=1e-3)
+    assert math.isnan(psnr[1].item())
+
+
+def test_ssim_identical_degraded_and_constant() -> None:
+    target = noise_frames(0, 2, 2, 16, 16)
+    assert compute_ssim(target, target).tolist() == pytest.approx([1.0, 1.0])
+    slight = (target.int() + 5).clamp_max(255).to(torch.uint8)
+    assert (compute_ssim(noise_frames(1, 2, 2, 16, 16), target) < compute_ssim(slight, target)).all()
+    # Constant frames: only the luminance term is left, (2ab + c1) / (a^2 + b^2 + c1), here with values in [-1, 1].
+    dark, light = torch.full_like(target, 153), torch.full_like(target, 204)
+    a, b, c1 = 0.2, 0.6, (0.01 * 2) ** 2
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    assert compute_ssim(dark, light)[0].item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_moving_psnr_looks_at_changed_pixels_only() -> None:
+    first = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    target = repeat_first_frame(first, 2).clone()
+    target[0, 1, 2, 3] = 100  # one pixel of row 0 moves, in one of two frames; nothing moves in row 1
+    predicted = target.clone()
+    predicted[0, :, 5, 5] = 77  # errors elsewhere do not count
+    predicted[0, 1, 2, 3] = 80  # error 20 in one of the two frames: MSE 200 -> 25.1205 dB
+    psnr = compute_moving_psnr(predicted, target, first)
+    assert psnr[0].item() == pytest.approx(25.1205, abs=1e-3)
+    assert math.isnan(psnr[1].item())
+
+
+def test_first_frame_baseline_is_the_worst_where_things_move() -> None:
+    first = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    target = repeat_first_frame(first, 3).clone()
+    target[:, :, 0, 0] = 255
+    baseline = repeat_first_frame(first, 3)
+    assert baseline.shape == target.shape
+    assert compute_moving_psnr(baseline, target, first).item() == pytest.approx(0.0)
+    assert compute_psnr(baseline, target).item() == pytest.approx(10 * math.log10(64), abs=1e-3)
+
+
+def test_shapes_and_dtypes_are_checked() -> None:
+    a = noise_frames(0, 1, 2, 16, 16)
+    with pytest.raises(ValueError, match="target"):
+        compute_psnr(a, a[:, :1])
+    with pytest.raises(ValueError, match="dtype"):
+        compute_psnr(a.float(), a.float())
+
+
+def test_lpips_says_why_it_is_unavailable(tmp_path, monkeypatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("LPIPS must not open a connection")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    a = noise_frames(0, 1, 2, 64, 64)
+    value, reason = compute_lpips(a, a)
+    assert value is None
+    assert BACKBONE_FILE in reason
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / BACKBONE_FILE).write_bytes(b"not weights")
+    value, reason = compute_lpips(a, a)
+    assert value is None
+    assert "could not load" in reason
+    value, reason = compute_lpips(a[:, :, :16, :16], a[:, :, :16, :16])
+    assert value is None
+    assert "32 px" in reason
+
+
+def test_lpips_reads_a_backbone_from_the_local_cache(tmp_path, monkeypatch) -> None:
+    """A file of the right format (random AlexNet weights, written here) is loaded and used."""
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.alexnet(weights=None)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / BACKBONE_FILE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    a, b = noise_frames(0, 2, 2, 64, 64), noise_frames(1, 2, 2, 64, 64)
+    same, reason = compute_lpips(a, a)
+    assert reason is None
+    assert same.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    different, _ = compute_lpips(a, b)
+    assert different.shape == (2,)
+    assert (different > 1e-4).all()
+    from worldloop.metrics.lpips import _load_network
+
+    loaded = _load_network(str(tmp_path / "checkpoints" / BACKBONE_FILE))
+    assert torch.equal(loaded.net.slice1[0].weight, network.features[0].weight)

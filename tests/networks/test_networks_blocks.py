@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from worldloop.networks.blocks import Attention, AttentionPool, FilmResBlock, TransformerBlock, num_groups
+from worldloop.networks.ema import EmaWeights
+from worldloop.networks.embeddings import KeypointMaps, embed_time
+
+
+def test_attention_equals_torchs_own() -> None:
+    torch.manual_seed(0)
+    attention = Attention(12, num_heads=3)
+    x = torch.randn(2, 5, 12)
+    q, k, v = (part.reshape(2, 5, 3, 4).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
+    reference = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 12)
+    torch.testing.assert_close(attention(x), attention.out(reference), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_refuses_uneven_heads() -> None:
+    with pytest.raises(ValueError, match="num_heads 5"):
+        Attention(12, num_heads=5)
+
+
+def test_res_block_starts_as_identity_and_then_reads_its_condition() -> None:
+    torch.manual_seed(0)
+    block = FilmResBlock(8, condition_dim=4)
+    x, condition = torch.randn(2, 8, 6, 6), torch.randn(2, 4)
+    assert torch.equal(block(x, condition), x)
+    torch.nn.init.normal_(block.conv2.weight)
+    assert not torch.allclose(block(x, condition), block(x, condition + 1))
+
+
+def test_attention_pool_does_not_depend_on_token_order() -> None:
+    torch.manual_seed(0)
+    pool, tokens = AttentionPool(8), torch.randn(3, 7, 8)
+    torch.testing.assert_close(pool(tokens), pool(tokens[:, torch.randperm(7)]), atol=1e-5, rtol=1e-5)
+
+
+def test_transformer_block_keeps_shape_and_rows_apart() -> None:
+    torch.manual_seed(0)
+    block, x = TransformerBlock(8, 2), torch.randn(4, 5, 8)
+    torch.testing.assert_close(block(x)[1:2], block(x[1:2]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 8), (12, 4), (6, 2), (5, 1)])
+def test_num_groups(channels: int, groups: int) -> None:
+    assert num_groups(channels) == groups
+
+
+def test_keypoint_map_peaks_where_the_point_is() -> None:
+    maps = KeypointMaps(input_dim=2, num_points=1, size=5)
+    for layer in (maps.points[0], maps.points[2]):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    maps.points[2].bias.data = torch.tensor([1.0, -0.5])  # x right edge, y between row 1 and the top
+    drawn = maps(torch.zeros(1, 2))
+    assert drawn.shape == (1, 1, 5, 5)
+    assert drawn[0, 0].argmax().item() == 1 * 5 + 4
+    assert drawn.max().item() == pytest.approx(1.0)
+
+
+def test_time_embedding_tells_times_apart() -> None:
+    embedded = embed_time(torch.tensor([0.0, 0.01, 0.5, 1.0]), 16)
+    distance = torch.cdist(embedded, embedded) + torch.eye(4)
+    assert distance.min() > 0.1
+
+
+def test_ema_by_hand() -> None:
+    source = torch.nn.Linear(1, 1, bias=False)
+    source.weight.data.fill_(0.0)
+    ema = EmaWeights(source, decay=0.5)
+    source.weight.data.fill_(1.0)
+    ema.update(source)  # warm-up: decay 1 / 10
+    assert ema.module.weight.item() == pytest.approx(0.9)
+    source.weight.data.fill_(2.0)
+    ema.update(source)  # 2 / 11
+    assert ema.module.weight.item() == pytest.approx(0.9 * 2 / 11 + 2 * 9 / 11)
+    assert not ema.module.weight.requires_grad
+    with pytest.raises(ValueError, match="ema decay"):
+        EmaWeights(source, decay=1.0)

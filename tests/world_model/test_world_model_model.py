@@ -1,0 +1,234 @@
+import dataclasses
+
+import pytest
+import torch
+from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
+
+from worldloop.interfaces import WorldModelOutput
+from worldloop.networks.ema import EmaWeights
+from worldloop.types import Observation, WorldloopError
+from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.self_rollout import SelfRolloutPool
+from worldloop.world_model.state import ImaginationState
+
+
+def make_model(config: WorldModelConfig | None = None) -> VideoWorldModel:
+    torch.manual_seed(0)
+    return VideoWorldModel(config or tiny_config(), toy_spec(), toy_normalisation())
+
+
+def fit(model: VideoWorldModel, data: ToyEpisodes, num_steps: int, batch_size: int = 16) -> VideoWorldModel:
+    """A miniature of the fitting stage; returns the averaged model."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    ema = EmaWeights(model, 0.9)
+    pool = SelfRolloutPool(batch_size, model.config.self_rollout.share, data.num_frame_steps)
+    for _ in range(num_steps):
+        clip = pool.compose(lambda n: data.choose(n, generator), data.load)
+        output = model(clip, generator)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        ema.update(model)
+        pool.update(clip, output)
+    return ema.module
+
+
+@pytest.fixture(scope="module")
+def trained() -> VideoWorldModel:
+    return fit(make_model(), ToyEpisodes(64), num_steps=150)
+
+
+def full_chunk(data: ToyEpisodes, num_rows: int) -> torch.Tensor:
+    return data.actions[:num_rows].flatten(1, 2)
+
+
+def test_compute_loss_gives_the_contract() -> None:
+    data, model = ToyEpisodes(4), make_model()
+    clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 2)
+    output = model(clip, torch.Generator().manual_seed(0))
+    assert isinstance(output, WorldModelOutput)
+    assert output.loss.requires_grad
+    assert output.loss.shape == ()
+    assert set(output.metrics) == {"loss", "loss_video", "loss_success", "loss_proprio"}
+    assert output.next_frames.shape == (3, 16, 16, 3)
+    assert output.next_frames.dtype == torch.uint8
+    assert output.next_proprio.shape == (3, 2)
+    assert not output.next_proprio.requires_grad
+    assert output.is_prediction.dtype == torch.bool
+
+
+def test_padding_does_not_count() -> None:
+    data, model = ToyEpisodes(4), make_model(tiny_config(zero_time_share=1.0, context_noise=0.0))
+    clip = data.load(torch.tensor([[0, 4], [1, 1]]), 2)
+    assert clip.valid.tolist() == [[True, False], [True, True]]
+    wrong = clip.frames.clone()
+    wrong[0, 1] = 255
+    losses = [
+        model.eval()(dataclasses.replace(clip, frames=f), torch.Generator().manual_seed(0)).metrics["loss"]
+        for f in (clip.frames, wrong)
+    ]
+    # colour rarity is a statistic of the batch's valid and invalid pixels of that frame, hence the tolerance
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_only_rows_at_pure_noise_are_predictions() -> None:
+    data = ToyEpisodes(16)
+    clip = data.load(torch.stack([torch.arange(16), torch.zeros(16).long()], 1), 1)
+    for share, expected in ((1.0, True), (0.0, False)):
+        output = make_model(tiny_config(zero_time_share=share))(clip, torch.Generator().manual_seed(0))
+        assert output.is_prediction.all().item() == expected
+        assert output.is_prediction.any().item() == expected
+
+
+def test_a_prediction_does_not_depend_on_the_target() -> None:
+    data, model = ToyEpisodes(8), make_model(tiny_config(zero_time_share=1.0))
+    clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
+    other = dataclasses.replace(clip, frames=255 - clip.frames, proprio=clip.proprio + 1, success=1 - clip.success)
+    outputs = [model(c, torch.Generator().manual_seed(0)) for c in (clip, other)]
+    assert torch.equal(outputs[0].next_frames, outputs[1].next_frames)
+    assert torch.equal(outputs[0].next_proprio, outputs[1].next_proprio)
+
+
+def test_loss_decreases_when_overfitting_one_clip() -> None:
+    data, model = ToyEpisodes(2), make_model(tiny_config(zero_time_share=1.0))
+    clip = data.load(torch.tensor([[0, 1], [1, 2]]), 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator, losses = torch.Generator().manual_seed(0), []
+    for _ in range(60):
+        output = model(clip, generator)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.metrics["loss"])
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    data, model = ToyEpisodes(8), make_model()
+    clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
+    for _ in range(2):  # residual branches start at zero and block some gradients at the very first step
+        output = model(clip, torch.Generator().manual_seed(0))
+        output.loss.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p) * 0.01)
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missing == []
+
+
+def test_trained_model_beats_copying_the_last_frame(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(64, seed=7)
+    state = trained.start(data.first_observation(64), torch.arange(64))
+    _, chunk = trained.imagine(state, full_chunk(data, 64))
+    truth = data.frames[:, 1:].float()
+    error = (chunk.frames.float() - truth).square().mean(dim=(0, 2, 3, 4))
+    copy = (data.frames[:, :1].float() - truth).square().mean(dim=(0, 2, 3, 4))
+    assert (error < 0.6 * copy).all()
+    proprio_error = (chunk.proprio - data.proprio[:, 1:]).abs().mean()
+    assert proprio_error < 0.3 * (data.proprio[:, :1] - data.proprio[:, 1:]).abs().mean()
+
+
+def test_trained_success_head_tells_outcomes_apart(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(64, seed=7)
+    state = trained.start(data.first_observation(64), torch.arange(64))
+    _, chunk = trained.imagine(state, full_chunk(data, 64))
+    score, succeeded = chunk.success_logit.amax(1), data.success[:, -1] > 0
+    assert 5 < succeeded.sum() < 60
+    above = (score[succeeded][:, None] > score[~succeeded][None]).float().mean()
+    assert above > 0.8
+
+
+def test_same_key_same_result_other_key_other_noise() -> None:
+    data, model = ToyEpisodes(3), make_model()
+    observation, actions = data.first_observation(3), full_chunk(data, 3)
+    keys = torch.tensor([5, 5, 9])
+    first, again = (model.imagine(model.start(observation, keys), actions)[1] for _ in range(2))
+    assert torch.equal(first.frames, again.frames)
+    assert torch.equal(first.success_logit, again.success_logit)
+    other = model.imagine(model.start(observation, keys + 1), actions)[1]
+    assert not torch.equal(first.success_logit, other.success_logit)
+    twins = model.imagine(model.start(observation, keys).rows([0, 0, 0]), actions[[0, 0, 0]])[1]
+    torch.testing.assert_close(twins.success_logit[0], twins.success_logit[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_fork_and_a_saved_state_continue_bit_equal(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(4, seed=3)
+    actions = full_chunk(data, 4)
+    state, _ = trained.imagine(trained.start(data.first_observation(4), torch.arange(4)), actions[:, :4])
+    assert state.step.tolist() == [2] * 4
+    order = [3, 2, 1, 0]
+    restored = ImaginationState.from_tensors({k: v.clone() for k, v in state.to_tensors().items()})
+    end, chunk = trained.imagine(state, actions[:, 4:])
+    for fork, rows in ((state.rows(order), order), (restored, [0, 1, 2, 3])):
+        fork_end, fork_chunk = trained.imagine(fork, actions[rows, 4:])
+        assert torch.equal(fork_chunk.success_logit, chunk.success_logit[rows])
+        assert torch.equal(fork_end.context, end.context[rows])
+
+
+def test_rows_do_not_depend_on_their_batch(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(6, seed=3)
+    actions, keys = full_chunk(data, 6), torch.arange(6)
+    state = trained.start(data.first_observation(6), keys)
+    _, together = trained.imagine(state, actions)
+    for row in range(6):
+        _, alone = trained.imagine(state.rows([row]), actions[row : row + 1])
+        torch.testing.assert_close(alone.success_logit[0], together.success_logit[row], atol=1e-3, rtol=1e-3)
+        assert (alone.frames[0].int() - together.frames[row].int()).abs().max() <= 1
+
+
+def test_one_chunk_equals_frame_by_frame(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(2, seed=3)
+    actions = full_chunk(data, 2)
+    state = trained.start(data.first_observation(2), torch.arange(2))
+    _, whole = trained.imagine(state, actions)
+    parts = []
+    for f in range(5):
+        state, chunk = trained.imagine(state, actions[:, 2 * f : 2 * f + 2])
+        parts.append(chunk.success_logit)
+    torch.testing.assert_close(whole.success_logit, torch.cat(parts, 1), atol=1e-3, rtol=1e-3)
+
+
+def test_state_dict_restores_everything_but_config(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(2, seed=3)
+    copy = make_model()
+    copy.proprio_mean.zero_()
+    copy.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(copy.normalisation.proprio_std, toy_normalisation().proprio_std)
+    torch.testing.assert_close(copy.normalisation.proprio_mean, toy_normalisation().proprio_mean)
+    state = copy.start(data.first_observation(2), torch.arange(2))
+    expected = (data.proprio[:2, 0] - toy_normalisation().proprio_mean) / toy_normalisation().proprio_std
+    torch.testing.assert_close(state.proprio, expected)
+    actions = full_chunk(data, 2)
+    assert torch.equal(copy.imagine(state, actions)[1].frames, trained.imagine(state, actions)[1].frames)
+
+
+def test_features_are_tokens_with_gradients() -> None:
+    data, model = ToyEpisodes(3), make_model()
+    tokens = model.features(data.first_observation(3))
+    assert tokens.shape == (3, 1 + 2 + 2 + 1 + 16, 32)
+    tokens.sum().backward()
+    assert model.denoiser.stem.weight.grad is not None
+
+
+def test_bf16_runs_close_to_fp32(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(4, seed=3)
+    low = make_model(dataclasses.replace(trained.config, precision="bf16"))
+    low.load_state_dict(trained.state_dict())
+    state = trained.start(data.first_observation(4), torch.arange(4))
+    actions = full_chunk(data, 4)[:, :2]
+    difference = low.imagine(state, actions)[1].frames.float() - trained.imagine(state, actions)[1].frames.float()
+    assert difference.abs().mean() < 3
+    low.train()(data.load(torch.tensor([[0, 0]]), 1), torch.Generator().manual_seed(0)).loss.backward()
+
+
+def test_mistakes_are_named() -> None:
+    data, model = ToyEpisodes(2), make_model()
+    observation = data.first_observation(2)
+    blind = Observation(observation.frames, None, observation.instruction, observation.env_step)
+    with pytest.raises(WorldloopError, match="needs proprio"):
+        model.start(blind, torch.arange(2))
+    state = model.start(observation, torch.arange(2))
+    with pytest.raises(ValueError, match="2 per frame"):
+        model.imagine(state, torch.zeros(2, 3, 2))

@@ -1,0 +1,130 @@
+import dataclasses
+
+import pytest
+import torch
+
+from worldloop.networks import flow
+from worldloop.types import WorldloopError
+from worldloop.world_model import losses
+from worldloop.world_model.codec import PixelCodec
+from worldloop.world_model.config import HybridConfig, SelfRolloutConfig, WorldModelConfig
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
+from worldloop.world_model.hybrid import HybridDenoiser
+from worldloop.world_model.sampler import sample
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("denoiser", "magic"),
+        ("codec", "vhs"),
+        ("precision", "fp8"),
+        ("video_loss", "l3"),
+        ("success_loss", "hinge"),
+        ("zero_time_share", 1.5),
+        ("num_sampler_steps", 0),
+        ("context_noise", -0.1),
+        ("ema_decay", 1.0),
+    ],
+)
+def test_config_names_the_bad_key_and_what_is_allowed(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"world_model\.{key} is .*allowed"):
+        WorldModelConfig(**{key: value})  # type: ignore[arg-type]
+
+
+def test_nested_configs_are_validated() -> None:
+    with pytest.raises(ValueError, match=r"hybrid\.dim 30"):
+        HybridConfig(dim=30, num_heads=4)
+    with pytest.raises(ValueError, match=r"self_rollout\.share"):
+        SelfRolloutConfig(share=2.0)
+    assert dataclasses.is_dataclass(WorldModelConfig().hybrid)
+
+
+def test_pixel_codec_round_trip_is_exact() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3).contiguous()
+    codec = PixelCodec(16)
+    assert torch.equal(codec.decode(codec.encode(frames)), frames)
+
+
+def make_denoiser(size: int = 16) -> tuple[HybridDenoiser, tuple[torch.Tensor, ...], Conditioning]:
+    torch.manual_seed(0)
+    config = HybridConfig(patch=2, width=8, num_res_blocks=1, dim=16, num_heads=2, num_blocks=1, condition_dim=16)
+    denoiser = HybridDenoiser(config, 3, size, 4, 2, 3, instruction_dim=5)
+    B = 2
+    inputs = (torch.randn(B, 1, 3, size, size), torch.rand(B), torch.rand(B, 3, 3, size, size) * 2 - 1)
+    return (
+        denoiser,
+        inputs,
+        Conditioning(torch.rand(B, 1, 3, 2), torch.randn(B, 4), torch.randn(B, 1, 4), torch.randn(B, 5)),
+    )
+
+
+def test_hybrid_shapes_and_reward_token_first() -> None:
+    denoiser, inputs, conditioning = make_denoiser()
+    output = denoiser(*inputs, conditioning)
+    assert output.data.shape == (2, 1, 3, 16, 16)
+    assert output.features.shape == (2, 1, 1 + 3 + 2 + 1 + 16, 16)
+
+
+def test_hybrid_starts_near_a_copy_of_now() -> None:
+    denoiser, (noisy, t, context), conditioning = make_denoiser()
+    error = (denoiser(noisy, t, context, conditioning).data[:, 0] - context[:, -1]).abs().mean()
+    other = (context[:, 0] - context[:, -1]).abs().mean()
+    assert error < 0.5 * other
+
+
+@pytest.mark.parametrize("name", ["actions", "proprio", "next_proprio", "instruction"])
+def test_hybrid_reads_every_condition(name: str) -> None:
+    denoiser, inputs, conditioning = make_denoiser()
+    for block in (*denoiser.down_blocks, *denoiser.up_blocks):
+        torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    changed = dataclasses.replace(conditioning, **{name: getattr(conditioning, name) + 1})
+    before, after = denoiser(*inputs, conditioning), denoiser(*inputs, changed)
+    assert (before.data - after.data).abs().max() > 1e-4
+    assert (before.features - after.features).abs().max() > 1e-4
+
+
+def test_hybrid_refuses_a_size_that_does_not_fold() -> None:
+    with pytest.raises(WorldloopError, match="18 pixels"):
+        make_denoiser(18)
+
+
+def test_pixel_weights_find_what_moved_and_what_is_rare() -> None:
+    now = torch.full((1, 3, 12, 12), -0.5)
+    target = now.clone()
+    target[:, :, 2:4, 2:4] = 0.5
+    weights = losses.weigh_pixels(target, now, now, moved_weight=4.0, rare_weight=0.0)
+    assert weights.mean().item() == pytest.approx(1.0)
+    assert (weights[0, 0, 3, 3] / weights[0, 0, 9, 9]).item() == pytest.approx(5.0)
+    assert weights[0, 0, 1, 1] == weights[0, 0, 3, 3]  # the border counts as moved
+    rare = losses.weigh_pixels(target, target, target, moved_weight=4.0, rare_weight=1.0)
+    # 140 pixels of one colour, 4 of the other: (140 / 4)^.5 - 1 more
+    assert (rare[0, 0, 3, 3] / rare[0, 0, 9, 9]).item() == pytest.approx(35**0.5, rel=1e-4)
+
+
+def test_success_loss_balances_classes() -> None:
+    logit, success = torch.zeros(10), torch.tensor([1.0] + [0.0] * 9)
+    loss = losses.compute_success_loss("bce", logit, success, torch.tensor(0.1))
+    assert loss[0].item() == pytest.approx(loss[1:].sum().item(), rel=1e-5)
+    assert loss.mean().item() == pytest.approx(0.6931, rel=1e-3)
+    squared = losses.compute_success_loss("mse", logit, success, torch.tensor(0.5))
+    torch.testing.assert_close(squared, torch.full((10,), 0.25))
+
+
+def test_time_weights_by_hand() -> None:
+    weights = losses.weigh_times(torch.tensor([0.0, 0.5, 0.999]), maximum=4.0)
+    torch.testing.assert_close(weights, torch.tensor([1.0, 4.0, 4.0]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_sampler_with_an_oracle_returns_the_data_and_stays_on_the_path(num_steps: int) -> None:
+    noise, data = torch.randn(2, 3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    times = []
+
+    def denoise(noisy: torch.Tensor, t: torch.Tensor) -> DenoiserOutput:
+        times.append(t[0].item())
+        torch.testing.assert_close(noisy, flow.interpolate(noise, data, t), atol=1e-5, rtol=1e-5)
+        return DenoiserOutput(data, data)
+
+    assert torch.equal(sample(denoise, noise, num_steps).data, data)
+    assert times == pytest.approx([i / num_steps for i in range(num_steps)])

@@ -1,0 +1,85 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from worldloop import __version__
+
+STAGE_NAMES = (
+    "seed_dataset",
+    "clone_policy",
+    "fit_world_model",
+    "check_world_model",
+    "improve_policy",
+    "promote_policy",
+    "evaluate_policy",
+    "collect_episodes",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"worldloop: {message} (see: {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="worldloop", description="Co-train a video world model and a robot policy, in a closed loop.")
+    parser.add_argument("--version", action="version", version=f"worldloop {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="run a whole loop; resumes if its run directory exists")
+    run.add_argument("config", type=Path, help="YAML file, e.g. configs/debug.yaml")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 run_root=/data/runs")
+
+    stage = commands.add_parser("stage", help="run only the next stage of a loop, by name")
+    stage.add_argument("name", metavar="NAME", help=", ".join(STAGE_NAMES))
+    stage.add_argument("config", type=Path)
+    stage.add_argument("overrides", nargs="*", metavar="key=value")
+
+    report = commands.add_parser("report", help="print the results of a run")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+
+    sans = commands.add_parser("sans", help="look at a run's dataset")
+    actions = sans.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+    for name, text in (
+        ("list", "list the versions of a dataset"),
+        ("show", "count the episodes of a version by task, source and outcome"),
+        ("verify", "check every shard of a version against its hash"),
+        ("merge", "write a version as one LeRobot dataset"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("root", type=Path, help="folder of the dataset, e.g. runs/debug/sans")
+        if name != "list":
+            action.add_argument("version", nargs="?", default="", help="name of a version (default: the newest)")
+        if name == "merge":
+            action.add_argument("--out", type=Path, required=True, help="folder to create")
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, and the remedy")
+    doctor.add_argument("--json", action="store_true", help="machine-readable")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    options = make_parser().parse_args(arguments)
+    from worldloop import cli
+    from worldloop.types import WorldloopError
+
+    try:
+        return cli.execute(options)
+    except WorldloopError as error:
+        print(f"worldloop: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("worldloop: interrupted; the same command continues with this stage", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

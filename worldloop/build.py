@@ -1,0 +1,213 @@
+"""From configuration to objects, by explicit ``match``; a user's own class is named ``module:Class``."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldloop.config import PolicyConfig, SimulatorConfig
+from worldloop.interfaces import Policy, Simulator
+from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
+from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
+from worldloop.runtime.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec
+from worldloop.sim.scripted import make_scripted_policy
+from worldloop.sim.toy import ToySimulator, toy_spec
+from worldloop.types import Episode, InitialStates, Normalisation, SimulatorSpec, Source, Split, WorldloopError
+from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.model import VideoWorldModel
+
+
+def _own_class(name: str) -> Any:
+    """The class behind ``module:Class``; raises `WorldloopError` naming what is missing."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise WorldloopError(f"cannot load {name!r}: {error}; is its folder on PYTHONPATH?") from error
+
+
+def build_spec(config: SimulatorConfig) -> SimulatorSpec:
+    """What the simulator will look like, without starting it; an own class says so by ``make_spec(**options)``."""
+    match config.kind:
+        case "maniskill":
+            return maniskill_spec(config.maniskill)
+        case "toy":
+            return toy_spec(config.toy)
+        case _:
+            return _own_class(config.kind).make_spec(**config.options)
+
+
+def build_simulator(config: SimulatorConfig) -> Any:
+    match config.kind:
+        case "maniskill":
+            return ManiSkillSimulator(config.maniskill)
+        case "toy":
+            return ToySimulator(config.toy)
+        case _:
+            return _own_class(config.kind)(**config.options)
+
+
+def build_policy(
+    config: PolicyConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int, seed: int
+) -> Any:
+    """A policy with fresh weights drawn from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        match config.kind:
+            case "token_vla":
+                return TokenVLA(config.token_vla, spec, normalisation, chunk_length)
+            case _:
+                return _own_class(config.kind)(spec, normalisation, chunk_length, **config.options)
+
+
+def build_world_model(
+    config: WorldModelConfig, spec: SimulatorSpec, normalisation: Normalisation, seed: int
+) -> VideoWorldModel:
+    """A world model with fresh weights drawn from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VideoWorldModel(config, spec, normalisation)
+
+
+def save_policy(policy: Any, directory: Path, config: PolicyConfig, version: str) -> None:
+    checkpoint = Checkpoint(
+        kind="policy",
+        name=config.kind,
+        config=asdict(config.token_vla) if config.kind == "token_vla" else dict(config.options),
+        spec=policy.spec,
+        normalisation=policy.normalisation,
+        weights=policy.state_dict(),
+        extra={"chunk_length": policy.chunk_length, "version": version},
+    )
+    save_checkpoint(directory, checkpoint)
+
+
+def load_policy(directory: Path) -> Any:
+    """A policy in eval mode, from its checkpoint alone."""
+    checkpoint = load_checkpoint(directory, "policy")
+    if checkpoint.name == "token_vla":
+        config = PolicyConfig(token_vla=TokenVLAConfig(**_tuples(checkpoint.config)))
+    else:
+        config = PolicyConfig(kind=checkpoint.name, options=checkpoint.config)
+    length = checkpoint.extra["chunk_length"]
+    policy = build_policy(config, checkpoint.spec, checkpoint.normalisation, length, seed=0)
+    load_weights(policy, checkpoint, directory)
+    policy.version = checkpoint.extra["version"]
+    return policy.eval()
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
+    checkpoint = Checkpoint(
+        kind="world_model",
+        name="video_world_model",
+        config=asdict(world_model.config),
+        spec=world_model.spec,
+        normalisation=world_model.normalisation,
+        weights=world_model.state_dict(),
+    )
+    save_checkpoint(directory, checkpoint)
+
+
+def load_world_model(directory: Path) -> VideoWorldModel:
+    """A world model in eval mode, from its checkpoint alone."""
+    checkpoint = load_checkpoint(directory, "world_model")
+    config = _world_model_config(checkpoint.config)
+    model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
+    load_weights(model, checkpoint, directory)
+    return model.eval()
+
+
+def _world_model_config(values: dict[str, Any]) -> WorldModelConfig:
+    defaults = WorldModelConfig()
+    nested = {
+        f.name: type(getattr(defaults, f.name))(**values[f.name])
+        for f in fields(defaults)
+        if is_dataclass(getattr(defaults, f.name)) and f.name in values
+    }
+    return WorldModelConfig(**{**values, **nested})
+
+
+_SIMULATORS: dict[str, Any] = {}
+
+
+def _simulator_of(config: SimulatorConfig) -> Any:
+    """One simulator per configuration and process: starting ManiSkill takes seconds."""
+    key = repr(config)
+    if key not in _SIMULATORS:
+        _SIMULATORS[key] = build_simulator(config)
+    return _SIMULATORS[key]
+
+
+@lru_cache(maxsize=1)
+def _cached_policy(directory: str, modified_ns: int) -> Any:
+    return load_policy(Path(directory))
+
+
+def execute_rollout_job(job: RolloutJob) -> list[Episode]:
+    """The work of one simulator process on one block: episodes in the order of the block's states."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.num_threads)
+    try:
+        simulator = _simulator_of(job.simulator)
+        episodes: list[Episode] = []
+        for first in range(0, len(job.states), simulator.num_envs):
+            episodes.extend(
+                _execute_rows(job, simulator, range(first, min(first + simulator.num_envs, len(job.states))))
+            )
+        return episodes
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _execute_rows(job: RolloutJob, simulator: Simulator, rows: range) -> list[Episode]:
+    index = list(rows)
+    states = job.states.select(index)
+    keys = job.noise_key[index]
+    policy: Policy
+    variants = ("policy",) * len(index)
+    if job.variants is not None:
+        variants = tuple(job.variants[i] for i in index)
+        policy = make_scripted_policy(simulator.spec, variants, keys, job.chunk_length)
+    else:
+        assert job.policy is not None
+        modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns
+        policy = _cached_policy(job.policy, modified)
+        if job.temperature is not None:
+            policy.temperature = job.temperature  # type: ignore[attr-defined]
+    rollout = run_rollout(
+        policy,
+        simulator,
+        states.states,
+        keys if job.temperature is not None else None,
+        initial_state_id=states.ids,
+    )
+    return rollout_to_episodes(
+        rollout,
+        simulator.spec,
+        sources=tuple(_source_of(v) for v in variants),
+        variants=variants,
+        splits=tuple(job.splits[i] for i in index),
+        iteration=job.iteration,
+    )
+
+
+def _source_of(variant: str) -> Source:
+    if variant in ("policy", "expert"):
+        return variant  # type: ignore[return-value]
+    return "perturbed"
+
+
+def draw_initial_states(request: tuple[SimulatorConfig, Split, int, int]) -> InitialStates:
+    """(simulator, split, number, seed) -> the first ``number`` states of that split's list."""
+    config, split, num_states, seed = request
+    return _simulator_of(config).draw_initial_states(split, num_states, seed)

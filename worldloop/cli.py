@@ -1,0 +1,144 @@
+"""What each command does, and the tables it prints (within 80 columns)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from worldloop.types import WorldloopError
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Dispatch a parsed command line; see `worldloop.__main__` for the exit codes."""
+    match options.command:
+        case "run":
+            return _run(options.config, options.overrides)
+        case "stage":
+            return _run(options.config, options.overrides, only_stage=options.name)
+        case "report":
+            print(format_report(options.run_dir))
+            return 0
+        case "sans":
+            return _sans(options)
+        case _:
+            from worldloop.doctor import run_doctor
+
+            return run_doctor(as_json=options.json)
+
+
+def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
+    from worldloop.__main__ import STAGE_NAMES
+
+    if only_stage and only_stage not in STAGE_NAMES:
+        raise WorldloopError(f"unknown stage {only_stage!r}; stages: {', '.join(STAGE_NAMES)}")
+    # Set before torch is imported: thread pools are sized when it is.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    from worldloop.config import load_config
+    from worldloop.loop import run_loop
+
+    config = load_config(path, overrides)
+    is_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if is_job and not Path(config.run_root).is_absolute():
+        raise WorldloopError(
+            f"run_root {config.run_root!r} must be absolute in a Ray job, whose folder is a throw-away copy: "
+            "add run_root=/a/shared/folder"
+        )
+    directory = run_loop(config, only_stage)
+    print(format_report(directory.path))
+    return 0
+
+
+def format_report(run_dir: Path) -> str:
+    """Success per iteration with intervals, world-model figures, and where the time went."""
+    from worldloop.runtime.run_directory import RunDirectory
+
+    directory = RunDirectory(run_dir)
+    results = directory.read_results()
+    lines = [f"{run_dir}", "", "iteration  simulated success, 95 %      gain over clone       imagined  promoted"]
+    for entry in results["iterations"]:
+        success, gain, imagined = entry["simulated_success"], entry["paired_gain"], entry["imagined_success"]
+        cells = [
+            f"{entry['iteration']:>9}",
+            "  " + (_interval(success, "rate") if success else "-").ljust(19),
+            (f"{success['k']}/{success['n']}" if success else "").ljust(9),
+            (_interval(gain, "gain", signed=True) if gain and entry["iteration"] else "-").ljust(22),
+            (f"{imagined['rate']:.3f}" if imagined else "-").ljust(9),
+            {True: "yes", False: "no", None: "-"}[entry["promoted"]],
+        ]
+        lines.append(" ".join(cells).rstrip())
+    lines += ["", *_alignment_lines(results), *_timing_lines(directory.read_timings())]
+    lines.append(f"dashboards: tensorboard --logdir {run_dir / 'tensorboard'}")
+    return "\n".join(lines)
+
+
+def _interval(figures: dict[str, float], name: str, signed: bool = False) -> str:
+    style = "+.3f" if signed else ".3f"
+    return f"{figures[name]:{style}} ({figures['low']:{style}}, {figures['high']:{style}})"
+
+
+def _alignment_lines(results: dict[str, Any]) -> list[str]:
+    lines = []
+    for entry in results["iterations"]:
+        for source, figures in (entry["reward_alignment"] or {}).items():
+            if isinstance(figures, dict) and figures["auc"]:
+                auc, accuracy = figures["auc"], figures["balanced_accuracy"]
+                lines.append(
+                    f"world model {entry['iteration']}, {source:<9} AUC {_interval(auc, 'value')}"
+                    f" bal. acc. {accuracy['value']:.3f}, n {figures['n']}"
+                )
+        if entry["psnr_db"] is not None:
+            lines.append(f"world model {entry['iteration']}, PSNR {entry['psnr_db']:.1f} dB, SSIM {entry['ssim']:.3f}")
+    return [*lines, ""] if lines else []
+
+
+def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
+    if not timings:
+        return []
+    total = sum(t["seconds"] for t in timings)
+    by_stage: dict[str, float] = {}
+    for entry in timings:
+        by_stage[entry["stage"]] = by_stage.get(entry["stage"], 0.0) + entry["seconds"]
+    peak = max(t["peak_memory_mib"] for t in timings)
+    lines = [f"{total / 60:.1f} min in stages, peak {peak / 1024:.1f} GiB in the stages' process:"]
+    lines += [f"  {stage:<18} {seconds:8.1f} s" for stage, seconds in by_stage.items()]
+    return [*lines, ""]
+
+
+def _sans(options: argparse.Namespace) -> int:
+    from worldloop.sans.store import SansStore
+
+    if not options.root.is_dir():
+        raise WorldloopError(f"dataset folder {options.root} does not exist")
+    store = SansStore(options.root)
+    names = store.list_versions()
+    if options.action == "list":
+        for name in names:
+            version = store.version(name)
+            episodes = sum(shard.num_episodes for shard in version.shards)
+            print(f"{name:<24} {len(version.shards):>3} shards {episodes:>7} episodes")
+        return 0
+    if not names:
+        raise WorldloopError(f"{options.root} has no versions yet")
+    name = options.version or names[-1]
+    if name not in names:
+        raise WorldloopError(f"no version {name!r} in {options.root}; there are: {', '.join(names)}")
+    version = store.version(name)
+    match options.action:
+        case "show":
+            print(_format_summary(store.summary(version)))
+        case "verify":
+            store.verify(version)
+            print(f"{name}: {len(version.shards)} shards match their hashes")
+        case "merge":
+            store.merge(version, options.out)
+            print(f"{name} written to {options.out}")
+    return 0
+
+
+def _format_summary(summary: dict[str, Any]) -> str:
+    lines = [f"{summary['name']}: {summary['num_episodes']} episodes, {summary['num_frames']} frames"]
+    for key in ("task", "source", "variant", "outcome", "split", "iteration"):
+        lines.append(f"  {key:<10} " + ", ".join(f"{name} {count}" for name, count in summary[key].items()))
+    return "\n".join(lines)

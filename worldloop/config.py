@@ -1,0 +1,196 @@
+"""The run's configuration: one tree of frozen dataclasses, YAML in ``configs/``, ``key=value`` on the command line.
+
+Each part is defined beside the class it configures and checks itself. An unknown key or a bad value is a
+`WorldloopError` that names the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from worldloop.policy.token_vla import TokenVLAConfig
+from worldloop.sans.clips import ClipSamplingConfig
+from worldloop.sim.maniskill import ManiSkillConfig
+from worldloop.sim.toy import ToyConfig
+from worldloop.stages.check_world_model import CheckWorldModelConfig
+from worldloop.stages.clone_policy import ClonePolicyConfig
+from worldloop.stages.collect_episodes import CollectEpisodesConfig
+from worldloop.stages.evaluate_policy import EvaluatePolicyConfig
+from worldloop.stages.fit_world_model import FitWorldModelConfig
+from worldloop.stages.improve_policy import ImprovePolicyConfig
+from worldloop.stages.promote_policy import PromotePolicyConfig
+from worldloop.stages.seed_dataset import SeedDatasetConfig
+from worldloop.types import WorldloopError
+from worldloop.world_model.config import WorldModelConfig
+
+RUNTIMES = ("ray", "inline")
+
+
+@dataclass(frozen=True)
+class SimulatorConfig:
+    """``kind``: maniskill | toy | ``module:Class`` of your own, built from ``options``."""
+
+    kind: str = "maniskill"
+    maniskill: ManiSkillConfig = field(default_factory=ManiSkillConfig)
+    toy: ToyConfig = field(default_factory=ToyConfig)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_kind("simulator.kind", self.kind, ("maniskill", "toy"))
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """``kind``: token_vla | ``module:Class`` of your own, built from ``options``."""
+
+    kind: str = "token_vla"
+    token_vla: TokenVLAConfig = field(default_factory=TokenVLAConfig)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_kind("policy.kind", self.kind, ("token_vla",))
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """What the loop may use. No result depends on ``num_simulators`` or on the runtime."""
+
+    device: str = "auto"  # auto | cpu | cuda: where networks train and imagine
+    num_threads: int = 2  # processor threads of training and imagination
+    num_simulators: int = 2  # simulator processes; 0 simulates in the stage's own process (inline only)
+    cpus_per_simulator: float = 0.0  # what Ray reserves for a simulator actor; 0 shares the trainer's processors
+    trainer_cpus: float = 1.0  # what Ray reserves for the stage actor
+    trainer_gpus: float = 0.0  # what Ray reserves for the stage actor
+    ray_address: str = ""  # cluster to join; "" takes RAY_ADDRESS, or starts a local one
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"resources.device {self.device!r} is not one of auto, cpu, cuda")
+        if self.num_threads < 1 or self.num_simulators < 0:
+            raise ValueError("resources.num_threads must be at least 1 and resources.num_simulators at least 0")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    run_name: str = ""  # folder of the run under run_root; "" takes the config file's name
+    run_root: str = "runs"  # where runs are kept; must be absolute in a Ray job
+    runtime: str = "ray"  # ray | inline (no Ray: everything in and below this process)
+    seed: int = 0  # of everything that is drawn, except validation and evaluation states
+    num_iterations: int = 2  # iterations after iteration 0, the clone
+    chunk_length: int = 5  # actions per policy call; a multiple of the simulator's actions_per_frame
+    simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    clips: ClipSamplingConfig = field(default_factory=ClipSamplingConfig)
+    seed_dataset: SeedDatasetConfig = field(default_factory=SeedDatasetConfig)
+    clone_policy: ClonePolicyConfig = field(default_factory=ClonePolicyConfig)
+    fit_world_model: FitWorldModelConfig = field(default_factory=FitWorldModelConfig)
+    check_world_model: CheckWorldModelConfig = field(default_factory=CheckWorldModelConfig)
+    improve_policy: ImprovePolicyConfig = field(default_factory=ImprovePolicyConfig)
+    promote_policy: PromotePolicyConfig = field(default_factory=PromotePolicyConfig)
+    evaluate_policy: EvaluatePolicyConfig = field(default_factory=EvaluatePolicyConfig)
+    collect_episodes: CollectEpisodesConfig = field(default_factory=CollectEpisodesConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ValueError(f"runtime {self.runtime!r} is not one of {', '.join(RUNTIMES)}")
+        if self.num_iterations < 0 or self.chunk_length < 1:
+            raise ValueError("num_iterations must be at least 0 and chunk_length at least 1")
+        per_frame = getattr(getattr(self.simulator, self.simulator.kind, None), "actions_per_frame", 1)
+        if self.chunk_length % per_frame:
+            raise ValueError(
+                f"chunk_length {self.chunk_length} must be a multiple of simulator.{self.simulator.kind}."
+                f"actions_per_frame {per_frame}"
+            )
+
+
+def _check_kind(key: str, kind: str, names: tuple[str, ...]) -> None:
+    if kind not in names and ":" not in kind:
+        raise ValueError(f"{key} {kind!r} is not one of {', '.join(names)}, or module:Class of your own")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> LoopConfig:
+    """Read YAML, apply ``key=value`` overrides, check everything. Raises `WorldloopError` with one clear line."""
+    if not path.is_file():
+        raise WorldloopError(f"config {path} does not exist")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # YAML parsers raise many kinds; all of them mean the same to a user
+        raise WorldloopError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, DictConfig):
+        raise WorldloopError(f"config {path} is not a mapping of keys to values")
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise WorldloopError(f"override {override!r} is not of the form key=value")
+    config = build_config([loaded, OmegaConf.from_dotlist(list(overrides))], str(path))
+    if not config.run_name:
+        config = build_config([loaded, OmegaConf.from_dotlist([*overrides, f"run_name={path.stem}"])], str(path))
+    return config
+
+
+def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
+    """Merge ``parts`` over the defaults, later ones winning."""
+    schema = OmegaConf.structured(LoopConfig)
+    _make_writable(schema)
+    try:
+        merged = OmegaConf.merge(schema, *parts)
+        result = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise WorldloopError(f"{origin}: {_explain_unknown_key(error)}") from error
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise WorldloopError(f"{origin}: bad value for {error.full_key or 'a key'}: {message}") from error
+    except (ValueError, TypeError) as error:
+        raise WorldloopError(f"{origin}: {error}") from error
+    assert isinstance(result, LoopConfig)
+    return result
+
+
+def _make_writable(node: Any) -> None:
+    """OmegaConf makes nodes of frozen dataclasses read-only, which would refuse the merge."""
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        if OmegaConf.is_dict(node._get_node(key)):
+            _make_writable(node._get_node(key))
+
+
+def _explain_unknown_key(error: ConfigKeyError) -> str:
+    key = str(error.full_key or error.key)
+    cls: Any = LoopConfig
+    for part in key.split(".")[:-1]:
+        cls = get_type_hints(cls).get(part, cls) if is_dataclass(cls) else cls
+    known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+    return f"unknown key {key}{hint}"
+
+
+def to_yaml(config: LoopConfig) -> str:
+    """The resolved configuration, as stored in each run directory."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+# A run may be continued with other resources: no result depends on these keys.
+_FREE_KEYS = ("runtime", "resources", "run_root", "run_name")
+
+
+def find_differences(stored: str, config: LoopConfig) -> list[str]:
+    """Keys whose values differ between a stored YAML and ``config``, of those that results depend on."""
+
+    def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {k: v for key, child in node.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
+        return {prefix.rstrip("."): node}
+
+    old = flatten(OmegaConf.to_container(OmegaConf.create(stored)))
+    new = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(config))))
+    keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
+    return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]

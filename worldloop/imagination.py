@@ -1,0 +1,167 @@
+"""A world model as a `Simulator`: same reset, same step_chunk, so policies, rollouts and metrics need not know.
+
+Success is declared at the first frame whose calibrated probability reaches the threshold; the row then ends, as in
+the real simulator. Rows that have ended cost nothing: only running rows are imagined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from worldloop.interfaces import ImaginedChunk, WorldModel
+from worldloop.randomness import make_row_keys
+from worldloop.types import ChunkStep, Observation, SimulatorSpec
+
+
+@dataclass(frozen=True)
+class SuccessCalibration:
+    """Platt scaling of the success head on imagined frames.
+
+    p = sigmoid(scale * logit + bias); success is declared at p >= threshold.
+
+    Raises ``ValueError`` unless scale > 0 and 0 < threshold < 1.
+    """
+
+    scale: float = 1.0
+    bias: float = 0.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and 0 < self.threshold < 1):
+            raise ValueError(f"bad calibration: scale {self.scale} must be > 0, threshold {self.threshold} in (0, 1)")
+
+    def probability(self, logit: Tensor) -> Tensor:
+        return torch.sigmoid(self.scale * logit.float() + self.bias)
+
+
+class ImaginedSimulator:
+    """`Simulator` over a world model, for up to ``num_envs`` rows.
+
+    Noise keys follow from ``seed`` unless `start` gives them.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        spec: SimulatorSpec,
+        calibration: SuccessCalibration,
+        num_envs: int,
+        seed: int = 0,
+    ) -> None:
+        self.world_model = world_model
+        self.spec = spec
+        self.calibration = calibration
+        self.num_envs = num_envs
+        self._seed = seed
+        self._num_resets = 0
+        self._observation: Observation | None = None
+
+    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
+        """Start from observations, see `Simulator.reset`; a world model cannot start from a simulator state."""
+        if not isinstance(initial_states, Observation):
+            raise TypeError("an imagined simulator starts from an Observation, not from a simulator state")
+        self._num_resets += 1
+        keys = make_row_keys(len(initial_states), self._seed, "imagination", self._num_resets)
+        return self.start(initial_states, keys, rows)
+
+    def start(self, observation: Observation, noise_key: Tensor, rows: Tensor | None = None) -> Observation:
+        """`reset` with one noise key per row, int64 [B]: rows that share a key share the world model's noise."""
+        if len(observation) > self.num_envs:
+            raise ValueError(f"{len(observation)} rows do not fit into {self.num_envs} environments")
+        observation = replace(observation, sim_state=None)
+        state = self.world_model.start(observation, noise_key)
+        ended = torch.zeros(len(observation), dtype=torch.bool)
+        if rows is None:
+            self._observation, self._state = observation, state
+            self._terminated, self._truncated = ended, ended.clone()
+            return observation
+        if self._observation is None:
+            raise ValueError("reset the whole batch before resetting single rows")
+        order = torch.arange(len(self._observation))
+        order[rows] = len(self._observation) + torch.arange(len(rows))
+        self._observation = Observation.cat([self._observation, observation]).rows(order)
+        self._state = type(state).cat([self._state, state]).rows(order)
+        self._terminated[rows] = False
+        self._truncated[rows] = False
+        return self._observation
+
+    def step_chunk(self, actions: Tensor) -> ChunkStep:
+        """See `Simulator.step_chunk`. H must be a multiple of ``actions_per_frame``."""
+        if self._observation is None:
+            raise ValueError("reset before the first step")
+        before = self._observation
+        ended_before = self._terminated | self._truncated
+        running = (~ended_before).nonzero()[:, 0]
+        step = self._empty_step(before, actions)
+        if len(running):
+            state, chunk = self.world_model.imagine(self._state.rows(running), actions[running])
+            order = torch.arange(len(before))
+            order[running] = len(before) + torch.arange(len(running))
+            self._state = type(state).cat([self._state, state]).rows(order)
+            self._write_running(step, chunk, running)
+        self._terminated = self._terminated | step.success.any(1)
+        limit = self.spec.max_episode_steps
+        observation = self._next_observation(before, step, ~ended_before)
+        self._truncated = self._truncated | (~self._terminated & (observation.env_step >= limit))
+        self._observation = observation
+        return replace(
+            step, observation=observation, terminated=self._terminated.clone(), truncated=self._truncated.clone()
+        )
+
+    def close(self) -> None:
+        self._observation = None
+
+    def _empty_step(self, before: Observation, actions: Tensor) -> ChunkStep:
+        B, H = actions.shape[:2]
+        M = H // self.spec.actions_per_frame
+        if M * self.spec.actions_per_frame != H:
+            raise ValueError(f"chunk of {H} actions is not a multiple of {self.spec.actions_per_frame} per frame")
+        proprio = before.proprio
+        return ChunkStep(
+            observation=before,
+            frames=before.frames[:, -1:].repeat(1, M, 1, 1, 1),
+            proprio=None if proprio is None else proprio[:, None].repeat(1, M, 1),
+            rewards=torch.zeros(B, H),
+            success_prob=torch.zeros(B, M),
+            valid=torch.zeros(B, H, dtype=torch.bool),
+            success=torch.zeros(B, H, dtype=torch.bool),
+            terminated=self._terminated,
+            truncated=self._truncated,
+        )
+
+    def _write_running(self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor) -> None:
+        """Fill ``step`` in place at the running rows: success is held from the frame that declares it."""
+        s = self.spec.actions_per_frame
+        probability = self.calibration.probability(chunk.success_logit).cpu()
+        declared = probability >= self.calibration.threshold
+        succeeded = declared.cummax(1).values  # [b, M]
+        first = declared & (declared.long().cumsum(1) == 1)
+        step.frames[running] = chunk.frames.cpu()
+        if step.proprio is not None:
+            step.proprio[running] = chunk.proprio.cpu()
+        step.success_prob[running] = probability
+        step.success[running] = succeeded.repeat_interleave(s, 1)
+        step.valid[running] = (~succeeded | first).repeat_interleave(s, 1)
+        rewards = torch.zeros(len(running), step.rewards.shape[1])
+        rewards[:, s - 1 :: s] = first.float()
+        step.rewards[running] = rewards
+
+    def _next_observation(self, before: Observation, step: ChunkStep, was_running: Tensor) -> Observation:
+        frames = torch.cat([before.frames[:, -1:], step.frames], dim=1)
+        context = torch.stack([before.frames[:, 0], frames[:, -2], frames[:, -1]], dim=1)
+        context = torch.where(was_running[:, None, None, None, None], context, _three(before.frames))
+        return replace(
+            before,
+            frames=context,
+            proprio=None if step.proprio is None else step.proprio[:, -1],
+            env_step=before.env_step + was_running.long() * step.valid.shape[1],
+        )
+
+
+def _three(frames: Tensor) -> Tensor:
+    """(first, previous, now) from a context of any length K >= 1."""
+    previous = frames[:, -2] if frames.shape[1] > 1 else frames[:, -1]
+    return torch.stack([frames[:, 0], previous, frames[:, -1]], dim=1)

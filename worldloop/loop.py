@@ -1,0 +1,163 @@
+"""The closed loop: one straight line of stages per iteration, each of which can be interrupted and run again."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from worldloop.config import LoopConfig, find_differences, to_yaml
+from worldloop.runtime.inline import InlineRuntime
+from worldloop.runtime.progress import Display, TerminalDisplay
+from worldloop.runtime.run_directory import RunDirectory
+from worldloop.runtime.tensorboard import write_iteration
+from worldloop.session import Executor, Session
+from worldloop.stages import (
+    check_world_model,
+    clone_policy,
+    collect_episodes,
+    evaluate_policy,
+    fit_world_model,
+    improve_policy,
+    promote_policy,
+    seed_dataset,
+)
+from worldloop.stages.state import LoopState
+from worldloop.types import WorldloopError
+
+FIRST_ITERATION = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
+ITERATION = (
+    "fit_world_model",
+    "check_world_model",
+    "improve_policy",
+    "promote_policy",
+    "evaluate_policy",
+    "collect_episodes",
+)
+STAGES = tuple(dict.fromkeys((*FIRST_ITERATION, *ITERATION)))
+
+
+def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
+    """The stages of one iteration. The last one collects nothing, since no iteration would read it."""
+    stages: tuple[str, ...] = FIRST_ITERATION if iteration == 0 else ITERATION
+    if config.improve_policy.method == "imitate_successes":
+        stages = tuple(s for s in stages if s not in ("fit_world_model", "check_world_model"))
+    if iteration == config.num_iterations:
+        stages = tuple(s for s in stages if s != "collect_episodes")
+    return stages
+
+
+def advance(config: LoopConfig, state: LoopState) -> LoopState:
+    """The state with ``next_stage`` moved past the stage that has just ended; "" after the last."""
+    stages = list_stages(config, state.iteration)
+    position = stages.index(state.next_stage) + 1
+    if position < len(stages):
+        return replace(state, next_stage=stages[position])
+    if state.iteration == config.num_iterations:
+        return replace(state, next_stage="")
+    iteration = state.iteration + 1
+    return replace(state, iteration=iteration, next_stage=list_stages(config, iteration)[0])
+
+
+def run_stage(
+    state: LoopState, config: LoopConfig, run_dir: str, executor: Executor, display: Display
+) -> tuple[LoopState, float]:
+    """Execute ``state.next_stage``; returns the new state and the peak memory in MiB of this process."""
+    name = state.next_stage
+    context: Any = Session(config, Path(run_dir), name, executor, display)
+    match name:
+        case "seed_dataset":
+            state = seed_dataset.run(state, config.seed_dataset, context)
+        case "clone_policy":
+            state = clone_policy.run(state, config.clone_policy, context)
+        case "fit_world_model":
+            state = fit_world_model.run(state, config.fit_world_model, config.clips, context)
+        case "check_world_model":
+            state = check_world_model.run(state, config.check_world_model, context)
+        case "improve_policy":
+            state = improve_policy.run(state, config.improve_policy, config.clone_policy, context)
+        case "promote_policy":
+            state = promote_policy.run(state, config.promote_policy, context)
+        case "evaluate_policy":
+            state = evaluate_policy.run(state, config.evaluate_policy, context)
+        case "collect_episodes":
+            state = collect_episodes.run(state, config.collect_episodes, context)
+        case _:
+            raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
+    state = state.record(env_steps=state.env_steps)
+    return state, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def make_runtime(config: LoopConfig, display: Display) -> Any:
+    if config.runtime == "inline":
+        return InlineRuntime(config.resources.num_simulators, display)
+    from worldloop.runtime.ray import RayRuntime
+
+    return RayRuntime(
+        address=config.resources.ray_address,
+        num_simulators=config.resources.num_simulators,
+        cpus_per_simulator=config.resources.cpus_per_simulator,
+        trainer_cpus=config.resources.trainer_cpus,
+        trainer_gpus=config.resources.trainer_gpus,
+        display=display,
+    )
+
+
+def open_run(config: LoopConfig) -> RunDirectory:
+    """The locked run directory of ``config``: a new one, or the one to resume if it was made by the same config."""
+    directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+    directory.lock()
+    if not directory.exists:
+        directory.create(to_yaml(config))
+        return directory
+    differences = find_differences(directory.read_config(), config)
+    if differences:
+        directory.unlock()
+        shown = ", ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
+        raise WorldloopError(
+            f"{directory.path} was made with another config: {shown}; give another run_name, or delete it"
+        )
+    return directory
+
+
+def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
+    """Run what is left of the loop, or only its next stage, which must then be ``only_stage``."""
+    directory = open_run(config)
+    display = TerminalDisplay()
+    runtime = None
+    try:
+        state = directory.read_state()
+        if only_stage and state.next_stage != only_stage:
+            raise WorldloopError(
+                f"the next stage of {directory.path} is {state.next_stage or 'none, it has ended'}, not {only_stage}"
+            )
+        while state.next_stage:
+            if runtime is None:
+                runtime = make_runtime(config, display)
+            state = _run_next(config, state, directory, runtime, display)
+            if only_stage:
+                break
+    finally:
+        if runtime is not None:
+            runtime.close()
+        directory.unlock()
+    return directory
+
+
+def _run_next(
+    config: LoopConfig, state: LoopState, directory: RunDirectory, runtime: Any, display: Display
+) -> LoopState:
+    began = time.monotonic()
+    name, iteration = state.next_stage, state.iteration
+    stages = list_stages(config, iteration)
+    display.log(f"iteration {iteration}/{config.num_iterations}, stage {stages.index(name) + 1}/{len(stages)}: {name}")
+    new_state, peak_memory_mib = runtime.run_stage(run_stage, state, config, str(directory.path))
+    new_state = advance(config, new_state)
+    directory.add_timing(iteration, name, time.monotonic() - began, peak_memory_mib)
+    if new_state.iteration != iteration or not new_state.next_stage:
+        write_iteration(directory.path / "tensorboard", new_state.records[iteration])
+    directory.write_state(new_state)
+    display.log(f"  {name} took {time.monotonic() - began:.1f} s")
+    return new_state

@@ -1,0 +1,73 @@
+"""Reward alignment: does the world model's reward head agree with the simulator about an episode's outcome?
+
+World-VLA-Loop (arXiv:2602.06508) reports the share of 20 samples a task that agree; one sample is then 5 points and
+a head that always says "failure" looks good on failures. Here: balanced accuracy and AUC, with counts and 95 %
+intervals, also for each outcome, since near-successes are what a reward model gets wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from worldloop.statistics import Rate, auc, balanced_accuracy, bootstrap_interval
+from worldloop.types import OUTCOMES, Outcome
+
+
+def compute_alignment(
+    scores: np.ndarray, is_success: np.ndarray, outcomes: Sequence[Outcome], threshold: float
+) -> dict[str, Any]:
+    """Alignment of n imagined episodes with what the simulator said of the same actions.
+
+    Args:
+        scores: f [n], the reward head's score of an episode (e.g. its largest success probability).
+        is_success: bool [n], the simulator's verdict.
+        outcomes: n of success | near_success | failure.
+        threshold: score >= threshold counts as predicted success.
+
+    Returns plain numbers, ready for JSON: ``n, num_success, threshold``; ``balanced_accuracy`` and ``auc`` as
+    ``{"value", "low", "high"}`` (bootstrap over episodes); ``true_positive_rate``, ``false_positive_rate`` and
+    ``accuracy`` as ``{"k", "n", "rate", "low", "high"}`` (Wilson); ``by_outcome``: outcome -> such a rate of
+    *correct* predictions. What cannot be had (a class without episodes) is ``None``.
+
+    Raises ``ValueError`` where lengths differ, nothing is given, or outcomes contradict ``is_success``.
+    """
+    scores, is_success = np.asarray(scores, dtype=float), np.asarray(is_success, dtype=bool)
+    if not len(scores) == len(is_success) == len(outcomes) or len(scores) == 0:
+        raise ValueError(
+            f"alignment needs one length > 0, got {len(scores)} scores, {len(is_success)} verdicts, "
+            f"{len(outcomes)} outcomes"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("alignment scores contain NaN or infinity")
+    labels = np.asarray(outcomes)
+    if not np.isin(labels, OUTCOMES).all() or (is_success != (labels == "success")).any():
+        raise ValueError(f"outcomes must be of {OUTCOMES} and be 'success' exactly where is_success holds")
+    predicted = scores >= threshold
+    correct = predicted == is_success
+    return {
+        "n": len(scores),
+        "num_success": int(is_success.sum()),
+        "threshold": round(float(threshold), 6),
+        "balanced_accuracy": _with_interval(balanced_accuracy, predicted, is_success),
+        "auc": _with_interval(auc, scores, is_success),
+        "accuracy": _rate(correct),
+        "true_positive_rate": _rate(predicted[is_success]),
+        "false_positive_rate": _rate(predicted[~is_success]),
+        "by_outcome": {outcome: _rate(correct[labels == outcome]) for outcome in OUTCOMES},
+    }
+
+
+def _rate(outcomes: np.ndarray) -> dict[str, float] | None:
+    return Rate.of(outcomes).to_dict() if outcomes.size else None
+
+
+def _with_interval(statistic: Any, values: np.ndarray, labels: np.ndarray) -> dict[str, float | None] | None:
+    """``statistic(values, labels)`` with its bootstrap interval; ``None`` where one class is missing."""
+    if labels.all() or not labels.any():
+        return None
+    low, high = bootstrap_interval(statistic, values, labels, seed=0)
+    bounds = {key: None if np.isnan(x) else round(x, 6) for key, x in (("low", low), ("high", high))}
+    return {"value": round(statistic(values, labels), 6), **bounds}

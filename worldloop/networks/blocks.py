@@ -1,0 +1,96 @@
+"""Building blocks that several leaf packages share.
+
+Shapes: B rows, N tokens, C channels, E condition. Attention is written as plain matrix products: on a CPU the
+backward pass of `scaled_dot_product_attention` in bfloat16 is several times slower.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def num_groups(channels: int) -> int:
+    """The largest power of two up to 8 that divides ``channels``."""
+    return next(g for g in (8, 4, 2, 1) if channels % g == 0)
+
+
+class FilmResBlock(nn.Module):
+    """Two 3x3 convolutions with a skip; the condition scales and shifts between them (FiLM, arXiv:1709.07871)."""
+
+    def __init__(self, channels: int, condition_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(num_groups(channels), channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(num_groups(channels), channels)
+        self.film = nn.Linear(condition_dim, 2 * channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """``x`` [B, C, h, w], ``condition`` [B, E] -> [B, C, h, w]."""
+        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = self.norm2(h) * (1 + scale) + shift
+        return x + self.conv2(functional.silu(h))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        scores = (q * (C // self.num_heads) ** -0.5) @ k.transpose(-1, -2)
+        mixed = scores.softmax(-1).to(v.dtype) @ v
+        return self.out(mixed.transpose(1, 2).reshape(B, N, C))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and MLP [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.SiLU(), nn.Linear(mlp_ratio * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class AttentionPool(nn.Module):
+    """One learned query reads tokens [B, N, C] -> [B, C]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.value = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.norm(tokens)
+        weights = (tokens.float() @ self.query.float()).softmax(-1)
+        return (weights[:, None].to(tokens.dtype) @ self.value(tokens))[:, 0]
+
+
+def make_mlp(input_dim: int, hidden_dim: int, output_dim: int, num_hidden: int = 2) -> nn.Sequential:
+    """Linear layers with SiLU between them and ``num_hidden`` hidden layers."""
+    layers: list[nn.Module] = []
+    width = input_dim
+    for _ in range(num_hidden):
+        layers += [nn.Linear(width, hidden_dim), nn.SiLU()]
+        width = hidden_dim
+    return nn.Sequential(*layers, nn.Linear(width, output_dim))

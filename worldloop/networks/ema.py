@@ -1,0 +1,34 @@
+"""Exponential moving average of a module's weights; the averaged copy is what imagines."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EmaWeights[ModuleT: nn.Module]:
+    """``module`` holds the average of ``source``'s weights with ``decay`` per update.
+
+    The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not dominated by
+    the initial weights. Integer buffers are copied. ``num_updates`` belongs into a checkpoint beside ``module``.
+    """
+
+    def __init__(self, source: ModuleT, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema decay {decay} is not in [0, 1)")
+        self.decay = decay
+        self.num_updates = 0
+        self.module: ModuleT = copy.deepcopy(source).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module) -> None:
+        """Move the average towards ``source``'s present weights."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        averaged, present = self.module.state_dict(), source.state_dict()
+        floats = [name for name, value in averaged.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[n] for n in floats], [present[n] for n in floats], 1 - decay)
+        for name in averaged.keys() - set(floats):
+            averaged[name].copy_(present[name])

@@ -1,0 +1,52 @@
+"""The flow path: t runs from 0 (noise) to 1 (data) along a straight line.
+
+``noisy = (1 - t) noise + t data`` and ``velocity = data - noise`` (Lipman et al. 2023, arXiv:2210.02747, with optimal
+transport paths; Liu et al. 2022, arXiv:2209.03003). Papers disagree on which end is x_0 and on the sign of time:
+whoever reads foreign weights converts at the border. ``t`` is f32 [B]; other tensors are [B, ...].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MIN_GAP = 1e-3  # below this distance from an end of the path the other end can no longer be told
+
+
+def expand_time(t: Tensor, like: Tensor) -> Tensor:
+    """``t`` [B] -> [B, 1, ...] with as many axes as ``like``."""
+    return t.to(like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def interpolate(noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+    """The point of the path at time ``t``."""
+    t = expand_time(t, data)
+    return (1 - t) * noise + t * data
+
+
+def velocity_from_data(noisy: Tensor, data: Tensor, t: Tensor) -> Tensor:
+    """Velocity of the line through ``noisy`` at time t that ends in ``data``: (data - noisy) / (1 - t)."""
+    return (data - noisy) / (1 - expand_time(t, noisy)).clamp_min(MIN_GAP)
+
+
+def data_from_velocity(noisy: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """Where the line through ``noisy`` at time t with ``velocity`` ends: noisy + (1 - t) velocity."""
+    return noisy + (1 - expand_time(t, noisy)) * velocity
+
+
+def noise_from_data(noisy: Tensor, data: Tensor, t: Tensor) -> Tensor:
+    """Where the line through ``noisy`` at time t that ends in ``data`` began: (noisy - t data) / (1 - t)."""
+    t = expand_time(t, noisy)
+    return (noisy - t * data) / (1 - t).clamp_min(MIN_GAP)
+
+
+def euler_step(noisy: Tensor, data: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """Follow the velocity implied by the predicted ``data`` from ``t`` to ``t_next``; t_next = 1 gives ``data``."""
+    reached = noisy + expand_time(t_next - t, noisy) * velocity_from_data(noisy, data, t)
+    return torch.where(expand_time(t_next, noisy) >= 1, data, reached)
+
+
+def sample_times(num_rows: int, zero_share: float, generator: torch.Generator) -> Tensor:
+    """f32 [num_rows]: exactly 0 with probability ``zero_share``, else uniform in [0, 1)."""
+    uniform = torch.rand(2, num_rows, generator=generator)
+    return torch.where(uniform[0] < zero_share, 0.0, uniform[1])

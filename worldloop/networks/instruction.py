@@ -1,0 +1,66 @@
+"""A language encoder that needs no downloaded vocabulary: hashed words, word pairs and character trigrams.
+
+Signed feature hashing (Weinberger et al. 2009, arXiv:0902.2206) gives any string a fixed sparse vector; what is
+learned is its projection. Word pairs, with marks for the start and the end, carry the order ("a on b" is not "b on
+a"); character trigrams let a word that training never saw share features with its relatives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+NUM_BUCKETS = 1024
+
+
+def _features(text: str) -> list[tuple[str, float]]:
+    """(feature, weight) of ``text``: words weigh 1, word pairs and a word's trigrams 0.5 together."""
+    words = re.findall(r"\w+", text.lower()) or ([text] if text else [])
+    pairs = zip(["<start>", *words], [*words, "<end>"], strict=True)
+    features = [(f"word:{w}", 1.0) for w in words] + [(f"pair:{a} {b}", 0.5) for a, b in pairs]
+    for word in words:
+        marked = f"<{word}>"
+        trigrams = [marked[i : i + 3] for i in range(len(marked) - 2)]
+        features += [(f"tri:{t}", 0.5 / len(trigrams) ** 0.5) for t in trigrams]
+    return features
+
+
+@lru_cache(maxsize=4096)
+def hash_instruction(text: str, num_buckets: int = NUM_BUCKETS) -> Tensor:
+    """Unit vector f32 [num_buckets] of ``text``, the same in every process. Cached: do not write into it."""
+    vector = torch.zeros(num_buckets)
+    for feature, weight in _features(text):
+        code = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
+        vector[code % num_buckets] += weight if code >> 63 else -weight
+    return vector / vector.norm().clamp_min(1e-6)
+
+
+class InstructionEncoder(nn.Module):
+    """``forward(("push the cube", ...)) -> f32 [B, dim]``: hashed features, projected and layer-normalised.
+
+    Any string is accepted, the empty one too; the output depends on the string and the weights alone.
+    """
+
+    def __init__(self, dim: int, num_buckets: int = NUM_BUCKETS) -> None:
+        super().__init__()
+        self.num_buckets = num_buckets
+        self.project = nn.Linear(num_buckets, dim)
+        # The input is a unit vector: weights of unit scale keep different instructions well apart from the start.
+        nn.init.normal_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, instructions: tuple[str, ...]) -> Tensor:
+        """One embedding [B, dim] per string; equal strings are projected once."""
+        unique = list(dict.fromkeys(instructions))
+        weight = self.project.weight
+        hashed = torch.stack([hash_instruction(text, self.num_buckets) for text in unique])
+        embedded = self.norm(self.project(hashed.to(weight)))
+        if len(unique) == 1:
+            return embedded.expand(len(instructions), -1)
+        row = [unique.index(text) for text in instructions]
+        return embedded[torch.tensor(row, device=weight.device)]

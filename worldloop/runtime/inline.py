@@ -1,0 +1,56 @@
+"""The runtime without Ray: stages in this process, simulators in a few spawned ones (or here, with none)."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from worldloop.runtime.progress import Display
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _initialise_worker() -> None:
+    """Workers leave Ctrl-C to the driver and die with it, also when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class InlineRuntime:
+    """``num_simulators`` 0 runs simulator work in this process."""
+
+    def __init__(self, num_simulators: int, display: Display) -> None:
+        self.display = display
+        self._num_simulators = num_simulators
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run_stage(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(*arguments, executor, display)`` in this process."""
+        return function(*arguments, self, self.display)
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Results in the order of ``items``; a worker's exception is raised here."""
+        if self._num_simulators == 0:
+            yield from map(function, items)
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num_simulators, mp_context=context, initializer=_initialise_worker)
+        yield from self._pool.map(function, items)
+
+    def close(self) -> None:
+        """End the workers at once: whatever they still do is not needed."""
+        if self._pool is not None:
+            processes = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join(timeout=2)
+            self._pool = None

@@ -1,0 +1,112 @@
+"""What a person sees while a loop runs: a bar with rate and ETA on a terminal, plain lines otherwise.
+
+A stage may run in another process (Ray): it then writes to a `RemoteDisplay`, whose events the driver replays.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+LINE_INTERVAL_S = 15.0
+
+
+class Display(Protocol):
+    def log(self, line: str) -> None: ...
+
+    def open(self, label: str, total: int, unit: str) -> None: ...
+
+    def advance(self, count: int, figures: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _format(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class TerminalDisplay:
+    """Writes to standard error, so that standard output keeps only results."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._is_terminal = sys.stderr.isatty()
+        self._label, self._total, self._unit = "", 0, ""
+        self._count, self._began, self._last_line = 0, 0.0, 0.0
+
+    def log(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, file=sys.stderr, flush=True)
+
+    def open(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._count, self._began = 0, time.monotonic()
+        self._last_line = self._began
+        if self._is_terminal:
+            self._bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr)
+
+    def advance(self, count: int, figures: dict[str, float]) -> None:
+        self._count += count
+        if self._bar is not None:
+            self._bar.set_postfix_str(_format(figures), refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_INTERVAL_S:
+            self._last_line = now
+            rate = self._count / (now - self._began)
+            remaining = (self._total - self._count) / rate
+            self.log(
+                f"  {self._label} {self._count}/{self._total} {self._unit}s, {rate:.2g}/s, "
+                f"{_minutes(remaining)} left {_format(figures)}"
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class RemoteDisplay:
+    """Collects events; `drain` hands them over, with advances of one bar merged."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[tuple[str, tuple[Any, ...]]] = []
+
+    def log(self, line: str) -> None:
+        with self._lock:
+            self._events.append(("log", (line,)))
+
+    def open(self, label: str, total: int, unit: str) -> None:
+        with self._lock:
+            self._events.append(("open", (label, total, unit)))
+
+    def advance(self, count: int, figures: dict[str, float]) -> None:
+        with self._lock:
+            if self._events and self._events[-1][0] == "advance":
+                count += self._events.pop()[1][0]
+            self._events.append(("advance", (count, figures)))
+
+    def close(self) -> None:
+        with self._lock:
+            self._events.append(("close", ()))
+
+    def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
+        with self._lock:
+            events, self._events = self._events, []
+            return events
+
+
+def replay(events: list[tuple[str, tuple[Any, ...]]], display: Display) -> None:
+    for name, arguments in events:
+        getattr(display, name)(*arguments)

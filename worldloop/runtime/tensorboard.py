@@ -1,0 +1,115 @@
+"""TensorBoard writers. Every stage has its own folder, so that purging one after a resume leaves the others alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAYOUT = {
+    "Is the policy better?": {
+        "success on evaluation states": [
+            "Margin",
+            ["loop/simulated_success_rate", "loop/simulated_success_low", "loop/simulated_success_high"],
+        ],
+        "gain over the clone, same states": [
+            "Margin",
+            ["loop/paired_gain", "loop/paired_gain_low", "loop/paired_gain_high"],
+        ],
+    },
+    "Can I trust the world model?": {
+        "imagined and simulated success": [
+            "Multiline",
+            ["loop/imagined_success_rate$", "loop/simulated_success_rate$"],
+        ],
+        "reward alignment, AUC": ["Multiline", ["loop/alignment_.*_auc$"]],
+    },
+}
+
+
+class StageWriter:
+    """Scalars and videos of one stage."""
+
+    def __init__(self, log_dir: Path, purge_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=purge_step)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None:
+        """``frames`` u8 [F, h, w, 3]."""
+        # Not SummaryWriter.add_video: its encoder wants a moviepy that the pinned one no longer is.
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        _, height, width, _ = frames.shape
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encode_gif(frames, fps, scale=4)
+        )
+        writer = self._writer._get_file_writer()
+        writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def layout(self, layout: dict[str, Any]) -> None:
+        self._writer.add_custom_scalars(layout)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def encode_gif(frames: torch.Tensor, fps: float, scale: int = 1) -> bytes:
+    """An endless GIF of ``frames`` u8 [F, h, w, 3], enlarged ``scale`` times; the last frame is held for a second."""
+    from PIL import Image
+
+    enlarged = frames.cpu().repeat_interleave(scale, 1).repeat_interleave(scale, 2).numpy()
+    pictures = [Image.fromarray(frame) for frame in enlarged]
+    durations = [round(1000 / fps)] * (len(pictures) - 1) + [1000]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return buffer.getvalue()
+
+
+@contextmanager
+def open_writer(log_dir: Path, purge_step: int) -> Iterator[StageWriter]:
+    """A writer whose earlier events at or after ``purge_step`` are dropped by TensorBoard."""
+    writer = StageWriter(log_dir, purge_step)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def write_iteration(log_dir: Path, record: dict[str, Any]) -> None:
+    """The per-iteration headline scalars of ``record`` (see docs/metrics.md), at step = iteration."""
+    iteration = record["iteration"]
+    with open_writer(log_dir / "loop", purge_step=iteration) as writer:
+        writer.layout(LAYOUT)
+        writer.scalars(iteration, headline_scalars(record))
+
+
+def headline_scalars(record: dict[str, Any]) -> dict[str, float]:
+    """Tag -> value of one iteration's record; what is null in the record is left out."""
+    values: dict[str, float] = {}
+    for name in ("simulated_success", "imagined_success"):
+        if record.get(name):
+            values |= {f"loop/{name}_{k}": record[name][k] for k in ("rate", "low", "high")}
+    for name in ("paired_gain", "imagined_minus_simulated"):
+        if record.get(name):
+            values[f"loop/{name}"] = record[name]["gain"]
+            values |= {f"loop/{name}_{k}": record[name][k] for k in ("low", "high")}
+    for source, figures in (record.get("reward_alignment") or {}).items():
+        if isinstance(figures, dict):
+            for metric in ("auc", "balanced_accuracy"):
+                if figures[metric] is not None and figures[metric]["value"] is not None:
+                    values[f"loop/alignment_{source}_{metric}"] = figures[metric]["value"]
+    for name in ("psnr_db", "ssim", "lpips", "env_steps"):
+        if record.get(name) is not None:
+            values[f"loop/{name}"] = record[name]
+    if record.get("promoted") is not None:
+        values["loop/promoted"] = float(record["promoted"])
+    return values

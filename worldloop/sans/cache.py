@@ -1,0 +1,205 @@
+"""The decoded, memory-mapped form of a version: what training reads.
+
+One directory per shard, keyed by the shard's hash, so a new shard costs only its own decoding and versions share
+parts. Arrays of all episodes lie end to end: frame arrays have F + 1 rows per episode, step arrays F. A cache can be
+deleted at any time; it is built again from the shards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from worldloop.files import disk_errors, to_json, whole_directory
+from worldloop.sans.shard import ShardRef, meta_to_json
+from worldloop.types import Episode, EpisodeMeta, WorldloopError
+
+CACHE_SCHEMA_VERSION = 1
+_FRAME_ARRAYS = ("proprio", "sim_state")
+_STEP_ARRAYS = ("actions", "valid", "rewards", "success", "distances_m")
+_LOOP_BYTES = 2048  # rows at least this large are copied one by one, straight from the map into the batch
+
+
+def part_directory(cache_root: Path, ref: ShardRef) -> Path:
+    """Where the part of a shard lives."""
+    return cache_root / f"{ref.name}-{ref.sha256[:16]}"
+
+
+def _image_motion(frames: np.ndarray) -> np.ndarray:
+    """f32 [F]: mean absolute difference between consecutive frames u8 [F+1, h, w, 3], in grey levels."""
+    difference = frames[1:].astype(np.int16) - frames[:-1]
+    return np.abs(difference).reshape(len(difference), -1).mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+def _arrays(episode: Episode) -> dict[str, np.ndarray]:
+    arrays = {f"frames.{name}": frames for name, frames in episode.frames.items()}
+    arrays |= {f"motion.{name}": _image_motion(frames) for name, frames in episode.frames.items()}
+    arrays |= {name: getattr(episode, name) for name in (*_FRAME_ARRAYS, *_STEP_ARRAYS)}
+    succeeded = np.logical_or.accumulate((episode.success & episode.valid).any(axis=1))
+    return arrays | {"succeeded": succeeded}
+
+
+def build_part(cache_root: Path, ref: ShardRef, episodes: Iterable[Episode]) -> None:
+    """Write the part of ``ref`` from its episodes, read from the shard or still in memory.
+
+    Plain sequential writes, not a writable memory map: on a full disk the former raises, the latter kills the process.
+    """
+    directory = part_directory(cache_root, ref)
+    with whole_directory(directory, f"the cache of shard {ref.name!r}") as partial:
+        files: dict[str, BinaryIO] = {}
+        records: list[dict[str, Any]] = []
+        try:
+            for episode in episodes:
+                for name, array in _arrays(episode).items():
+                    is_frame = name in _FRAME_ARRAYS or name.startswith("frames.")
+                    rows = ref.num_frames - (0 if is_frame else ref.num_episodes)
+                    if name not in files:
+                        files[name] = _open_npy(partial / f"{name}.npy", array, rows)
+                    files[name].write(np.ascontiguousarray(array).data)
+                ends = {"terminated": bool(episode.terminated), "truncated": bool(episode.truncated)}
+                records.append({"meta": meta_to_json(episode.meta), "num_steps": episode.num_frame_steps} | ends)
+        finally:
+            for file in files.values():
+                file.close()
+        index = {"schema_version": CACHE_SCHEMA_VERSION, "shard_sha256": ref.sha256, "episodes": records}
+        (partial / "cache.json").write_bytes(to_json(index | {"arrays": sorted(files)}))
+
+
+def _open_npy(path: Path, like: np.ndarray, rows: int) -> BinaryIO:
+    file = open(path, "wb")  # noqa: SIM115 (closed by build_part)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(like.dtype),
+        "fortran_order": False,
+        "shape": (rows, *like.shape[1:]),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """The mapped arrays of one shard by name, and a record per episode (meta, num_steps, terminated, truncated)."""
+
+    arrays: dict[str, np.ndarray]
+    records: tuple[dict[str, Any], ...]
+
+
+def open_part(cache_root: Path, ref: ShardRef) -> CachePart | None:
+    """Map the part of ``ref``; ``None`` where it is absent, from another schema or cut short (then build it)."""
+    directory = part_directory(cache_root, ref)
+    try:
+        index = json.loads((directory / "cache.json").read_bytes())
+        if index["schema_version"] != CACHE_SCHEMA_VERSION or index["shard_sha256"] != ref.sha256:
+            return None
+        # A plain array over the map: indexing np.memmap itself costs three times as much per row.
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in index["arrays"]}
+    except (OSError, ValueError, KeyError):
+        return None
+    return CachePart(arrays, tuple(index["episodes"]))
+
+
+def ensure_part(cache_root: Path, ref: ShardRef, read_episodes: Callable[[], Iterable[Episode]]) -> CachePart:
+    """The part of ``ref``, built from ``read_episodes()`` where it is absent; safe among concurrent processes."""
+    part = open_part(cache_root, ref)
+    if part is not None:
+        return part
+    with disk_errors(f"the cache of shard {ref.name!r}"):
+        cache_root.mkdir(parents=True, exist_ok=True)
+        lock = open(cache_root / ".lock", "wb")  # noqa: SIM115 (closed below, which releases the lock)
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        part = open_part(cache_root, ref)  # another process may have built it meanwhile
+        if part is None:
+            build_part(cache_root, ref, read_episodes())
+            part = open_part(cache_root, ref)
+    if part is None:
+        raise WorldloopError(f"the cache of shard {ref.name!r} cannot be read back: check the disk")
+    return part
+
+
+class VersionCache:
+    """All parts of a version behind one episode numbering (shards in the version's order).
+
+    - ``metas``: E `EpisodeMeta`; ``num_steps`` int64 [E]: F of each episode
+    - ``cameras``, ``actions_per_frame``, ``proprio_dim``, ``action_dim``
+    """
+
+    def __init__(self, parts: list[CachePart]) -> None:
+        if not parts:
+            raise ValueError("a version cache needs at least one shard")
+        self._parts = parts
+        records = [record for part in parts for record in part.records]
+        self._records = records
+        self.metas = tuple(EpisodeMeta(**record["meta"]) for record in records)
+        self.num_steps = np.array([record["num_steps"] for record in records], dtype=np.int64)
+        self._part = np.repeat(np.arange(len(parts)), [len(part.records) for part in parts])
+        starts = []
+        for part in parts:
+            steps = np.array([record["num_steps"] for record in part.records], dtype=np.int64)
+            starts.append(np.concatenate([[0], np.cumsum(steps)[:-1]]))
+        self._step_start = np.concatenate(starts)
+        local = np.concatenate([np.arange(len(part.records)) for part in parts])
+        self._frame_start = self._step_start + local  # one more row per episode than in step arrays
+        first = parts[0].arrays
+        self.cameras = tuple(sorted(name.removeprefix("frames.") for name in first if name.startswith("frames.")))
+        self.actions_per_frame, self.action_dim = (int(n) for n in first["actions"].shape[1:])
+        self.proprio_dim = int(first["proprio"].shape[1])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def frames(self, name: str, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Rows of a frame array (``frames.<camera>``, ``proprio``, ``sim_state``) at ``row`` in 0..F, any shape."""
+        return self._gather(name, episode, self._frame_start[episode] + row)
+
+    def steps(self, name: str, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Rows of a step array (``actions``, ``valid``, ``succeeded``, ``motion.<camera>``...) at ``row`` in 0..F-1."""
+        return self._gather(name, episode, self._step_start[episode] + row)
+
+    def _gather(self, name: str, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
+        parts = np.broadcast_to(self._part[episode], row.shape).reshape(-1)
+        like = self._parts[0].arrays[name]
+        out = np.empty((row.size, *like.shape[1:]), dtype=like.dtype)
+        flat = row.reshape(-1)
+        if like.dtype.itemsize * int(np.prod(like.shape[1:])) >= _LOOP_BYTES:
+            sources = [part.arrays[name] for part in self._parts]
+            for i, (p, r) in enumerate(zip(parts.tolist(), flat.tolist(), strict=True)):
+                out[i] = sources[p][r]
+        else:
+            for p in np.unique(parts):
+                chosen = parts == p
+                out[chosen] = self._parts[p].arrays[name][flat[chosen]]
+        return out.reshape(*row.shape, *like.shape[1:])
+
+    def all_steps(self, name: str) -> np.ndarray:
+        """A whole step array of the version, episodes end to end."""
+        return np.concatenate([part.arrays[name] for part in self._parts])
+
+    def episode(self, i: int) -> Episode:
+        """Episode ``i``, bit-equal to what was appended."""
+        part, record, F = self._parts[self._part[i]].arrays, self._records[i], int(self.num_steps[i])
+        frame = slice(self._frame_start[i], self._frame_start[i] + F + 1)
+        step = slice(self._step_start[i], self._step_start[i] + F)
+        return Episode(
+            meta=self.metas[i],
+            frames={name: part[f"frames.{name}"][frame].copy() for name in self.cameras},
+            terminated=record["terminated"],
+            truncated=record["truncated"],
+            **{name: part[name][frame].copy() for name in _FRAME_ARRAYS},
+            **{name: part[name][step].copy() for name in _STEP_ARRAYS},
+        )
+
+    def select(self, **wanted: Any) -> np.ndarray:
+        """int64 episode numbers whose meta fields equal ``wanted`` (a tuple allows several values), in order.
+
+        Example: ``select(split="train", source=("expert", "perturbed"))``.
+        """
+        allowed = {key: value if isinstance(value, tuple) else (value,) for key, value in wanted.items()}
+        hits = [i for i, m in enumerate(self.metas) if all(getattr(m, key) in v for key, v in allowed.items())]
+        return np.array(hits, dtype=np.int64)

@@ -1,0 +1,86 @@
+"""Observations and the action chunks to imitate, for behaviour cloning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from worldloop.sans.cache import VersionCache
+from worldloop.sans.clips import NUM_CONTEXT_FRAMES, make_observation
+from worldloop.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split, WorldloopError
+
+
+@dataclass(frozen=True)
+class EpisodeSelection:
+    """Which episodes are imitated. The default is the clone's: successful expert demonstrations."""
+
+    sources: tuple[Source, ...] = ("expert",)  # any of expert, perturbed, policy
+    outcomes: tuple[Outcome, ...] = ("success",)  # any of success, near_success, failure
+    split: Split = "train"  # train; validation only to measure
+    max_episodes: int | None = None  # the first so many in the version's order; None: all
+
+    def __post_init__(self) -> None:
+        for key, chosen, allowed in (("sources", self.sources, SOURCES), ("outcomes", self.outcomes, OUTCOMES)):
+            if not chosen or not set(chosen) <= set(allowed):
+                raise ValueError(f"{key} is {chosen}, allowed: one or more of {allowed}")
+        if self.max_episodes is not None and self.max_episodes < 1:
+            raise ValueError(f"max_episodes is {self.max_episodes}, allowed: >= 1 or null")
+
+
+EXPERT_DEMONSTRATIONS = EpisodeSelection()
+EVERY_SUCCESS = EpisodeSelection(sources=SOURCES)
+
+
+class ImitationDataset:
+    """Chunks that start at the stored frames of the selected episodes, each start equally likely.
+
+    ``episodes`` int64 [n] are the selected ones. Raises ``WorldloopError`` where none matches.
+    """
+
+    def __init__(
+        self,
+        cache: VersionCache,
+        select: EpisodeSelection,
+        camera: str,
+        num_context_frames: int = NUM_CONTEXT_FRAMES,
+    ) -> None:
+        if camera not in cache.cameras:
+            raise ValueError(f"camera {camera!r} is not in the dataset, allowed: {', '.join(cache.cameras)}")
+        self.cache, self.camera, self.num_context_frames = cache, camera, num_context_frames
+        self.episodes = cache.select(source=select.sources, outcome=select.outcomes, split=select.split)
+        self.episodes = self.episodes[: select.max_episodes]
+        if len(self.episodes) == 0:
+            raise WorldloopError(f"no episode to imitate: none of split {select.split!r} matches {select}")
+        steps = [np.arange(cache.num_steps[e]) for e in self.episodes]
+        episode = np.repeat(self.episodes, cache.num_steps[self.episodes])
+        starts = np.stack([episode, np.concatenate(steps)], axis=1)
+        self.starts = starts[cache.steps("valid", starts[:, 0], starts[:, 1]).any(axis=1)]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
+        """B chunks of H = ``chunk_length`` actions, drawn with replacement; H must be a multiple of s."""
+        chosen = torch.randint(len(self.starts), (batch_size,), generator=generator)
+        return self.load(self.starts[chosen.numpy()], chunk_length)
+
+    def load(self, index: np.ndarray, chunk_length: int) -> ImitationBatch:
+        """The chunks at ``index`` int64 [B, 2]; past the end, and after the first success, ``valid`` is false."""
+        s = self.cache.actions_per_frame
+        if chunk_length < 1 or chunk_length % s:
+            raise ValueError(f"chunk_length is {chunk_length}, allowed: multiples of actions_per_frame = {s}")
+        episode = index[:, :1]
+        step = index[:, 1:] + np.arange(chunk_length // s)
+        last = self.cache.num_steps[episode] - 1
+        is_inside = step <= last
+        step = np.minimum(step, last)
+        actions = self.cache.steps("actions", episode, step)
+        actions[~is_inside] = 0.0
+        valid = self.cache.steps("valid", episode, step) & is_inside[..., None]
+        return ImitationBatch(
+            observation=make_observation(self.cache, self.camera, index, self.num_context_frames),
+            actions=torch.from_numpy(actions.reshape(len(index), chunk_length, -1)),
+            valid=torch.from_numpy(valid.reshape(len(index), chunk_length)),
+        )

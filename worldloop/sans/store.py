@@ -1,0 +1,244 @@
+"""The versioned store: ``shards/`` that never change, ``versions/`` that name them, ``cache/`` that can be deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from worldloop.files import check_name, read_json, to_json, whole_directory, write_file
+from worldloop.sans.cache import VersionCache, ensure_part, part_directory
+from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
+from worldloop.sans.shard import (
+    ShardLayout,
+    ShardRef,
+    export_for_training,
+    find_damage,
+    hash_episodes,
+    read_features,
+    read_manifest,
+    read_metas,
+    read_shard,
+    shard_ref,
+    verify_shard,
+    write_shard,
+)
+from worldloop.types import Episode, Normalisation, SimulatorSpec, WorldloopError
+
+VERSION_SCHEMA_VERSION = 1
+_SUMMARY_KEYS = ("task", "source", "variant", "outcome", "split", "iteration")
+
+
+@dataclass(frozen=True)
+class SansVersion:
+    """A named list of shards; ``normalisation`` is that of the first version of its lineage."""
+
+    name: str
+    parent: str | None
+    shards: tuple[ShardRef, ...]
+    actions_per_frame: int
+    normalisation: Normalisation
+
+    @property
+    def num_episodes(self) -> int:
+        return sum(shard.num_episodes for shard in self.shards)
+
+    @property
+    def num_frames(self) -> int:
+        """Stored frames, terminal ones included."""
+        return sum(shard.num_frames for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything the version says: equal fingerprints mean equal data."""
+        return hashlib.sha256(to_json(self.to_json())).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": VERSION_SCHEMA_VERSION,
+            "name": self.name,
+            "parent": self.parent,
+            "shards": [asdict(shard) for shard in self.shards],
+            "actions_per_frame": self.actions_per_frame,
+            "normalisation": normalisation_to_json(self.normalisation),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SansVersion:
+        return cls(
+            name=value["name"],
+            parent=value["parent"],
+            shards=tuple(ShardRef(**shard) for shard in value["shards"]),
+            actions_per_frame=value["actions_per_frame"],
+            normalisation=normalisation_from_json(value["normalisation"]),
+        )
+
+
+class SansStore:
+    """A SANS dataset in the directory ``root``. Nothing is ever edited in place.
+
+    Appending is for one writer per shard name at a time. ``write_cache`` builds the decoded cache of a shard while
+    its episodes are still in memory.
+    """
+
+    def __init__(self, root: Path, write_cache: bool = True) -> None:
+        self.root = Path(root)
+        self.write_cache = write_cache
+        self.cache_root = self.root / "cache"
+
+    def shard_path(self, name: str) -> Path:
+        """The LeRobotDataset v3 directory of a shard."""
+        return self.root / "shards" / name
+
+    def append(self, episodes: Sequence[Episode], name: str, spec: SimulatorSpec | None = None) -> ShardRef:
+        """Store ``episodes`` as the shard ``name``; ``spec`` supplies the action and proprio names.
+
+        Repeating an append with the same episodes gives the same shard (a damaged one is written again); other
+        episodes under an existing name, evaluation episodes and an empty list raise ``WorldloopError``.
+        """
+        check_name("shard", name)
+        episodes = list(episodes)
+        if not episodes:
+            raise WorldloopError(f"shard {name!r} would hold no episode: collect at least one")
+        for episode in episodes:
+            if episode.meta.split == "evaluation":
+                raise WorldloopError(
+                    f"shard {name!r}: episode from {episode.meta.initial_state_id!r} is of the evaluation split, which "
+                    "never enters the dataset: collect on 'train' or 'validation' states"
+                )
+        directory = self.shard_path(name)
+        ref = self._reusable(directory, episodes) if directory.exists() else None
+        if ref is None:
+            ref = write_shard(directory, episodes, spec)
+        if self.write_cache:
+            ensure_part(self.cache_root, ref, lambda: episodes)
+        return ref
+
+    def _reusable(self, directory: Path, episodes: list[Episode]) -> ShardRef | None:
+        if read_manifest(directory)["content_sha256"] != hash_episodes(episodes):
+            raise WorldloopError(
+                f"shard {directory.name!r} already exists with other episodes and shards never change: use another "
+                "name, or delete its directory if no version uses it"
+            )
+        return shard_ref(directory) if find_damage(directory, None) is None else None
+
+    def snapshot(
+        self,
+        name: str,
+        shards: Sequence[ShardRef],
+        parent: SansVersion | None = None,
+        normalisation: Normalisation | None = None,
+    ) -> SansVersion:
+        """Write the version ``name``: the parent's shards, then those of ``shards`` it does not have yet.
+
+        Normalisation is the parent's; without a parent the one given, else that of the training episodes. Repeating
+        a snapshot is harmless; a different one under the same name raises ``WorldloopError``.
+        """
+        check_name("version", name)
+        known = parent.shards if parent is not None else ()
+        refs = tuple(dict.fromkeys((*known, *shards)))
+        if not refs or len({ref.name for ref in refs}) != len(refs):
+            raise WorldloopError(f"version {name!r} needs at least one shard and every shard once")
+        layout = self._check_layouts(name, refs)
+        if parent is not None:
+            if normalisation is not None:
+                raise ValueError("normalisation is frozen with version 1: give a parent or a normalisation, not both")
+            normalisation = parent.normalisation
+        elif normalisation is None:
+            cache = self._open_parts(refs)
+            train = cache.select(split="train")
+            normalisation = compute_normalisation(cache.episode(int(i)).proprio for i in train)
+        if len(normalisation.proprio_mean) != layout.proprio_dim:
+            raise WorldloopError(
+                f"version {name!r}: normalisation has {len(normalisation.proprio_mean)} dimensions, the shards' "
+                f"proprio {layout.proprio_dim}: start a new dataset for a new proprio"
+            )
+        parent_name = parent.name if parent is not None else None
+        version = SansVersion(name, parent_name, refs, layout.actions_per_frame, normalisation)
+        path = self._version_path(name)
+        if path.exists():
+            if self.version(name).fingerprint != version.fingerprint:
+                raise WorldloopError(f"version {name!r} already exists with other contents: use another name")
+            return version
+        write_file(path, to_json(version.to_json()), f"version {name!r}")
+        return version
+
+    def _check_layouts(self, name: str, refs: tuple[ShardRef, ...]) -> ShardLayout:
+        layouts = [ShardLayout.from_json(read_manifest(self.shard_path(ref.name))["layout"]) for ref in refs]
+        for ref, layout in zip(refs, layouts, strict=True):
+            if layout != layouts[0]:
+                raise WorldloopError(
+                    f"version {name!r}: shard {ref.name!r} has the layout {layout}, others {layouts[0]}: cameras, "
+                    "dimensions, rate and actions_per_frame must agree within a dataset"
+                )
+        return layouts[0]
+
+    def _version_path(self, name: str) -> Path:
+        return self.root / "versions" / f"{name}.json"
+
+    def list_versions(self) -> list[str]:
+        """Names of all versions, sorted."""
+        return sorted(path.stem for path in (self.root / "versions").glob("[!.]*.json"))
+
+    def version(self, name: str) -> SansVersion:
+        """Read a version; raises ``WorldloopError`` where there is none or a newer worldloop wrote it."""
+        path = self._version_path(name)
+        if not path.is_file():
+            known = ", ".join(self.list_versions()) or "none"
+            raise WorldloopError(f"no version {name!r} in {self.root} (there are: {known})")
+        what, remedy = f"version {name!r}", "restore it from a copy, or run the stage that made it again"
+        return SansVersion.from_json(read_json(path, what, VERSION_SCHEMA_VERSION, remedy))
+
+    def verify(self, version: SansVersion) -> None:
+        """Hash every file of every shard; the first that differs raises ``WorldloopError`` naming its shard."""
+        for ref in version.shards:
+            verify_shard(self.shard_path(ref.name), ref)
+
+    def episodes(self, version: SansVersion) -> Iterator[Episode]:
+        """All episodes, decoded from the shards one at a time."""
+        for ref in version.shards:
+            yield from read_shard(self.shard_path(ref.name))
+
+    def open_cache(self, version: SansVersion, verify: bool = True) -> VersionCache:
+        """The decoded cache, built where absent; with ``verify`` a corrupt shard is refused by name first."""
+        if verify:
+            self.verify(version)
+        return self._open_parts(version.shards)
+
+    def _open_parts(self, refs: tuple[ShardRef, ...]) -> VersionCache:
+        parts = [ensure_part(self.cache_root, ref, partial(read_shard, self.shard_path(ref.name))) for ref in refs]
+        return VersionCache(parts)
+
+    def remove_caches(self, keep: Sequence[SansVersion] = ()) -> int:
+        """Delete cached parts that no version of ``keep`` uses; returns the bytes freed."""
+        used = {part_directory(self.cache_root, ref) for version in keep for ref in version.shards}
+        freed = 0
+        for directory in self.cache_root.glob("*"):
+            if directory not in used and directory.is_dir():
+                freed += sum(file.stat().st_size for file in directory.iterdir())
+                shutil.rmtree(directory)
+        return freed
+
+    def merge(self, version: SansVersion, out_dir: Path) -> None:
+        """Write the version as one LeRobotDataset v3 for training elsewhere: terminal rows are dropped.
+
+        Feature names are those of the first shard. Raises ``WorldloopError`` where ``out_dir`` exists.
+        """
+        out_dir = Path(out_dir)
+        if out_dir.exists():
+            raise WorldloopError(f"{out_dir} exists: merge into a directory that does not exist yet")
+        self.verify(version)
+        features = read_features(self.shard_path(version.shards[0].name))
+        with whole_directory(out_dir, f"the merged version {version.name!r}") as directory:
+            export_for_training(directory, self.episodes(version), features)
+
+    def summary(self, version: SansVersion) -> dict[str, Any]:
+        """Counts of episodes by task, source, variant, outcome, split and iteration."""
+        metas = [meta for ref in version.shards for meta, _, _ in read_metas(self.shard_path(ref.name))]
+        counts = {key: dict(sorted(Counter(getattr(m, key) for m in metas).items())) for key in _SUMMARY_KEYS}
+        return {"name": version.name, "num_episodes": len(metas), "num_frames": version.num_frames} | counts

@@ -1,0 +1,105 @@
+"""The `Context` that stages work with, composed from a run's configuration, runtime and directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from worldloop import build
+from worldloop.config import LoopConfig
+from worldloop.randomness import derive_seed
+from worldloop.rollout import RolloutJob
+from worldloop.runtime.progress import Display
+from worldloop.runtime.run_directory import RunDirectory
+from worldloop.runtime.tensorboard import StageWriter, open_writer
+from worldloop.sans.store import SansStore
+from worldloop.types import Episode, InitialStates, Normalisation, Split, WorldloopError
+
+# Validation and evaluation states are the same for every run and seed; training states follow the run's seed.
+_FIXED_SEED = 0
+
+
+class Executor(Protocol):
+    def map(self, function: Any, items: Iterable[Any]) -> Iterator[Any]: ...
+
+
+class _Bar:
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        self._display.advance(count, figures)
+
+
+class Session:
+    """See `worldloop.stages.context.Context`."""
+
+    def __init__(self, config: LoopConfig, run_dir: Path, stage: str, executor: Executor, display: Display) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.seed = config.seed
+        self.chunk_length = config.chunk_length
+        self.simulator_config = config.simulator
+        self.spec = build.build_spec(config.simulator)
+        self.store = SansStore(run_dir / "sans")
+        self.device = _choose_device(config.resources.device)
+        self._stage, self._executor, self._display = stage, executor, display
+        torch.set_num_threads(config.resources.num_threads)
+
+    @contextmanager
+    def progress(self, total: int, unit: str) -> Iterator[_Bar]:
+        self._display.open(self._stage, total, unit)
+        try:
+            yield _Bar(self._display)
+        finally:
+            self._display.close()
+
+    def writer(self, name: str, purge_step: int) -> AbstractContextManager[StageWriter]:
+        return open_writer(self.run_dir / "tensorboard" / name, purge_step)
+
+    def log(self, line: str) -> None:
+        self._display.log(f"  {line}")
+
+    def initial_states(self, split: Split, num_states: int) -> InitialStates:
+        directory = RunDirectory(self.run_dir)
+        states = directory.read_initial_states(split)
+        if states is None or len(states) < num_states:
+            seed = derive_seed(self.seed, "initial_states") if split == "train" else _FIXED_SEED
+            (states,) = self._executor.map(
+                build.draw_initial_states, [(self.simulator_config, split, num_states, seed)]
+            )
+            directory.write_initial_states(states)
+        return states.select(range(num_states))
+
+    def run_rollouts(self, jobs: Iterable[RolloutJob]) -> Iterator[list[Episode]]:
+        return self._executor.map(build.execute_rollout_job, jobs)
+
+    def new_policy(self, normalisation: Normalisation, seed: int) -> Any:
+        return build.build_policy(self.config.policy, self.spec, normalisation, self.chunk_length, seed)
+
+    def load_policy(self, path: str) -> Any:
+        return build.load_policy(self.run_dir / path)
+
+    def save_policy(self, policy: Any, path: str) -> None:
+        build.save_policy(policy, self.run_dir / path, self.config.policy, version=path)
+
+    def new_world_model(self, normalisation: Normalisation, seed: int) -> Any:
+        return build.build_world_model(self.config.world_model, self.spec, normalisation, seed)
+
+    def load_world_model(self, path: str) -> Any:
+        return build.load_world_model(self.run_dir / path)
+
+    def save_world_model(self, world_model: Any, path: str) -> None:
+        build.save_world_model(world_model, self.run_dir / path)
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise WorldloopError("resources.device is cuda, but torch sees no GPU; use resources.device=cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,66 @@
+"""The ManiSkill tasks: instruction, camera, goal, and where each pose lies in the flat simulator state.
+
+The flat state is ManiSkill's ``get_state()`` of a tabletop scene with a Panda arm, followed by one number, the
+environment step, so that a state restarts an episode exactly, time limit included:
+
+    table 13 | cube 13 | goal region 13 | robot root 13, qpos 9, qvel 9 | env_step 1        (D = 71)
+
+An actor's 13 are position 3, quaternion wxyz 4, linear velocity 3, angular velocity 3. No import of mani_skill here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MANISKILL_STATE_DIM = 70
+STATE_DIM = MANISKILL_STATE_DIM + 1
+CUBE_XYZ = slice(13, 16)
+GOAL_XYZ = slice(26, 29)
+QPOS = slice(52, 61)
+QVEL = slice(61, 70)
+ENV_STEP = 70
+
+
+@dataclass(frozen=True)
+class CameraPose:
+    """A camera that looks from ``eye_m`` to ``target_m`` (metres, world frame), vertical field of view in radians."""
+
+    eye_m: tuple[float, float, float]
+    target_m: tuple[float, float, float]
+    fov_rad: float
+
+
+@dataclass(frozen=True)
+class ManiSkillTask:
+    """One task. ``direction`` is the sign of x along which the cube has to move to the goal."""
+
+    name: str
+    instruction: str
+    direction: float
+    goal_radius_m: float
+    goal_offset_m: float
+    cube_half_size_m: float
+    camera: CameraPose
+    max_episode_steps: int
+
+
+# From the side and above: the gripper hides the cube neither when it pushes nor when it pulls.
+_TABLE_CAMERA = CameraPose(eye_m=(0.0, 0.6, 0.55), target_m=(0.0, 0.0, 0.05), fov_rad=0.72)
+
+TASKS: dict[str, ManiSkillTask] = {
+    "PushCube-v1": ManiSkillTask(
+        "PushCube-v1", "push the blue cube forward onto the target", 1.0, 0.1, 0.2, 0.02, _TABLE_CAMERA, 50
+    ),
+    "PullCube-v1": ManiSkillTask(
+        "PullCube-v1", "pull the blue cube backward onto the target", -1.0, 0.1, 0.2, 0.02, _TABLE_CAMERA, 50
+    ),
+}
+
+
+def compute_distance_m(sim_state: Tensor, task: ManiSkillTask) -> Tensor:
+    """Distance f32 [B] of the cube's centre to the edge of the goal region, on the table, 0 inside."""
+    gap = sim_state[:, CUBE_XYZ][:, :2] - sim_state[:, GOAL_XYZ][:, :2]
+    return (torch.linalg.norm(gap, dim=1) - task.goal_radius_m).clamp_min(0.0)

@@ -1,0 +1,69 @@
+"""What a stage is given to work with. The implementation is composed above (`worldloop.session`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from worldloop.rollout import RolloutJob
+from worldloop.sans.store import SansStore
+from worldloop.types import Episode, InitialStates, Normalisation, SimulatorSpec, Split
+
+
+class Progress(Protocol):
+    """Progress of one stage; ``advance`` may raise ``KeyboardInterrupt`` where the run was interrupted."""
+
+    def advance(self, count: int = 1, **figures: float) -> None: ...
+
+
+class Writer(Protocol):
+    """TensorBoard for one stage; steps start where ``Context.writer`` was told to purge."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None: ...
+
+
+class Context(Protocol):
+    """Everything a stage may touch outside its own config.
+
+    ``device`` is where networks train; ``precision`` of a network is its own config. ``seed`` is the run's.
+    """
+
+    run_dir: Path
+    seed: int
+    chunk_length: int
+    device: torch.device
+    spec: SimulatorSpec
+    store: SansStore
+    simulator_config: Any
+
+    def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...
+
+    def writer(self, name: str, purge_step: int) -> AbstractContextManager[Writer]: ...
+
+    def log(self, line: str) -> None: ...
+
+    def initial_states(self, split: Split, num_states: int) -> InitialStates:
+        """The first ``num_states`` of the stored list of ``split``; the list is drawn on first use."""
+        ...
+
+    def run_rollouts(self, jobs: Iterable[RolloutJob]) -> Iterator[list[Episode]]:
+        """Execute blocks on the pool of simulators; results come in the order of the jobs."""
+        ...
+
+    def new_policy(self, normalisation: Normalisation, seed: int) -> Any: ...
+
+    def load_policy(self, path: str) -> Any: ...
+
+    def save_policy(self, policy: Any, path: str) -> None: ...
+
+    def new_world_model(self, normalisation: Normalisation, seed: int) -> Any: ...
+
+    def load_world_model(self, path: str) -> Any: ...
+
+    def save_world_model(self, world_model: Any, path: str) -> None: ...

@@ -1,0 +1,88 @@
+"""The headline figure: greedy success of the current policy on evaluation states, in the real simulator.
+
+Read-only: nothing it measures enters the dataset or any decision. Where a world model exists, the same policy is
+also run inside it from the same first frames, so that imagined and simulated success can be compared pair by pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from worldloop.imagination import ImaginedSimulator, SuccessCalibration
+from worldloop.randomness import make_row_keys
+from worldloop.rollout import run_rollout
+from worldloop.stages.context import Context
+from worldloop.stages.simulate import evaluate_in_simulator, success_of
+from worldloop.stages.state import LoopState
+from worldloop.statistics import Rate, paired_gain
+from worldloop.types import Episode, Observation
+
+
+@dataclass(frozen=True)
+class EvaluatePolicyConfig:
+    num_states: int = 200  # evaluation states, the same for every run and seed
+    block_size: int = 10  # initial states per simulator call
+
+    def __post_init__(self) -> None:
+        if self.num_states < 1 or self.block_size < 1:
+            raise ValueError("evaluate_policy.num_states and evaluate_policy.block_size must be at least 1")
+
+
+def run(state: LoopState, config: EvaluatePolicyConfig, context: Context) -> LoopState:
+    """Append this iteration's outcomes to ``evaluation_success`` and record the rates."""
+    episodes = evaluate_in_simulator(
+        context, "evaluation", config.num_states, config.block_size, state.policy, state.iteration
+    )
+    success = success_of(episodes)
+    state = replace(state, evaluation_success=(*state.evaluation_success[: state.iteration], success))
+    gain = paired_gain(np.array(state.evaluation_success[0]), np.array(success))
+    simulated = Rate.of(np.array(success))
+    context.log(f"simulated success {simulated}")
+    state = state.record(simulated_success=simulated.to_dict(), paired_gain=gain.to_dict())
+    if not state.world_model:
+        return state.record(imagined_success=None, imagined_success_reason="no world model yet")
+    imagined = imagine_success(state, context, episodes)
+    gap = paired_gain(np.array(success), np.array(imagined))
+    context.log(f"imagined success  {Rate.of(np.array(imagined))}")
+    return state.record(imagined_success=Rate.of(np.array(imagined)).to_dict(), imagined_minus_simulated=gap.to_dict())
+
+
+def first_observation(episodes: list[Episode], camera: str) -> Observation:
+    """The observations that ``episodes`` began with, as rows of K = 3 equal frames."""
+    frames = torch.from_numpy(np.stack([e.frames[camera][0] for e in episodes]))
+    return Observation(
+        frames=frames[:, None].repeat(1, 3, 1, 1, 1),
+        proprio=torch.from_numpy(np.stack([e.proprio[0] for e in episodes])),
+        instruction=tuple(e.meta.instruction for e in episodes),
+        env_step=torch.zeros(len(episodes), dtype=torch.long),
+    )
+
+
+def imagine_success(state: LoopState, context: Context, episodes: list[Episode]) -> tuple[bool, ...]:
+    """Greedy imagined success of ``state.policy`` from the first observations of ``episodes``."""
+    policy, world_model = context.load_policy(state.policy), context.load_world_model(state.world_model)
+    calibration = SuccessCalibration(**(state.calibration or {}))
+    success: list[bool] = []
+    for first in range(0, len(episodes), 100):
+        block = episodes[first : first + 100]
+        start = first_observation(block, context.spec.camera)
+        keys = make_row_keys(len(block), context.seed, state.iteration, "evaluate_policy/imagined", first)
+        simulator = ImaginedSimulator(world_model, context.spec, calibration, len(block))
+
+        def reset(s: ImaginedSimulator = simulator, o: Observation = start, k: torch.Tensor = keys) -> Observation:
+            return s.start(o, k)
+
+        rollout = run_rollout(
+            policy,
+            simulator,
+            start,
+            None,
+            initial_state_id=tuple(e.meta.initial_state_id for e in block),
+            origin="imagined",
+            reset=reset,
+        )
+        success.extend(rollout.success.tolist())
+    return tuple(success)

@@ -1,0 +1,87 @@
+"""The world model learns from the current SANS version: video, success head and proprio head in one loss.
+
+From ``self_rollout_start`` on, a share of every batch continues the model's own predictions (`SelfRolloutPool`), so
+that it learns to stay faithful on the frames it will meet in imagination.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from worldloop.networks.ema import EmaWeights
+from worldloop.randomness import derive_seed, make_generator
+from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
+from worldloop.stages.context import Context
+from worldloop.stages.data import open_clips
+from worldloop.stages.optimisation import Optimisation
+from worldloop.stages.state import LoopState
+from worldloop.world_model.self_rollout import SelfRolloutPool
+
+
+@dataclass(frozen=True)
+class FitWorldModelConfig:
+    num_steps: int = 1500  # optimizer steps in iteration 1
+    num_refit_steps: int = 900  # optimizer steps in later iterations, from the last model's weights
+    batch_size: int = 64  # clips per step
+    learning_rate: float = 6e-4  # peak, AdamW
+    refit_learning_rate: float = 4e-4  # peak in later iterations
+    weight_decay: float = 0.01  # AdamW, matrices only
+    self_rollout_start: float = 0.3  # share of the steps of iteration 1 after which the self-rollout pool is used
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_refit_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit_world_model.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.self_rollout_start <= 1:
+            raise ValueError(f"fit_world_model.self_rollout_start must be in [0, 1], got {self.self_rollout_start}")
+
+
+def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingConfig, context: Context) -> LoopState:
+    """Fit on ``state.dataset`` and save the averaged weights under this iteration's checkpoints."""
+    dataset = open_clips(context, state.dataset, "train")
+    sampler = BalancedClipSampler(dataset, sampling)
+    refit = bool(state.world_model)
+    if refit:
+        model = context.load_world_model(state.world_model)
+    else:
+        normalisation = context.store.version(state.dataset).normalisation
+        model = context.new_world_model(normalisation, derive_seed(context.seed, "world_model"))
+    model = model.to(context.device).train()
+    ema = EmaWeights(model, model.config.ema_decay)
+    num_steps = config.num_refit_steps if refit else config.num_steps
+    optimisation = Optimisation(
+        model.parameters(),
+        learning_rate=config.refit_learning_rate if refit else config.learning_rate,
+        num_steps=num_steps,
+        weight_decay=config.weight_decay,
+        name="fit_world_model",
+    )
+    pool = SelfRolloutPool(
+        config.batch_size, model.config.self_rollout.share, torch.from_numpy(dataset.cache.num_steps)
+    )
+    pool_from = 0 if refit else int(config.self_rollout_start * num_steps)
+    generator = make_generator(context.seed, state.iteration, "fit_world_model")
+    first = 0 if not refit else config.num_steps + (state.iteration - 2) * config.num_refit_steps
+    with (
+        context.progress(num_steps, "step") as progress,
+        context.writer("fit_world_model", purge_step=first) as writer,
+    ):
+        for step in range(num_steps):
+            if step >= pool_from:
+                clip = pool.compose(lambda count: sampler.sample(generator, count), dataset.load)
+            else:
+                clip = dataset.load(sampler.sample(generator, config.batch_size), 1)
+            output = model(clip.to(context.device), generator)
+            grad_norm = optimisation.step(output.loss)
+            ema.update(model)
+            if step >= pool_from:
+                pool.update(clip, output)
+            progress.advance(loss=float(output.loss.detach()))
+            if step % 20 == 0:
+                values = {**output.metrics, "loss": float(output.loss.detach()), "grad_norm": grad_norm}
+                writer.scalars(first + step, {f"fit_world_model/{k}": float(v) for k, v in values.items()})
+    path = f"checkpoints/iteration_{state.iteration:03d}/world_model"
+    context.save_world_model(ema.module, path)
+    return replace(state, world_model=path, calibration=None)

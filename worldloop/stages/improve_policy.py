@@ -1,0 +1,255 @@
+"""GRPO inside the learned world model.
+
+Each group starts from one real state (an episode's first frame, or one in its middle), shares the world model's
+noise among its members and differs only in the policy's samples. The return of a row is the highest calibrated
+success probability it reaches. After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL; departures: the policy
+continues from the promoted one (``restart_from``), rewards are calibrated probabilities and not hand-set
+thresholds, and a share of the groups starts in the middle of real episodes (keyframe starts).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldloop.imagination import ImaginedSimulator, SuccessCalibration
+from worldloop.randomness import make_generator, make_row_keys
+from worldloop.rl.grpo import (
+    GroupAdvantages,
+    compute_group_advantages,
+    compute_kl_penalty,
+    compute_policy_loss,
+    shuffle_returns,
+)
+from worldloop.rollout import run_rollout
+from worldloop.sans.imitation import EVERY_SUCCESS
+from worldloop.stages.clone_policy import ClonePolicyConfig, imitate
+from worldloop.stages.context import Context
+from worldloop.stages.data import open_clips
+from worldloop.stages.optimisation import Optimisation
+from worldloop.stages.state import LoopState
+from worldloop.types import ActionChunk, Observation, Rollout
+
+METHODS = ("grpo", "imitate_successes")
+
+
+@dataclass(frozen=True)
+class ImprovePolicyConfig:
+    method: str = "grpo"  # grpo | imitate_successes (control: clone every success in SANS, no world model)
+    restart_from: str = "policy"  # policy (the last promoted one) | clone (iteration 0's, as in the paper)
+    num_updates: int = 30  # rounds of imagined rollouts
+    groups_per_update: int = 16  # real start states per round
+    group_size: int = 8  # imagined rollouts per start state
+    num_epochs: int = 2  # passes over each round's decisions
+    minibatch_size: int = 256  # decisions (action chunks) per optimizer step
+    learning_rate: float = 3e-4  # AdamW, constant
+    temperature: float = 1.0  # of the policy's action distribution while it explores
+    clip_ratio_low: float = 0.2  # lower clip of the probability ratio
+    clip_ratio_high: float = 0.28  # upper clip of the probability ratio
+    kl_coefficient: float = 0.01  # weight of the KL to the policy that the stage started from
+    min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
+    mid_episode_share: float = 0.5  # share of groups that start in the middle of a real episode
+    shuffle_rewards: bool = False  # control: permute the returns over all rows
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"improve_policy.method {self.method!r} is not one of {', '.join(METHODS)}")
+        if self.restart_from not in ("policy", "clone"):
+            raise ValueError(f"improve_policy.restart_from {self.restart_from!r} is not one of policy, clone")
+        for name in ("num_updates", "groups_per_update", "num_epochs", "minibatch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"improve_policy.{name} must be at least 1, got {getattr(self, name)}")
+        if self.group_size < 2:
+            raise ValueError(f"improve_policy.group_size must be at least 2, got {self.group_size}")
+        for name in ("learning_rate", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"improve_policy.{name} must be > 0, got {getattr(self, name)}")
+        if not 0 <= self.mid_episode_share <= 1:
+            raise ValueError(f"improve_policy.mid_episode_share must be in [0, 1], got {self.mid_episode_share}")
+
+
+def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig, context: Context) -> LoopState:
+    """Make ``state.candidate`` from the world model (grpo) or from all successes (imitate_successes)."""
+    path = f"checkpoints/iteration_{state.iteration:03d}/policy"
+    if config.method == "imitate_successes":
+        imitate(state, clone, context, EVERY_SUCCESS, path)
+        return replace(state, candidate=path)
+    figures = _Improvement(state, config, context).train(path)
+    context.log(f"imagined success {figures['first']:.3f} -> {figures['last']:.3f} over {config.num_updates} updates")
+    return replace(state, candidate=path).record(
+        imagined_success_in_training={"first_update": figures["first"], "last_update": figures["last"]}
+    )
+
+
+class _Improvement:
+    """The models, start states and optimizer of one stage."""
+
+    def __init__(self, state: LoopState, config: ImprovePolicyConfig, context: Context) -> None:
+        self.config, self.context, self.iteration = config, context, state.iteration
+        start = state.clone if config.restart_from == "clone" else state.policy
+        self.policy = context.load_policy(start).to(context.device)
+        self.reference = context.load_policy(start).to(context.device).eval()
+        for model in (self.policy, self.reference):
+            model.temperature = config.temperature
+        self.world_model = context.load_world_model(state.world_model).to(context.device).eval()
+        self.calibration = SuccessCalibration(**(state.calibration or {}))
+        self.dataset = open_clips(context, state.dataset, "train")
+        self.episodes = self.dataset.episode_index()
+        self.num_frame_steps = torch.from_numpy(self.dataset.cache.num_steps)
+        self.generator = make_generator(context.seed, state.iteration, "improve_policy")
+        self.optimisation = Optimisation(
+            self.policy.parameters(),
+            learning_rate=config.learning_rate,
+            num_steps=10**9,
+            weight_decay=0.0,
+            warmup_steps=4,
+            name="improve_policy",
+        )
+
+    def train(self, path: str) -> dict[str, float]:
+        config, context = self.config, self.context
+        first = (self.iteration - 1) * config.num_updates
+        imagined: list[float] = []
+        with (
+            context.progress(config.num_updates, "update") as progress,
+            context.writer("improve_policy", purge_step=first) as writer,
+        ):
+            for update in range(config.num_updates):
+                rollout, seconds = self.imagine(update)
+                metrics = self.improve(rollout)
+                metrics["imagined_success_rate"] = float(rollout.success.float().mean())
+                imagined.append(metrics["imagined_success_rate"])
+                writer.scalars(first + update, {f"improve_policy/{k}": v for k, v in metrics.items()})
+                running = rollout.valid[:, :: context.chunk_length].sum()
+                frames = float(running) * context.chunk_length / context.spec.actions_per_frame
+                writer.scalars(first + update, {"improve_policy/imagined_frames_per_s": frames / seconds})
+                progress.advance(imagined_success=metrics["imagined_success_rate"])
+        self.policy.version = path
+        context.save_policy(self.policy, path)
+        tail = imagined[-max(1, len(imagined) // 5) :]
+        return {"first": round(imagined[0], 6), "last": round(sum(tail) / len(tail), 6)}
+
+    def imagine(self, update: int) -> tuple[Rollout, float]:
+        """One round of grouped rollouts, and how long it took."""
+        config, began = self.config, time.perf_counter()
+        index = self._start_states()
+        groups = torch.arange(len(index)).repeat_interleave(config.group_size)
+        start = self.dataset.observation(index).rows(groups)
+        seed_parts = (self.context.seed, self.iteration, "improve_policy", update)
+        world_keys = make_row_keys(len(index), *seed_parts, "world_model")[groups]
+        policy_keys = make_row_keys(len(groups), *seed_parts, "policy")
+        simulator = ImaginedSimulator(self.world_model, self.context.spec, self.calibration, len(groups))
+        self.policy.eval()
+        rollout = run_rollout(
+            self.policy,
+            simulator,
+            start,
+            policy_keys,
+            initial_state_id=tuple(f"{e}/{f}" for e, f in index[groups].tolist()),
+            group_id=groups,
+            origin="imagined",
+            reset=lambda: simulator.start(start, world_keys),
+        )
+        return rollout, time.perf_counter() - began
+
+    def _start_states(self) -> Tensor:
+        """int64 [N, 2] of (episode, frame): first frames, and for a share of the groups frames before any success."""
+        config, generator = self.config, self.generator
+        num_groups = config.groups_per_update
+        episodes = self.episodes[torch.randint(len(self.episodes), (num_groups,), generator=generator)]
+        lengths = self.num_frame_steps[episodes]
+        middle = torch.rand(num_groups, generator=generator) < config.mid_episode_share
+        frame = (torch.rand(num_groups, generator=generator) * lengths).long().clamp(max=lengths - 1)
+        return torch.stack([episodes, torch.where(middle, frame, torch.zeros_like(frame))], dim=1)
+
+    def improve(self, rollout: Rollout) -> dict[str, float]:
+        """Advantages of one round and the optimizer steps on it."""
+        config = self.config
+        probability = torch.stack([_best_probability(rollout, c) for c in range(len(rollout.steps))]).amax(0)
+        returns = shuffle_returns(probability, self.generator) if config.shuffle_rewards else probability
+        groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
+        metrics: dict[str, float] = {
+            "return_mean": float(probability.mean()),
+            "groups_dropped": float(groups.num_dropped),
+        }
+        decisions = _flatten(rollout, groups)
+        if decisions is None:
+            return metrics
+        totals: dict[str, list[float]] = {}
+        self.policy.train()
+        for _ in range(config.num_epochs):
+            order = torch.randperm(len(decisions.advantages), generator=self.generator)
+            for index in order.split(config.minibatch_size):
+                for name, value in self._update(decisions, index).items():
+                    totals.setdefault(name, []).append(value)
+        return metrics | {name: sum(values) / len(values) for name, values in totals.items()}
+
+    def _update(self, decisions: _Decisions, index: Tensor) -> dict[str, float]:
+        config, device = self.config, self.context.device
+        observation = decisions.observation.rows(index).to(device)
+        chunk = decisions.chunk.rows(index).to(device)
+        valid = decisions.valid[index].to(device)
+        log_probs = self.policy.log_prob(observation, chunk)
+        loss, metrics = compute_policy_loss(
+            log_probs,
+            decisions.log_probs[index].to(device),
+            decisions.advantages[index].to(device),
+            valid,
+            config.clip_ratio_low,
+            config.clip_ratio_high,
+        )
+        if config.kl_coefficient > 0:
+            with torch.no_grad():
+                reference = self.reference.log_prob(observation, chunk)
+            kl = compute_kl_penalty(log_probs, reference, valid)
+            loss = loss + config.kl_coefficient * kl
+            metrics["kl_to_start"] = float(kl.detach())
+        metrics["loss"] = float(loss.detach())
+        metrics["grad_norm"] = self.optimisation.step(loss)
+        return metrics
+
+
+@dataclass(frozen=True)
+class _Decisions:
+    """Every action chunk that counted in a round: N decisions with the advantage of their row."""
+
+    observation: Observation
+    chunk: ActionChunk
+    log_probs: Tensor
+    valid: Tensor
+    advantages: Tensor
+
+
+def _best_probability(rollout: Rollout, chunk: int) -> Tensor:
+    """[B]: highest success probability in one chunk, 0 for rows that had ended before it."""
+    step = rollout.steps[chunk]
+    return torch.where(step.valid.any(1), step.success_prob.amax(1), torch.zeros(len(step.terminated)))
+
+
+def _flatten(rollout: Rollout, groups: GroupAdvantages) -> _Decisions | None:
+    """Decisions of kept groups, without the chunks after a row ended; None when nothing is left to learn from."""
+    parts: list[tuple[Any, ...]] = []
+    for observation, chunk, step in zip(rollout.observations, rollout.chunks, rollout.steps, strict=True):
+        if chunk.log_probs is None:
+            raise ValueError("GRPO needs a policy with exact log-probabilities; this one gives none")
+        rows = (groups.keep & step.valid.any(1)).nonzero()[:, 0]
+        if len(rows):
+            parts.append(
+                (
+                    observation.rows(rows),
+                    chunk.rows(rows),
+                    chunk.log_probs[rows],
+                    step.valid[rows],
+                    groups.advantages[rows],
+                )
+            )
+    if not parts:
+        return None
+    observations, chunks, *columns = zip(*parts, strict=True)
+    return _Decisions(
+        Observation.cat(list(observations)), ActionChunk.cat(list(chunks)), *(torch.cat(column) for column in columns)
+    )

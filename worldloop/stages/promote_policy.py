@@ -1,0 +1,57 @@
+"""The gate: a candidate replaces the policy only if it is no worse on validation states in the real simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from worldloop.stages.context import Context
+from worldloop.stages.simulate import evaluate_in_simulator, success_of
+from worldloop.stages.state import LoopState
+from worldloop.statistics import Rate, paired_gain
+
+
+@dataclass(frozen=True)
+class PromotePolicyConfig:
+    gate: bool = True  # false promotes every candidate: for controls
+    num_states: int = 100  # validation states, the same every iteration
+    min_gain: float = 0.0  # paired gain in success rate that a candidate needs, in [-1, 1]
+    block_size: int = 10  # initial states per simulator call
+
+    def __post_init__(self) -> None:
+        if self.num_states < 1 or self.block_size < 1:
+            raise ValueError("promote_policy.num_states and promote_policy.block_size must be at least 1")
+        if not -1 <= self.min_gain <= 1:
+            raise ValueError(f"promote_policy.min_gain must be in [-1, 1], got {self.min_gain}")
+
+
+def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> LoopState:
+    """Promote ``state.candidate`` or roll back to ``state.policy``; either way the candidate's checkpoint stays."""
+    if not config.gate:
+        context.log("gate off: candidate promoted unseen")
+        return replace(state, policy=state.candidate, candidate="", validation_success=()).record(
+            promoted=True, promotion_gain=None, promotion_gain_reason="gate off"
+        )
+
+    def measure(policy: str) -> tuple[bool, ...]:
+        episodes = evaluate_in_simulator(
+            context, "validation", config.num_states, config.block_size, policy, state.iteration
+        )
+        return success_of(episodes)
+
+    current = state.validation_success or measure(state.policy)
+    candidate = measure(state.candidate)
+    gain = paired_gain(np.array(current), np.array(candidate))
+    promoted = gain.gain >= config.min_gain
+    context.log(
+        f"candidate {Rate.of(np.array(candidate))} against {Rate.of(np.array(current))}: "
+        + ("promoted" if promoted else "rolled back")
+    )
+    state = replace(
+        state,
+        policy=state.candidate if promoted else state.policy,
+        candidate="",
+        validation_success=candidate if promoted else current,
+    )
+    return state.record(promoted=promoted, promotion_gain=gain.to_dict())

@@ -1,0 +1,69 @@
+"""Iteration 0: scripted success, near-success and failure episodes make the first SANS version."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from worldloop.randomness import make_generator
+from worldloop.stages.context import Context
+from worldloop.stages.simulate import choose_split, make_jobs, run_jobs
+from worldloop.stages.state import LoopState
+
+
+@dataclass(frozen=True)
+class SeedDatasetConfig:
+    """``episodes``: how many episodes of each scripted variant; ``expert`` is the number of demonstrations."""
+
+    episodes: dict[str, int] = field(default_factory=lambda: {"expert": 25})
+    validation_share: float = 0.2  # share of perturbed episodes held out from training, by hash of the state id
+    block_size: int = 10  # initial states per simulator call
+
+    def __post_init__(self) -> None:
+        if self.episodes.get("expert", 0) < 1:
+            raise ValueError("seed_dataset.episodes.expert must be at least 1: the clone learns from it")
+        if any(count < 0 for count in self.episodes.values()):
+            raise ValueError(f"seed_dataset.episodes must not be negative, got {dict(self.episodes)}")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"seed_dataset.validation_share must be in [0, 1), got {self.validation_share}")
+        if self.block_size < 1:
+            raise ValueError(f"seed_dataset.block_size must be at least 1, got {self.block_size}")
+
+    @property
+    def num_episodes(self) -> int:
+        return sum(self.episodes.values())
+
+
+def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopState:
+    """Record the scripted episodes as the first shard and freeze the normalisation with it."""
+    states = context.initial_states("train", config.num_episodes)
+    names = [name for name, count in config.episodes.items() for _ in range(count)]
+    order = torch.randperm(len(names), generator=make_generator(context.seed, 0, "seed_dataset/order"))
+    variants = tuple(names[i] for i in order.tolist())
+    # Every demonstration is trained on, so that the configured number is the number the clone learns from.
+    splits = tuple(
+        "train" if variant == "expert" else choose_split(state_id, config.validation_share)
+        for variant, state_id in zip(variants, states.ids, strict=True)
+    )
+    jobs = make_jobs(
+        context,
+        states,
+        config.block_size,
+        purpose="seed_dataset",
+        iteration=0,
+        splits=splits,
+        variants=variants,
+    )
+    episodes = run_jobs(context, jobs)
+    shard = context.store.append(episodes, "iteration_000-scripted", context.spec)
+    context.store.snapshot("iteration_000-seed", [shard])
+    counts = Counter(e.meta.outcome for e in episodes)
+    context.log(f"{len(episodes)} scripted episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items())))
+    state = replace(
+        state,
+        dataset="iteration_000-seed",
+        env_steps=sum(e.num_env_steps for e in episodes),
+    )
+    return state.record(scripted_episodes=dict(sorted(counts.items())), demonstrations=config.episodes["expert"])

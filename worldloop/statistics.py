@@ -1,0 +1,172 @@
+"""Every reported rate, gain and score passes here, so that none is printed without its n and its interval.
+
+Intervals are 95 %. Rates: Wilson (1927). Paired gains, AUC, balanced accuracy: percentile bootstrap over episodes
+(Efron 1979) with a fixed seed, so that the same data give the same interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """``k`` successes of ``n`` with the 95 % Wilson interval. Example: 8 of 10 -> .8 (.490-.943)."""
+
+    k: int
+    n: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, outcomes: np.ndarray) -> Rate:
+        """From a bool array [n]; raises ``ValueError`` when it is empty."""
+        outcomes = np.asarray(outcomes, dtype=bool)
+        return cls.from_counts(int(outcomes.sum()), int(outcomes.size))
+
+    @classmethod
+    def from_counts(cls, k: int, n: int) -> Rate:
+        low, high = wilson_interval(k, n)
+        return cls(k, n, round(k / n, 6), round(low, 6), round(high, 6))
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.rate:.3f} ({self.low:.3f}-{self.high:.3f}), {self.k}/{self.n}"
+
+
+def wilson_interval(k: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of k successes in n trials; raises ``ValueError`` unless 0 <= k <= n, n > 0."""
+    if n <= 0 or not 0 <= k <= n:
+        raise ValueError(f"no rate from k={k}, n={n}")
+    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class PairedGain:
+    """Success after minus before on the same states, in [-1, 1], with a bootstrap interval over states.
+
+    ``p_value``: exact McNemar test (two-sided binomial test on the states whose outcome changed); 1 if none did.
+    """
+
+    gain: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def paired_gain(before: np.ndarray, after: np.ndarray) -> PairedGain:
+    """``before`` and ``after`` are bool [n] on the same states in the same order."""
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if before.shape != after.shape or before.ndim != 1 or before.size == 0:
+        raise ValueError(f"paired outcomes need one shape [n], got {before.shape} and {after.shape}")
+    difference = after - before
+    low, high = bootstrap_interval(lambda d: float(d.mean()), difference)
+    won, lost = int((difference > 0).sum()), int((difference < 0).sum())
+    p_value = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    gain = float(difference.mean())
+    return PairedGain(round(gain, 6), round(low, 6), round(high, 6), round(p_value, 6), int(difference.size))
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *arrays: np.ndarray,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    clusters: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """95 % percentile interval of ``statistic(*arrays)``, resampling rows of all arrays together.
+
+    With ``clusters`` [n] whole clusters (states) are resampled instead of rows. Resamples on which the statistic is
+    not defined (NaN) are left out; (nan, nan) when it is defined on fewer than half of them.
+    """
+    arrays = tuple(np.asarray(a) for a in arrays)
+    n = len(arrays[0])
+    if n == 0 or any(len(a) != n for a in arrays):
+        raise ValueError("bootstrap needs arrays of one length > 0")
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(clusters == c) for c in np.unique(clusters)] if clusters is not None else None
+    values = []
+    for _ in range(num_resamples):
+        if groups is None:
+            index = rng.integers(0, n, n)
+        else:
+            index = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        values.append(statistic(*(a[index] for a in arrays)))
+    defined = np.asarray(values, dtype=float)
+    defined = defined[~np.isnan(defined)]
+    if len(defined) < num_resamples / 2:
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve by ranks (Mann-Whitney), ties counted half; NaN when one class is missing."""
+    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    positive, negative = int(labels.sum()), int((~labels).sum())
+    if positive == 0 or negative == 0:
+        return float("nan")
+    ranks = stats.rankdata(scores)
+    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of true-positive and true-negative rate; NaN when one class is missing."""
+    predicted, labels = np.asarray(predicted, dtype=bool), np.asarray(labels, dtype=bool)
+    if labels.all() or not labels.any():
+        return float("nan")
+    return float((predicted[labels].mean() + (~predicted[~labels]).mean()) / 2)
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
+    """ECE over equal-width bins: sum_b n_b / n |mean label - mean probability| (Guo et al. 2017, eq. 3)."""
+    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels, dtype=float)
+    bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
+    error = 0.0
+    for b in range(num_bins):
+        inside = bins == b
+        if inside.any():
+            error += inside.mean() * abs(labels[inside].mean() - probabilities[inside].mean())
+    return float(error)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Platt scaling: (scale a > 0, bias b) minimising the log loss of sigmoid(a * logit + b).
+
+    A weak pull towards (1, 0) keeps the answer finite on separable data. Raises ``ValueError`` on one class only.
+    """
+    logits, labels = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
+    if labels.min() == labels.max():
+        raise ValueError("calibration needs both outcomes")
+
+    def loss(parameters: np.ndarray) -> float:
+        log_scale, bias = parameters
+        z = np.exp(log_scale) * logits + bias
+        return float(np.mean(np.logaddexp(0, z) - labels * z) + 1e-3 * (log_scale**2 + bias**2))
+
+    log_scale, bias = optimize.minimize(loss, np.zeros(2), method="Nelder-Mead").x
+    return float(np.exp(log_scale)), float(bias)
+
+
+def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The threshold of highest balanced accuracy (score >= threshold is positive), midway between neighbours."""
+    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    if labels.all() or not labels.any():
+        raise ValueError("a threshold needs both outcomes")
+    levels = np.unique(scores)
+    candidates = (levels[1:] + levels[:-1]) / 2 if len(levels) > 1 else levels
+    return float(max(candidates, key=lambda c: balanced_accuracy(scores >= c, labels)))

@@ -1,0 +1,92 @@
+"""Every setting of the world model. Sizes that the simulator fixes (pixels, proprio, actions) are not here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DENOISERS = ("hybrid",)
+CODECS = ("pixel",)
+PRECISIONS = ("fp32", "bf16")
+VIDEO_LOSSES = ("l1", "mse")
+SUCCESS_LOSSES = ("bce", "mse")
+
+
+def require_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` naming ``key`` and the allowed values."""
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}, allowed: {', '.join(allowed)}")
+
+
+def require_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise ``ValueError`` naming ``key`` and its range unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{key} is {value}, allowed: {low} to {high}")
+
+
+@dataclass(frozen=True)
+class HybridConfig:
+    """The convolutional U-Net with a transformer bottleneck."""
+
+    patch: int = 4  # pixels per side that the input folds into channels: the U-Net runs at size / patch
+    width: int = 64  # channels of the U-Net
+    num_res_blocks: int = 2  # FiLM residual blocks before and again after the transformer
+    dim: int = 192  # channels of the transformer at size / (2 patch)
+    num_heads: int = 6  # attention heads; divides dim
+    num_blocks: int = 3  # transformer blocks
+    condition_dim: int = 192  # channels of the vector that conditions the residual blocks
+    num_keypoints: int = 8  # image points that proprio is drawn at, now and next; 0: none
+
+    def __post_init__(self) -> None:
+        for key in ("patch", "width", "num_res_blocks", "dim", "num_heads", "num_blocks", "condition_dim"):
+            require_range(f"hybrid.{key}", getattr(self, key), 1)
+        require_range("hybrid.num_keypoints", self.num_keypoints, 0)
+        if self.dim % self.num_heads or self.condition_dim % 2:
+            raise ValueError(
+                f"hybrid.dim {self.dim} must be a multiple of hybrid.num_heads {self.num_heads} "
+                f"and hybrid.condition_dim {self.condition_dim} even"
+            )
+
+
+@dataclass(frozen=True)
+class SelfRolloutConfig:
+    """Training on the model's own predictions, see `SelfRolloutPool`."""
+
+    share: float = 0.5  # share of a batch that continues the model's own predictions, 0 to 1; 0: off
+
+    def __post_init__(self) -> None:
+        require_range("self_rollout.share", self.share, 0, 1)
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Architecture, losses and sampling of the world model."""
+
+    denoiser: str = "hybrid"  # which denoiser: hybrid
+    codec: str = "pixel"  # which codec: pixel
+    hybrid: HybridConfig = field(default_factory=HybridConfig)  # settings of the hybrid denoiser
+    self_rollout: SelfRolloutConfig = field(default_factory=SelfRolloutConfig)  # training on own predictions
+    num_sampler_steps: int = 1  # denoising steps per imagined frame
+    zero_time_share: float = 0.6  # share of training samples that start from pure noise (t = 0), 0 to 1
+    context_noise: float = 0.05  # largest noise added to context frames in training, in units of [-1, 1] images
+    video_loss: str = "l1"  # pixel loss: l1 or mse
+    moved_weight: float = 4.0  # extra pixel weight where the target differs from now or from the first frame
+    rare_weight: float = 1.0  # strength of the extra pixel weight of rare colours; 0: none
+    success_loss: str = "bce"  # loss of the success head: bce or mse (squared error of the probability)
+    success_weight: float = 0.1  # weight of the success loss beside the video loss
+    success_time_weight_max: float = 4.0  # cap of the success loss' growth towards clean frames; 1: none
+    proprio_weight: float = 0.2  # weight of the proprio loss beside the video loss
+    ema_decay: float = 0.995  # decay per step of the averaged weights that imagine
+    precision: str = "bf16"  # arithmetic of the networks: fp32 or bf16 (autocast; weights stay fp32)
+
+    def __post_init__(self) -> None:
+        require_choice("world_model.denoiser", self.denoiser, DENOISERS)
+        require_choice("world_model.codec", self.codec, CODECS)
+        require_choice("world_model.video_loss", self.video_loss, VIDEO_LOSSES)
+        require_choice("world_model.success_loss", self.success_loss, SUCCESS_LOSSES)
+        require_choice("world_model.precision", self.precision, PRECISIONS)
+        require_range("world_model.num_sampler_steps", self.num_sampler_steps, 1)
+        require_range("world_model.zero_time_share", self.zero_time_share, 0, 1)
+        require_range("world_model.success_time_weight_max", self.success_time_weight_max, 1)
+        require_range("world_model.ema_decay", self.ema_decay, 0, 0.999999)
+        for key in ("context_noise", "moved_weight", "rare_weight", "success_weight", "proprio_weight"):
+            require_range(f"world_model.{key}", getattr(self, key), 0)

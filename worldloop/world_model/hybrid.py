@@ -1,0 +1,141 @@
+"""The default denoiser for small machines: a convolutional U-Net with a transformer bottleneck.
+
+The image folds into patches (pixel-unshuffle), passes FiLM residual blocks, is halved, and meets tokens of the
+actions, proprio, instruction and noise level and a reward token in a small transformer; residual blocks lead back up.
+The output is a soft choice, pixel by pixel, between copying the frame now, the first frame, a learned background, and
+painting anew, so that what stands still stays sharp however long the rollout is.
+Shapes: B rows, C channels, K context frames, S proprio, A action, s actions per frame, p patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldloop.networks.blocks import FilmResBlock, TransformerBlock, make_mlp
+from worldloop.networks.embeddings import KeypointMaps, embed_time
+from worldloop.types import WorldloopError
+from worldloop.world_model.config import HybridConfig
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
+
+NUM_SOURCES = 4  # now, first, background, painted
+
+
+class HybridDenoiser(nn.Module):
+    """`Denoiser` for one frame at a time; see the module's docstring."""
+
+    frames_per_call = 1
+
+    def __init__(
+        self,
+        config: HybridConfig,
+        channels: int,
+        size: int,
+        proprio_dim: int,
+        action_dim: int,
+        actions_per_frame: int,
+        instruction_dim: int,
+    ) -> None:
+        super().__init__()
+        if size % (2 * config.patch):
+            raise WorldloopError(
+                f"frames of {size} pixels do not divide by 2 x hybrid.patch = {2 * config.patch}: change either"
+            )
+        self.patch = config.patch
+        self.channels = channels
+        self.feature_dim = dim = config.dim
+        width, grid = config.width, size // config.patch
+        self.background = nn.Parameter(torch.zeros(channels, size, size))
+        self.stem = nn.Conv2d(5 * channels * config.patch**2, width, 1)
+        self.position = nn.Parameter(torch.randn(width, grid, grid) * 0.02)
+        self.keypoints: KeypointMaps | None = None
+        if config.num_keypoints:
+            self.keypoints = KeypointMaps(proprio_dim, config.num_keypoints, grid)
+            self.draw = nn.Conv2d(2 * config.num_keypoints, width, 1)
+        stacked = actions_per_frame * action_dim
+        condition_input = config.condition_dim + stacked + 2 * proprio_dim + instruction_dim
+        self.condition_dim = config.condition_dim
+        self.condition = make_mlp(condition_input, config.condition_dim, config.condition_dim)
+        self.action_token = nn.Linear(action_dim, dim)
+        self.action_position = nn.Parameter(torch.randn(actions_per_frame, dim) * 0.02)
+        self.proprio_tokens = nn.Linear(2 * proprio_dim, 2 * dim)
+        self.condition_token = nn.Linear(config.condition_dim, dim)
+        self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.down_blocks = nn.ModuleList(
+            FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks)
+        )
+        self.down = nn.Conv2d(width * 4, dim, 1)
+        self.token_position = nn.Parameter(torch.randn((grid // 2) ** 2, dim) * 0.02)
+        self.blocks = nn.ModuleList(TransformerBlock(dim, config.num_heads) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Conv2d(dim, width * 4, 1)
+        self.up_blocks = nn.ModuleList(
+            FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks)
+        )
+        self.out = nn.Conv2d(width, (channels + NUM_SOURCES) * config.patch**2, 1)
+        self._start_as_a_copy()
+
+    def _start_as_a_copy(self) -> None:
+        """Initially the output is close to the frame now."""
+        bias = torch.zeros(self.channels + NUM_SOURCES, self.patch**2)
+        bias[self.channels] = 2.0
+        with torch.no_grad():
+            self.out.weight.mul_(0.2)
+            self.out.bias.copy_(bias.flatten())  # type: ignore[union-attr]
+
+    def forward(self, noisy: Tensor, t: Tensor, context: Tensor, conditioning: Conditioning) -> DenoiserOutput:
+        """See `Denoiser`: L = 1; ``context`` is (first, previous, now)."""
+        first, previous, now = context[:, 0], context[:, -2], context[:, -1]
+        background = self.background.to(now).expand_as(now)
+        image = torch.cat([noisy[:, 0], now, now - previous, first, background], dim=1)
+        condition = self.condition(
+            torch.cat(
+                [
+                    embed_time(t, self.condition_dim),
+                    conditioning.actions[:, 0].flatten(1),
+                    conditioning.proprio,
+                    conditioning.next_proprio[:, 0],
+                    conditioning.instruction,
+                ],
+                dim=1,
+            )
+        )
+        x = self._stem(image)
+        if self.keypoints is not None:
+            points = torch.cat(
+                [self.keypoints(conditioning.proprio), self.keypoints(conditioning.next_proprio[:, 0])], dim=1
+            )
+            x = x + self.draw(points)
+        for block in self.down_blocks:
+            x = block(x, condition)
+        tokens = self._transform(x, condition, conditioning)
+        half = x.shape[-1] // 2
+        image_tokens = tokens[:, -half * half :].transpose(1, 2).reshape(len(x), -1, half, half)
+        x = x + functional.pixel_shuffle(self.up(image_tokens), 2)
+        for block in self.up_blocks:
+            x = block(x, condition)
+        painted = functional.pixel_shuffle(self.out(functional.silu(x)), self.patch).float()
+        choice = painted[:, self.channels :].softmax(1)[:, :, None]
+        sources = torch.stack([now, first, background, painted[:, : self.channels]], dim=1)
+        data = (choice * sources).sum(1)
+        return DenoiserOutput(data[:, None], tokens[:, None])
+
+    def _stem(self, image: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(image.device.type):  # cast before moving memory about
+            image = image.to(torch.get_autocast_dtype(image.device.type))
+        return self.stem(functional.pixel_unshuffle(image, self.patch)) + self.position
+
+    def _transform(self, x: Tensor, condition: Tensor, conditioning: Conditioning) -> Tensor:
+        """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer, the reward token first."""
+        B = len(x)
+        actions = self.action_token(conditioning.actions[:, 0]) + self.action_position
+        both = torch.cat([conditioning.proprio, conditioning.next_proprio[:, 0]], dim=1)
+        proprio = self.proprio_tokens(both).reshape(B, 2, -1)
+        reward = self.reward_token.to(actions.dtype).expand(B, 1, -1)
+        image = self.down(functional.pixel_unshuffle(x, 2)).flatten(2).transpose(1, 2) + self.token_position
+        parts = [reward, actions, proprio, self.condition_token(condition)[:, None], image]
+        tokens = torch.cat([p.to(image.dtype) for p in parts], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)

@@ -1,0 +1,272 @@
+"""The action-conditioned video world model: video, success and proprio from one forward pass.
+
+World-VLA-Loop (arXiv:2602.06508) trains a video denoiser with a reward head on its features; here any `Denoiser`
+does, and a proprio head goes ahead of it. Shapes: B rows, K context frames, M target frames, L frames per denoiser
+call, s actions per frame, S proprio, A action, H = M s actions of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldloop.interfaces import ImaginedChunk, Metrics, WorldModelOutput
+from worldloop.networks import flow
+from worldloop.networks.instruction import InstructionEncoder
+from worldloop.randomness import row_normal
+from worldloop.types import Clip, Normalisation, Observation, SimulatorSpec, WorldloopError
+from worldloop.world_model import losses
+from worldloop.world_model.codec import PixelCodec
+from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
+from worldloop.world_model.heads import ProprioHead, SuccessHead
+from worldloop.world_model.hybrid import HybridDenoiser
+from worldloop.world_model.sampler import sample
+from worldloop.world_model.state import ImaginationState
+
+INSTRUCTION_DIM = 32
+CONTEXT_FRAMES = 3  # first of the episode, previous, now
+POSITIVE_RATE_DECAY = 0.99
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One frame's loss terms [B] and its detached prediction."""
+
+    video: Tensor
+    success: Tensor
+    proprio: Tensor
+    next_latent: Tensor
+    next_proprio: Tensor
+    is_prediction: Tensor
+
+
+class VideoWorldModel(nn.Module):
+    """`WorldModel` over a codec, a denoiser and two heads.
+
+    The state dict, ``config``, ``spec`` and ``normalisation`` make it up completely. ``forward`` is `compute_loss`,
+    so that a data-parallel wrapper sees every gradient.
+    """
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    positive_rate: Tensor
+
+    def __init__(self, config: WorldModelConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.codec = PixelCodec(spec.image_size)
+        self.instruction = InstructionEncoder(INSTRUCTION_DIM)
+        stacked = spec.actions_per_frame * spec.action_dim
+        self.proprio_head = ProprioHead(spec.proprio_dim, stacked, self.codec.channels)
+        self.denoiser = HybridDenoiser(
+            config.hybrid,
+            self.codec.channels,
+            self.codec.size,
+            spec.proprio_dim,
+            spec.action_dim,
+            spec.actions_per_frame,
+            INSTRUCTION_DIM,
+        )
+        self.success_head = SuccessHead(self.denoiser.feature_dim)
+        self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
+        self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
+        self.register_buffer("action_low", torch.tensor(spec.action_low))
+        self.register_buffer("action_high", torch.tensor(spec.action_high))
+        self.register_buffer("positive_rate", torch.tensor(0.5))
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(self.proprio_mean, self.proprio_std)
+
+    @property
+    def device(self) -> torch.device:
+        return self.proprio_mean.device
+
+    def forward(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput:
+        return self.compute_loss(clip, generator)
+
+    def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput:
+        """The joint loss of M frames, each predicted from the one before.
+
+        From the second frame on the context is the model's own detached prediction where that was made without a look
+        at the target, else the real frame. ``generator`` is a CPU generator; only valid frames count.
+        """
+        clip = clip.to(self.device)
+        context = self.codec.encode(clip.context)
+        targets = self.codec.encode(clip.frames)
+        proprio = self.normalisation.normalise(clip.context_proprio)
+        real_proprio = self.normalisation.normalise(clip.proprio)
+        with self._autocast():
+            instruction = self.instruction(clip.instruction)
+        self._update_positive_rate(clip)
+        steps: list[_Step] = []
+        for m in range(targets.shape[1]):
+            step = self._train_step(
+                clip, m, context, targets[:, m], proprio, real_proprio[:, m], instruction, generator
+            )
+            steps.append(step)
+            own = step.is_prediction
+            latent = torch.where(own[:, None, None, None], step.next_latent, targets[:, m])
+            context = torch.stack([context[:, 0], context[:, -1], latent], dim=1)
+            proprio = torch.where(own[:, None], step.next_proprio, real_proprio[:, m])
+        return self._gather(clip, steps)
+
+    def start(self, context: Observation, noise_key: Tensor) -> ImaginationState:
+        """Start from an observation with K >= 1 frames; a missing previous frame is the frame now."""
+        if context.proprio is None:
+            raise WorldloopError("the world model needs proprio in its context: use an observation that has it")
+        frames = context.frames.to(self.device)
+        previous = frames[:, -2] if frames.shape[1] > 1 else frames[:, -1]
+        frames = torch.stack([frames[:, 0], previous, frames[:, -1]], dim=1)
+        with torch.no_grad():
+            instruction = self.instruction(context.instruction).float()
+        return ImaginationState(
+            context=self.codec.encode(frames),
+            proprio=self.normalisation.normalise(context.proprio.to(self.device)),
+            instruction=instruction.contiguous(),
+            noise_key=noise_key.clone(),
+            step=torch.zeros_like(noise_key),
+        )
+
+    @torch.no_grad()
+    def imagine(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, ImaginedChunk]:
+        """Roll ``actions`` f32 [B, H, A] in environment units forward; H is a multiple of s. No gradients."""
+        B, H, A = actions.shape
+        s = self.spec.actions_per_frame
+        if len(state) != B or H % s or self.spec.action_dim != A:
+            raise ValueError(
+                f"actions {tuple(actions.shape)} for {len(state)} rows, {s} per frame, {self.spec.action_dim} wide"
+            )
+        per_frame = self._scale_actions(actions.to(self.device)).reshape(B, H // s, s, A)
+        frames, proprios, logits = [], [], []
+        for m in range(H // s):
+            state, logit = self._imagine_frame(state, per_frame[:, m])
+            frames.append(self.codec.decode(state.context[:, -1]))
+            proprios.append(state.proprio * self.proprio_std + self.proprio_mean)
+            logits.append(logit)
+        return state, ImaginedChunk(torch.stack(frames, 1), torch.stack(proprios, 1), torch.stack(logits, 1))
+
+    def features(self, context: Observation) -> Tensor:
+        """Tokens f32 [B, N, F] of what follows the context when no action moves the robot, with gradients."""
+        state = self.start(context, torch.zeros(len(context), dtype=torch.long))
+        shape = (len(context), self.spec.actions_per_frame, self.spec.action_dim)
+        actions = torch.zeros(shape, device=self.device)
+        with self._autocast():
+            instruction = self.instruction(context.instruction)
+            conditioning, _ = self._condition(state.context, state.proprio, actions, instruction)
+            noisy = torch.zeros_like(state.context[:, -1:])
+            output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), state.context, conditioning)
+        return output.features[:, 0].float()
+
+    def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor]:
+        """One frame further by ``actions`` [B, s, A] in [-1, 1]; the second value is the success logit [B]."""
+        shape = tuple(state.context.shape[2:])
+        noise = row_normal(state.noise_key, state.step, shape).to(self.device)[:, None]
+        with self._autocast():
+            conditioning, next_proprio = self._condition(state.context, state.proprio, actions, state.instruction)
+
+            def denoise(noisy: Tensor, t: Tensor) -> DenoiserOutput:
+                return self.denoiser(noisy, t, state.context, conditioning)
+
+            output = sample(denoise, noise, self.config.num_sampler_steps)
+            logit = self.success_head(output.features)[:, 0]
+        latent = output.data[:, 0].float().clamp(-1, 1)
+        context = torch.stack([state.context[:, 0], state.context[:, -1], latent], dim=1)
+        moved = ImaginationState(context, next_proprio, state.instruction, state.noise_key, state.step + 1)
+        return moved, logit
+
+    def _condition(
+        self, context: Tensor, proprio: Tensor, actions: Tensor, instruction: Tensor
+    ) -> tuple[Conditioning, Tensor]:
+        """The denoiser's conditioning, and the predicted next proprio [B, S] with gradients."""
+        next_proprio = self.proprio_head(proprio, actions, context[:, -1])
+        conditioning = Conditioning(actions[:, None], proprio, next_proprio.detach()[:, None], instruction)
+        return conditioning, next_proprio
+
+    def _train_step(
+        self,
+        clip: Clip,
+        m: int,
+        context: Tensor,
+        target: Tensor,
+        proprio: Tensor,
+        real_proprio: Tensor,
+        instruction: Tensor,
+        generator: torch.Generator,
+    ) -> _Step:
+        B = len(target)
+        config = self.config
+        t = flow.sample_times(B, config.zero_time_share, generator).to(self.device)
+        noise = torch.randn(target.shape, generator=generator).to(self.device)
+        seen = self._perturb(context, generator)
+        actions = self._scale_actions(clip.actions[:, m])
+        with self._autocast():
+            conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
+            noisy = flow.interpolate(noise, target, t)
+            output = self.denoiser(noisy[:, None], t, seen, conditioning)
+            logit = self.success_head(output.features)[:, 0]
+        predicted = output.data[:, 0].float()
+        weights = losses.weigh_pixels(target, context[:, -1], context[:, 0], config.moved_weight, config.rare_weight)
+        success = losses.compute_success_loss(config.success_loss, logit, clip.success[:, m], self.positive_rate)
+        return _Step(
+            video=losses.compute_video_loss(config.video_loss, predicted, target, weights),
+            success=success * losses.weigh_times(t, config.success_time_weight_max),
+            proprio=(next_proprio - real_proprio).abs().mean(1),
+            next_latent=predicted.detach().clamp(-1, 1),
+            next_proprio=next_proprio.detach(),
+            is_prediction=t == 0,
+        )
+
+    def _perturb(self, context: Tensor, generator: torch.Generator) -> Tensor:
+        """Previous and now plus noise of a level drawn per row, up to ``context_noise``; the first stays clean."""
+        if not self.config.context_noise:
+            return context
+        noise = torch.randn(context[:, 1:].shape, generator=generator)
+        level = torch.rand(len(context), 1, 1, 1, 1, generator=generator) * self.config.context_noise
+        return torch.cat([context[:, :1], context[:, 1:] + (noise * level).to(context)], dim=1)
+
+    def _gather(self, clip: Clip, steps: list[_Step]) -> WorldModelOutput:
+        valid = clip.valid.float()
+        count = valid.sum().clamp_min(1)
+
+        def average(name: str) -> Tensor:
+            return (torch.stack([getattr(step, name) for step in steps], 1) * valid).sum() / count
+
+        video, success, proprio = average("video"), average("success"), average("proprio")
+        loss = video + self.config.success_weight * success + self.config.proprio_weight * proprio
+        metrics: Metrics = {
+            "loss": loss.item(),
+            "loss_video": video.item(),
+            "loss_success": success.item(),
+            "loss_proprio": proprio.item(),
+        }
+        first = steps[0]
+        return WorldModelOutput(
+            loss=loss,
+            metrics=metrics,
+            next_frames=self.codec.decode(first.next_latent),
+            next_proprio=first.next_proprio * self.proprio_std + self.proprio_mean,
+            is_prediction=first.is_prediction & clip.valid[:, 0],
+        )
+
+    @torch.no_grad()
+    def _update_positive_rate(self, clip: Clip) -> None:
+        """The share of success frames, averaged over batches, balances the success loss."""
+        if self.training:
+            valid = clip.valid.float()
+            rate = (clip.success * valid).sum() / valid.sum().clamp_min(1)
+            self.positive_rate.lerp_(rate, 1 - POSITIVE_RATE_DECAY)
+
+    def _scale_actions(self, actions: Tensor) -> Tensor:
+        """Environment units -> [-1, 1] by the simulator's bounds."""
+        return 2 * (actions - self.action_low) / (self.action_high - self.action_low) - 1
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

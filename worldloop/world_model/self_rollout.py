@@ -1,0 +1,102 @@
+"""Training on the model's own predictions, to full episode depth, at no extra cost.
+
+A rollout feeds on itself: what a model sees after eight frames is its own drift, which it never met in training. The
+pool keeps the model's detached one-step predictions; a share of each batch continues them towards the real target of
+that frame, with the gradient of that one step. Related: Self-Forcing (arXiv:2506.08009) unrolls within a step;
+the persistent pool spreads the unrolling over steps, as in pool-trained neural cellular automata (Mordvintsev 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from worldloop.interfaces import WorldModelOutput
+from worldloop.types import Clip, _Rows
+
+
+@dataclass(frozen=True)
+class _PoolRows(_Rows):
+    """``index`` int64 [P, 2] (episode, frame step of now), ``context`` u8 [P, K, h, w, 3], ``proprio`` f32 [P, S],
+    ``depth`` int64 [P]: how many of the model's own predictions led here.
+    """
+
+    index: Tensor
+    context: Tensor
+    proprio: Tensor
+    depth: Tensor
+
+    def __len__(self) -> int:
+        return len(self.depth)
+
+
+class SelfRolloutPool:
+    """A step: ``clip = pool.compose(...)``, ``output = model(clip, generator)``, ``pool.update(clip, output)``.
+
+    ``share`` of a batch comes from the pool once that is full; ``num_frame_steps`` int64 [num_episodes] is F of each
+    episode. A pooled row is advanced by its prediction, is put back as it was when the step's prediction had looked
+    at the target (t > 0), and leaves when its episode has no further target. Vacancies go to the fresh rows
+    nearest to their episode's start, so that the pool covers whole episodes. Nothing here is random.
+    """
+
+    def __init__(self, batch_size: int, share: float, num_frame_steps: Tensor) -> None:
+        if batch_size < 1 or not 0 <= share <= 1:
+            raise ValueError(f"batch_size {batch_size} must be >= 1 and share {share} in [0, 1]")
+        self.batch_size = batch_size
+        self.capacity = int(batch_size * share)
+        self.num_frame_steps = num_frame_steps
+        self._pool: _PoolRows | None = None
+        self._pending: _PoolRows | None = None  # what compose took out, in the order of the clip's first rows
+
+    def __len__(self) -> int:
+        return 0 if self._pool is None else len(self._pool)
+
+    def compose(self, choose: Callable[[int], Tensor], load: Callable[[Tensor, int], Clip]) -> Clip:
+        """The next batch: the pooled rows first, then fresh ones.
+
+        ``choose(n)`` gives int64 [n, 2] indices of fresh clips; ``load(index, num_frames)`` the real clips there.
+        """
+        num_fresh = self.batch_size - len(self)
+        indices = [choose(num_fresh)] if num_fresh else []
+        self._pending, self._pool = self._pool, None
+        if self._pending is None or len(self._pending) == 0:
+            self._pending = None
+            return load(torch.cat(indices), 1)
+        clip = load(torch.cat([self._pending.index, *indices]), 1)
+        n = len(self._pending)
+        return replace(
+            clip,
+            context=torch.cat([self._pending.context.to(clip.context), clip.context[n:]]),
+            context_proprio=torch.cat([self._pending.proprio.to(clip.context_proprio), clip.context_proprio[n:]]),
+        )
+
+    def update(self, clip: Clip, output: WorldModelOutput) -> None:
+        """Take in the predictions of the batch that `compose` gave."""
+        if self.capacity == 0:
+            return
+        num_pooled = 0 if self._pending is None else len(self._pending)
+        depth = torch.zeros(len(clip.index), dtype=torch.long)
+        if self._pending is not None:
+            depth[:num_pooled] = self._pending.depth
+        predicted = output.is_prediction.cpu()
+        advanced = _PoolRows(
+            index=torch.stack([clip.index[:, 0], clip.index[:, 1] + 1], dim=1),
+            context=torch.stack(
+                [clip.context[:, 0], clip.context[:, -1], output.next_frames.to(clip.context)], dim=1
+            ),
+            proprio=output.next_proprio.to(clip.context_proprio),
+            depth=depth + 1,
+        )
+        continues = predicted & (advanced.index[:, 1] < self.num_frame_steps[advanced.index[:, 0]])
+        kept = continues[:num_pooled].nonzero()[:, 0]
+        fresh = continues[num_pooled:].nonzero()[:, 0] + num_pooled
+        parts = [advanced.rows(kept)]
+        if self._pending is not None:
+            parts.append(self._pending.rows((~predicted[:num_pooled]).nonzero()[:, 0]))
+        vacancies = self.capacity - sum(len(part) for part in parts)
+        earliest = fresh[torch.argsort(advanced.index[fresh, 1], stable=True)][:vacancies]
+        self._pool = _PoolRows.cat([*parts, advanced.rows(earliest)])
+        self._pending = None
