@@ -2,7 +2,7 @@
 
 Why not LeRobot's own writer: it takes 48 s for 600 episodes of 11 frames (it writes every frame as a PNG file, reads
 it back twice and rewrites all statistics per episode), after an import of 15 s, in every process that appends. This
-takes about 6 s and is deterministic byte for byte. `tests/sans` opens the result with LeRobot's own loader.
+takes about 7 s and is deterministic byte for byte. `tests/sans` opens the result with LeRobot's own loader.
 
 Layout: ``meta/info.json``, ``meta/stats.json``, ``meta/tasks.parquet``, ``meta/episodes/chunk-000/file-000.parquet``,
 ``data/chunk-000/file-000.parquet``. One parquet row group is one episode; an image is a PNG in the table.

@@ -136,7 +136,8 @@ class ChunkedSimulator(ABC):
 
     def _run_frame(self, batch: _Batch, actions: Tensor) -> list[tuple[Tensor, ...]]:
         """Run the s actions of one stored frame; per action (reward, valid, success, distance), each [B]."""
-        limit, results = self.spec.max_episode_steps, []
+        limit = self.spec.max_episode_steps
+        results: list[tuple[Tensor, ...]] = []
         shown: Tensor | None = None  # this frame's images; a row that hit its limit early keeps its own
         moved = torch.zeros_like(batch.has_ended)
         pending = moved

@@ -158,7 +158,7 @@ class ManiSkillSimulator(ChunkedSimulator):
 
         camera, size = self._task.camera, self.config.image_size
         view = {"width": size, "height": size, "fov": camera.fov_rad, "pose": look_at(camera.eye_m, camera.target_m)}
-        env = gymnasium.make(
+        env: Any = gymnasium.make(
             self._task.name,
             obs_mode="none",
             reward_mode="none",

@@ -42,8 +42,8 @@ def run(state: LoopState, config: CollectEpisodesConfig, context: Context) -> Lo
         temperature=config.temperature,
     )
     episodes = run_jobs(context, jobs)
-    name = f"iteration_{state.iteration:03d}"
-    shard = context.store.append(episodes, f"{name}-policy", context.spec)
+    name = f"v{state.iteration + 1:03d}"
+    shard = context.store.append(episodes, f"{state.iteration:03d}-policy", context.spec)
     context.store.snapshot(name, [shard], parent=context.store.version(state.dataset))
     counts = Counter(e.meta.outcome for e in episodes)
     context.log(f"{len(episodes)} policy episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items())))

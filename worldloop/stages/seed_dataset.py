@@ -57,13 +57,13 @@ def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopSt
         variants=variants,
     )
     episodes = run_jobs(context, jobs)
-    shard = context.store.append(episodes, "iteration_000-scripted", context.spec)
-    context.store.snapshot("iteration_000-seed", [shard])
+    shard = context.store.append(episodes, "000-scripted", context.spec)
+    context.store.snapshot("v000", [shard])
     counts = Counter(e.meta.outcome for e in episodes)
     context.log(f"{len(episodes)} scripted episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items())))
     state = replace(
         state,
-        dataset="iteration_000-seed",
+        dataset="v000",
         env_steps=sum(e.num_env_steps for e in episodes),
     )
     return state.record(scripted_episodes=dict(sorted(counts.items())), demonstrations=config.episodes["expert"])

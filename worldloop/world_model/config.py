@@ -68,7 +68,7 @@ class WorldModelConfig:
     num_sampler_steps: int = 1  # denoising steps per imagined frame
     zero_time_share: float = 0.6  # share of training samples that start from pure noise (t = 0), 0 to 1
     context_noise: float = 0.05  # largest noise added to context frames in training, in units of [-1, 1] images
-    video_loss: str = "l1"  # pixel loss: l1 or mse
+    video_loss: str = "mse"  # pixel loss: l1 or mse
     moved_weight: float = 4.0  # extra pixel weight where the target differs from now or from the first frame
     rare_weight: float = 1.0  # strength of the extra pixel weight of rare colours; 0: none
     success_loss: str = "bce"  # loss of the success head: bce or mse (squared error of the probability)

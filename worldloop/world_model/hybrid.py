@@ -47,7 +47,7 @@ class HybridDenoiser(nn.Module):
         self.feature_dim = dim = config.dim
         width, grid = config.width, size // config.patch
         self.background = nn.Parameter(torch.zeros(channels, size, size))
-        self.stem = nn.Conv2d(5 * channels * config.patch**2, width, 1)
+        self.stem = nn.Conv2d(4 * channels * config.patch**2, width, 1)
         self.position = nn.Parameter(torch.randn(width, grid, grid) * 0.02)
         self.keypoints: KeypointMaps | None = None
         if config.num_keypoints:
@@ -88,7 +88,7 @@ class HybridDenoiser(nn.Module):
         """See `Denoiser`: L = 1; ``context`` is (first, previous, now)."""
         first, previous, now = context[:, 0], context[:, -2], context[:, -1]
         background = self.background.to(now).expand_as(now)
-        image = torch.cat([noisy[:, 0], now, now - previous, first, background], dim=1)
+        image = torch.cat([noisy[:, 0], now, previous, first], dim=1)
         condition = self.condition(
             torch.cat(
                 [

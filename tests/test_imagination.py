@@ -1,0 +1,127 @@
+"""The imagined simulator over a world model whose every answer is known."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldloop.imagination import ImaginedSimulator, SuccessCalibration
+from worldloop.interfaces import ImaginedChunk
+from worldloop.types import Observation, SimulatorSpec, _Rows
+
+SPEC = SimulatorSpec(
+    task="t", instruction="i", image_size=2, proprio_names=("x",), action_names=("a",), action_low=(-1.0,),
+    action_high=(1.0,), hz=10, actions_per_frame=2, max_episode_steps=8, success_radius_m=0.1, control_mode="c",
+    camera="cam", simulator_version="v",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _State(_Rows):
+    position: Tensor
+    noise_key: Tensor
+    step: Tensor
+
+
+class _Counting:
+    """Its position is the sum of all actions; the frame shows it; success is certain from position 4 on."""
+
+    def __init__(self) -> None:
+        self.imagined_rows = 0
+
+    def start(self, context: Observation, noise_key: Tensor) -> _State:
+        assert context.proprio is not None
+        return _State(context.proprio[:, 0].clone(), noise_key, torch.zeros_like(noise_key))
+
+    def imagine(self, state: _State, actions: Tensor) -> tuple[_State, ImaginedChunk]:
+        self.imagined_rows += len(actions)
+        per_frame = actions.reshape(len(actions), -1, 2).sum(-1)
+        positions = state.position[:, None] + per_frame.cumsum(1)
+        frames = positions.round().to(torch.uint8)[:, :, None, None, None].expand(-1, -1, 2, 2, 3)
+        logit = torch.where(positions >= 4, 10.0, -10.0)
+        state = _State(positions[:, -1], state.noise_key, state.step + per_frame.shape[1])
+        return state, ImaginedChunk(frames, positions[..., None], logit)
+
+
+def _observation(positions: list[float]) -> Observation:
+    B = len(positions)
+    return Observation(
+        frames=torch.zeros(B, 3, 2, 2, 3, dtype=torch.uint8),
+        proprio=torch.tensor(positions)[:, None],
+        instruction=("i",) * B,
+        env_step=torch.zeros(B, dtype=torch.long),
+    )
+
+
+def _simulator(model: _Counting, positions: list[float]) -> ImaginedSimulator:
+    simulator = ImaginedSimulator(model, SPEC, SuccessCalibration(), num_envs=4)  # type: ignore[arg-type]
+    simulator.reset(_observation(positions))
+    return simulator
+
+
+def test_success_inside_a_chunk_ends_the_row_at_its_frame() -> None:
+    simulator = _simulator(_Counting(), [0.0, 2.0])
+    step = simulator.step_chunk(torch.ones(2, 4, 1))
+    assert step.valid.tolist() == [[True] * 4, [True, True, False, False]]
+    assert step.rewards.tolist() == [[0, 0, 0, 1], [0, 1, 0, 0]]
+    assert step.success.tolist() == [[False, False, True, True], [True] * 4]
+    assert step.terminated.tolist() == [True, True]
+    assert step.truncated.tolist() == [False, False]
+
+
+def test_rows_that_ended_cost_nothing_and_stay_as_they_are() -> None:
+    model = _Counting()
+    simulator = _simulator(model, [3.0, 0.0])
+    first = simulator.step_chunk(torch.full((2, 2, 1), 0.5))
+    assert first.terminated.tolist() == [True, False]
+    second = simulator.step_chunk(torch.full((2, 2, 1), 0.5))
+    assert model.imagined_rows == 3
+    assert not second.valid[0].any()
+    assert second.rewards[0].sum() == 0
+    assert torch.equal(second.observation.frames[0], first.observation.frames[0])
+    assert second.observation.env_step.tolist() == [2, 4]
+
+
+def test_time_limit_truncates_without_success() -> None:
+    simulator = _simulator(_Counting(), [0.0])
+    ends = [simulator.step_chunk(torch.zeros(1, 4, 1)) for _ in range(2)]
+    assert [e.truncated.tolist() for e in ends] == [[False], [True]]
+    assert not ends[-1].terminated.any()
+
+
+def test_context_is_first_previous_now() -> None:
+    simulator = _simulator(_Counting(), [0.0])
+    step = simulator.step_chunk(torch.full((1, 4, 1), 0.5))
+    assert step.observation.frames[0, :, 0, 0, 0].tolist() == [0, 1, 2]
+    step = simulator.step_chunk(torch.full((1, 2, 1), 0.5))
+    assert step.observation.frames[0, :, 0, 0, 0].tolist() == [0, 2, 3]
+
+
+def test_single_rows_restart_without_touching_others() -> None:
+    simulator = _simulator(_Counting(), [3.5, 0.0])
+    simulator.step_chunk(torch.full((2, 2, 1), 0.5))
+    simulator.reset(_observation([1.0]), rows=torch.tensor([0]))
+    step = simulator.step_chunk(torch.full((2, 2, 1), 0.5))
+    assert step.proprio is not None
+    assert step.proprio[:, 0, 0].tolist() == [2.0, 2.0]
+    assert step.observation.env_step.tolist() == [2, 4]
+    assert not step.terminated.any()
+
+
+def test_calibration_moves_the_threshold() -> None:
+    calibration = SuccessCalibration(scale=0.5, bias=-1.0, threshold=0.5)
+    probability = calibration.probability(torch.tensor([1.9, 2.1]))
+    assert (probability >= calibration.threshold).tolist() == [False, True]
+    with pytest.raises(ValueError, match="scale"):
+        SuccessCalibration(scale=-1.0)
+
+
+def test_a_simulator_state_is_no_start() -> None:
+    with pytest.raises(TypeError, match="Observation"):
+        _simulator(_Counting(), [0.0]).reset(torch.zeros(1, 3))
+
+
+def test_chunks_must_hold_whole_frames() -> None:
+    with pytest.raises(ValueError, match="multiple of 2"):
+        _simulator(_Counting(), [0.0]).step_chunk(torch.zeros(1, 3, 1))
