@@ -72,18 +72,18 @@ class TransformerBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query reads tokens [B, N, C] -> [B, C]."""
+    """Learned queries read tokens [B, N, C] -> [B, num_queries * C]."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, num_queries: int = 1) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.query = nn.Parameter(torch.randn(dim, num_queries) * dim**-0.5)
         self.value = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self.norm(tokens)
-        weights = (tokens.float() @ self.query.float()).softmax(-1)
-        return (weights[:, None].to(tokens.dtype) @ self.value(tokens))[:, 0]
+        weights = (tokens @ self.query.to(tokens.dtype)).float().softmax(1)  # [B, N, num_queries]
+        return (weights.transpose(1, 2).to(tokens.dtype) @ self.value(tokens)).flatten(1)
 
 
 def make_mlp(input_dim: int, hidden_dim: int, output_dim: int, num_hidden: int = 2) -> nn.Sequential:

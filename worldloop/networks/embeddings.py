@@ -26,9 +26,7 @@ class KeypointMaps(nn.Module):
     def __init__(self, input_dim: int, num_points: int, size: int, hidden_dim: int = 128) -> None:
         super().__init__()
         self.num_points = num_points
-        self.points = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 2 * num_points)
-        )
+        self.points = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 2 * num_points))
         self.log_width = nn.Parameter(torch.full((num_points,), math.log(0.2)))
         self.register_buffer("axis", torch.linspace(-1, 1, size), persistent=False)
 

@@ -63,10 +63,10 @@ class CubeScriptedPolicy:
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
 
     def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
-        raise NotImplementedError("a scripted policy has no log-probabilities")
+        raise TypeError("a scripted policy has no log-probabilities")
 
     def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
-        raise NotImplementedError("a scripted policy does not learn")
+        raise TypeError("a scripted policy does not learn")
 
     def _plan(self, tcp: Tensor, cube: Tensor, goal: Tensor, step: Tensor) -> Tensor:
         """The action f32 [B, 3] towards the present phase's target, after advancing the phase."""

@@ -47,8 +47,9 @@ class ManiSkillTask:
     max_episode_steps: int
 
 
-# From the side and above: the gripper hides the cube neither when it pushes nor when it pulls.
-_TABLE_CAMERA = CameraPose(eye_m=(0.0, 0.6, 0.55), target_m=(0.0, 0.0, 0.05), fov_rad=0.72)
+# From the front left and above, close: both table axes are seen at full resolution, and so are the fingers beside the
+# cube. When pulling the gripper is between cube and camera and hides it for a while.
+_TABLE_CAMERA = CameraPose(eye_m=(0.3, 0.33, 0.58), target_m=(0.05, 0.0, 0.02), fov_rad=0.5)
 
 TASKS: dict[str, ManiSkillTask] = {
     "PushCube-v1": ManiSkillTask(

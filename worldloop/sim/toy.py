@@ -158,10 +158,10 @@ class ToyScriptedPolicy:
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
 
     def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
-        raise NotImplementedError("a scripted policy has no log-probabilities")
+        raise TypeError("a scripted policy has no log-probabilities")
 
     def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
-        raise NotImplementedError("a scripted policy does not learn")
+        raise TypeError("a scripted policy does not learn")
 
     def _plan(self, agent: Tensor, start: Tensor, step: Tensor) -> Tensor:
         """Get onto the line behind the block, then along it; ``too_high`` and ``far`` keep off the block."""

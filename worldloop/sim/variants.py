@@ -68,12 +68,12 @@ def draw_variant_parameters(variants: tuple[str, ...], row_keys: Tensor) -> Vari
         progress=where("stops_short", 0.15, 0.95, 0, 1.4),
         lateral_m=side * lateral,
         height_m=where("too_high", 0.05, 0.11, 3, 0.0),
-        wait_steps=where("late", 3, 26, 4, 0.0).floor(),
-        noise_scale=where("noisy", 0.15, 0.45, 5, 0.0),
+        wait_steps=where("late", 8, 40, 4, 0.0).floor(),
+        noise_scale=where("noisy", 0.3, 0.8, 5, 0.0),
         noise_phase=uniform[:, 8:14],
         wanders=torch.tensor([v == "far" for v in variants]),
         lifts_at_end=uniform[:, 6] < 0.5,
-        speed=0.6 + 0.4 * uniform[:, 7],
+        speed=0.4 + 0.3 * uniform[:, 7],
     )
 
 

@@ -17,8 +17,8 @@ class SuccessHead(nn.Module):
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
-        self.pool = AttentionPool(feature_dim)
-        self.mlp = make_mlp(2 * feature_dim, feature_dim, 1, num_hidden=1)
+        self.pool = AttentionPool(feature_dim, num_queries=4)
+        self.mlp = make_mlp(5 * feature_dim, feature_dim, 1, num_hidden=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """``features`` [B, L, N, F] -> logits f32 [B, L]."""
@@ -39,7 +39,7 @@ class ProprioHead(nn.Module):
         proprio_dim: int,
         stacked_action_dim: int,
         latent_channels: int,
-        hidden_dim: int = 192,
+        hidden_dim: int = 384,
         image_dim: int = 32,
     ) -> None:
         super().__init__()

@@ -70,9 +70,8 @@ class HybridDenoiser(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(dim, config.num_heads) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Conv2d(dim, width * 4, 1)
-        self.up_blocks = nn.ModuleList(
-            FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks)
-        )
+        self.up_blocks = nn.ModuleList(FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks))
+        self.read_back = nn.Conv2d(width * 4, dim, 1)
         self.out = nn.Conv2d(width, (channels + NUM_SOURCES) * config.patch**2, 1)
         self._start_as_a_copy()
 
@@ -115,11 +114,13 @@ class HybridDenoiser(nn.Module):
         x = x + functional.pixel_shuffle(self.up(image_tokens), 2)
         for block in self.up_blocks:
             x = block(x, condition)
+        seen = self.read_back(functional.pixel_unshuffle(x, 2)).flatten(2).transpose(1, 2)
+        features = torch.cat([tokens[:, : -half * half], tokens[:, -half * half :] + seen], dim=1)
         painted = functional.pixel_shuffle(self.out(functional.silu(x)), self.patch).float()
         choice = painted[:, self.channels :].softmax(1)[:, :, None]
         sources = torch.stack([now, first, background, painted[:, : self.channels]], dim=1)
         data = (choice * sources).sum(1)
-        return DenoiserOutput(data[:, None], tokens[:, None])
+        return DenoiserOutput(data[:, None], features[:, None])
 
     def _stem(self, image: Tensor) -> Tensor:
         if torch.is_autocast_enabled(image.device.type):  # cast before moving memory about

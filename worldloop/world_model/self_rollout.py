@@ -84,9 +84,7 @@ class SelfRolloutPool:
         predicted = output.is_prediction.cpu()
         advanced = _PoolRows(
             index=torch.stack([clip.index[:, 0], clip.index[:, 1] + 1], dim=1),
-            context=torch.stack(
-                [clip.context[:, 0], clip.context[:, -1], output.next_frames.to(clip.context)], dim=1
-            ),
+            context=torch.stack([clip.context[:, 0], clip.context[:, -1], output.next_frames.to(clip.context)], dim=1),
             proprio=output.next_proprio.to(clip.context_proprio),
             depth=depth + 1,
         )
