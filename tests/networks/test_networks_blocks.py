@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldloop.networks.blocks import Attention, AttentionPool, FilmResBlock, TransformerBlock, num_groups
+from worldloop.networks.blocks import (
+    Attention,
+    AttentionPool,
+    BoostedLinear,
+    FilmResBlock,
+    TransformerBlock,
+    num_groups,
+)
 from worldloop.networks.ema import EmaWeights
 from worldloop.networks.embeddings import KeypointMaps, embed_time
 
@@ -78,3 +85,18 @@ def test_ema_by_hand() -> None:
     assert not ema.module.weight.requires_grad
     with pytest.raises(ValueError, match="ema decay"):
         EmaWeights(source, decay=1.0)
+
+
+def test_boosted_linear_starts_alike_and_learns_faster() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(3, 2)
+    torch.manual_seed(0)
+    boosted = BoostedLinear(3, 2, gain=4.0)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(boosted(x), plain(x))
+    before = plain(x).detach()
+    for layer in (plain, boosted):
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+        layer(x).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(boosted(x) - before, 4 * (plain(x) - before), atol=1e-5, rtol=1e-3)

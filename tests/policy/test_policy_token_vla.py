@@ -195,6 +195,37 @@ def test_proprio_is_chosen_by_prefix_and_normalised() -> None:
     assert torch.isfinite(blind(replace(observation, proprio=None))).all()
 
 
+def test_image_statistics_cancel_background_and_contrast() -> None:
+    """A scene under another background and twice the contrast gives the same logits once both are fitted."""
+    policy = make_policy()
+    observation = make_observation(6)
+    scene = torch.randint(-20, 21, observation.frames.shape, generator=make_generator(3)).int()
+    scene = scene - scene.float().mean(dim=(0, 1), keepdim=True).round().int()
+    dim = replace(observation, frames=(scene + 100).to(torch.uint8))
+    vivid = replace(observation, frames=(2 * scene + 140).to(torch.uint8))
+    logits = []
+    for view in (dim, vivid):
+        policy.fit_image_statistics(view.frames.flatten(0, 1))
+        logits.append(policy(view))
+    unfitted = make_policy()
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+    assert (unfitted(dim) - unfitted(vivid)).abs().max() > 5e-4  # else the line above says nothing
+    fresh = make_policy()
+    fresh.load_state_dict(policy.state_dict())
+    assert torch.equal(fresh(vivid), logits[1])
+
+
+def test_keypoints_follow_a_blob() -> None:
+    """A map that responds to brightness puts its keypoint where the bright cell is."""
+    stem = make_policy().stem
+    stem.maps = torch.nn.Identity()
+    features = torch.zeros(2, 1, 8, 8)
+    features[0, 0, 1, 6] = features[1, 0, 7, 0] = 1.0
+    at = stem._keypoints(features)[:, 0]
+    axis = torch.linspace(-1, 1, 8)
+    assert torch.allclose(at, torch.stack([axis[[1, 7]], axis[[6, 0]]], dim=1), atol=1e-4)
+
+
 def test_number_of_frames_seen() -> None:
     observation = make_observation(1)
     changed = replace(observation, frames=observation.frames.clone())
@@ -210,7 +241,7 @@ def test_number_of_frames_seen() -> None:
     ("key", "value"),
     [
         ("num_bins", 12), ("num_heads", 5), ("temperature", 0.0), ("num_frames", 4), ("label_smoothing", 1.0),
-        ("action_low", 0.7), ("stem_channels", ()), ("width", 0), ("augment_shift_px", -1),
+        ("action_low", 0.7), ("stem_channels", ()), ("width", 0), ("augment_shift_px", -1), ("num_image_tokens", 1),
     ],
 )  # fmt: skip
 def test_config_names_the_bad_key(key: str, value: object) -> None:

@@ -72,25 +72,43 @@ class TransformerBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned queries read tokens [B, N, C] -> [B, num_queries * C]."""
+    """One learned query reads tokens [B, N, C] -> [B, C]."""
 
-    def __init__(self, dim: int, num_queries: int = 1) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.query = nn.Parameter(torch.randn(dim, num_queries) * dim**-0.5)
+        self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.value = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self.norm(tokens)
-        weights = (tokens @ self.query.to(tokens.dtype)).float().softmax(1)  # [B, N, num_queries]
-        return (weights.transpose(1, 2).to(tokens.dtype) @ self.value(tokens)).flatten(1)
+        weights = (tokens.float() @ self.query).softmax(-1)
+        return (weights[:, None].to(tokens.dtype) @ self.value(tokens))[:, 0]
 
 
-def make_mlp(input_dim: int, hidden_dim: int, output_dim: int, num_hidden: int = 2) -> nn.Sequential:
-    """Linear layers with SiLU between them and ``num_hidden`` hidden layers."""
+class BoostedLinear(nn.Linear):
+    """A linear layer that learns ``gain`` times faster than its neighbours under one Adam.
+
+    Adam moves every stored weight by about the learning rate whatever its gradient; here the stored weight is
+    1 / gain of the effective one, as in equalised learning rates (Karras et al. 2018, arXiv:1710.10196).
+    """
+
+    def __init__(self, input_dim: int, output_dim: int, gain: float) -> None:
+        super().__init__(input_dim, output_dim)
+        self.gain = gain
+        with torch.no_grad():
+            self.weight.div_(gain)
+            self.bias.div_(gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight * self.gain, self.bias * self.gain)
+
+
+def make_mlp(input_dim: int, hidden_dim: int, output_dim: int, num_hidden: int = 2, gain: float = 1.0) -> nn.Sequential:
+    """Linear layers with SiLU between them and ``num_hidden`` hidden layers; ``gain``: see `BoostedLinear`."""
     layers: list[nn.Module] = []
     width = input_dim
     for _ in range(num_hidden):
-        layers += [nn.Linear(width, hidden_dim), nn.SiLU()]
+        layers += [BoostedLinear(width, hidden_dim, gain), nn.SiLU()]
         width = hidden_dim
-    return nn.Sequential(*layers, nn.Linear(width, output_dim))
+    return nn.Sequential(*layers, BoostedLinear(width, output_dim, gain))

@@ -4,13 +4,13 @@ Image tokens, an instruction token, an optional proprio token and H x A learned 
 one bidirectional transformer; every action token of the chunk is decoded in the same forward pass. Actions are bins,
 so log-probabilities are exact, which GRPO needs.
 
-    image u8 -> convolutional stem -> flatten -> image tokens  \\
-    instruction -> hashed words -> token                        > Llama blocks, full attention -> logits
-    proprio (chosen dimensions, normalised) -> token           /
-    H x A action queries                                      /       f32 [B, H, A, bins]
+    image u8 -> convolutional stem -> keypoints, flattened features -> image tokens  \\
+    instruction -> hashed words -> token                                              >  Llama blocks,
+    proprio (chosen dimensions, normalised) -> token                                 /   full attention
+    H x A action queries                                                            /    -> logits [B, H, A, bins]
 
-Two departures from OpenVLA-OFT: the image enters through a convolutional stem whose flattened features keep absolute
-position (from few demonstrations this beats patches by far), and the blocks are trained from scratch.
+Two departures from OpenVLA-OFT: the image enters through a convolutional stem that keeps absolute position (from few
+demonstrations this beats patches by far; see `worldloop.policy.image_stem`), and the blocks are trained from scratch.
 Shapes: B rows, H actions a chunk, A action dimensions, L tokens, C width.
 """
 
@@ -28,6 +28,7 @@ from worldloop.interfaces import Metrics
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.policy.action_bins import ActionBins
 from worldloop.policy.augment import augment_frames
+from worldloop.policy.image_stem import ImageStem
 from worldloop.types import (
     ActionChunk,
     ImitationBatch,
@@ -43,12 +44,13 @@ from worldloop.types import (
 class TokenVLAConfig:
     """The token VLA's shape, its action bins and how it learns from demonstrations."""
 
-    width: int = 192  # channels of every token
-    num_layers: int = 3  # transformer blocks
-    num_heads: int = 6  # attention heads; divides width
-    mlp_width: int = 384  # hidden channels of a block's gated MLP
+    width: int = 128  # channels of every token
+    num_layers: int = 2  # transformer blocks
+    num_heads: int = 4  # attention heads; divides width
+    mlp_width: int = 256  # hidden channels of a block's gated MLP
     stem_channels: tuple[int, ...] = (32, 64, 32)  # output channels of each stride-2 convolution
-    num_image_tokens: int = 4  # tokens the flattened stem features become
+    num_image_tokens: int = 4  # image tokens: one of keypoints, the rest of the flattened stem features
+    num_keypoints: int = 32  # spatial-softmax keypoints of the keypoint token
     num_frames: int = 1  # latest frames the policy sees, 1 to 3; with 1 it cannot see speed
     use_proprio: bool = True  # whether the proprio token is there
     proprio_prefixes: tuple[str, ...] = ("tcp",)  # proprio dimensions used, by the beginning of their names; "" is all
@@ -58,13 +60,15 @@ class TokenVLAConfig:
     num_bins: int = 13  # bins per action dimension; odd, so that zero is a bin centre
     temperature: float = 1.0  # softmax temperature when sampling, and of every log-probability
     label_smoothing: float = 0.1  # cloning: probability given to the neighbouring bins, 0 to below 1
-    augment_shift_px: int = 2  # cloning: largest random shift of the image, pixels
+    augment_shift_px: int = 1  # cloning: largest random shift of the image, pixels
     augment_brightness: float = 0.1  # cloning: largest relative change of brightness, 0 to below 1
 
     def __post_init__(self) -> None:
-        for key in ("width", "num_layers", "num_heads", "mlp_width", "num_image_tokens"):
+        for key in ("width", "num_layers", "num_heads", "mlp_width", "num_keypoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"policy.{key} is {getattr(self, key)}; allowed: 1 or more")
+        if self.num_image_tokens < 2:
+            raise ValueError(f"policy.num_image_tokens is {self.num_image_tokens}; allowed: 2 or more")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(f"policy.num_heads is {self.num_heads}; allowed: width / num_heads an even whole number")
         if not self.stem_channels or min(self.stem_channels) < 1:
@@ -82,36 +86,6 @@ class TokenVLAConfig:
                 raise ValueError(f"policy.{key} is {getattr(self, key)}; allowed: 0 to below 1")
         if self.augment_shift_px < 0:
             raise ValueError(f"policy.augment_shift_px is {self.augment_shift_px}; allowed: 0 or more")
-
-
-class ImageStem(nn.Module):
-    """Frames [B, 3K, h, w] in [-1, 1] -> tokens [B, num_tokens, width].
-
-    Every token is a linear map of *all* flattened features, with its own weights for each place in the image.
-    """
-
-    def __init__(
-        self, in_channels: int, channels: tuple[int, ...], image_size: int, num_tokens: int, width: int
-    ) -> None:
-        super().__init__()
-        factor = 2 ** len(channels)
-        if image_size % factor:
-            raise ValueError(
-                f"policy.stem_channels has {len(channels)} stride-2 layers; image size {image_size} is not "
-                f"divisible by {factor}"
-            )
-        layers: list[nn.Module] = []
-        for previous, current in zip((in_channels, *channels), channels, strict=False):
-            layers += [nn.Conv2d(previous, current, 4, stride=2, padding=1), nn.SiLU()]
-        num_features = channels[-1] * (image_size // factor) ** 2
-        self.num_tokens = num_tokens
-        self.convolutions = nn.Sequential(*layers)
-        self.norm = nn.LayerNorm(num_features)
-        self.project = nn.Linear(num_features, num_tokens * width)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        flat = self.norm(self.convolutions(pixels).flatten(1))
-        return self.project(flat).unflatten(1, (self.num_tokens, -1))
 
 
 def make_transformer(config: TokenVLAConfig) -> nn.Module:
@@ -140,7 +114,8 @@ class TokenVLA(nn.Module):
     """`worldloop.interfaces.Policy` on discretised actions. A chunk's ``trace["tokens"]`` is int64 [B, H, A].
 
     Initial weights come from torch's global generator: seed it before constructing. There is no dropout, so the
-    same weights give the same log-probabilities in training and in evaluation mode.
+    same weights give the same log-probabilities in training and in evaluation mode. Before cloning, call
+    `fit_image_statistics` once.
 
     ``temperature`` (sampling, and every log-probability and entropy) and ``version`` may be set.
     """
@@ -160,7 +135,12 @@ class TokenVLA(nn.Module):
         self.version = ""
         self.bins = ActionBins(spec, config.action_low, config.action_high, config.num_bins, config.full_range_actions)
         self.stem = ImageStem(
-            3 * config.num_frames, config.stem_channels, spec.image_size, config.num_image_tokens, config.width
+            num_frames=config.num_frames,
+            channels=config.stem_channels,
+            image_size=spec.image_size,
+            num_tokens=config.num_image_tokens,
+            num_keypoints=config.num_keypoints,
+            width=config.width,
         )
         self.instruction = InstructionEncoder(config.width)
         self.proprio_index = _select_proprio(config, spec)
@@ -178,6 +158,13 @@ class TokenVLA(nn.Module):
         self.transformer = make_transformer(config)
         self.head = nn.Linear(config.width, config.num_bins)
 
+    def fit_image_statistics(self, frames: Tensor) -> None:
+        """Freeze the background and the contrast of ``frames`` u8 [N, h, w, 3] (all frames of the demonstrations).
+
+        They become part of the state dict. Without this call the background is mid-grey and the contrast 1.
+        """
+        self.stem.fit(images.to_network(frames))
+
     def forward(self, observation: Observation) -> Tensor:
         """Logits f32 [B, H, A, num_bins], before any temperature."""
         tokens = self._embed(observation)
@@ -193,7 +180,7 @@ class TokenVLA(nn.Module):
         if self.config.num_frames > K:
             raise ValueError(f"policy.num_frames is {self.config.num_frames}, but the observation has {K} frames")
         frames = images.to_network(observation.frames[:, -self.config.num_frames :])
-        prefix = [self.stem(frames.flatten(1, 2)), self.instruction(observation.instruction)[:, None]]
+        prefix = [self.stem(frames), self.instruction(observation.instruction)[:, None]]
         if self.config.use_proprio:
             prefix.append(self.proprio(self._normalised_proprio(observation))[:, None])
         embedded = torch.cat(prefix, dim=1) + self.prefix_type

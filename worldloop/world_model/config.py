@@ -28,10 +28,10 @@ class HybridConfig:
     """The convolutional U-Net with a transformer bottleneck."""
 
     patch: int = 4  # pixels per side that the input folds into channels: the U-Net runs at size / patch
-    width: int = 64  # channels of the U-Net
+    width: int = 48  # channels of the U-Net
     num_res_blocks: int = 2  # FiLM residual blocks before and again after the transformer
-    dim: int = 192  # channels of the transformer at size / (2 patch)
-    num_heads: int = 6  # attention heads; divides dim
+    dim: int = 128  # channels of the transformer at size / (2 patch)
+    num_heads: int = 4  # attention heads; divides dim
     num_blocks: int = 3  # transformer blocks
     condition_dim: int = 192  # channels of the vector that conditions the residual blocks
     num_keypoints: int = 8  # image points that proprio is drawn at, now and next; 0: none
@@ -72,9 +72,9 @@ class WorldModelConfig:
     moved_weight: float = 4.0  # extra pixel weight where the target differs from now or from the first frame
     rare_weight: float = 1.0  # strength of the extra pixel weight of rare colours; 0: none
     success_loss: str = "bce"  # loss of the success head: bce or mse (squared error of the probability)
-    success_weight: float = 0.1  # weight of the success loss beside the video loss
+    success_weight: float = 0.03  # weight of the success loss beside the video loss
     success_time_weight_max: float = 4.0  # cap of the success loss' growth towards clean frames; 1: none
-    proprio_weight: float = 0.2  # weight of the proprio loss beside the video loss
+    proprio_weight: float = 0.1  # weight of the proprio loss beside the video loss
     ema_decay: float = 0.995  # decay per step of the averaged weights that imagine
     precision: str = "bf16"  # arithmetic of the networks: fp32 or bf16 (autocast; weights stay fp32)
 

@@ -47,7 +47,7 @@ class HybridDenoiser(nn.Module):
         self.feature_dim = dim = config.dim
         width, grid = config.width, size // config.patch
         self.background = nn.Parameter(torch.zeros(channels, size, size))
-        self.stem = nn.Conv2d(4 * channels * config.patch**2, width, 1)
+        self.stem = nn.Conv2d(5 * channels * config.patch**2, width, 1)
         self.position = nn.Parameter(torch.randn(width, grid, grid) * 0.02)
         self.keypoints: KeypointMaps | None = None
         if config.num_keypoints:
@@ -71,7 +71,6 @@ class HybridDenoiser(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Conv2d(dim, width * 4, 1)
         self.up_blocks = nn.ModuleList(FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks))
-        self.read_back = nn.Conv2d(width * 4, dim, 1)
         self.out = nn.Conv2d(width, (channels + NUM_SOURCES) * config.patch**2, 1)
         self._start_as_a_copy()
 
@@ -87,7 +86,7 @@ class HybridDenoiser(nn.Module):
         """See `Denoiser`: L = 1; ``context`` is (first, previous, now)."""
         first, previous, now = context[:, 0], context[:, -2], context[:, -1]
         background = self.background.to(now).expand_as(now)
-        image = torch.cat([noisy[:, 0], now, previous, first], dim=1)
+        image = torch.cat([noisy[:, 0], now, now - previous, first, background], dim=1)
         condition = self.condition(
             torch.cat(
                 [
@@ -114,13 +113,11 @@ class HybridDenoiser(nn.Module):
         x = x + functional.pixel_shuffle(self.up(image_tokens), 2)
         for block in self.up_blocks:
             x = block(x, condition)
-        seen = self.read_back(functional.pixel_unshuffle(x, 2)).flatten(2).transpose(1, 2)
-        features = torch.cat([tokens[:, : -half * half], tokens[:, -half * half :] + seen], dim=1)
         painted = functional.pixel_shuffle(self.out(functional.silu(x)), self.patch).float()
         choice = painted[:, self.channels :].softmax(1)[:, :, None]
         sources = torch.stack([now, first, background, painted[:, : self.channels]], dim=1)
         data = (choice * sources).sum(1)
-        return DenoiserOutput(data[:, None], features[:, None])
+        return DenoiserOutput(data[:, None], tokens[:, None])
 
     def _stem(self, image: Tensor) -> Tensor:
         if torch.is_autocast_enabled(image.device.type):  # cast before moving memory about

@@ -73,7 +73,7 @@ class VideoWorldModel(nn.Module):
             spec.actions_per_frame,
             INSTRUCTION_DIM,
         )
-        self.success_head = SuccessHead(self.denoiser.feature_dim)
+        self.success_head = SuccessHead(self.denoiser.feature_dim, self.codec.channels, self.codec.size)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
         self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
         self.register_buffer("action_low", torch.tensor(spec.action_low))
@@ -175,7 +175,7 @@ class VideoWorldModel(nn.Module):
                 return self.denoiser(noisy, t, state.context, conditioning)
 
             output = sample(denoise, noise, self.config.num_sampler_steps)
-            logit = self.success_head(output.features)[:, 0]
+            logit = self.success_head(output.features, state.context[:, 0], output.data.clamp(-1, 1))[:, 0]
         latent = output.data[:, 0].float().clamp(-1, 1)
         context = torch.stack([state.context[:, 0], state.context[:, -1], latent], dim=1)
         moved = ImaginationState(context, next_proprio, state.instruction, state.noise_key, state.step + 1)
@@ -210,7 +210,7 @@ class VideoWorldModel(nn.Module):
             conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
             noisy = flow.interpolate(noise, target, t)
             output = self.denoiser(noisy[:, None], t, seen, conditioning)
-            logit = self.success_head(output.features)[:, 0]
+            logit = self.success_head(output.features, context[:, 0], output.data.clamp(-1, 1))[:, 0]
         predicted = output.data[:, 0].float()
         weights = losses.weigh_pixels(target, context[:, -1], context[:, 0], config.moved_weight, config.rare_weight)
         success = losses.compute_success_loss(config.success_loss, logit, clip.success[:, m], self.positive_rate)
