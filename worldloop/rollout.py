@@ -12,7 +12,18 @@ from torch import Tensor
 
 from worldloop.interfaces import Policy, Simulator
 from worldloop.sans.outcomes import classify_outcome
-from worldloop.types import ActionChunk, ChunkStep, Episode, EpisodeMeta, InitialStates, Observation, Rollout, SimulatorSpec, Source, Split
+from worldloop.types import (
+    ActionChunk,
+    ChunkStep,
+    Episode,
+    EpisodeMeta,
+    InitialStates,
+    Observation,
+    Rollout,
+    SimulatorSpec,
+    Source,
+    Split,
+)
 
 
 @dataclass(frozen=True)

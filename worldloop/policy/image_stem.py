@@ -46,11 +46,7 @@ class ImageStem(nn.Module):
             layers += [nn.Conv2d(previous, current, 4, stride=2, padding=1), nn.SiLU()]
         self.num_tokens = num_tokens
         self.early, self.late = nn.Sequential(*layers[: 2 * early]), nn.Sequential(*layers[2 * early :])
-        self.maps = nn.Sequential(
-            nn.Conv2d(channels[early - 1], channels[early - 1], 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(channels[early - 1], num_keypoints, 1),
-        )
+        self.maps = nn.Conv2d(channels[early - 1], num_keypoints, 3, padding=1)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
         self.keypoint_token = nn.Sequential(nn.Linear(2 * num_keypoints, width), nn.SiLU(), nn.Linear(width, width))
         num_features = channels[-1] * (image_size // factor) ** 2

@@ -48,7 +48,7 @@ class TokenVLAConfig:
     num_layers: int = 2  # transformer blocks
     num_heads: int = 4  # attention heads; divides width
     mlp_width: int = 256  # hidden channels of a block's gated MLP
-    stem_channels: tuple[int, ...] = (32, 64, 32)  # output channels of each stride-2 convolution
+    stem_channels: tuple[int, ...] = (32, 48, 32)  # output channels of each stride-2 convolution
     num_image_tokens: int = 4  # image tokens: one of keypoints, the rest of the flattened stem features
     num_keypoints: int = 32  # spatial-softmax keypoints of the keypoint token
     num_frames: int = 1  # latest frames the policy sees, 1 to 3; with 1 it cannot see speed
@@ -59,7 +59,7 @@ class TokenVLAConfig:
     full_range_actions: tuple[str, ...] = ("gripper",)  # actions (by prefix) binned over the simulator's whole range
     num_bins: int = 13  # bins per action dimension; odd, so that zero is a bin centre
     temperature: float = 1.0  # softmax temperature when sampling, and of every log-probability
-    label_smoothing: float = 0.1  # cloning: probability given to the neighbouring bins, 0 to below 1
+    label_smoothing: float = 0.3  # cloning: probability given to the neighbouring bins, 0 to below 1
     augment_shift_px: int = 1  # cloning: largest random shift of the image, pixels
     augment_brightness: float = 0.1  # cloning: largest relative change of brightness, 0 to below 1
 

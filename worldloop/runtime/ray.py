@@ -75,9 +75,9 @@ class RayRuntime:
             _connect(ray, address)
         self._require({"CPU": max(trainer_cpus, cpus_per_simulator), "GPU": trainer_gpus})
         simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator)
-        self._simulators = [simulator.remote() for _ in range(max(1, num_simulators))]
+        self._simulators: list[Any] = [simulator.remote() for _ in range(max(1, num_simulators))]
         stage = ray.remote(_StageActor).options(num_cpus=trainer_cpus, num_gpus=trainer_gpus, max_concurrency=2)
-        self._stage = stage.remote(self._simulators)
+        self._stage: Any = stage.remote(self._simulators)
 
     def _require(self, wanted: dict[str, float]) -> None:
         have = self._ray.cluster_resources()

@@ -16,37 +16,46 @@ PROPRIO_GAIN = 4.0  # the small proprio head wants a several times larger learni
 
 
 class SuccessHead(nn.Module):
-    """Logit of "the task has been solved at this frame", from the denoiser's tokens and the frame it predicts.
+    """Logit of "the task has been solved at this frame": the mean of two readers.
 
-    World-VLA-Loop reads the reward from the tokens, phi(z_t). At this size that learns late: on PushCube a convolution
-    over (first frame, this frame) that keeps positions gets there in a fifth of the steps. The predicted frame comes
-    detached, so the video is not bent to please the head.
+    - ``read_tokens``: from the denoiser's tokens, World-VLA-Loop's phi(z_t). It learns late at small sizes and
+      remembers training episodes.
+    - ``read_frame``: a convolution over (first frame, this frame) that keeps positions. It learns from real frames,
+      within hundreds of steps, and then judges imagined ones: trained on predictions instead, it learns what their
+      blur gives away about the training episodes (PushCube, held-out AUC .73-.81 against .83-.94).
     """
 
     def __init__(self, feature_dim: int, channels: int, size: int, width: int = 32, hidden_dim: int = 128) -> None:
         super().__init__()
+        self.pool = AttentionPool(feature_dim)
+        self.token_mlp = make_mlp(2 * feature_dim, feature_dim, 1, num_hidden=1)
         self.patch = next(p for p in range(max(1, size // FRAME_GRID), 0, -1) if size % p == 0)
         self.stem = nn.Conv2d(2 * channels * self.patch**2, width, 1)
         self.fine = nn.Conv2d(width, width, 3, padding=1)
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.coarse = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         grid = (size // self.patch + 1) // 2
-        self.flat = nn.Linear(2 * width * grid**2, hidden_dim)
-        self.pool = AttentionPool(feature_dim)
-        self.mlp = make_mlp(hidden_dim + 2 * feature_dim, hidden_dim, 1, num_hidden=1)
+        self.frame_mlp = make_mlp(2 * width * grid**2, hidden_dim, 1, num_hidden=1)
 
-    def forward(self, features: Tensor, first: Tensor, predicted: Tensor) -> Tensor:
-        """``features`` [B, L, N, F], ``first`` [B, C, size, size], ``predicted`` [B, L, C, size, size] -> f32 [B, L]."""
+    def forward(self, features: Tensor, first: Tensor, frames: Tensor) -> Tensor:
+        """``features`` [B, L, N, F], ``first`` [B, C, size, size], ``frames`` [B, L, C, ...] -> logits f32 [B, L]."""
+        logits = [self.read_frame(first, frames[:, i]) for i in range(frames.shape[1])]
+        return (self.read_tokens(features) + torch.stack(logits, dim=1)) / 2
+
+    def read_tokens(self, features: Tensor) -> Tensor:
+        """[B, L, N, F] -> [B, L]."""
         B, L, N, F = features.shape
         tokens = features.reshape(B * L, N, F)
-        pair = torch.cat([first[:, None].expand_as(predicted), predicted.detach()], dim=2).flatten(0, 1)
-        h = self.stem(functional.pixel_unshuffle(pair, self.patch))
+        pooled = torch.cat([self.pool(tokens), tokens[:, 0]], dim=-1)
+        return self.token_mlp(pooled).float().reshape(B, L)
+
+    def read_frame(self, first: Tensor, frame: Tensor) -> Tensor:
+        """Latents [B, C, size, size] of the episode's first frame and of the one to judge -> [B]."""
+        h = self.stem(functional.pixel_unshuffle(torch.cat([first, frame], dim=1), self.patch))
         h = h + self.fine(functional.silu(h))
         h = self.down(functional.silu(h))
         h = h + self.coarse(functional.silu(h))
-        seen = self.flat(functional.silu(h).flatten(1))
-        read = torch.cat([functional.silu(seen), self.pool(tokens), tokens[:, 0]], dim=-1)
-        return self.mlp(read).float().reshape(B, L)
+        return self.frame_mlp(functional.silu(h).flatten(1))[:, 0].float()
 
 
 class ProprioHead(nn.Module):

@@ -29,6 +29,7 @@ from worldloop.world_model.state import ImaginationState
 INSTRUCTION_DIM = 32
 CONTEXT_FRAMES = 3  # first of the episode, previous, now
 POSITIVE_RATE_DECAY = 0.99
+JUDGEMENT_NOISE = 0.1  # largest noise on the frames that the success head learns from, [-1, 1] images
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,16 @@ class VideoWorldModel(nn.Module):
             conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
             noisy = flow.interpolate(noise, target, t)
             output = self.denoiser(noisy[:, None], t, seen, conditioning)
-            logit = self.success_head(output.features, context[:, 0], output.data.clamp(-1, 1))[:, 0]
+            token_logit = self.success_head.read_tokens(output.features)[:, 0]
+            frame_logit = self.success_head.read_frame(context[:, 0], self._blur_judgement(target, generator))
         predicted = output.data[:, 0].float()
         weights = losses.weigh_pixels(target, context[:, -1], context[:, 0], config.moved_weight, config.rare_weight)
-        success = losses.compute_success_loss(config.success_loss, logit, clip.success[:, m], self.positive_rate)
+        label = clip.success[:, m]
+        by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, self.positive_rate)
+        by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, self.positive_rate)
         return _Step(
             video=losses.compute_video_loss(config.video_loss, predicted, target, weights),
-            success=success * losses.weigh_times(t, config.success_time_weight_max),
+            success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
             proprio=(next_proprio - real_proprio).abs().mean(1),
             next_latent=predicted.detach().clamp(-1, 1),
             next_proprio=next_proprio.detach(),
@@ -230,6 +234,11 @@ class VideoWorldModel(nn.Module):
         noise = torch.randn(context[:, 1:].shape, generator=generator)
         level = torch.rand(len(context), 1, 1, 1, 1, generator=generator) * self.config.context_noise
         return torch.cat([context[:, :1], context[:, 1:] + (noise * level).to(context)], dim=1)
+
+    def _blur_judgement(self, target: Tensor, generator: torch.Generator) -> Tensor:
+        """Real frames with noise of a level drawn per row, so that the frame reader does not lean on single pixels."""
+        level = torch.rand(len(target), 1, 1, 1, generator=generator) * JUDGEMENT_NOISE
+        return target + (torch.randn(target.shape, generator=generator) * level).to(target)
 
     def _gather(self, clip: Clip, steps: list[_Step]) -> WorldModelOutput:
         valid = clip.valid.float()
