@@ -6,7 +6,7 @@ import importlib
 from dataclasses import asdict, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -177,7 +177,7 @@ def _execute_rows(job: RolloutJob, simulator: Simulator, rows: range) -> list[Ep
     variants = ("policy",) * len(index)
     if job.variants is not None:
         variants = tuple(job.variants[i] for i in index)
-        policy = make_scripted_policy(simulator.spec, variants, keys, job.chunk_length)
+        policy = cast(Policy, make_scripted_policy(simulator.spec, variants, keys, job.chunk_length))
     else:
         assert job.policy is not None
         modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns

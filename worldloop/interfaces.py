@@ -108,7 +108,14 @@ class ImaginedChunk:
 
 
 class Policy(Protocol):
+    """``version`` names the weights, ``temperature`` is that of sampling and of every log-probability."""
+
     version: str
+    temperature: float
+
+    def fit_image_statistics(self, frames: Tensor) -> None:
+        """Called once before cloning with all frames to imitate, u8 [N, h, w, 3]; may do nothing."""
+        ...
 
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
         """Sample with one noise key per row (a function of the key and ``observation.env_step``), or take the

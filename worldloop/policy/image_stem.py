@@ -2,7 +2,7 @@
 
 - The background (mean image of the demonstrations) is taken off and the contrast set to one. In a fixed camera's view
   most pixels never change, and otherwise they dominate the features: with 25 demonstrations the error in the first
-  chunk's lateral motion fell from 34 to 24 mm, with keypoints to 15 mm (PushCube-v1, 25 held-out demonstrations).
+  chunk's lateral motion fell from 34 to 24 mm, with keypoints to 15 mm (PushCube-v1, 25 held out, one seed).
 - Keypoints by spatial softmax (Levine et al. 2016, arXiv:1504.00702): the expected place of each feature map.
 - Flattened features keep what a keypoint cannot say, with weights of their own for each place in the image.
 """

@@ -167,7 +167,7 @@ class TokenVLA(nn.Module):
 
     def forward(self, observation: Observation) -> Tensor:
         """Logits f32 [B, H, A, num_bins], before any temperature."""
-        tokens = self._embed(observation)
+        tokens = self._embed(observation.to(self.queries.device))
         # Additive zeros: a 4D mask is used as it is, so every token sees every other; None would mean causal.
         full_attention = tokens.new_zeros(1, 1, 1, 1)
         hidden = self.transformer(inputs_embeds=tokens, attention_mask=full_attention).last_hidden_state
@@ -212,7 +212,7 @@ class TokenVLA(nn.Module):
             # The first bin whose CDF exceeds u; scaling by the last value removes the rounding of the sum.
             tokens = (cdf <= uniform.double()[..., None] * cdf[..., -1:]).sum(dim=-1).clamp_max(self.bins.num_bins - 1)
         log_probs = log_p.gather(-1, tokens[..., None]).squeeze(-1).sum(dim=-1)
-        return ActionChunk(self.bins.decode(tokens), log_probs, {"tokens": tokens}, self.version)
+        return ActionChunk(self.bins.decode(tokens).cpu(), log_probs.cpu(), {"tokens": tokens.cpu()}, self.version)
 
     def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
         """Exact log pi(a_h | observation) f32 [B, H], summed over the A dimensions, under ``temperature``."""

@@ -61,6 +61,11 @@ class ImitationDataset:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def images(self) -> torch.Tensor:
+        """u8 [N, h, w, 3]: the frame at every start, e.g. for image statistics."""
+        frames = self.cache.frames(f"frames.{self.camera}", self.starts[:, 0], self.starts[:, 1])
+        return torch.from_numpy(frames)
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement; H must be a multiple of s."""
         chosen = torch.randint(len(self.starts), (batch_size,), generator=generator)

@@ -64,7 +64,7 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         episodes = dataset.episode_index(source=sources)[-config.max_episodes :]
         if len(episodes):
             by_source[name] = imagine_episodes(world_model, dataset, episodes, config.batch_size, context)
-    calibration = calibrate(list(by_source.values()))
+    calibration = calibrate(by_source)
     alignment: dict[str, Any] = {}
     for name in ("scripted", "on_policy"):
         alignment[name] = align(by_source[name], calibration) if name in by_source else None
@@ -112,8 +112,19 @@ def imagine_episodes(
     )
 
 
-def calibrate(results: list[OpenLoop]) -> SuccessCalibration:
-    """Platt scaling and the threshold of best balanced accuracy over sources; the identity without both outcomes."""
+MIN_CALIBRATION_EPISODES = 8  # of each outcome
+
+
+def calibrate(by_source: dict[str, OpenLoop]) -> SuccessCalibration:
+    """Platt scaling and the threshold of best balanced accuracy; the identity without both outcomes.
+
+    On the policy's own episodes where there are enough of both outcomes, since that is what the reward will judge;
+    else on all.
+    """
+    results = list(by_source.values())
+    own = by_source.get("on_policy")
+    if own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_CALIBRATION_EPISODES:
+        results = [own]
     logit = np.concatenate([r.logit for r in results]) if results else np.zeros(0)
     label = np.concatenate([r.is_success for r in results]) if results else np.zeros(0, bool)
     if len(label) == 0 or label.all() or not label.any():

@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from worldloop.randomness import derive_seed, make_generator
 from worldloop.sans.imitation import EXPERT_DEMONSTRATIONS, EpisodeSelection, ImitationDataset
 from worldloop.stages.context import Context
-from worldloop.stages.optimisation import Optimisation
+from worldloop.stages.optimisation import PRECISIONS, Optimisation, autocast
 from worldloop.stages.state import LoopState
 
 
 @dataclass(frozen=True)
 class ClonePolicyConfig:
-    num_steps: int = 600  # optimizer steps
-    batch_size: int = 64  # action chunks per step
+    num_steps: int = 300  # optimizer steps
+    batch_size: int = 32  # action chunks per step
     learning_rate: float = 1e-3  # peak, AdamW
-    weight_decay: float = 0.05  # AdamW, matrices only
+    weight_decay: float = 0.01  # AdamW, matrices only
+    precision: str = "bf16"  # fp32 | bf16 (autocast; weights stay fp32)
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1:
             raise ValueError("clone_policy.num_steps and clone_policy.batch_size must be at least 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"clone_policy.precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if self.learning_rate <= 0:
             raise ValueError(f"clone_policy.learning_rate must be > 0, got {self.learning_rate}")
 
@@ -38,6 +41,7 @@ def imitate(state: LoopState, config: ClonePolicyConfig, context: Context, selec
     dataset = ImitationDataset(context.store.open_cache(version), select, context.spec.camera)
     seed = derive_seed(context.seed, state.iteration, "clone_policy")
     policy = context.new_policy(version.normalisation, seed).to(context.device).train()
+    policy.fit_image_statistics(dataset.images())
     optimisation = Optimisation(
         policy.parameters(),
         learning_rate=config.learning_rate,
@@ -54,7 +58,8 @@ def imitate(state: LoopState, config: ClonePolicyConfig, context: Context, selec
     ):
         for step in range(config.num_steps):
             batch = dataset.sample(generator, config.batch_size, context.chunk_length).to(context.device)
-            loss, metrics = policy.compute_imitation_loss(batch, generator)
+            with autocast(context.device, config.precision):
+                loss, metrics = policy.compute_imitation_loss(batch, generator)
             metrics["grad_norm"] = optimisation.step(loss)
             progress.advance(loss=float(loss.detach()))
             if step % 20 == 0:

@@ -42,17 +42,18 @@ class ImprovePolicyConfig:
     method: str = "grpo"  # grpo | imitate_successes (control: clone every success in SANS, no world model)
     restart_from: str = "policy"  # policy (the last promoted one) | clone (iteration 0's, as in the paper)
     num_updates: int = 30  # rounds of imagined rollouts
-    groups_per_update: int = 16  # real start states per round
+    groups_per_update: int = 24  # real start states per round
     group_size: int = 8  # imagined rollouts per start state
-    num_epochs: int = 2  # passes over each round's decisions
+    num_epochs: int = 1  # passes over each round's decisions
     minibatch_size: int = 256  # decisions (action chunks) per optimizer step
-    learning_rate: float = 3e-4  # AdamW, constant
+    learning_rate: float = 6e-4  # AdamW, constant
     temperature: float = 1.0  # of the policy's action distribution while it explores
     clip_ratio_low: float = 0.2  # lower clip of the probability ratio
     clip_ratio_high: float = 0.28  # upper clip of the probability ratio
     kl_coefficient: float = 0.01  # weight of the KL to the policy that the stage started from
     min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
-    mid_episode_share: float = 0.5  # share of groups that start in the middle of a real episode
+    mid_episode_share: float = 0.25  # share of groups that start in the middle of one of the policy's episodes
+    imagination_horizon: int = 6  # chunks a rollout is imagined for at most; drift grows with every one
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class ImprovePolicyConfig:
             raise ValueError(f"improve_policy.method {self.method!r} is not one of {', '.join(METHODS)}")
         if self.restart_from not in ("policy", "clone"):
             raise ValueError(f"improve_policy.restart_from {self.restart_from!r} is not one of policy, clone")
-        for name in ("num_updates", "groups_per_update", "num_epochs", "minibatch_size"):
+        for name in ("num_updates", "groups_per_update", "num_epochs", "minibatch_size", "imagination_horizon"):
             if getattr(self, name) < 1:
                 raise ValueError(f"improve_policy.{name} must be at least 1, got {getattr(self, name)}")
         if self.group_size < 2:
@@ -99,6 +100,7 @@ class _Improvement:
         self.calibration = SuccessCalibration(**(state.calibration or {}))
         self.dataset = open_clips(context, state.dataset, "train")
         self.episodes = self.dataset.episode_index()
+        self.policy_episodes = self.dataset.episode_index(source="policy")
         self.num_frame_steps = torch.from_numpy(self.dataset.cache.num_steps)
         self.generator = make_generator(context.seed, state.iteration, "improve_policy")
         self.optimisation = Optimisation(
@@ -151,29 +153,38 @@ class _Improvement:
             policy_keys,
             initial_state_id=tuple(f"{e}/{f}" for e, f in index[groups].tolist()),
             group_id=groups,
+            max_chunks=config.imagination_horizon,
             origin="imagined",
             reset=lambda: simulator.start(start, world_keys),
         )
         return rollout, time.perf_counter() - began
 
     def _start_states(self) -> Tensor:
-        """int64 [N, 2] of (episode, frame): first frames, and for a share of the groups frames before any success."""
-        config, generator = self.config, self.generator
-        num_groups = config.groups_per_update
-        episodes = self.episodes[torch.randint(len(self.episodes), (num_groups,), generator=generator)]
-        lengths = self.num_frame_steps[episodes]
-        middle = torch.rand(num_groups, generator=generator) < config.mid_episode_share
-        frame = (torch.rand(num_groups, generator=generator) * lengths).long().clamp(max=lengths - 1)
-        return torch.stack([episodes, torch.where(middle, frame, torch.zeros_like(frame))], dim=1)
+        """int64 [N, 2] of (episode, frame): first frames of any episode, and frames in the middle of a policy's own.
+
+        The middle of a scripted failure is a place the policy never gets to.
+        """
+        generator, num_groups = self.generator, self.config.groups_per_update
+        num_middle = round(num_groups * self.config.mid_episode_share) if len(self.policy_episodes) else 0
+
+        def draw(episodes: Tensor, count: int) -> Tensor:
+            return episodes[torch.randint(len(episodes), (count,), generator=generator)]
+
+        first = draw(self.episodes, num_groups - num_middle)
+        middle = draw(self.policy_episodes, num_middle) if num_middle else first[:0]
+        frame = (torch.rand(num_middle, generator=generator) * self.num_frame_steps[middle]).long()
+        starts = [torch.stack([first, torch.zeros_like(first)], 1), torch.stack([middle, frame], 1)]
+        return torch.cat(starts)
 
     def improve(self, rollout: Rollout) -> dict[str, float]:
         """Advantages of one round and the optimizer steps on it."""
         config = self.config
-        probability = torch.stack([_best_probability(rollout, c) for c in range(len(rollout.steps))]).amax(0)
-        returns = shuffle_returns(probability, self.generator) if config.shuffle_rewards else probability
+        returns = compute_returns(rollout)
+        if config.shuffle_rewards:
+            returns = shuffle_returns(returns, self.generator)
         groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
         metrics: dict[str, float] = {
-            "return_mean": float(probability.mean()),
+            "return_mean": float(returns.mean()),
             "groups_dropped": float(groups.num_dropped),
         }
         decisions = _flatten(rollout, groups)
@@ -224,10 +235,14 @@ class _Decisions:
     advantages: Tensor
 
 
-def _best_probability(rollout: Rollout, chunk: int) -> Tensor:
-    """[B]: highest success probability in one chunk, 0 for rows that had ended before it."""
-    step = rollout.steps[chunk]
-    return torch.where(step.valid.any(1), step.success_prob.amax(1), torch.zeros(len(step.terminated)))
+def compute_returns(rollout: Rollout) -> Tensor:
+    """f32 [B]: 1 for rows that were declared a success, else the highest success probability they reached.
+
+    A declared success counts 1 however sure the head was: else groups in which everybody succeeds would be taught
+    to please the head.
+    """
+    best = torch.stack([torch.where(s.valid.any(1), s.success_prob.amax(1), 0.0) for s in rollout.steps]).amax(0)
+    return torch.where(rollout.success, 1.0, best)
 
 
 def _flatten(rollout: Rollout, groups: GroupAdvantages) -> _Decisions | None:

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 
 from worldloop.types import WorldloopError
 
+PRECISIONS = ("fp32", "bf16")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 arithmetic where ``precision`` asks for it; weights stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
 
 class Optimisation:
     """``step(loss)`` does backward, clipping, the update and the schedule.

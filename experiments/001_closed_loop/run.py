@@ -1,0 +1,155 @@
+"""Experiment 001: does the closed loop improve the policy, and because of what?
+
+    python experiments/001_closed_loop/run.py --seeds 0 1 2 [key=value ...]
+
+Arms, per training seed, all from the same iteration 0 (same demonstrations, clone and first collection):
+(a) loop     the closed loop as configured
+(b) shuffled rewards permuted over all imagined rows, gate off: same compute, no information in the reward
+(c) imitate  behaviour cloning on every success in SANS, scripted and collected, at the same number of real episodes
+
+Arms are forked from (a) where they first differ, so nothing is computed twice. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloop.config import LoopConfig, load_config, to_yaml
+from worldloop.loop import run_loop
+from worldloop.runtime.run_directory import RunDirectory
+from worldloop.statistics import Rate, bootstrap_interval, paired_gain
+
+HERE = Path(__file__).resolve().parent
+ARMS = {
+    "loop": [],
+    "shuffled": ["improve_policy.shuffle_rewards=true", "promote_policy.gate=false"],
+    "imitate": ["improve_policy.method=imitate_successes"],
+}
+FORK_AT = {"shuffled": (1, "improve_policy"), "imitate": (1, "fit_world_model")}
+
+
+def configure(arm: str, seed: int, overrides: list[str]) -> LoopConfig:
+    path = HERE.parents[1] / "configs/pushcube_cpu.yaml"
+    return load_config(path, [*overrides, *ARMS[arm], f"seed={seed}", f"run_name={arm}-seed{seed}"])
+
+
+def fork(source: RunDirectory, arm: str, seed: int, overrides: list[str]) -> None:
+    """Copy ``source`` as it stands to another arm's run directory, once."""
+    config = configure(arm, seed, overrides)
+    target = Path(config.run_root).absolute() / config.run_name
+    if target.exists():
+        return
+    partial = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source.path, partial, ignore=shutil.ignore_patterns(".lock"))
+    (partial / "config.yaml").write_text(to_yaml(config))
+    if arm == "imitate":
+        state = source.read_state()
+        state = type(state).from_dict({**state.to_dict(), "next_stage": "improve_policy"})
+        RunDirectory(partial).write_state(state)
+    partial.rename(target)
+
+
+def run_seed(seed: int, arms: list[str], overrides: list[str]) -> None:
+    config = configure("loop", seed, overrides)
+    directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+    while (state := directory.read_state()).next_stage:
+        for arm, point in FORK_AT.items():
+            if (state.iteration, state.next_stage) == point and arm in arms:
+                fork(directory, arm, seed, overrides)
+        run_loop(config, state.next_stage)
+    for arm in arms:
+        if arm != "loop":
+            run_loop(configure(arm, seed, overrides))
+
+
+def collect(seeds: list[int], arms: list[str], overrides: list[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {"schema_version": 1, "seeds": seeds, "overrides": overrides, "arms": {}}
+    for arm in arms:
+        runs, gains = [], []
+        for seed in seeds:
+            config = configure(arm, seed, overrides)
+            directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+            state = directory.read_state()
+            if state.next_stage:
+                continue
+            success = [np.array(s) for s in state.evaluation_success]
+            gains.append(success[-1].astype(float) - success[0])
+            runs.append(
+                {
+                    "seed": seed,
+                    "success": [Rate.of(s).to_dict() for s in success],
+                    "gain": paired_gain(success[0], success[-1]).to_dict(),
+                    "iterations": directory.read_results()["iterations"],
+                    "minutes": round(sum(t["seconds"] for t in directory.read_timings()) / 60, 1),
+                }
+            )
+        result["arms"][arm] = {"runs": runs, "pooled_gain": pool(gains)}
+    return result
+
+
+def pool(gains: list[np.ndarray]) -> dict[str, float] | None:
+    """Mean gain over seeds and states; the interval resamples states, keeping a state's seeds together."""
+    if not gains:
+        return None
+    per_state = np.stack(gains).mean(0)
+    low, high = bootstrap_interval(lambda d: float(d.mean()), per_state)
+    return {
+        "gain": round(float(per_state.mean()), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "num_seeds": len(gains),
+        "num_states": len(per_state),
+        "by_seed": [round(float(g.mean()), 4) for g in gains],
+    }
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    colours = {"loop": "tab:blue", "shuffled": "tab:gray", "imitate": "tab:orange"}
+    for number, (arm, values) in enumerate(result["arms"].items()):
+        for run in values["runs"]:
+            rate = [s["rate"] for s in run["success"]]
+            error = [[s["rate"] - s["low"] for s in run["success"]], [s["high"] - s["rate"] for s in run["success"]]]
+            x = np.arange(len(rate)) + 0.06 * (number - 1) + 0.02 * run["seed"]
+            label = arm if run is values["runs"][0] else None
+            axes.errorbar(x, rate, yerr=error, color=colours[arm], capsize=2, marker="o", lw=1, label=label)
+    axes.set(xlabel="iteration", ylabel="simulated success (95 % Wilson)", ylim=(0, 1))
+    axes.set_xticks(range(3), ["0 (clone)", "1", "2"])
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--only-collect", action="store_true", help="read finished runs, run nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    overrides = ["run_root=runs/001_closed_loop", *options.overrides]
+    if not options.only_collect:
+        for seed in options.seeds:
+            run_seed(seed, options.arms, overrides)
+    result = collect(options.seeds, options.arms, overrides)
+    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, HERE / "success.png")
+    for arm, values in result["arms"].items():
+        print(arm, values["pooled_gain"], file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
