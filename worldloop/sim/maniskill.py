@@ -188,6 +188,17 @@ class ManiSkillSimulator(ChunkedSimulator):
         if len(rows) != self.num_envs:
             options["env_idx"] = rows.to(device)
         self._env.reset(options=options)
+        if not self._on_gpu:
+            self._wake_bodies()
+
+    def _wake_bodies(self) -> None:
+        """Start every body's sleep timer anew: a cube left at rest by the last episode would sleep through its start."""
+        import sapien
+
+        for entity in self._env.scene.sub_scenes[0].entities:
+            body = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+            if body is not None and not body.kinematic:
+                body.wake_up()
 
     def _renew_physics(self) -> None:
         """Move everything into a new PhysX scene (3 ms), so that nothing of earlier episodes is left.
