@@ -1,0 +1,136 @@
+"""The parts of stages that are pure: splits, returns, the optimizer recipe, calibration, the order of stages."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from worldloop.config import load_config
+from worldloop.loop import advance, list_stages
+from worldloop.rollout import Rollout
+from worldloop.stages.check_world_model import OpenLoop, calibrate
+from worldloop.stages.improve_policy import compute_returns
+from worldloop.stages.optimisation import Optimisation
+from worldloop.stages.simulate import choose_split
+from worldloop.stages.state import LoopState
+from worldloop.types import ActionChunk, ChunkStep, Observation, WorldloopError
+
+DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
+
+
+def test_splits_follow_the_id_and_the_share() -> None:
+    ids = [f"task/train/0-{i:06d}" for i in range(4000)]
+    held = [choose_split(i, 0.25) == "validation" for i in ids]
+    assert np.mean(held) == pytest.approx(0.25, abs=0.03)
+    # a larger share holds out more and never less of the same states
+    assert all(choose_split(i, 0.5) == "validation" for i, h in zip(ids, held, strict=True) if h)
+    assert choose_split(ids[0], 0.0) == "train"
+
+
+def _step(probability: list[float], valid: list[bool], done: list[bool]) -> ChunkStep:
+    B = len(probability)
+    observation = Observation(
+        torch.zeros(B, 1, 2, 2, 3, dtype=torch.uint8), None, ("i",) * B, torch.zeros(B, dtype=torch.long)
+    )
+    terminated = torch.tensor(done)
+    return ChunkStep(
+        observation=observation,
+        frames=torch.zeros(B, 1, 2, 2, 3, dtype=torch.uint8),
+        proprio=None,
+        rewards=torch.zeros(B, 1),
+        success_prob=torch.tensor(probability)[:, None],
+        valid=torch.tensor(valid)[:, None],
+        success=terminated[:, None],
+        terminated=terminated,
+        truncated=torch.zeros(B, dtype=torch.bool),
+    )
+
+
+def test_returns_are_one_for_success_and_the_best_probability_otherwise() -> None:
+    steps = (
+        _step([0.2, 0.7, 0.1], [True, True, True], [False, True, False]),
+        _step([0.3, 0.9, 0.05], [True, False, True], [False, True, False]),
+    )
+    chunk = ActionChunk(torch.zeros(3, 1, 1))
+    rollout = Rollout(
+        origin="imagined",
+        group_id=torch.zeros(3, dtype=torch.long),
+        initial_state_id=("a", "b", "c"),
+        observations=(steps[0].observation,) * 2,
+        chunks=(chunk,) * 2,
+        steps=steps,
+        policy_version="p",
+        simulator_version="w",
+    )
+    assert compute_returns(rollout).tolist() == pytest.approx([0.3, 1.0, 0.1])
+
+
+def test_optimisation_warms_up_decays_and_clips() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimisation = Optimisation([weight], learning_rate=0.1, num_steps=100, warmup_steps=10, weight_decay=0.0)
+    rates = []
+    for _ in range(100):
+        rates.append(optimisation.learning_rate)
+        norm = optimisation.step((weight * 1e4).sum())
+    assert norm == pytest.approx(2e4)
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(0.1, rel=0.05)
+    assert rates[-1] == pytest.approx(0.01, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimisation = Optimisation([weight], learning_rate=0.1, num_steps=10, name="fit_world_model")
+    with pytest.raises(WorldloopError, match="fit_world_model: the loss became nan"):
+        optimisation.step(weight.sum() * float("nan"))
+    assert torch.equal(weight, torch.ones(2, 2))
+
+
+def _open_loop(logit: list[float], success: list[int]) -> OpenLoop:
+    n = len(logit)
+    empty = torch.zeros(n, 1, 2, 2, 3, dtype=torch.uint8)
+    return OpenLoop(
+        logit=np.array(logit),
+        is_success=np.array(success, bool),
+        outcomes=tuple("success" if s else "failure" for s in success),
+        episode=np.arange(n),
+        psnr_db=np.zeros(n),
+        ssim=np.zeros(n),
+        frames=empty,
+        truth=empty,
+        valid=torch.ones(n, 1, dtype=torch.bool),
+    )
+
+
+def test_calibration_trusts_the_policys_own_episodes_when_there_are_enough() -> None:
+    scripted = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
+    shifted = _open_loop([1.0] * 10 + [5.0] * 10, [0] * 10 + [1] * 10)  # flattered: failures reach 1
+    few = _open_loop([1.0] * 10 + [5.0] * 3, [0] * 10 + [1] * 3)
+    own = calibrate({"scripted": scripted, "on_policy": shifted})
+    failure, success = own.probability(torch.tensor([1.0, 5.0])).tolist()
+    assert failure < own.threshold <= success
+    pooled = calibrate({"scripted": scripted, "on_policy": few})
+    assert pooled != own
+    assert calibrate({}).scale == 1.0
+
+
+def test_the_last_iteration_collects_nothing_and_the_loop_ends() -> None:
+    config = load_config(DEBUG)
+    state, seen = LoopState(), []
+    while state.next_stage:
+        seen.append((state.iteration, state.next_stage))
+        state = advance(config, state)
+    assert seen[:4] == [(0, name) for name in list_stages(config, 0)]
+    assert seen[-1] == (2, "evaluate_policy")
+    assert len(seen) == 4 + 6 + 5
+
+
+def test_state_survives_json_and_refuses_other_things() -> None:
+    import json
+
+    state = LoopState(evaluation_success=((True, False),), validation_success=(True,)).record(x=1)
+    assert LoopState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+    with pytest.raises(WorldloopError, match="not a worldloop state"):
+        LoopState.from_dict({"schema_version": 1, "stage": 3})
