@@ -1,8 +1,8 @@
 """GRPO inside the learned world model.
 
 Each group starts from one real state (an episode's first frame, or one in its middle), shares the world model's
-noise among its members and differs only in the policy's samples. The return of a row is the highest calibrated
-success probability it reaches. After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL; departures: the policy
+noise among its members and differs only in the policy's samples. The return of a row is 1 if it was
+declared a success, else the highest calibrated success probability it reached. After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL; departures: the policy
 continues from the promoted one (``restart_from``), rewards are calibrated probabilities and not hand-set
 thresholds, and a share of the groups starts in the middle of real episodes (keyframe starts).
 """
