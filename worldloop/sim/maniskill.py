@@ -192,7 +192,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             self._wake_bodies()
 
     def _wake_bodies(self) -> None:
-        """Start every body's sleep timer anew: a cube left at rest by the last episode would sleep through its start."""
+        """Start every body's sleep timer anew: a cube left at rest by the last episode would start out asleep."""
         import sapien
 
         for entity in self._env.scene.sub_scenes[0].entities:

@@ -1,10 +1,12 @@
 """GRPO inside the learned world model.
 
-Each group starts from one real state (an episode's first frame, or one in its middle), shares the world model's
-noise among its members and differs only in the policy's samples. The return of a row is 1 if it was
-declared a success, else the highest calibrated success probability it reached. After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL; departures: the policy
-continues from the promoted one (``restart_from``), rewards are calibrated probabilities and not hand-set
-thresholds, and a share of the groups starts in the middle of real episodes (keyframe starts).
+Each group starts from one real state (an episode's first frame, or one in the middle of a policy's own episode), shares
+the world model's noise among its members and differs only in the policy's samples. The return of a row is 1 if it was
+declared a success, else the highest calibrated success probability it reached.
+
+After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL. Departures: the policy continues from the promoted one
+(``restart_from``), rewards are calibrated on imagined frames and not cut at a hand-set threshold, a share of the groups
+starts in the middle of real episodes (keyframe starts), and rollouts end after ``imagination_horizon`` chunks.
 """
 
 from __future__ import annotations
