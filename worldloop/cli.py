@@ -37,6 +37,7 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     from worldloop.config import load_config
     from worldloop.loop import run_loop
+    from worldloop.runtime.progress import remember_interrupt
 
     config = load_config(path, overrides)
     is_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -45,7 +46,8 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
             f"run_root {config.run_root!r} must be absolute in a Ray job, whose folder is a throw-away copy: "
             "add run_root=/a/shared/folder"
         )
-    directory = run_loop(config, only_stage)
+    with remember_interrupt():
+        directory = run_loop(config, only_stage)
     print(format_report(directory.path))
     return 0
 

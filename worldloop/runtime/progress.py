@@ -5,14 +5,35 @@ A stage may run in another process (Ray): it then writes to a `RemoteDisplay`, w
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 LINE_INTERVAL_S = 15.0
+_interrupted = threading.Event()
+
+
+@contextmanager
+def remember_interrupt() -> Iterator[None]:
+    """Ctrl-C raises at once, and again at the next progress where a library's ``except`` has swallowed it."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        _interrupted.set()
+        raise KeyboardInterrupt
+
+    _interrupted.clear()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _interrupted.clear()
 
 
 class Display(Protocol):
@@ -55,6 +76,8 @@ class TerminalDisplay:
             self._bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr)
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
         self._count += count
         if self._bar is not None:
             self._bar.set_postfix_str(_format(figures), refresh=False)
