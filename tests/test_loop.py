@@ -118,7 +118,7 @@ def test_ctrl_c_ends_cleanly_and_the_run_resumes(tmp_path: Path) -> None:
                 break
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
+        _, rest = process.communicate(timeout=15)
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert "the same command continues" in rest
