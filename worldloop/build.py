@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from worldloop.config import PolicyConfig, SimulatorConfig
+from worldloop.config import LoopConfig, PolicyConfig, SimulatorConfig
 from worldloop.interfaces import Policy, Simulator
 from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
 from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
@@ -73,6 +73,20 @@ def build_world_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VideoWorldModel(config, spec, normalisation)
+
+
+def check_networks(config: LoopConfig) -> None:
+    """Build both networks once and drop them: what does not fit the simulator is refused before anything is recorded.
+
+    Raises `WorldloopError` with the reason.
+    """
+    spec = build_spec(config.simulator)
+    normalisation = Normalisation(torch.zeros(spec.proprio_dim), torch.ones(spec.proprio_dim))
+    try:
+        build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
+        build_world_model(config.world_model, spec, normalisation, seed=0)
+    except ValueError as error:
+        raise WorldloopError(f"the config does not fit its simulator: {error}") from error
 
 
 def save_policy(policy: Any, directory: Path, config: PolicyConfig, version: str) -> None:
@@ -207,7 +221,7 @@ def _source_of(variant: str) -> Source:
     return "perturbed"
 
 
-def draw_initial_states(request: tuple[SimulatorConfig, Split, int, int]) -> InitialStates:
-    """(simulator, split, number, seed) -> the first ``number`` states of that split's list."""
-    config, split, num_states, seed = request
-    return _simulator_of(config).draw_initial_states(split, num_states, seed)
+def draw_initial_states(request: tuple[SimulatorConfig, Split, int, int, int]) -> InitialStates:
+    """(simulator, split, number, seed, first) -> ``number`` states of that split's list, from position ``first`` on."""
+    config, split, num_states, seed, first = request
+    return _simulator_of(config).draw_initial_states(split, num_states, seed, first)

@@ -19,6 +19,7 @@ from worldloop.policy.token_vla import TokenVLAConfig
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sim.maniskill import ManiSkillConfig
 from worldloop.sim.toy import ToyConfig
+from worldloop.sim.variants import SCRIPTED_VARIANTS
 from worldloop.stages.check_world_model import CheckWorldModelConfig
 from worldloop.stages.clone_policy import ClonePolicyConfig
 from worldloop.stages.collect_episodes import CollectEpisodesConfig
@@ -31,6 +32,7 @@ from worldloop.types import WorldloopError
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
+SIMULATORS = ("maniskill", "toy")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class SimulatorConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_kind("simulator.kind", self.kind, ("maniskill", "toy"))
+        _check_kind("simulator.kind", self.kind, SIMULATORS)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,12 @@ class LoopConfig:
                 f"chunk_length {self.chunk_length} must be a multiple of simulator.{self.simulator.kind}."
                 f"actions_per_frame {per_frame}"
             )
+        for variant in self.seed_dataset.episodes if self.simulator.kind in SIMULATORS else ():
+            if variant not in SCRIPTED_VARIANTS:
+                raise ValueError(
+                    f"seed_dataset.episodes: {variant!r} is not one of the scripted variants "
+                    f"{', '.join(SCRIPTED_VARIANTS)}"
+                )
 
 
 def _check_kind(key: str, kind: str, names: tuple[str, ...]) -> None:

@@ -52,7 +52,7 @@ class Simulator(Protocol):
 class InitialStateSource(Protocol):
     """A simulator that can draw the initial states of a split, one at a time, from seeds."""
 
-    def draw_initial_states(self, split: Split, num_states: int, seed: int) -> InitialStates: ...
+    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates: ...
 
 
 @dataclass(frozen=True)

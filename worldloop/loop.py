@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from worldloop.build import check_networks
 from worldloop.config import LoopConfig, find_differences, to_yaml
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import Display, TerminalDisplay
@@ -108,6 +109,8 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
 def open_run(config: LoopConfig) -> RunDirectory:
     """The locked run directory of ``config``: a new one, or the one to resume if it was made by the same config."""
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+    if not directory.exists:
+        check_networks(config)
     directory.lock()
     if not directory.exists:
         directory.create(to_yaml(config))

@@ -21,6 +21,7 @@ from worldloop.types import Episode, InitialStates, Normalisation, Split, Worldl
 
 # Validation and evaluation states are the same for every run and seed; training states follow the run's seed.
 _FIXED_SEED = 0
+_DRAWN_AT_ONCE = 50  # states per simulator call
 
 
 class Executor(Protocol):
@@ -67,11 +68,15 @@ class Session:
     def initial_states(self, split: Split, num_states: int) -> InitialStates:
         directory = RunDirectory(self.run_dir)
         states = directory.read_initial_states(split)
-        if states is None or len(states) < num_states:
+        have = 0 if states is None else len(states)
+        if states is None or have < num_states:
             seed = derive_seed(self.seed, "initial_states") if split == "train" else _FIXED_SEED
-            (states,) = self._executor.map(
-                build.draw_initial_states, [(self.simulator_config, split, num_states, seed)]
-            )
+            blocks = [
+                (self.simulator_config, split, min(_DRAWN_AT_ONCE, num_states - first), seed, first)
+                for first in range(have, num_states, _DRAWN_AT_ONCE)
+            ]
+            drawn = self._executor.map(build.draw_initial_states, blocks)
+            states = InitialStates.cat([*([] if states is None else [states]), *drawn])
             directory.write_initial_states(states)
         return states.select(range(num_states))
 

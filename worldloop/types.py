@@ -10,6 +10,7 @@ Stored values (`Episode`) are numpy; values in flight are torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -159,6 +160,12 @@ class InitialStates:
         """The states at ``index``, in that order."""
         index = list(index) if not isinstance(index, Tensor) else index.tolist()
         return InitialStates(self.split, tuple(self.ids[i] for i in index), self.states[index])
+
+    @classmethod
+    def cat(cls, parts: Sequence[InitialStates]) -> InitialStates:
+        """One list of the lists of one split, in order."""
+        ids = tuple(i for part in parts for i in part.ids)
+        return cls(parts[0].split, ids, torch.cat([part.states for part in parts]))
 
 
 @dataclass(frozen=True)

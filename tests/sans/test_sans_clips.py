@@ -139,6 +139,13 @@ def test_sampler_without_balance_and_with_a_missing_source(dataset) -> None:
     assert set(only_policy.sample(torch.Generator().manual_seed(1), 500)[:, 0].tolist()) == {2, 4}
 
 
+def test_sampler_without_near_successes(dataset) -> None:
+    config = ClipSamplingConfig(on_policy_share=0.5, motion_weight=0.0, near_success=False)
+    sampler = BalancedClipSampler(dataset, config)
+    mass = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 2, 4)}
+    assert mass == pytest.approx({0: 0.25, 1: 0.25, 2: 0.0, 4: 0.5})
+
+
 def test_sampler_prefers_motion(store, make_episode) -> None:
     episode = make_episode(1, num_steps=2, outcome="failure")
     images = episode.frames["base"]

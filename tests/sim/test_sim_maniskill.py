@@ -60,6 +60,9 @@ def test_spec_is_the_environments(push) -> None:
 def test_draws_and_frames(push) -> None:
     few, many = push.draw_initial_states("validation", 2, 3), push.draw_initial_states("validation", 4, 3)
     assert torch.equal(few.states, many.states[:2])
+    rest = push.draw_initial_states("validation", 2, 3, first=2)
+    assert torch.equal(rest.states, many.states[2:])
+    assert rest.ids == many.ids[2:]
     assert few.ids[1] == "PushCube-v1/validation/3-000001"
     observation = push.reset(few.states[:1])
     assert observation.frames.shape == (1, 3, 64, 64, 3)

@@ -9,7 +9,7 @@ from worldloop.interfaces import InitialStateSource, Simulator
 from worldloop.randomness import make_row_keys
 from worldloop.sim.scripted import SCRIPTED_VARIANTS, make_scripted_policy
 from worldloop.sim.toy import ToyConfig, ToySimulator
-from worldloop.types import ChunkStep
+from worldloop.types import ChunkStep, InitialStates
 
 
 def play(sim: ToySimulator, states: torch.Tensor, variants: tuple[str, ...], keys: torch.Tensor, chunk: int = 4):
@@ -49,6 +49,9 @@ def test_initial_states_do_not_depend_on_how_many_are_drawn() -> None:
     assert few.ids == many.ids[:3]
     assert len(set(many.ids)) == 9
     assert not torch.equal(few.states, sim.draw_initial_states("evaluation", 3, 1).states)
+    rest = sim.draw_initial_states("train", 6, 1, first=3)
+    assert InitialStates.cat([few, rest]).ids == many.ids
+    assert torch.equal(InitialStates.cat([few, rest]).states, many.states)
 
 
 def test_success_inside_a_chunk() -> None:

@@ -116,6 +116,7 @@ class ClipSamplingConfig:
     on_policy_share: float = 0.5  # share of clips from the policy's own episodes, 0..1, where there are any
     motion_weight: float = 1.0  # extra weight of a frame step whose image moves as much as the average one, >= 0
     outcome_balance: bool = True  # success, near-success and failure equally often within each source
+    near_success: bool = True  # control: false draws no clip of a near-success episode
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.on_policy_share <= 1.0:
@@ -145,13 +146,17 @@ class BalancedClipSampler:
         group = np.array(code)[self.candidates[:, 0].numpy()]
         motion = dataset.candidate_motion.double().numpy()
         weight = 1.0 + config.motion_weight * motion / max(motion.mean(), 1e-12)
+        if not config.near_success:
+            weight *= np.array([m.outcome != "near_success" for m in metas])[self.candidates[:, 0].numpy()]
+            if not weight.any():
+                raise ValueError(f"split {dataset.split!r} has only near-successes, and near_success is false")
         total = np.bincount(group, weights=weight, minlength=6)
         has = total.reshape(2, 3) > 0
         share: np.ndarray = np.array([1.0 - config.on_policy_share, config.on_policy_share]) * has.any(axis=1)
         if share.sum() == 0:  # the only source there is has a share of 0: use it rather than nothing
             share = np.asarray(has.any(axis=1), dtype=np.float64)
         group_share = (share / share.sum())[:, None] * has / np.maximum(has.sum(axis=1, keepdims=True), 1)
-        self.probabilities = torch.from_numpy(group_share.reshape(-1)[group] * weight / total[group])
+        self.probabilities = torch.from_numpy(group_share.reshape(-1)[group] * weight / np.maximum(total[group], 1e-12))
         self._cumulative = self.probabilities.cumsum(0)
 
     def sample(self, generator: torch.Generator, batch_size: int) -> Tensor:

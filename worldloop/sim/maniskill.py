@@ -128,7 +128,7 @@ class ManiSkillSimulator(ChunkedSimulator):
         self._drawing_env: Any = None
         self._num_rows = 0
 
-    def draw_initial_states(self, split: Split, num_states: int, seed: int) -> InitialStates:
+    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
         """State i is drawn alone, from ``derive_seed(task, split, seed, i)``; ends the running batch.
 
         Always on the CPU, since a vectorised environment seeds all its rows from the first one's seed.
@@ -137,10 +137,11 @@ class ManiSkillSimulator(ChunkedSimulator):
             self._drawing_env = self._make_env("cpu", 1) if self._on_gpu else self._env
         self._batch = None
         states = torch.zeros(num_states, STATE_DIM)
-        for i in range(num_states):
+        numbers = range(first, first + num_states)
+        for row, i in enumerate(numbers):
             self._drawing_env.reset(seed=derive_seed(self.spec.task, split, seed, i) % 2**31)
-            states[i, :MANISKILL_STATE_DIM] = self._drawing_env.get_state()[0]
-        ids = tuple(f"{self.spec.task}/{split}/{seed}-{i:06d}" for i in range(num_states))
+            states[row, :MANISKILL_STATE_DIM] = self._drawing_env.get_state()[0]
+        ids = tuple(f"{self.spec.task}/{split}/{seed}-{i:06d}" for i in numbers)
         return InitialStates(split, ids, states)
 
     def close(self) -> None:

@@ -79,18 +79,19 @@ class ToySimulator(ChunkedSimulator):
         self.num_envs = config.num_envs
         self._state = torch.zeros(0, _STATE_DIM)
 
-    def draw_initial_states(self, split: Split, num_states: int, seed: int) -> InitialStates:
+    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
         """State i comes from ``derive_seed(task, split, seed, i)`` alone."""
         states = torch.zeros(num_states, _STATE_DIM)
-        for i in range(num_states):
+        numbers = range(first, first + num_states)
+        for row, i in enumerate(numbers):
             generator = make_generator(derive_seed(TOY_TASK, split, seed, i))
             noise = torch.rand(4, generator=generator)
             block = torch.stack([noise[0] * 0.4 - 0.3, noise[1] * 0.8 - 0.4])
-            states[i, 0] = block[0] - 0.5 + 0.1 * (noise[2] - 0.5)
-            states[i, 1] = block[1] + 0.5 * (noise[3] - 0.5)
-            states[i, 4:6] = states[i, 8:10] = block
-            states[i, 6:8] = block + torch.tensor([_WAY + _GOAL_RADIUS, 0.0])
-        ids = tuple(f"{TOY_TASK}/{split}/{seed}-{i:06d}" for i in range(num_states))
+            states[row, 0] = block[0] - 0.5 + 0.1 * (noise[2] - 0.5)
+            states[row, 1] = block[1] + 0.5 * (noise[3] - 0.5)
+            states[row, 4:6] = states[row, 8:10] = block
+            states[row, 6:8] = block + torch.tensor([_WAY + _GOAL_RADIUS, 0.0])
+        ids = tuple(f"{TOY_TASK}/{split}/{seed}-{i:06d}" for i in numbers)
         return InitialStates(split, ids, states)
 
     def close(self) -> None:
