@@ -58,7 +58,7 @@ def test_run_directory_and_results(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
     assert {"config.yaml", "state.json", "results.json", "timings.json", "tensorboard", "checkpoints", "sans"} <= names
     for iteration in (1, 2):
-        for kind in ("world_model", "policy"):
+        for kind in ("world_model", "policy_after_002", "policy_after_004"):
             assert (finished / f"checkpoints/iteration_{iteration:03d}/{kind}/model.safetensors").is_file()
     results = json.loads((finished / "results.json").read_text())
     assert [e["iteration"] for e in results["iterations"]] == [0, 1, 2]

@@ -10,6 +10,7 @@ from torch import nn
 from worldloop.config import load_config
 from worldloop.loop import advance, list_stages
 from worldloop.rollout import Rollout
+from worldloop.stages import promote_policy
 from worldloop.stages.check_world_model import OpenLoop, calibrate
 from worldloop.stages.improve_policy import compute_returns
 from worldloop.stages.optimisation import Optimisation
@@ -127,10 +128,57 @@ def test_the_last_iteration_collects_nothing_and_the_loop_ends() -> None:
     assert len(seen) == 4 + 6 + 5
 
 
+class _Log:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def validation(monkeypatch):
+    """What each policy achieves on four validation states; the names that were measured."""
+    outcomes = {"old": (1, 0, 0, 1), "a": (1, 1, 0, 1), "b": (1, 1, 1, 0), "bad": (0, 0, 0, 1)}
+    measured: list[str] = []
+
+    def evaluate(context, split, num_states, block_size, policy, iteration):
+        assert (split, num_states) == ("validation", 4)
+        measured.append(policy)
+        return outcomes[policy]
+
+    monkeypatch.setattr(promote_policy, "evaluate_in_simulator", evaluate)
+    monkeypatch.setattr(promote_policy, "success_of", lambda episodes: tuple(bool(e) for e in episodes))
+    return measured
+
+
+def test_the_best_candidate_is_promoted_the_earliest_of_equals(validation) -> None:
+    state = LoopState(policy="old", candidates=("bad", "a", "b"))
+    after = promote_policy.run(state, promote_policy.PromotePolicyConfig(num_states=4), _Log())  # type: ignore[arg-type]
+    assert (after.policy, after.candidates, after.validation_success) == ("a", (), (True, True, False, True))
+    assert after.records[0]["promoted"]
+    assert after.records[0]["promotion_gain"]["gain"] == 0.25
+    assert after.records[0]["validation_success"]["b"]["k"] == 3
+    assert validation == ["old", "bad", "a", "b"]
+
+
+def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(validation) -> None:
+    state = LoopState(policy="old", candidates=("bad",), validation_success=(True, False, False, True))
+    config = promote_policy.PromotePolicyConfig(num_states=4)
+    kept = promote_policy.run(state, config, _Log())  # type: ignore[arg-type]
+    assert (kept.policy, kept.candidates, kept.records[0]["promoted"]) == ("old", (), False)
+    assert kept.validation_success == state.validation_success
+    assert validation == ["bad"]  # the policy in force is not measured twice
+    off = promote_policy.PromotePolicyConfig(num_states=4, gate=False)
+    forced = promote_policy.run(LoopState(policy="old", candidates=("a", "bad")), off, _Log())  # type: ignore[arg-type]
+    assert (forced.policy, forced.validation_success) == ("bad", ())
+    assert validation == ["bad"]
+
+
 def test_state_survives_json_and_refuses_other_things() -> None:
     import json
 
-    state = LoopState(evaluation_success=((True, False),), validation_success=(True,)).record(x=1)
+    state = LoopState(candidates=("a",), evaluation_success=((True, False),), validation_success=(True,)).record(x=1)
     assert LoopState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
     with pytest.raises(WorldloopError, match="not a worldloop state"):
         LoopState.from_dict({"schema_version": 1, "stage": 3})

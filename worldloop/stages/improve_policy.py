@@ -15,10 +15,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worldloop.imagination import ImaginedSimulator, SuccessCalibration
+from worldloop.networks.ema import EmaWeights
 from worldloop.randomness import make_generator, make_row_keys
 from worldloop.rl.grpo import (
     GroupAdvantages,
@@ -49,6 +51,7 @@ class ImprovePolicyConfig:
     num_epochs: int = 1  # passes over each round's decisions
     minibatch_size: int = 256  # decisions (action chunks) per optimizer step
     learning_rate: float = 6e-4  # AdamW, constant
+    ema_decay: float = 0.98  # decay per optimizer step of the averaged weights that candidates are made of; 0: none
     temperature: float = 1.0  # of the policy's action distribution while it explores
     clip_ratio_low: float = 0.2  # lower clip of the probability ratio
     clip_ratio_high: float = 0.28  # upper clip of the probability ratio
@@ -56,6 +59,8 @@ class ImprovePolicyConfig:
     min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
     mid_episode_share: float = 0.25  # share of groups that start in the middle of one of the policy's episodes
     imagination_horizon: int = 6  # chunks a rollout is imagined for at most; drift grows with every one
+    num_candidates: int = 3  # checkpoints, evenly spaced over the updates, among which promotion chooses
+    num_imitation_steps: int = 900  # optimizer steps of imitate_successes, which has more episodes than the clone had
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
     def __post_init__(self) -> None:
@@ -63,27 +68,33 @@ class ImprovePolicyConfig:
             raise ValueError(f"improve_policy.method {self.method!r} is not one of {', '.join(METHODS)}")
         if self.restart_from not in ("policy", "clone"):
             raise ValueError(f"improve_policy.restart_from {self.restart_from!r} is not one of policy, clone")
-        for name in ("num_updates", "groups_per_update", "num_epochs", "minibatch_size", "imagination_horizon"):
+        counts = ("num_updates", "groups_per_update", "num_epochs", "minibatch_size", "imagination_horizon")
+        for name in (*counts, "num_imitation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"improve_policy.{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.num_candidates <= self.num_updates:
+            bounds = f"1..num_updates = {self.num_updates}"
+            raise ValueError(f"improve_policy.num_candidates must be in {bounds}, got {self.num_candidates}")
         if self.group_size < 2:
             raise ValueError(f"improve_policy.group_size must be at least 2, got {self.group_size}")
         for name in ("learning_rate", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"improve_policy.{name} must be > 0, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"improve_policy.ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.mid_episode_share <= 1:
             raise ValueError(f"improve_policy.mid_episode_share must be in [0, 1], got {self.mid_episode_share}")
 
 
 def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig, context: Context) -> LoopState:
-    """Make ``state.candidate`` from the world model (grpo) or from all successes (imitate_successes)."""
+    """Make ``state.candidates`` in the world model (grpo), or one from all successes (imitate_successes)."""
     path = f"checkpoints/iteration_{state.iteration:03d}/policy"
     if config.method == "imitate_successes":
-        imitate(state, clone, context, EVERY_SUCCESS, path)
-        return replace(state, candidate=path)
-    figures = _Improvement(state, config, context).train(path)
+        imitate(state, replace(clone, num_steps=config.num_imitation_steps), context, EVERY_SUCCESS, path)
+        return replace(state, candidates=(path,))
+    candidates, figures = _Improvement(state, config, context).train(path)
     context.log(f"imagined success {figures['first']:.3f} -> {figures['last']:.3f} over {config.num_updates} updates")
-    return replace(state, candidate=path).record(
+    return replace(state, candidates=candidates).record(
         imagined_success_in_training={"first_update": figures["first"], "last_update": figures["last"]}
     )
 
@@ -98,6 +109,7 @@ class _Improvement:
         self.reference = context.load_policy(start).to(context.device).eval()
         for model in (self.policy, self.reference):
             model.temperature = config.temperature
+        self.averaged = EmaWeights(self.policy, config.ema_decay)
         self.world_model = context.load_world_model(state.world_model).to(context.device).eval()
         self.calibration = SuccessCalibration(**(state.calibration or {}))
         self.dataset = open_clips(context, state.dataset, "train")
@@ -114,8 +126,11 @@ class _Improvement:
             name="improve_policy",
         )
 
-    def train(self, path: str) -> dict[str, float]:
+    def train(self, path: str) -> tuple[tuple[str, ...], dict[str, float]]:
+        """All updates; returns the candidates' checkpoints and the imagined success before and after."""
         config, context = self.config, self.context
+        saved_after = np.linspace(0, config.num_updates, config.num_candidates + 1).round()[1:]
+        candidates: list[str] = []
         first = (self.iteration - 1) * config.num_updates
         imagined: list[float] = []
         with (
@@ -131,11 +146,12 @@ class _Improvement:
                 running = rollout.valid[:, :: context.chunk_length].sum()
                 frames = float(running) * context.chunk_length / context.spec.actions_per_frame
                 writer.scalars(first + update, {"improve_policy/imagined_frames_per_s": frames / seconds})
+                if update + 1 in saved_after:
+                    candidates.append(f"{path}_after_{update + 1:03d}")
+                    context.save_policy(self.averaged.module, candidates[-1])
                 progress.advance(imagined_success=metrics["imagined_success_rate"])
-        self.policy.version = path
-        context.save_policy(self.policy, path)
         tail = imagined[-max(1, len(imagined) // 5) :]
-        return {"first": round(imagined[0], 6), "last": round(sum(tail) / len(tail), 6)}
+        return tuple(candidates), {"first": round(imagined[0], 6), "last": round(sum(tail) / len(tail), 6)}
 
     def imagine(self, update: int) -> tuple[Rollout, float]:
         """One round of grouped rollouts, and how long it took."""
@@ -223,6 +239,7 @@ class _Improvement:
             metrics["kl_to_start"] = float(kl.detach())
         metrics["loss"] = float(loss.detach())
         metrics["grad_norm"] = self.optimisation.step(loss)
+        self.averaged.update(self.policy)
         return metrics
 
 

@@ -1,4 +1,9 @@
-"""The gate: a candidate replaces the policy only if it is no worse on validation states in the real simulator."""
+"""The gate: the best candidate replaces the policy only if it is no worse on validation states in the real simulator.
+
+Imagined success goes on rising after real success has turned: the reward model is being exploited. Hence several
+candidates per improvement. The recorded gain is that of the best of them on the states that chose it, so it is
+optimistic; evaluation states measure the honest one.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +32,10 @@ class PromotePolicyConfig:
 
 
 def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> LoopState:
-    """Promote ``state.candidate`` or roll back to ``state.policy``; either way the candidate's checkpoint stays."""
+    """Promote one of ``state.candidates`` or roll back to ``state.policy``; their checkpoints stay either way."""
     if not config.gate:
-        context.log("gate off: candidate promoted unseen")
-        return replace(state, policy=state.candidate, candidate="", validation_success=()).record(
+        context.log("gate off: last candidate promoted unseen")
+        return replace(state, policy=state.candidates[-1], candidates=(), validation_success=()).record(
             promoted=True, promotion_gain=None, promotion_gain_reason="gate off"
         )
 
@@ -41,17 +46,23 @@ def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> Loop
         return success_of(episodes)
 
     current = state.validation_success or measure(state.policy)
-    candidate = measure(state.candidate)
-    gain = paired_gain(np.array(current), np.array(candidate))
+    success = {candidate: measure(candidate) for candidate in state.candidates}
+    best = max(state.candidates, key=lambda c: sum(success[c]))  # the earliest of equals
+    gain = paired_gain(np.array(current), np.array(success[best]))
     promoted = gain.gain >= config.min_gain
+    rates = ", ".join(str(Rate.of(np.array(s))) for s in success.values())
     context.log(
-        f"candidate {Rate.of(np.array(candidate))} against {Rate.of(np.array(current))}: "
-        + ("promoted" if promoted else "rolled back")
+        f"candidates {rates} against {Rate.of(np.array(current))}: "
+        + (f"promoted {best.rsplit('/', 1)[-1]}" if promoted else "rolled back")
     )
     state = replace(
         state,
-        policy=state.candidate if promoted else state.policy,
-        candidate="",
-        validation_success=candidate if promoted else current,
+        policy=best if promoted else state.policy,
+        candidates=(),
+        validation_success=success[best] if promoted else current,
     )
-    return state.record(promoted=promoted, promotion_gain=gain.to_dict())
+    return state.record(
+        promoted=promoted,
+        promotion_gain=gain.to_dict(),
+        validation_success={c: Rate.of(np.array(s)).to_dict() for c, s in success.items()},
+    )

@@ -16,8 +16,9 @@ class LoopState:
 
     - ``iteration`` and ``next_stage``: where the loop stands; ``next_stage`` "" means that it has ended
     - ``dataset``: name of the SANS version
-    - ``clone``, ``policy``, ``candidate``, ``world_model``: checkpoint directories ("" before there is one);
-      ``clone`` is iteration 0's policy, ``candidate`` awaits promotion
+    - ``clone``, ``policy``, ``world_model``: checkpoint directories ("" before there is one); ``clone`` is iteration
+      0's policy
+    - ``candidates``: checkpoints of the last improvement, in the order of training, that await promotion
     - ``calibration``: scale, bias and threshold of the success head
     - ``validation_success``: outcomes of ``policy`` on the validation states, for the paired promotion test
     - ``evaluation_success``: outcomes of every iteration's policy on the evaluation states, by iteration. Recorded
@@ -31,7 +32,7 @@ class LoopState:
     dataset: str = ""
     clone: str = ""
     policy: str = ""
-    candidate: str = ""
+    candidates: tuple[str, ...] = ()
     world_model: str = ""
     calibration: dict[str, float] | None = None
     validation_success: tuple[bool, ...] = ()
@@ -55,7 +56,7 @@ class LoopState:
     def from_dict(cls, values: dict[str, Any]) -> LoopState:
         """Inverse of `to_dict` after a trip through JSON; raises `WorldloopError` on anything else."""
         try:
-            tuples = ("validation_success", "records")
+            tuples = ("candidates", "validation_success", "records")
             values = {k: tuple(v) if k in tuples else v for k, v in values.items()}
             values["evaluation_success"] = tuple(tuple(v) for v in values["evaluation_success"])
             return cls(**values)
