@@ -1,6 +1,6 @@
 """Experiment 001: does the closed loop improve the policy, and because of what?
 
-    python experiments/001_closed_loop/run.py --seeds 0 1 2 [key=value ...]
+    python experiments/001_closed_loop/run.py [key=value ...] --seeds 0 1 2
 
 Arms, per training seed, all from the same iteration 0 (same demonstrations, clone and first collection):
 (a) loop     the closed loop as configured
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,17 @@ from worldloop.runtime.run_directory import RunDirectory
 from worldloop.statistics import Rate, bootstrap_interval, paired_gain
 
 HERE = Path(__file__).resolve().parent
+RESULT = HERE / "result.json"
+CONFIG = "configs/pushcube_cpu.yaml"
+LONGER = [  # what this experiment changes in CONFIG
+    "fit_world_model.num_steps=2000",
+    "fit_world_model.num_refit_steps=1000",
+    "collect_episodes.num_episodes=560",
+    "improve_policy.num_updates=36",
+    "improve_policy.num_candidates=3",
+    "promote_policy.num_states=120",
+]
+NO_MATTER = ("run_root=", "runtime=", "resources.")  # overrides on which no result depends
 ARMS = {
     "loop": [],
     "shuffled": ["improve_policy.shuffle_rewards=true", "promote_policy.gate=false"],
@@ -36,8 +46,9 @@ FORK_AT = {"shuffled": (1, "improve_policy"), "imitate": (1, "fit_world_model")}
 
 
 def configure(arm: str, seed: int, overrides: list[str]) -> LoopConfig:
-    path = HERE.parents[1] / "configs/pushcube_cpu.yaml"
-    return load_config(path, [*overrides, *ARMS[arm], f"seed={seed}", f"run_name={arm}-seed{seed}"])
+    return load_config(
+        HERE.parents[1] / CONFIG, [*LONGER, *overrides, *ARMS[arm], f"seed={seed}", f"run_name={arm}-seed{seed}"]
+    )
 
 
 def fork(source: RunDirectory, arm: str, seed: int, overrides: list[str]) -> None:
@@ -71,43 +82,76 @@ def run_seed(seed: int, arms: list[str], overrides: list[str]) -> None:
 
 
 def collect(seeds: list[int], arms: list[str], overrides: list[str]) -> dict[str, Any]:
-    result: dict[str, Any] = {"schema_version": 1, "seeds": seeds, "overrides": overrides, "arms": {}}
-    for arm in arms:
-        runs, gains = [], []
-        for seed in seeds:
+    """The result of every finished run, and of seeds that an earlier call with the same overrides has measured."""
+    changed = [o for o in overrides if not o.startswith(NO_MATTER)]
+    known: dict[str, Any] = {}
+    if RESULT.exists():
+        stored = json.loads(RESULT.read_text())
+        same = (stored["longer"], stored["overrides"]) == (LONGER, changed)
+        known = stored["arms"] if same else {}
+    result: dict[str, Any] = {
+        "schema_version": 1,
+        "config": CONFIG,
+        "longer": LONGER,
+        "overrides": changed,
+        "arms": {},
+    }
+    for arm in ARMS:
+        runs = {run["seed"]: run for run in known.get(arm, {"runs": []})["runs"]}
+        for seed in seeds if arm in arms else []:
             config = configure(arm, seed, overrides)
             directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
-            state = directory.read_state()
-            if state.next_stage:
-                continue
-            success = [np.array(s) for s in state.evaluation_success]
-            gains.append(success[-1].astype(float) - success[0])
-            runs.append(
-                {
-                    "seed": seed,
-                    "success": [Rate.of(s).to_dict() for s in success],
-                    "gain": paired_gain(success[0], success[-1]).to_dict(),
-                    "iterations": directory.read_results()["iterations"],
-                    "minutes": round(sum(t["seconds"] for t in directory.read_timings()) / 60, 1),
-                }
-            )
-        result["arms"][arm] = {"runs": runs, "pooled_gain": pool(gains)}
+            if directory.exists and not directory.read_state().next_stage:
+                runs[seed] = summarise(seed, directory)
+        ordered = [runs[seed] for seed in sorted(runs)]
+        result["arms"][arm] = {"pooled_gain": pool(ordered), "runs": ordered}
+    result["loop_minus"] = {arm: compare(result["arms"]["loop"], result["arms"][arm]) for arm in ARMS if arm != "loop"}
     return result
 
 
-def pool(gains: list[np.ndarray]) -> dict[str, float] | None:
-    """Mean gain over seeds and states; the interval resamples states, keeping a state's seeds together."""
-    if not gains:
+def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
+    success = [np.array(s) for s in directory.read_state().evaluation_success]
+    timings = directory.read_timings()
+    return {
+        "seed": seed,
+        "success": [Rate.of(s).to_dict() for s in success],
+        "gain": paired_gain(success[0], success[-1]).to_dict(),
+        "minutes": round(sum(t["seconds"] for t in timings) / 60, 1),
+        "peak_memory_mib": max(t["peak_memory_mib"] for t in timings),
+        "success_by_state": ["".join("01"[int(x)] for x in s) for s in success],
+        "iterations": directory.read_results()["iterations"],
+    }
+
+
+def outcomes_of(run: dict[str, Any]) -> list[np.ndarray]:
+    return [np.array(list(map(int, success))) for success in run["success_by_state"]]
+
+
+def pool(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Success of the last iteration minus the clone's, over the states and seeds of ``runs``."""
+    outcomes = [outcomes_of(run) for run in runs]
+    return average([success[-1] - success[0] for success in outcomes])
+
+
+def compare(loop: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
+    """Success of the loop's last policy minus that of ``other``'s, on the same states, over the seeds of both."""
+    last = {run["seed"]: outcomes_of(run)[-1] for run in other["runs"]}
+    return average([outcomes_of(run)[-1] - last[run["seed"]] for run in loop["runs"] if run["seed"] in last])
+
+
+def average(differences: list[np.ndarray]) -> dict[str, Any] | None:
+    """Mean over seeds and states; the interval resamples states, keeping a state's seeds together."""
+    if not differences:
         return None
-    per_state = np.stack(gains).mean(0)
+    per_state = np.stack(differences).mean(0)
     low, high = bootstrap_interval(lambda d: float(d.mean()), per_state)
     return {
         "gain": round(float(per_state.mean()), 4),
         "low": round(low, 4),
         "high": round(high, 4),
-        "num_seeds": len(gains),
+        "num_seeds": len(differences),
         "num_states": len(per_state),
-        "by_seed": [round(float(g.mean()), 4) for g in gains],
+        "by_seed": [round(float(d.mean()), 4) for d in differences],
     }
 
 
@@ -145,10 +189,11 @@ def main() -> None:
         for seed in options.seeds:
             run_seed(seed, options.arms, overrides)
     result = collect(options.seeds, options.arms, overrides)
-    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, HERE / "success.png")
     for arm, values in result["arms"].items():
-        print(arm, values["pooled_gain"], file=sys.stdout)
+        print(arm, values["pooled_gain"])
+    print("loop minus", result["loop_minus"])
 
 
 if __name__ == "__main__":
