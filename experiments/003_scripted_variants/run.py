@@ -1,0 +1,120 @@
+"""Experiment 003: how often do the scripted experts succeed, and what do the perturbed ones give?
+
+    python experiments/003_scripted_variants/run.py --states 200 --perturbed-states 60
+
+Each variant of PushCube-v1 and PullCube-v1 is played from the first validation states (of seed 0), in the camera,
+control mode and chunks of configs/pushcube_cpu.yaml; success is ManiSkill's own within the task's steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloop import build
+from worldloop.config import LoopConfig, load_config
+from worldloop.randomness import make_row_keys
+from worldloop.rollout import RolloutJob
+from worldloop.runtime.inline import InlineRuntime
+from worldloop.runtime.progress import TerminalDisplay
+from worldloop.sim.variants import SCRIPTED_VARIANTS
+from worldloop.statistics import Rate
+from worldloop.types import OUTCOMES, Episode, InitialStates
+
+HERE = Path(__file__).resolve().parent
+TASKS = ("PushCube-v1", "PullCube-v1")
+BLOCK = 10
+
+
+def make_jobs(config: LoopConfig, states: InitialStates, variant: str) -> Iterator[RolloutJob]:
+    keys = make_row_keys(len(states), "experiments/003", variant)
+    for first in range(0, len(states), BLOCK):
+        block = range(first, min(first + BLOCK, len(states)))
+        yield RolloutJob(
+            states=states.select(block),
+            simulator=config.simulator,
+            chunk_length=config.chunk_length,
+            noise_key=keys[block.start : block.stop],
+            iteration=0,
+            splits=("validation",) * len(block),
+            policy=None,
+            temperature=None,
+            variants=(variant,) * len(block),
+        )
+
+
+def summarise(episodes: list[Episode]) -> dict[str, Any]:
+    counts = Counter(e.meta.outcome for e in episodes)
+    steps = [e.num_env_steps for e in episodes if e.is_success]
+    return {
+        "success": Rate.of(np.array([e.is_success for e in episodes])).to_dict(),
+        "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES},
+        "median_steps_to_success": float(np.median(steps)) if steps else None,
+    }
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(TASKS), figsize=(9, 3.4), sharey=True)
+    for axes, task in zip(panels, TASKS, strict=True):
+        left = np.zeros(len(SCRIPTED_VARIANTS))
+        for outcome in OUTCOMES:
+            values = [result["tasks"][task][v] for v in SCRIPTED_VARIANTS]
+            share = np.array([v["outcomes"][outcome] / v["success"]["n"] for v in values])
+            axes.barh(SCRIPTED_VARIANTS, share, left=left, label=outcome)
+            left += share
+        axes.set(title=task, xlabel="share of episodes", xlim=(0, 1))
+        axes.invert_yaxis()
+    panels[1].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--states", type=int, default=200, help="states that each expert is played from")
+    parser.add_argument("--perturbed-states", type=int, default=60, help="states of every other variant")
+    options = parser.parse_args()
+    config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml")
+    display = TerminalDisplay()
+    runtime = InlineRuntime(config.resources.num_simulators, display)
+    tasks: dict[str, Any] = {}
+    try:
+        for task in TASKS:
+            simulator = replace(config.simulator, maniskill=replace(config.simulator.maniskill, task=task))
+            here = replace(config, simulator=simulator)
+            requests = [(simulator, "validation", 50, 0, first) for first in range(0, options.states, 50)]
+            states = InitialStates.cat(list(runtime.map(build.draw_initial_states, requests)))
+            tasks[task] = {}
+            for variant in SCRIPTED_VARIANTS:
+                count = options.states if variant == "expert" else min(options.perturbed_states, len(states))
+                display.open(f"{task} {variant}", count, "episode")
+                episodes: list[Episode] = []
+                for block in runtime.map(
+                    build.execute_rollout_job, make_jobs(here, states.select(range(count)), variant)
+                ):
+                    episodes.extend(block)
+                    display.advance(len(block), {})
+                display.close()
+                tasks[task][variant] = summarise(episodes)
+                print(f"{task:12} {variant:15} {Rate.of(np.array([e.is_success for e in episodes]))}", flush=True)
+    finally:
+        runtime.close()
+    result = {"schema_version": 1, "tasks": tasks}
+    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, HERE / "outcomes.png")
+
+
+if __name__ == "__main__":
+    main()
