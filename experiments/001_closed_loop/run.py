@@ -36,7 +36,7 @@ LONGER = [  # what this experiment changes in CONFIG
     "improve_policy.num_candidates=3",
     "promote_policy.num_states=120",
 ]
-NO_MATTER = ("run_root=", "runtime=", "resources.")  # overrides on which no result depends
+NO_MATTER = ("run_root=", "runtime=", "resources.")  # overrides about the machine, not the experiment
 ARMS = {
     "loop": [],
     "shuffled": ["improve_policy.shuffle_rewards=true", "promote_policy.gate=false"],
