@@ -165,8 +165,10 @@ def test_the_best_candidate_is_promoted_the_earliest_of_equals(validation) -> No
 def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(validation) -> None:
     state = LoopState(policy="old", candidates=("bad",), validation_success=(True, False, False, True))
     config = promote_policy.PromotePolicyConfig(num_states=4)
-    kept = promote_policy.run(state, config, _Log())  # type: ignore[arg-type]
+    log = _Log()
+    kept = promote_policy.run(state, config, log)  # type: ignore[arg-type]
     assert (kept.policy, kept.candidates, kept.records[0]["promoted"]) == ("old", (), False)
+    assert "rolled back" in log.lines[-1]
     assert kept.validation_success == state.validation_success
     assert validation == ["bad"]  # the policy in force is not measured twice
     off = promote_policy.PromotePolicyConfig(num_states=4, gate=False)

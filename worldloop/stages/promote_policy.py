@@ -1,6 +1,6 @@
 """The gate: the best candidate replaces the policy only if it is no worse on validation states in the real simulator.
 
-Imagined success goes on rising after real success has turned: the reward model is being exploited. Hence several
+Imagined success can go on rising after real success has turned, when the reward model is exploited. Hence several
 candidates per improvement. The recorded gain is that of the best of them on the states that chose it, so it is
 optimistic; evaluation states measure the honest one.
 """
