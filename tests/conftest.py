@@ -37,3 +37,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             os.environ[name] = value
     tempfile.tempdir = None
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def toy_clips(tmp_path):
+    """A `ClipDataset` of toy episodes, all held out: three states with three scripted variants each."""
+    import torch
+
+    from worldloop.randomness import make_row_keys
+    from worldloop.rollout import rollout_to_episodes, run_rollout
+    from worldloop.sans.clips import ClipDataset
+    from worldloop.sans.store import SansStore
+    from worldloop.sim.scripted import make_scripted_policy
+    from worldloop.sim.toy import ToyConfig, ToySimulator
+    from worldloop.types import Normalisation
+
+    simulator = ToySimulator(ToyConfig(image_size=32))
+    states = simulator.draw_initial_states("validation", 3, seed=0).select([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    variants = ("expert", "stops_short", "far") * 3
+    policy = make_scripted_policy(simulator.spec, variants, make_row_keys(9, "toy_clips"), 4)
+    rollout = run_rollout(policy, simulator, states.states, None, initial_state_id=states.ids)
+    episodes = rollout_to_episodes(
+        rollout, simulator.spec, sources=tuple("expert" if v == "expert" else "perturbed" for v in variants),
+        variants=variants, splits=("validation",) * 9, iteration=0,
+    )  # fmt: skip
+    store = SansStore(tmp_path / "sans")
+    unit = Normalisation(torch.zeros(simulator.spec.proprio_dim), torch.ones(simulator.spec.proprio_dim))
+    version = store.snapshot("v0", [store.append(episodes, "a", simulator.spec)], normalisation=unit)
+    return ClipDataset(store.open_cache(version), "validation", simulator.spec.camera)

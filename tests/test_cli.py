@@ -61,7 +61,7 @@ def test_report_and_sans_commands(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["sans", "list", str(run_dir / "sans")]) == 0
     assert "v000" in capsys.readouterr().out
     assert main(["sans", "show", str(run_dir / "sans")]) == 0
-    assert "80 episodes" in capsys.readouterr().out
+    assert "96 episodes" in capsys.readouterr().out
     assert main(["sans", "verify", str(run_dir / "sans"), "v000"]) == 0
     assert "match their hashes" in capsys.readouterr().out
     assert main(["sans", "show", str(run_dir / "sans"), "v9"]) == 2

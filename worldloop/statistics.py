@@ -114,6 +114,16 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_mean(values: np.ndarray, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``values`` [n], as `bootstrap_interval` but all resamples at once."""
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"bootstrap needs values [n] with n > 0, got {values.shape}")
+    index = np.random.default_rng(seed).integers(0, len(values), (num_resamples, len(values)))
+    low, high = np.percentile(values[index].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve by ranks (Mann-Whitney), ties counted half; NaN when one class is missing."""
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)

@@ -101,11 +101,25 @@ class _Rows:
 
 
 @dataclass(frozen=True)
+class Landmark:
+    """A point that the check of a world model follows, e.g. ``object`` or ``effector``.
+
+    Its 2 or 3 coordinates are ``columns`` of ``source``, each worth ``metres_per_unit``.
+    """
+
+    name: str
+    source: Literal["sim_state", "proprio"]
+    columns: tuple[int, ...]
+    metres_per_unit: float = 1.0
+
+
+@dataclass(frozen=True)
 class SimulatorSpec:
     """What a policy or a world model must know of a simulator before it sees a frame.
 
     ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at
-    which the task counts as solved; ``max_episode_steps`` is in environment steps.
+    which the task counts as solved; ``max_episode_steps`` is in environment steps. ``landmarks`` may be empty: only
+    the check of a world model reads them, and no network ever does.
     """
 
     task: str
@@ -122,6 +136,7 @@ class SimulatorSpec:
     control_mode: str
     camera: str
     simulator_version: str
+    landmarks: tuple[Landmark, ...] = ()
 
     @property
     def proprio_dim(self) -> int:

@@ -28,7 +28,7 @@ from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.shard import shard_ref
 from worldloop.session import Executor, Session
-from worldloop.stages import fit_world_model
+from worldloop.stages import branch_figures, fit_world_model
 from worldloop.stages.check_world_model import align, calibrate, describe, imagine_episodes
 from worldloop.stages.data import open_clips
 from worldloop.stages.simulate import make_jobs, restrict, run_jobs
@@ -70,7 +70,9 @@ def judge_run(
             probability = calibration.probability(torch.from_numpy(result.logit))
             scores[model]["held_out"][name] = {
                 "alignment": alignment,
-                "psnr_db": round(float(result.psnr_db.mean()), 3),
+                "psnr_db": branch_figures.summarise(
+                    branch_figures.measure_frames(result.branches)["psnr_db"], result.branches.truth.valid
+                )["mean"],
                 "probability": [round(p, 5) for p in probability.tolist()],
                 "outcome": list(result.outcomes),
             }

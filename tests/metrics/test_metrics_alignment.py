@@ -23,6 +23,9 @@ def test_alignment_by_hand() -> None:
     assert {k: (v["k"], v["n"]) for k, v in result["by_outcome"].items()} == {
         "success": (2, 3), "near_success": (1, 2), "failure": (1, 1),
     }  # fmt: skip
+    assert (result["precision"]["k"], result["precision"]["n"]) == (2, 3)
+    # Bins of a tenth hold one score each: mean of |label - score| = (.1 + .2 + .7 + .7 + .1 + .2) / 6.
+    assert result["expected_calibration_error"]["value"] == pytest.approx(2.0 / 6, abs=1e-6)
     for key in ("auc", "balanced_accuracy"):
         assert result[key]["low"] <= result[key]["value"] <= result[key]["high"]
     json.dumps(result, allow_nan=False)
@@ -32,6 +35,25 @@ def test_threshold_is_inclusive_and_perfect_scores_are_one() -> None:
     result = compute_alignment(IS_SUCCESS.astype(float), IS_SUCCESS, OUTCOMES, threshold=1.0)
     assert result["balanced_accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert result["auc"]["value"] == 1.0
+
+
+def test_precision_recall_curve_by_hand() -> None:
+    curve = compute_alignment(SCORES, IS_SUCCESS, OUTCOMES, 0.5)["precision_recall_curve"]
+    expected = [
+        (0.9, 1, 1 / 3),
+        (0.8, 1, 2 / 3),
+        (0.7, 2 / 3, 2 / 3),
+        (0.3, 3 / 4, 1),
+        (0.2, 3 / 5, 1),
+        (0.1, 1 / 2, 1),
+    ]
+    assert [tuple(p.values()) for p in curve] == [pytest.approx(p, abs=1e-6) for p in expected]
+
+
+def test_a_threshold_per_episode() -> None:
+    result = compute_alignment(SCORES, IS_SUCCESS, OUTCOMES, np.array([0.5, 0.5, 0.2, 0.8, 0.5, 0.5]))
+    assert result["accuracy"]["rate"] == 1.0
+    assert result["threshold"] == pytest.approx(0.5)
 
 
 def test_intervals_shrink_with_n_and_repeat() -> None:

@@ -215,17 +215,6 @@ def test_image_statistics_cancel_background_and_contrast() -> None:
     assert torch.equal(fresh(vivid), logits[1])
 
 
-def test_keypoints_follow_a_blob() -> None:
-    """A map that responds to brightness puts its keypoint where the bright cell is."""
-    stem = make_policy().stem
-    stem.maps = torch.nn.Identity()
-    features = torch.zeros(2, 1, 8, 8)
-    features[0, 0, 1, 6] = features[1, 0, 7, 0] = 1.0
-    at = stem._keypoints(features)[:, 0]
-    axis = torch.linspace(-1, 1, 8)
-    assert torch.allclose(at, torch.stack([axis[[1, 7]], axis[[6, 0]]], dim=1), atol=1e-4)
-
-
 def test_number_of_frames_seen() -> None:
     observation = make_observation(1)
     changed = replace(observation, frames=observation.frames.clone())

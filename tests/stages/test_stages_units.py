@@ -9,14 +9,15 @@ from torch import nn
 
 from worldloop.config import load_config
 from worldloop.loop import advance, list_stages
+from worldloop.open_loop import Branches
 from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
-from worldloop.stages.check_world_model import OpenLoop, calibrate
+from worldloop.stages.check_world_model import OpenLoop, align, calibrate, is_calibrated_on
 from worldloop.stages.improve_policy import compute_returns
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
 from worldloop.stages.state import LoopState
-from worldloop.types import ActionChunk, ChunkStep, Observation, WorldloopError
+from worldloop.types import ActionChunk, ChunkStep, Clip, Observation, WorldloopError
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 
@@ -91,18 +92,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
 
 def _open_loop(logit: list[float], success: list[int]) -> OpenLoop:
     n = len(logit)
-    empty = torch.zeros(n, 1, 2, 2, 3, dtype=torch.uint8)
-    return OpenLoop(
-        logit=np.array(logit),
-        is_success=np.array(success, bool),
-        outcomes=tuple("success" if s else "failure" for s in success),
-        episode=np.arange(n),
-        psnr_db=np.zeros(n),
-        ssim=np.zeros(n),
-        frames=empty,
-        truth=empty,
+    frames = torch.zeros(n, 1, 2, 2, 3, dtype=torch.uint8)
+    clip = Clip(
+        context=frames,
+        context_proprio=torch.zeros(n, 1),
+        actions=torch.zeros(n, 1, 1, 1),
+        frames=frames,
+        proprio=torch.zeros(n, 1, 1),
+        success=torch.tensor(success)[:, None].float(),
         valid=torch.ones(n, 1, dtype=torch.bool),
+        instruction=("i",) * n,
+        index=torch.stack([torch.arange(n), torch.zeros(n, dtype=torch.long)], dim=1),
+        is_on_policy=torch.ones(n, dtype=torch.bool),
     )
+    branches = Branches(frames, torch.zeros(n, 1, 1), torch.tensor(logit)[:, None], clip)
+    outcomes = tuple("success" if s else "failure" for s in success)
+    return OpenLoop(branches.best_logit.numpy(), branches.succeeds.numpy(), outcomes, branches)
 
 
 def test_calibration_trusts_the_policys_own_episodes_when_there_are_enough() -> None:
@@ -115,6 +120,19 @@ def test_calibration_trusts_the_policys_own_episodes_when_there_are_enough() -> 
     pooled = calibrate({"scripted": scripted, "on_policy": few})
     assert pooled != own
     assert calibrate({}).scale == 1.0
+
+
+def test_cross_fitting_judges_no_episode_by_its_own_calibration() -> None:
+    # Even rows say "success" from logit 2 on, odd rows from logit 12 on: each half is judged by the other's threshold.
+    result = _open_loop([0.0, 10.0, 4.0, 14.0] * 10, [0, 0, 1, 1] * 10)
+    fitted = calibrate({"on_policy": result})
+    own, other = align(result, fitted), align(result, fitted, cross_fit=True)
+    assert own["auc"]["value"] == pytest.approx(0.75)
+    assert other["true_positive_rate"]["rate"] == pytest.approx(0.5)  # even successes lie below the odd threshold
+    assert other["false_positive_rate"]["rate"] == pytest.approx(0.5)  # odd failures above the even one
+    # A calibration that was fitted elsewhere is used as it is.
+    assert not is_calibrated_on(_open_loop([0.0], [0]), {"on_policy": result})
+    assert is_calibrated_on(result, {"on_policy": result})
 
 
 def test_the_last_iteration_collects_nothing_and_the_loop_ends() -> None:

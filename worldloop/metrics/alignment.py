@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.statistics import Rate, auc, balanced_accuracy, bootstrap_interval
+from worldloop.statistics import Rate, auc, balanced_accuracy, bootstrap_interval, expected_calibration_error
 from worldloop.types import OUTCOMES, Outcome
 
 
 def compute_alignment(
-    scores: np.ndarray, is_success: np.ndarray, outcomes: Sequence[Outcome], threshold: float
+    scores: np.ndarray, is_success: np.ndarray, outcomes: Sequence[Outcome], threshold: float | np.ndarray
 ) -> dict[str, Any]:
     """Alignment of n imagined episodes with what the simulator said of the same actions.
 
@@ -25,12 +25,15 @@ def compute_alignment(
         scores: f [n], the reward head's score of an episode (e.g. its largest success probability).
         is_success: bool [n], the simulator's verdict.
         outcomes: n of success | near_success | failure.
-        threshold: score >= threshold counts as predicted success.
+        threshold: score >= threshold counts as predicted success; one number, or one per episode f [n] where
+            thresholds were cross-fitted (their mean is reported).
 
     Returns plain numbers, ready for JSON: ``n, num_success, threshold``; ``balanced_accuracy`` and ``auc`` as
     ``{"value", "low", "high"}`` (bootstrap over episodes); ``true_positive_rate``, ``false_positive_rate`` and
     ``accuracy`` as ``{"k", "n", "rate", "low", "high"}`` (Wilson); ``by_outcome``: outcome -> such a rate of
-    *correct* predictions. What cannot be had (a class without episodes) is ``None``.
+    *correct* predictions; ``precision`` at the threshold (recall is the true-positive rate);
+    ``expected_calibration_error``, scores taken as probabilities; ``precision_recall_curve``: a list of
+    ``{"threshold", "precision", "recall"}``. What cannot be had (a class without episodes) is ``None``.
 
     Raises ``ValueError`` where lengths differ, nothing is given, or outcomes contradict ``is_success``.
     """
@@ -50,14 +53,34 @@ def compute_alignment(
     return {
         "n": len(scores),
         "num_success": int(is_success.sum()),
-        "threshold": round(float(threshold), 6),
+        "threshold": round(float(np.mean(threshold)), 6),
         "balanced_accuracy": _with_interval(balanced_accuracy, predicted, is_success),
         "auc": _with_interval(auc, scores, is_success),
         "accuracy": _rate(correct),
         "true_positive_rate": _rate(predicted[is_success]),
         "false_positive_rate": _rate(predicted[~is_success]),
         "by_outcome": {outcome: _rate(correct[labels == outcome]) for outcome in OUTCOMES},
+        "precision": _rate(is_success[predicted]),
+        "expected_calibration_error": _with_interval(expected_calibration_error, scores, is_success),
+        "precision_recall_curve": trace_precision_recall(scores, is_success),
     }
+
+
+def trace_precision_recall(
+    scores: np.ndarray, is_success: np.ndarray, num_points: int = 20
+) -> list[dict[str, float]] | None:
+    """Precision and recall at ``num_points`` thresholds, evenly spread over the ranks of the scores, highest first."""
+    if not is_success.any():
+        return None
+    ranked = np.sort(scores)[::-1]
+    chosen = np.unique(np.linspace(0, len(ranked) - 1, num_points).round().astype(int))
+    points = []
+    for threshold in dict.fromkeys(ranked[chosen].tolist()):
+        predicted = scores >= threshold
+        hits = int((predicted & is_success).sum())
+        precision, recall = hits / int(predicted.sum()), hits / int(is_success.sum())
+        points.append({"threshold": round(threshold, 6), "precision": round(precision, 6), "recall": round(recall, 6)})
+    return points
 
 
 def _rate(outcomes: np.ndarray) -> dict[str, float] | None:

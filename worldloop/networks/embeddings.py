@@ -35,3 +35,17 @@ class KeypointMaps(nn.Module):
         squared = (self.axis - points).square() / (2 * self.log_width.exp().square()[:, None, None] + 1e-6)
         bumps = torch.exp(-squared)  # [B, num_points, (x, y), size]
         return bumps[:, :, 1, :, None] * bumps[:, :, 0, None, :]
+
+
+def find_points(maps: Tensor, sharpness: Tensor | float) -> Tensor:
+    """The expected place of each feature map, f32 [B, N, 2] as (y, x) in [-1, 1], by spatial softmax.
+
+    ``maps`` [B, N, h, w] are standardised over the image first; the inverse of `KeypointMaps` (Levine et al. 2016,
+    arXiv:1504.00702).
+    """
+    height, width = maps.shape[-2:]
+    flat = maps.flatten(2).float()
+    flat = (flat - flat.mean(dim=-1, keepdim=True)) / (flat.std(dim=-1, keepdim=True) + 1e-4)
+    weight = torch.softmax(sharpness * flat, dim=-1).unflatten(2, (height, width))
+    y, x = (torch.linspace(-1, 1, n, device=maps.device) for n in (height, width))
+    return torch.stack([(weight.sum(3) * y).sum(-1), (weight.sum(2) * x).sum(-1)], dim=-1)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worldloop.networks.embeddings import find_points
+
 
 class ImageStem(nn.Module):
     """Frames [B, K, 3, h, w] in [-1, 1] -> tokens [B, num_tokens, width]; the first one is of keypoints.
@@ -22,7 +24,6 @@ class ImageStem(nn.Module):
 
     background: Tensor
     contrast: Tensor
-    grid: Tensor
 
     def __init__(
         self,
@@ -52,9 +53,6 @@ class ImageStem(nn.Module):
         num_features = channels[-1] * (image_size // factor) ** 2
         self.norm = nn.LayerNorm(num_features)
         self.project = nn.Linear(num_features, (num_tokens - 1) * width)
-        axis = torch.linspace(-1, 1, image_size // 2**early)
-        grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).flatten(0, 1)  # [cells, 2]: y, x
-        self.register_buffer("grid", grid, persistent=False)
         self.register_buffer("background", torch.zeros(3, image_size, image_size))
         self.register_buffer("contrast", torch.ones(()))
 
@@ -66,13 +64,6 @@ class ImageStem(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         early = self.early(((frames - self.background) / self.contrast).flatten(1, 2))
-        keypoints = self.keypoint_token(self._keypoints(early).flatten(1))
+        keypoints = self.keypoint_token(find_points(self.maps(early), self.sharpness).flatten(1))
         features = self.project(self.norm(self.late(early).flatten(1)))
         return torch.cat([keypoints[:, None], features.unflatten(1, (self.num_tokens - 1, -1))], dim=1)
-
-    def _keypoints(self, features: Tensor) -> Tensor:
-        """Expected (y, x) in [-1, 1] of each map, f32 [B, num_keypoints, 2], in full precision."""
-        maps = self.maps(features).flatten(2).float()
-        maps = (maps - maps.mean(dim=-1, keepdim=True)) / (maps.std(dim=-1, keepdim=True) + 1e-4)
-        weight = torch.softmax(self.sharpness * maps, dim=-1)
-        return (weight[..., None] * self.grid).sum(dim=-2)

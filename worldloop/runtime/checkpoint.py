@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldloop.files import hash_file, read_json, to_json, whole_directory
-from worldloop.types import Normalisation, SimulatorSpec, WorldloopError
+from worldloop.types import Landmark, Normalisation, SimulatorSpec, WorldloopError
 
 CHECKPOINT_SCHEMA_VERSION = 1
 _PREFIX = "normalisation."
@@ -85,8 +85,13 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
 
 
 def _spec(values: dict[str, Any]) -> SimulatorSpec:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    fields = _tuples(values)
+    fields["landmarks"] = tuple(Landmark(**_tuples(mark)) for mark in fields.get("landmarks", ()))
     return SimulatorSpec(**fields)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def load_weights(module: torch.nn.Module, checkpoint: Checkpoint, directory: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldloop.sans.cache import VersionCache
-from worldloop.types import Clip, Observation, Split
+from worldloop.types import Clip, Landmark, Observation, Split
 
 NUM_CONTEXT_FRAMES = 3
 
@@ -101,6 +101,15 @@ class ClipDataset:
         episode, now = index.numpy().T
         succeeded = self.cache.steps("succeeded", episode, np.maximum(now - 1, 0))
         return torch.from_numpy(succeeded & (now > 0))
+
+    def landmark_positions(self, landmarks: tuple[Landmark, ...], index: Tensor) -> Tensor:
+        """f32 [B, P] metres: the coordinates of all ``landmarks``, one after the other, at ``index`` int64 [B, 2]."""
+        episode, now = index.numpy().T
+        values = [
+            self.cache.frames(mark.source, episode, now)[:, list(mark.columns)] * mark.metres_per_unit
+            for mark in landmarks
+        ]
+        return torch.from_numpy(np.concatenate([np.zeros((len(index), 0)), *values], axis=1)).float()
 
     def episode_index(self, **wanted: Any) -> Tensor:
         """int64 [n]: episodes of this split whose meta equals ``wanted``, e.g. ``source="policy"``,

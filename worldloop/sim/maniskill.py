@@ -19,8 +19,8 @@ from torch import Tensor
 
 from worldloop.randomness import derive_seed
 from worldloop.sim.chunks import ChunkedSimulator, Measurement
-from worldloop.sim.tasks import MANISKILL_STATE_DIM, QPOS, QVEL, STATE_DIM, TASKS, compute_distance_m
-from worldloop.types import InitialStates, SimulatorSpec, Split, WorldloopError
+from worldloop.sim.tasks import CUBE_XYZ, MANISKILL_STATE_DIM, QPOS, QVEL, STATE_DIM, TASKS, compute_distance_m
+from worldloop.types import InitialStates, Landmark, SimulatorSpec, Split, WorldloopError
 
 CONTROL_MODE = "pd_ee_delta_pos"
 CONTROL_HZ = 20.0
@@ -82,6 +82,10 @@ def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
         control_mode=CONTROL_MODE,
         camera=config.camera,
         simulator_version=f"mani_skill {version}",
+        landmarks=(
+            Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
+            Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from worldloop.interfaces import Metrics
 from worldloop.randomness import derive_seed, make_generator
 from worldloop.sim.chunks import ChunkedSimulator, Measurement
 from worldloop.sim.variants import VariantParameters, smooth_noise
-from worldloop.types import ActionChunk, ImitationBatch, InitialStates, Observation, SimulatorSpec, Split
+from worldloop.types import ActionChunk, ImitationBatch, InitialStates, Landmark, Observation, SimulatorSpec, Split
 
 TOY_TASK = "ToyPush-v1"
 METRES_PER_UNIT = 0.1
@@ -65,6 +65,10 @@ def toy_spec(config: ToyConfig) -> SimulatorSpec:
         control_mode="delta_pos",
         camera="base_camera",
         simulator_version="toy 1",
+        landmarks=(
+            Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),
+            Landmark("effector", "proprio", (0, 1), METRES_PER_UNIT),
+        ),
     )
 
 

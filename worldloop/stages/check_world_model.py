@@ -1,7 +1,8 @@
-"""Held-out fidelity and reward alignment of the world model, whole episodes open loop; calibrates the success head.
+"""How far can the world model be trusted? Held-out episodes, imagined and compared; calibrates the success head.
 
-Every validation episode is imagined from its first frame with its recorded actions. Its score is the highest
-success probability on the way; its label is the simulator's. Scripted and on-policy episodes are reported apart.
+Every validation episode is imagined open loop from its first frame with its recorded actions. Its score is the highest
+success probability on the way; its label is the simulator's. The same again with the context reset to reality every few
+chunks tells how trust falls with the horizon. Scripted and on-policy episodes are reported apart.
 """
 
 from __future__ import annotations
@@ -15,15 +16,29 @@ from torch import Tensor
 
 from worldloop.imagination import SuccessCalibration
 from worldloop.metrics.alignment import compute_alignment
+from worldloop.metrics.frame_probe import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.metrics.lpips import compute_lpips
-from worldloop.metrics.video import compute_psnr, compute_ssim
-from worldloop.randomness import make_row_keys
+from worldloop.open_loop import Branches, cut_branches, imagine_branches
+from worldloop.randomness import make_generator
 from worldloop.sans.clips import ClipDataset
+from worldloop.stages.branch_figures import (
+    align_branches,
+    best_by_episode,
+    compute_visual_alignment,
+    follow_actions,
+    measure_frames,
+    measure_state_error,
+    see_outcomes,
+    summarise,
+)
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
 from worldloop.statistics import best_threshold, fit_temperature
 from worldloop.types import Outcome
+
+SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
+HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of world_model_check, besides state errors
 
 
 @dataclass(frozen=True)
@@ -31,88 +46,185 @@ class CheckWorldModelConfig:
     batch_size: int = 64  # episodes imagined at once
     num_videos: int = 4  # imagined | simulated pairs written to TensorBoard, per source
     max_episodes: int = 400  # validation episodes per source, at most (the latest)
+    reset_every: tuple[int, ...] = (1, 2, 4)  # chunks after which the context is reset to reality, besides never
+    probe_steps: int = 600  # optimizer steps of the frame probe; 0: no state error, visual alignment, action following
+    probe_batch_size: int = 64  # simulated frames per step
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_episodes < 1 or self.num_videos < 0:
             raise ValueError("check_world_model: batch_size and max_episodes must be >= 1, num_videos >= 0")
+        if any(k < 1 for k in self.reset_every):
+            raise ValueError(f"check_world_model.reset_every must be chunks >= 1, got {tuple(self.reset_every)}")
+        if self.probe_steps < 0 or self.probe_batch_size < 1:
+            raise ValueError("check_world_model: probe_steps must be >= 0 and probe_batch_size >= 1")
 
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """What the model imagined for n episodes: ``logit`` [n] is the highest over valid frames.
-
-    ``frames`` u8 [n, F, h, w, 3] imagined, ``clip`` the truth; ``outcomes``, ``is_success`` [n], ``episode`` [n].
-    """
+    """Whole episodes of one source, open loop: ``logit`` f [n] is the highest over valid frames, ``is_success`` [n]."""
 
     logit: np.ndarray
     is_success: np.ndarray
     outcomes: tuple[Outcome, ...]
-    episode: np.ndarray
-    psnr_db: np.ndarray
-    ssim: np.ndarray
-    frames: Tensor
-    truth: Tensor
-    valid: Tensor
+    branches: Branches
 
 
 def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> LoopState:
-    """Calibrate on all validation episodes, record alignment and fidelity by source."""
+    """Calibrate on all validation episodes; record alignment, fidelity and state error by source."""
     world_model = context.load_world_model(state.world_model).to(context.device).eval()
     dataset = open_clips(context, state.dataset, "validation")
+    index = {name: dataset.episode_index(source=s)[-config.max_episodes :] for name, s in SOURCES.items()}
+    probe, threshold = None, 0.0
+    if config.probe_steps and context.spec.landmarks:
+        probe, threshold = fit_probe(state, config, context)
     by_source: dict[str, OpenLoop] = {}
-    for name, sources in (("scripted", ("expert", "perturbed")), ("on_policy", ("policy",))):
-        episodes = dataset.episode_index(source=sources)[-config.max_episodes :]
+    horizons: dict[str, Any] = {}
+    for name, episodes in index.items():
         if len(episodes):
             by_source[name] = imagine_episodes(world_model, dataset, episodes, config.batch_size, context)
+            horizons[name] = measure_horizons(world_model, dataset, episodes, config, context)
     calibration = calibrate(by_source)
     alignment: dict[str, Any] = {}
-    for name in ("scripted", "on_policy"):
-        alignment[name] = align(by_source[name], calibration) if name in by_source else None
-        if alignment[name] is None:
-            alignment[f"{name}_reason"] = "no validation episodes of this source"
-        else:
-            context.log(f"{name}: " + describe(alignment[name]))
-    _write_videos(by_source, config.num_videos, state.iteration, context)
-    figures = fidelity(list(by_source.values()))
-    return replace(state, calibration=vars(calibration).copy()).record(reward_alignment=alignment, **figures)
+    check: dict[str, Any] = {}
+    for name in SOURCES:
+        if name not in by_source:
+            alignment[name] = check[name] = None
+            alignment[f"{name}_reason"] = check[f"{name}_reason"] = "no validation episodes of this source"
+            continue
+        result = by_source[name]
+        alignment[name] = align(result, calibration, cross_fit=is_calibrated_on(result, by_source))
+        context.log(f"{name}: " + describe(alignment[name]))
+        check[name] = measure(result, dataset, probe, threshold, context) | {"horizon": horizons[name]}
+        context.log(f"{name}: " + describe_check(check[name]))
+    check["action_following"] = None
+    if probe is None:
+        check["probe_reason"] = "check_world_model.probe_steps is 0, or the simulator names no landmarks"
+    elif "scripted" in by_source:
+        followed = follow_actions(by_source["scripted"].branches, dataset, probe, context.spec.landmarks)
+        check["action_following"] = followed
+    if check["action_following"] is None:
+        check["action_following_reason"] = "no two held-out episodes from one state (seed_dataset.forked_states)"
+    _write(by_source, check, config.num_videos, state.iteration, context)
+    figures = fidelity(by_source, check)
+    state = state.record(reward_alignment=alignment, world_model_check=check, **figures)
+    return replace(state, calibration=vars(calibration).copy())
+
+
+def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context) -> tuple[FrameProbe, float]:
+    """A frame probe fitted on the training episodes, and the success logit that parts their outcomes best."""
+    dataset = open_clips(context, state.dataset, "train")
+    cache, landmarks = dataset.cache, context.spec.landmarks
+    episodes = dataset.episode_index().numpy()
+    length = cache.num_steps[episodes] + 1
+    episode = torch.from_numpy(np.repeat(episodes, length))
+    frame = torch.from_numpy(np.concatenate([np.arange(n) for n in length]))
+    camera = f"frames.{context.spec.camera}"
+
+    def load(rows: Tensor) -> ProbeBatch:
+        index = torch.stack([episode[rows], frame[rows]], dim=1)
+        e, f = index.numpy().T
+        return ProbeBatch(
+            first=torch.from_numpy(cache.frames(camera, e, np.zeros_like(f))),
+            frame=torch.from_numpy(cache.frames(camera, e, f)),
+            position_m=dataset.landmark_positions(landmarks, index),
+            solved=dataset.success_before(index).float(),
+        )
+
+    with context.progress(config.probe_steps, "probe step") as progress:
+        probe = fit_frame_probe(
+            load,
+            len(episode),
+            num_steps=config.probe_steps,
+            batch_size=config.probe_batch_size,
+            generator=make_generator(context.seed, state.iteration, "check_world_model/probe"),
+            device=context.device,
+            on_step=lambda loss: progress.advance(loss=loss),
+        )
+    some = torch.from_numpy(episodes[:: max(1, len(episodes) // 200)])
+    clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), int(cache.num_steps[some.numpy()].max()))
+    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip)
+    success = truth.succeeds.numpy()
+    if success.all() or not success.any():
+        return probe, 0.0
+    return probe, best_threshold(see_outcomes(truth, probe, clip.frames), success)
 
 
 def imagine_episodes(
     world_model: Any, dataset: ClipDataset, episodes: Tensor, batch_size: int, context: Context
 ) -> OpenLoop:
     """Open loop over the whole of each episode, from its first frame."""
-    parts: list[tuple[Any, ...]] = []
+    index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
     num_frames = int(dataset.cache.num_steps[episodes.numpy()].max())
-    with context.progress(len(episodes), "episode") as progress:
-        for block in episodes.split(batch_size):
-            index = torch.stack([block, torch.zeros_like(block)], dim=1)
-            clip = dataset.load(index, num_frames)
-            keys = make_row_keys(len(block), context.seed, "check_world_model", int(block[0]))
-            imagined = world_model.imagine(
-                world_model.start(dataset.observation(index), keys), clip.actions.flatten(1, 2)
-            )[1]
-            frames, logit = imagined.frames.cpu(), imagined.success_logit.float().cpu()
-            logit = logit.masked_fill(~clip.valid, -torch.inf).amax(1)
-            psnr_db, ssim = (f(frames, clip.frames, clip.valid).numpy() for f in (compute_psnr, compute_ssim))
-            parts.append((logit, frames, clip, psnr_db, ssim))
-            progress.advance(len(block))
-    logit = torch.cat([p[0] for p in parts]).numpy()
-    clips = [p[2] for p in parts]
-    is_success = torch.cat([(c.success * c.valid).amax(1) > 0 for c in clips]).numpy()
-    return OpenLoop(
-        logit=logit,
-        is_success=is_success,
-        outcomes=tuple(dataset.cache.metas[e].outcome for e in episodes.tolist()),
-        episode=episodes.numpy(),
-        psnr_db=np.concatenate([p[3] for p in parts]),
-        ssim=np.concatenate([p[4] for p in parts]),
-        frames=torch.cat([p[1] for p in parts]),
-        truth=torch.cat([c.frames for c in clips]),
-        valid=torch.cat([c.valid for c in clips]),
-    )
+    branches = _imagine(world_model, dataset, index, num_frames, batch_size, context)
+    outcomes = tuple(dataset.cache.metas[e].outcome for e in episodes.tolist())
+    return OpenLoop(branches.best_logit.numpy(), branches.succeeds.numpy(), outcomes, branches)
+
+
+def _imagine(
+    world_model: Any, dataset: ClipDataset, index: Tensor, num_frames: int, batch_size: int, context: Context
+) -> Branches:
+    with context.progress(len(index), "branch") as progress:
+        return imagine_branches(
+            world_model,
+            dataset,
+            index,
+            num_frames,
+            batch_size=batch_size,
+            key=(context.seed, "check_world_model", num_frames),
+            on_batch=progress.advance,
+        )
+
+
+def measure_horizons(
+    world_model: Any, dataset: ClipDataset, episodes: Tensor, config: CheckWorldModelConfig, context: Context
+) -> list[dict[str, Any]]:
+    """For each of ``reset_every``: AUC over branches of so many chunks, and over episodes put together from them."""
+    frames_per_chunk = context.chunk_length // context.spec.actions_per_frame
+    success = np.array([dataset.cache.metas[e].outcome == "success" for e in episodes.tolist()])
+    outcomes = tuple(dataset.cache.metas[e].outcome for e in episodes.tolist())
+    figures = []
+    for chunks in config.reset_every:
+        num_frames = chunks * frames_per_chunk
+        index = cut_branches(dataset, episodes, num_frames)
+        branches = _imagine(world_model, dataset, index, num_frames, config.batch_size, context)
+        scores = best_by_episode(branches, episodes)
+        whole = compute_alignment(scores, success, outcomes, 0.0)["auc"]
+        figures.append({"chunks": chunks, "episodes": {"auc": whole}, "branches": align_branches(branches)})
+    return figures
+
+
+def measure(
+    result: OpenLoop, dataset: ClipDataset, probe: FrameProbe | None, threshold: float, context: Context
+) -> dict[str, Any]:
+    """Fidelity, state error and visual alignment of whole episodes."""
+    branches, landmarks = result.branches, context.spec.landmarks
+    by_frame = measure_frames(branches)
+    figures: dict[str, Any] = {"visual_alignment": None}
+    if probe is not None:
+        by_frame |= measure_state_error(branches, dataset, probe, landmarks)
+        figures["visual_alignment"] = compute_visual_alignment(branches, probe, result.outcomes, threshold)
+    return figures | {name: summarise(values, branches.truth.valid) for name, values in by_frame.items()}
+
+
+def describe_check(check: dict[str, Any]) -> str:
+    """One line for the log, e.g. ``psnr_db 25.1, moving_psnr_db 18.2, ..., object_error_cm at the end 2.1``."""
+    parts = [f"{name} {check[name]['mean']['value']:.1f}" for name in HEADLINES if check[name]["mean"]]
+    errors = [name for name in check if name.endswith("error_cm") and check[name]["end"]]
+    parts += [
+        f"{name} at the end {check[name]['end']['value']:.1f} (floor {check[name + '_floor']['end']['value']:.1f})"
+        for name in errors
+    ]
+    return ", ".join(parts)
 
 
 MIN_CALIBRATION_EPISODES = 8  # of each outcome
+
+
+def is_calibrated_on(result: OpenLoop, by_source: dict[str, OpenLoop]) -> bool:
+    """Whether `calibrate` looks at ``result``: at the policy's own episodes where there are enough, else at all."""
+    own = by_source.get("on_policy")
+    enough = own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_CALIBRATION_EPISODES
+    return result is own or not enough
 
 
 def calibrate(by_source: dict[str, OpenLoop]) -> SuccessCalibration:
@@ -121,12 +233,14 @@ def calibrate(by_source: dict[str, OpenLoop]) -> SuccessCalibration:
     On the policy's own episodes where there are enough of both outcomes, since that is what the reward will judge;
     else on all.
     """
-    results = list(by_source.values())
-    own = by_source.get("on_policy")
-    if own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_CALIBRATION_EPISODES:
-        results = [own]
-    logit = np.concatenate([r.logit for r in results]) if results else np.zeros(0)
-    label = np.concatenate([r.is_success for r in results]) if results else np.zeros(0, bool)
+    used = [r for r in by_source.values() if is_calibrated_on(r, by_source)]
+    if not used:
+        return SuccessCalibration()
+    return fit_calibration(np.concatenate([r.logit for r in used]), np.concatenate([r.is_success for r in used]))
+
+
+def fit_calibration(logit: np.ndarray, label: np.ndarray) -> SuccessCalibration:
+    """From logits f [n] and verdicts bool [n]."""
     if len(label) == 0 or label.all() or not label.any():
         return SuccessCalibration()
     scale, bias = fit_temperature(logit, label)
@@ -135,9 +249,20 @@ def calibrate(by_source: dict[str, OpenLoop]) -> SuccessCalibration:
     return SuccessCalibration(round(scale, 6), round(bias, 6), round(threshold, 6))
 
 
-def align(result: OpenLoop, calibration: SuccessCalibration) -> dict[str, Any]:
-    probability = calibration.probability(torch.from_numpy(result.logit)).numpy()
-    return compute_alignment(probability, result.is_success, result.outcomes, calibration.threshold)
+def align(result: OpenLoop, calibration: SuccessCalibration, cross_fit: bool = False) -> dict[str, Any]:
+    """Reward alignment of ``result``.
+
+    With ``cross_fit``, for episodes that ``calibration`` was itself fitted on, probability and threshold of every
+    episode come from a calibration on the other half of ``result``, so that no figure judges what it was tuned on.
+    """
+    halves = [(np.arange(len(result.logit)) % 2 == i, calibration) for i in range(2)]
+    if cross_fit:
+        halves = [(half, fit_calibration(result.logit[~half], result.is_success[~half])) for half, _ in halves]
+    probability, threshold = np.zeros(len(result.logit)), np.zeros(len(result.logit))
+    for half, used in halves:
+        probability[half] = used.probability(torch.from_numpy(result.logit[half])).numpy()
+        threshold[half] = used.threshold
+    return compute_alignment(probability, result.is_success, result.outcomes, threshold)
 
 
 def describe(alignment: dict[str, Any]) -> str:
@@ -150,29 +275,52 @@ def describe(alignment: dict[str, Any]) -> str:
     return ", ".join([*parts, f"n {alignment['n']}"])
 
 
-def fidelity(results: list[OpenLoop]) -> dict[str, Any]:
+def fidelity(by_source: dict[str, OpenLoop], check: dict[str, Any]) -> dict[str, Any]:
     """Mean PSNR, SSIM and LPIPS over all validation episodes; null with a reason where there is none."""
-    if not results:
+    if not by_source:
         reason = "no validation episodes"
         return dict.fromkeys(("psnr_db", "ssim", "lpips")) | {"psnr_db_reason": reason, "lpips_reason": reason}
-    psnr_db = float(np.concatenate([r.psnr_db for r in results]).mean())
-    ssim = float(np.concatenate([r.ssim for r in results]).mean())
-    figures: dict[str, Any] = {"psnr_db": round(psnr_db, 4), "ssim": round(ssim, 4)}
-    distances = [compute_lpips(r.frames, r.truth, r.valid) for r in results]
+    figures: dict[str, Any] = {}
+    for name in ("psnr_db", "ssim"):
+        means = [check[source][name]["mean"] for source in by_source]
+        figures[name] = round(sum(m["value"] * m["n"] for m in means) / sum(m["n"] for m in means), 4)
+    branches = [r.branches for r in by_source.values()]
+    distances = [compute_lpips(b.frames, b.truth.frames, b.truth.valid) for b in branches]
     values = [value for value, _ in distances if value is not None]
     if not values:
         return figures | {"lpips": None, "lpips_reason": distances[0][1]}
     return figures | {"lpips": round(float(torch.cat(values).mean()), 4)}
 
 
-def _write_videos(by_source: dict[str, OpenLoop], count: int, iteration: int, context: Context) -> None:
-    """Imagined on the left, simulated on the right, half successes and half failures, the first of each."""
+def _write(by_source: dict[str, OpenLoop], check: dict[str, Any], count: int, iteration: int, context: Context) -> None:
+    """Scalars of every metric, and videos: imagined on the left, simulated on the right, half of them successes."""
     fps = context.spec.hz / context.spec.actions_per_frame
     with context.writer("check_world_model", purge_step=iteration) as writer:
         for name, result in by_source.items():
+            writer.scalars(iteration, {f"check_world_model/{name}_{k}": v for k, v in flatten(check[name]).items()})
+            b = result.branches
             wanted = [*np.flatnonzero(result.is_success)[: -(-count // 2)], *np.flatnonzero(~result.is_success)]
             for row in wanted[:count]:
-                length = int(result.valid[row].sum())
-                pair = torch.cat([result.frames[row, :length], result.truth[row, :length]], dim=2)
-                tag = f"check_world_model/{name}_{result.outcomes[row]}_{int(result.episode[row]):05d}"
+                length = int(b.truth.valid[row].sum())
+                pair = torch.cat([b.frames[row, :length], b.truth.frames[row, :length]], dim=2)
+                tag = f"check_world_model/{name}_{result.outcomes[row]}_{int(b.truth.index[row, 0]):05d}"
                 writer.video(tag, iteration, pair, fps)
+
+
+def flatten(check: dict[str, Any]) -> dict[str, float]:
+    """The scalars of one source's check: each metric's mean, state errors at the end, and AUC by horizon."""
+    values: dict[str, float] = {}
+    for name, figures in check.items():
+        if isinstance(figures, dict) and "by_frame" in figures:
+            chosen = figures["end" if "error_cm" in name else "mean"]
+            if chosen:
+                values[name] = chosen["value"]
+    for entry in check["horizon"]:
+        for kind in ("episodes", "branches"):
+            score = entry[kind]["auc"]
+            if score and score["value"] is not None:
+                values[f"auc_{kind}_{entry['chunks']}_chunks"] = score["value"]
+    for kind, figures in (check["visual_alignment"] or {}).items():
+        if figures["balanced_accuracy"]:
+            values[f"visual_alignment_{kind}"] = figures["balanced_accuracy"]["value"]
+    return values

@@ -11,6 +11,9 @@ from worldloop.randomness import make_generator
 from worldloop.stages.context import Context
 from worldloop.stages.simulate import choose_split, make_jobs, run_jobs
 from worldloop.stages.state import LoopState
+from worldloop.types import Split
+
+FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class SeedDatasetConfig:
     episodes: dict[str, int] = field(default_factory=lambda: {"expert": 25})
     validation_share: float = 0.2  # share of perturbed episodes held out from training, by hash of the state id
     block_size: int = 10  # initial states per simulator call
+    forked_states: int = 0  # held-out states from which every one of FORKED_VARIANTS is recorded, for action following
 
     def __post_init__(self) -> None:
         if self.episodes.get("expert", 0) < 1:
@@ -28,8 +32,8 @@ class SeedDatasetConfig:
             raise ValueError(f"seed_dataset.episodes must not be negative, got {dict(self.episodes)}")
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"seed_dataset.validation_share must be in [0, 1), got {self.validation_share}")
-        if self.block_size < 1:
-            raise ValueError(f"seed_dataset.block_size must be at least 1, got {self.block_size}")
+        if self.block_size < 1 or self.forked_states < 0:
+            raise ValueError("seed_dataset.block_size must be at least 1, and seed_dataset.forked_states at least 0")
 
     @property
     def num_episodes(self) -> int:
@@ -38,23 +42,25 @@ class SeedDatasetConfig:
 
 def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopState:
     """Record the scripted episodes as the first shard and freeze the normalisation with it."""
-    states = context.initial_states("train", config.num_episodes)
+    states = context.initial_states("train", config.num_episodes + config.forked_states)
+    forks = [i for i in range(config.num_episodes, len(states)) for _ in FORKED_VARIANTS]
     names = [name for name, count in config.episodes.items() for _ in range(count)]
     order = torch.randperm(len(names), generator=make_generator(context.seed, 0, "seed_dataset/order"))
     variants = tuple(names[i] for i in order.tolist())
     # Every demonstration is trained on, so that the configured number is the number the clone learns from.
-    splits = tuple(
+    splits: list[Split] = [
         "train" if variant == "expert" else choose_split(state_id, config.validation_share)
-        for variant, state_id in zip(variants, states.ids, strict=True)
-    )
+        for variant, state_id in zip(variants, states.ids, strict=False)
+    ]
+    splits += ["validation"] * len(forks)
     jobs = make_jobs(
         context,
-        states,
+        states.select([*range(config.num_episodes), *forks]),
         config.block_size,
         purpose="seed_dataset",
         iteration=0,
-        splits=splits,
-        variants=variants,
+        splits=tuple(splits),
+        variants=(*variants, *FORKED_VARIANTS * config.forked_states),
     )
     episodes = run_jobs(context, jobs)
     shard = context.store.append(episodes, "000-scripted", context.spec)

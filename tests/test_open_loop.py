@@ -1,0 +1,55 @@
+"""Branches of recorded episodes, imagined by a world model that is the simulator itself."""
+
+import torch
+
+from worldloop.interfaces import ImaginedChunk
+from worldloop.open_loop import cut_branches, imagine_branches
+from worldloop.sim.toy import ToyConfig, ToySimulator
+
+
+class _Oracle:
+    """Plays the toy's physics from the observation's state; its success head knows."""
+
+    def start(self, context, noise_key):
+        simulator = ToySimulator(ToyConfig(image_size=32))
+        simulator.reset(context.sim_state)
+        return simulator
+
+    def imagine(self, state, actions):
+        frames, proprio, success = [], [], []
+        for part in actions.split(2, dim=1):  # the toy stores a frame every two actions
+            step = state.step_chunk(part)
+            frames.append(step.frames)
+            proprio.append(step.proprio)
+            success.append(step.success.any(1, keepdim=True) | step.terminated[:, None])
+        logit = torch.where(torch.cat(success, 1), 5.0, -5.0)
+        return state, ImaginedChunk(torch.cat(frames, 1), torch.cat(proprio, 1), logit)
+
+
+def test_branches_of_an_oracle_are_the_episodes(toy_clips) -> None:
+    episodes = toy_clips.episode_index()
+    index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
+    num_frames = int(toy_clips.cache.num_steps.max())
+    counts: list[int] = []
+    branches = imagine_branches(_Oracle(), toy_clips, index, num_frames, batch_size=4, key=(0,), on_batch=counts.append)
+    assert counts == [4, 4, 1]
+    valid = branches.truth.valid
+    assert torch.equal(branches.frames[valid], branches.truth.frames[valid])
+    assert torch.equal(branches.proprio[valid], branches.truth.proprio[valid])
+    assert branches.succeeds.tolist() == [True, False, False] * 3
+    assert (branches.best_logit > 0).tolist() == [True, False, False] * 3
+
+
+def test_short_branches_tile_their_episodes_and_start_from_real_frames(toy_clips) -> None:
+    episodes = toy_clips.episode_index()[:2]
+    lengths = toy_clips.cache.num_steps[:2].tolist()
+    index = cut_branches(toy_clips, episodes, 3)
+    assert index.tolist() == [[e, f] for e in (0, 1) for f in range(0, lengths[e], 3)]
+    branches = imagine_branches(_Oracle(), toy_clips, index, 3, batch_size=64, key=(0,))
+    valid = branches.truth.valid
+    # the frame after a success within its chunk is not valid
+    assert valid.sum() == sum(toy_clips.cache.episode(e).valid.any(1).sum() for e in (0, 1))
+    assert torch.equal(branches.frames[valid], branches.truth.frames[valid])
+    # the episode's first frame stays the anchor, while each branch starts from its own
+    assert torch.equal(branches.first_frames[0], branches.first_frames[1])
+    assert torch.equal(branches.start_frames[1], branches.frames[0, 2])

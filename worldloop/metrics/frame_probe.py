@@ -1,0 +1,133 @@
+"""Reads the simulator's state off a frame: where things are, and whether the task is solved.
+
+An instrument for imagined frames, which have no state behind them. It is trained on simulated frames only, knows
+nothing of any world model, and every figure it gives belongs beside the same figure on held-out simulated frames.
+World-VLA-Loop (arXiv:2602.06508, table 2) calls agreement of the outcome *seen* in the video visual alignment and has
+people or a language model look; here a classifier looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldloop import images
+from worldloop.networks.blocks import make_mlp
+from worldloop.networks.embeddings import find_points
+
+GRID = 16  # cells per side of the first convolution
+NUM_KEYPOINTS = 16
+CONTRAST = 4.0  # of frames less their background, whose values are small
+LEARNING_RATE = 2e-3
+POSITION_WEIGHT = 4.0  # of the position loss (in standard deviations) beside the success loss
+SHIFT_LEVELS = 6  # grey levels of brightness by which training frames vary, as imagined ones do
+
+
+@dataclass(frozen=True)
+class ProbeBatch:
+    """``first`` and ``frame`` u8 [B, h, w, 3] (of the episode, and to read), ``position_m`` f32 [B, P], ``solved``
+    f32 [B]."""
+
+    first: Tensor
+    frame: Tensor
+    position_m: Tensor
+    solved: Tensor
+
+
+@dataclass(frozen=True)
+class ProbeReading:
+    """``position_m`` f32 [B, P] metres, ``solved_logit`` f32 [B]."""
+
+    position_m: Tensor
+    solved_logit: Tensor
+
+
+class FrameProbe(nn.Module):
+    """Convolutions, keypoints, and one MLP for P coordinates and the success logit.
+
+    ``background`` [3, h, w], the mean frame, is taken off: most pixels never change.
+    """
+
+    background: Tensor
+    position_mean: Tensor
+    position_std: Tensor
+
+    def __init__(self, background: Tensor, position_mean: Tensor, position_std: Tensor, width: int = 32) -> None:
+        super().__init__()
+        size = background.shape[-1]
+        self.register_buffer("background", background.float())
+        self.register_buffer("position_mean", position_mean.float())
+        self.register_buffer("position_std", position_std.float().clamp_min(1e-4))
+        self.patch = next(p for p in range(max(1, size // GRID), 0, -1) if size % p == 0)
+        self.stem = nn.Conv2d(6 * self.patch**2, width, 1)
+        self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.maps = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
+        self.sharpness = nn.Parameter(torch.tensor(4.0))
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        cells = ((size // self.patch + 1) // 2) ** 2
+        self.head = make_mlp(2 * width * cells + 2 * NUM_KEYPOINTS, 256, len(position_mean) + 1, num_hidden=2)
+
+    def forward(self, first: Tensor, frame: Tensor) -> Tensor:
+        """u8 [B, h, w, 3] twice -> f32 [B, P + 1]: standardised coordinates, then the success logit."""
+        pair = torch.cat([images.to_network(x) - self.background for x in (first, frame)], dim=1) * CONTRAST
+        with torch.autocast(pair.device.type, dtype=torch.bfloat16):
+            h = self.stem(functional.pixel_unshuffle(pair, self.patch))
+            for layer in self.fine:
+                h = h + layer(functional.silu(h))
+            h = functional.silu(h)
+            points = find_points(self.maps(h), self.sharpness)
+            features = functional.silu(self.down(h)).flatten(1)
+        return self.head(torch.cat([features.float(), points.flatten(1)], dim=1))
+
+    @torch.no_grad()
+    def read(self, first: Tensor, frames: Tensor, batch_size: int = 512) -> ProbeReading:
+        """``frames`` u8 [N, h, w, 3] of the episodes that began with ``first`` u8 [N, h, w, 3]."""
+        device = self.background.device
+        pairs = zip(first.split(batch_size), frames.split(batch_size), strict=True)
+        output = torch.cat([self(a.to(device), b.to(device)).cpu() for a, b in pairs])
+        return ProbeReading(output[:, :-1] * self.position_std.cpu() + self.position_mean.cpu(), output[:, -1])
+
+
+def fit_frame_probe(
+    load: Callable[[Tensor], ProbeBatch],
+    num_rows: int,
+    *,
+    num_steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    device: torch.device,
+    on_step: Callable[[float], None],
+) -> FrameProbe:
+    """A probe fitted on the simulated frames that ``load(rows int64 [B])`` gives for rows 0..num_rows - 1.
+
+    The success loss weighs both classes equally. ``on_step(loss)`` is called after every step.
+    """
+    sample = load(torch.randint(num_rows, (min(num_rows, 2048),), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        background = images.to_network(sample.frame).mean(0)
+        probe = FrameProbe(background, sample.position_m.mean(0), sample.position_m.std(0)).to(device)
+    positive_rate = float(sample.solved.mean().clamp(0.02, 0.98))
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.1)
+    for _ in range(num_steps):
+        batch = load(torch.randint(num_rows, (batch_size,), generator=generator))
+        shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (batch_size, 1, 1, 1), generator=generator)
+        frame = (batch.frame.short() + shift).clamp(0, 255).byte()
+        output = probe(batch.first.to(device), frame.to(device))
+        target = (batch.position_m.to(device) - probe.position_mean) / probe.position_std
+        solved = batch.solved.to(device)
+        weight = torch.where(solved > 0.5, 0.5 / positive_rate, 0.5 / (1 - positive_rate))
+        loss = functional.binary_cross_entropy_with_logits(output[:, -1], solved, weight)
+        if target.shape[1]:
+            loss = loss + POSITION_WEIGHT * functional.smooth_l1_loss(output[:, :-1], target, beta=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        on_step(float(loss.detach()))
+    return probe.eval()

@@ -1,0 +1,89 @@
+"""Imagining what was recorded: a world model follows the stored actions of episodes, without looking at their frames.
+
+A branch starts from a real frame of an episode and lasts M frames. Whole episodes are branches from their first frame;
+shorter ones show how trust falls with the horizon. Everything that judges a world model works on `Branches`.
+Shapes: N branches, M frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldloop.interfaces import WorldModel
+from worldloop.randomness import make_row_keys
+from worldloop.sans.clips import ClipDataset
+from worldloop.types import Clip
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What was imagined beside ``truth``, the clip [N, M] of what the simulator did with the same actions.
+
+    ``frames`` u8 [N, M, h, w, 3], ``proprio`` f32 [N, M, S], ``logit`` f32 [N, M] of the success head.
+    """
+
+    frames: Tensor
+    proprio: Tensor
+    logit: Tensor
+    truth: Clip
+
+    def __len__(self) -> int:
+        return len(self.logit)
+
+    @property
+    def first_frames(self) -> Tensor:
+        """u8 [N, h, w, 3]: the first frame of each branch's episode."""
+        return self.truth.context[:, 0]
+
+    @property
+    def start_frames(self) -> Tensor:
+        """u8 [N, h, w, 3]: the real frame that each branch started from."""
+        return self.truth.context[:, -1]
+
+    @property
+    def best_logit(self) -> Tensor:
+        """f32 [N]: the highest logit over valid frames, -inf for a branch without any."""
+        return self.logit.masked_fill(~self.truth.valid, -torch.inf).amax(1)
+
+    @property
+    def succeeds(self) -> Tensor:
+        """bool [N]: the simulator's episode was solved within the branch."""
+        return ((self.truth.success > 0.5) & self.truth.valid).any(1)
+
+
+def imagine_branches(
+    world_model: WorldModel,
+    dataset: ClipDataset,
+    index: Tensor,
+    num_frames: int,
+    *,
+    batch_size: int,
+    key: tuple[int | str, ...],
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Branches:
+    """Branches of ``num_frames`` from ``index`` int64 [N, 2] = (episode, frame); ``key`` seeds the model's noise.
+
+    ``on_batch(n)`` is called after every n branches. Frames past an episode's end are imagined and not valid.
+    """
+    frames, proprio, logit = [], [], []
+    for number, block in enumerate(index.split(batch_size)):
+        clip = dataset.load(block, num_frames)
+        state = world_model.start(dataset.observation(block), make_row_keys(len(block), *key, number))
+        imagined = world_model.imagine(state, clip.actions.flatten(1, 2))[1]
+        frames.append(imagined.frames.cpu())
+        proprio.append(imagined.proprio.float().cpu())
+        logit.append(imagined.success_logit.float().cpu())
+        on_batch(len(block))
+    truth = dataset.load(index, num_frames)
+    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth)
+
+
+def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:
+    """int64 [N, 2]: starts every ``num_frames`` frames of each of ``episodes`` int64 [E], so that branches tile it."""
+    lengths = dataset.cache.num_steps[episodes.numpy()].tolist()
+    rows = [(e, f) for e, length in zip(episodes.tolist(), lengths, strict=True) for f in range(0, length, num_frames)]
+    return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
