@@ -22,19 +22,24 @@ from worldloop.statistics import auc, bootstrap_interval, bootstrap_mean
 from worldloop.types import Landmark, Outcome
 
 CURVE_RESAMPLES = 400  # bootstrap resamples of each point of a curve
+ROWS_AT_ONCE = 32  # branches whose frames are compared at once: doubles of all of them would fill the memory
 CM = 100.0
 
 
 def measure_frames(branches: Branches) -> dict[str, Tensor]:
     """Metric name -> f32 [N, M]; ``*_first_frame`` is the same metric of the baseline "nothing moves"."""
-    truth, start = branches.truth.frames, branches.start_frames
-    still = repeat_first_frame(start, truth.shape[1])
-    figures = {}
-    for suffix, predicted in (("", branches.frames), ("_first_frame", still)):
-        figures[f"psnr_db{suffix}"] = compute_psnr(predicted, truth)
-        figures[f"ssim{suffix}"] = compute_ssim(predicted, truth)
-        figures[f"moving_psnr_db{suffix}"] = compute_moving_psnr(predicted, truth, start)
-    return figures
+    blocks: dict[str, list[Tensor]] = {}
+    for rows in torch.arange(len(branches)).split(ROWS_AT_ONCE):
+        truth, start = branches.truth.frames[rows], branches.start_frames[rows]
+        still = repeat_first_frame(start, truth.shape[1])
+        for suffix, predicted in (("", branches.frames[rows]), ("_first_frame", still)):
+            for name, values in (
+                ("psnr_db", compute_psnr(predicted, truth)),
+                ("ssim", compute_ssim(predicted, truth)),
+                ("moving_psnr_db", compute_moving_psnr(predicted, truth, start)),
+            ):
+                blocks.setdefault(name + suffix, []).append(values)
+    return {name: torch.cat(values) for name, values in blocks.items()}
 
 
 def measure_state_error(
