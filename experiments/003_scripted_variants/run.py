@@ -2,8 +2,9 @@
 
     python experiments/003_scripted_variants/run.py --states 200 --perturbed-states 60
 
-Each variant of PushCube-v1 and PullCube-v1 is played from the first validation states (of seed 0), in the camera,
-control mode and chunks of configs/pushcube_cpu.yaml; success is ManiSkill's own within the task's steps.
+Each variant of every task (or of `--tasks`, keeping what is known of the others) is played from the first validation
+states (of seed 0), in the control mode and chunks of configs/pushcube_cpu.yaml and the camera of the task; success is
+ManiSkill's own within the task's steps.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from worldloop.statistics import Rate
 from worldloop.types import OUTCOMES, Episode, InitialStates
 
 HERE = Path(__file__).resolve().parent
-TASKS = ("PushCube-v1", "PullCube-v1")
+TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1")
 BLOCK = 10
 
 
@@ -66,8 +67,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(TASKS), figsize=(9, 3.4), sharey=True)
-    for axes, task in zip(panels, TASKS, strict=True):
+    figure, panels = plt.subplots(1, len(result["tasks"]), figsize=(11, 3.4), sharey=True)
+    for axes, task in zip(panels, result["tasks"], strict=True):
         left = np.zeros(len(SCRIPTED_VARIANTS))
         for outcome in OUTCOMES:
             values = [result["tasks"][task][v] for v in SCRIPTED_VARIANTS]
@@ -76,7 +77,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             left += share
         axes.set(title=task, xlabel="share of episodes", xlim=(0, 1))
         axes.invert_yaxis()
-    panels[1].legend(fontsize=7, loc="lower right")
+    panels[-1].legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -85,13 +86,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--states", type=int, default=200, help="states that each expert is played from")
     parser.add_argument("--perturbed-states", type=int, default=60, help="states of every other variant")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     options = parser.parse_args()
     config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml")
     display = TerminalDisplay()
     runtime = InlineRuntime(config.resources.num_simulators, display)
-    tasks: dict[str, Any] = {}
+    path = HERE / "result.json"
+    tasks: dict[str, Any] = json.loads(path.read_text())["tasks"] if path.exists() else {}
     try:
-        for task in TASKS:
+        for task in options.tasks:
             simulator = replace(config.simulator, maniskill=replace(config.simulator.maniskill, task=task))
             here = replace(config, simulator=simulator)
             requests = [(simulator, "validation", 50, 0, first) for first in range(0, options.states, 50)]
@@ -112,7 +115,7 @@ def main() -> None:
     finally:
         runtime.close()
     result = {"schema_version": 1, "tasks": tasks}
-    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, HERE / "outcomes.png")
 
 

@@ -10,6 +10,7 @@ from worldloop.randomness import make_row_keys
 from worldloop.sim import maniskill
 from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator, maniskill_spec
 from worldloop.sim.scripted import SCRIPTED_VARIANTS, make_scripted_policy
+from worldloop.sim.tasks import CUBE_XYZ, GOAL_XYZ
 from worldloop.types import WorldloopError
 
 pytest.importorskip("mani_skill")
@@ -25,6 +26,13 @@ def push():
 @pytest.fixture(scope="module")
 def pull():
     sim = ManiSkillSimulator(ManiSkillConfig(task="PullCube-v1", actions_per_frame=4, backend="cpu"))
+    yield sim
+    sim.close()
+
+
+@pytest.fixture(scope="module")
+def pick():
+    sim = ManiSkillSimulator(ManiSkillConfig(task="PickCube-v1", backend="cpu"))
     yield sim
     sim.close()
 
@@ -99,6 +107,33 @@ def test_restart_in_the_middle(push) -> None:
     free = push.step_chunk(action).observation.sim_state
     push.reset(middle.sim_state)
     assert torch.equal(push.step_chunk(action).observation.sim_state, free)
+
+
+def test_the_goal_of_a_lift_is_seen_and_measured_in_the_air(pick) -> None:
+    state = pick.draw_initial_states("validation", 2, 0).states[1:]
+    image = pick.reset(state).frames[0, -1].float()
+    green = (image[..., 1] > 120) & (image[..., 0] < 90) & (image[..., 2] < 90)
+    assert green.sum() >= 4
+    gap = (state[0, CUBE_XYZ] - state[0, GOAL_XYZ]).norm()
+    step = pick.step_chunk(torch.tensor([[[0.0, 0.0, 0.0, 1.0]] * 5]))
+    assert step.distances_m is not None
+    assert step.distances_m[0, 0].item() == pytest.approx(gap.item() - pick.spec.success_radius_m, abs=1e-3)
+    assert pick._env.goal_thresh == pick.spec.success_radius_m
+
+
+@pytest.mark.slow
+def test_the_lifting_expert_and_what_goes_wrong(pick) -> None:
+    states, keys = pick.draw_initial_states("validation", 12, 11).states, make_row_keys(12, 2)
+    for row in range(12):
+        steps, actions = play(pick, states[row : row + 1], "expert", keys[row : row + 1], 5)
+        assert steps[-1].terminated.all(), row
+        assert torch.cat(actions, 1)[..., :3].abs().max() <= 0.6 + 1e-6
+        again, _ = play(pick, states[row : row + 1], "expert", keys[row : row + 1], 5)
+        assert torch.equal(again[-1].observation.sim_state, steps[-1].observation.sim_state)
+    for variant, lifts in (("too_high", False), ("far", False), ("expert", True)):
+        steps, _ = play(pick, states[:1], variant, keys[:1], 5)
+        height = torch.cat([s.sim_states for s in steps], 1)[0, :, CUBE_XYZ][:, 2]
+        assert bool(height.max() > 0.03) is lifts, variant
 
 
 def test_time_limit_inside_a_chunk(pull) -> None:

@@ -36,7 +36,7 @@ PROPRIO_NAMES = (
 class ManiSkillConfig:
     """How a ManiSkill task is simulated and seen."""
 
-    task: str = "PushCube-v1"  # registered ManiSkill task: PushCube-v1 | PullCube-v1
+    task: str = "PushCube-v1"  # registered ManiSkill task: PushCube-v1 | PullCube-v1 | PickCube-v1
     image_size: int = 64  # pixels, height and width of the camera image
     actions_per_frame: int = 5  # environment steps (20 Hz) between two stored frames
     backend: str = "auto"  # auto | cpu | gpu; auto takes the GPU when there is one and num_envs > 1
@@ -178,6 +178,8 @@ class ManiSkillSimulator(ChunkedSimulator):
             render_backend=backend,
         ).unwrapped
         env.reset(seed=0)
+        for hidden in env._hidden_objects:  # a goal that only privileged observations tell is no task for a camera
+            hidden.show_visual()
         if env.get_state().shape[1] != MANISKILL_STATE_DIM:
             raise RuntimeError(f"{self._task.name} has a state of {env.get_state().shape[1]} numbers, not 70")
         return env

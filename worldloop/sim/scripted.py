@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldloop.interfaces import Metrics
+from worldloop.sim.scripted_lift import LiftScriptedPolicy
 from worldloop.sim.tasks import CUBE_XYZ, GOAL_XYZ, TASKS, ManiSkillTask
 from worldloop.sim.toy import TOY_TASK, ToyScriptedPolicy
 from worldloop.sim.variants import SCRIPTED_VARIANTS, VariantParameters, draw_variant_parameters, smooth_noise
@@ -28,7 +29,7 @@ APPROACH, DESCEND, PUSH, FINISH = range(4)
 _TCP_IN_PROPRIO = slice(18, 21)
 
 
-class CubeScriptedPolicy:
+class SlideScriptedPolicy:
     """Pushes or pulls the cube; one variant per row. Rows restart at ``env_step == 0`` by themselves.
 
     It keeps a phase per row, so use a fresh one for each rollout. ``act`` needs ``observation.sim_state``.
@@ -120,7 +121,7 @@ class CubeScriptedPolicy:
 
 def make_scripted_policy(
     spec: SimulatorSpec, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
-) -> CubeScriptedPolicy | ToyScriptedPolicy:
+) -> SlideScriptedPolicy | LiftScriptedPolicy | ToyScriptedPolicy:
     """A policy whose row b plays ``variants[b]`` (of `SCRIPTED_VARIANTS`) with parameters from ``row_keys[b]``.
 
     ``row_keys`` int64 [B] (`worldloop.randomness.make_row_keys`). Use a fresh policy for each rollout, with exactly
@@ -131,9 +132,11 @@ def make_scripted_policy(
     parameters = draw_variant_parameters(variants, row_keys)
     if spec.task == TOY_TASK:
         return ToyScriptedPolicy(parameters, chunk_length)
+    if spec.task in TASKS and TASKS[spec.task].kind == "lift":
+        return LiftScriptedPolicy(parameters, chunk_length, ACTION_LIMIT, STEP_M)
     if spec.task in TASKS:
-        return CubeScriptedPolicy(TASKS[spec.task], parameters, chunk_length)
+        return SlideScriptedPolicy(TASKS[spec.task], parameters, chunk_length)
     raise ValueError(f"no scripted expert for task {spec.task!r}; there is one for {TOY_TASK}, {', '.join(TASKS)}")
 
 
-__all__ = ["ACTION_LIMIT", "SCRIPTED_VARIANTS", "CubeScriptedPolicy", "make_scripted_policy"]
+__all__ = ["ACTION_LIMIT", "SCRIPTED_VARIANTS", "SlideScriptedPolicy", "make_scripted_policy"]

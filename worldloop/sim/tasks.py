@@ -3,7 +3,7 @@
 The flat state is ManiSkill's ``get_state()`` of a tabletop scene with a Panda arm, followed by one number, the
 environment step, so that a state restarts an episode exactly, time limit included:
 
-    table 13 | cube 13 | goal region 13 | robot root 13, qpos 9, qvel 9 | env_step 1        (D = 71)
+    table 13 | cube 13 | goal 13 | robot root 13, qpos 9, qvel 9 | env_step 1        (D = 71)
 
 An actor's 13 are position 3, quaternion wxyz 4, linear velocity 3, angular velocity 3. No import of mani_skill here.
 """
@@ -11,6 +11,7 @@ An actor's 13 are position 3, quaternion wxyz 4, linear velocity 3, angular velo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,33 +36,52 @@ class CameraPose:
 
 @dataclass(frozen=True)
 class ManiSkillTask:
-    """One task. ``direction`` is the sign of x along which the cube has to move to the goal."""
+    """One task.
+
+    ``slide``: move the cube along the table, along x by the sign ``direction``, until its centre is in the goal region.
+    ``lift``: grasp the cube and hold it still at a goal in the air.
+    """
 
     name: str
     instruction: str
-    direction: float
+    kind: Literal["slide", "lift"]
     goal_radius_m: float
-    goal_offset_m: float
     cube_half_size_m: float
     camera: CameraPose
     max_episode_steps: int
+    direction: float = 0.0
+    goal_offset_m: float = 0.0
 
 
 # From the front left and above, close: both table axes are seen at full resolution, and so are the fingers beside the
 # cube. When pulling the gripper is between cube and camera and hides it for a while.
 _TABLE_CAMERA = CameraPose(eye_m=(0.3, 0.33, 0.58), target_m=(0.05, 0.0, 0.02), fov_rad=0.5)
 
+# Wider: the cube may have to go 0.3 m up.
+_LIFT_CAMERA = CameraPose(eye_m=(0.45, 0.45, 0.6), target_m=(0.0, 0.0, 0.12), fov_rad=0.75)
+
 TASKS: dict[str, ManiSkillTask] = {
-    "PushCube-v1": ManiSkillTask(
-        "PushCube-v1", "push the blue cube forward onto the target", 1.0, 0.1, 0.2, 0.02, _TABLE_CAMERA, 50
-    ),
-    "PullCube-v1": ManiSkillTask(
-        "PullCube-v1", "pull the blue cube backward onto the target", -1.0, 0.1, 0.2, 0.02, _TABLE_CAMERA, 50
-    ),
-}
+    task.name: task
+    for task in (
+        ManiSkillTask(
+            "PushCube-v1", "push the blue cube forward onto the target", "slide", goal_radius_m=0.1,
+            cube_half_size_m=0.02, camera=_TABLE_CAMERA, max_episode_steps=50, direction=1.0, goal_offset_m=0.2,
+        ),
+        ManiSkillTask(
+            "PullCube-v1", "pull the blue cube backward onto the target", "slide", goal_radius_m=0.1,
+            cube_half_size_m=0.02, camera=_TABLE_CAMERA, max_episode_steps=50, direction=-1.0, goal_offset_m=0.2,
+        ),
+        ManiSkillTask(
+            "PickCube-v1", "pick up the red cube and hold it at the green ball", "lift", goal_radius_m=0.025,
+            cube_half_size_m=0.02, camera=_LIFT_CAMERA, max_episode_steps=50,
+        ),
+    )
+}  # fmt: skip
 
 
 def compute_distance_m(sim_state: Tensor, task: ManiSkillTask) -> Tensor:
-    """Distance f32 [B] of the cube's centre to the edge of the goal region, on the table, 0 inside."""
-    gap = sim_state[:, CUBE_XYZ][:, :2] - sim_state[:, GOAL_XYZ][:, :2]
+    """Distance f32 [B] of the cube's centre to the edge of the goal region, on the table or in the air, 0 inside."""
+    gap = sim_state[:, CUBE_XYZ] - sim_state[:, GOAL_XYZ]
+    if task.kind == "slide":
+        gap = gap[:, :2]
     return (torch.linalg.norm(gap, dim=1) - task.goal_radius_m).clamp_min(0.0)
