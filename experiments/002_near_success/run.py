@@ -72,7 +72,7 @@ def judge_run(
                 "alignment": alignment,
                 "psnr_db": branch_figures.summarise(
                     branch_figures.measure_frames(result.branches)["psnr_db"], result.branches.truth.valid
-                )["mean"],
+                )["mean"]["value"],
                 "probability": [round(p, 5) for p in probability.tolist()],
                 "outcome": list(result.outcomes),
             }
