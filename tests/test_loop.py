@@ -77,6 +77,21 @@ def test_run_directory_and_results(finished: Path) -> None:
     assert clone["env_steps"] < last["env_steps"]
 
 
+def test_the_check_stands_beside_its_baselines_and_floors(finished: Path) -> None:
+    check = json.loads((finished / "results.json").read_text())["iterations"][-1]["world_model_check"]
+    for source in ("scripted", "on_policy"):
+        figures = check[source]
+        assert figures["object_error_cm_floor"]["end"]["value"] < figures["object_error_cm"]["end"]["value"]
+        assert len(figures["object_error_cm"]["by_frame"]) == 10  # frames of a full toy episode
+        for name in ("psnr_db", "moving_psnr_db"):
+            assert {"value", "low", "high", "n"} <= set(figures[f"{name}_first_frame"]["mean"])
+        assert [h["chunks"] for h in figures["horizon"]] == [2]
+    followed = check["action_following"]
+    assert followed["num_states"] == 4
+    assert followed["num_pairs"] == 4 * 6
+    assert 0 < followed["image"]["ratio"]["value"] < 2
+
+
 def test_evaluation_states_never_enter_the_dataset(finished: Path) -> None:
     from worldloop.sans.store import SansStore
 
