@@ -1,0 +1,111 @@
+"""Experiment 004: what drifts in whole-episode imagination, the image or the proprio?
+
+    python experiments/004_what_drifts/run.py runs/001_closed_loop/loop-seed0 runs/001_closed_loop/loop-seed1 ...
+
+The last world model of each finished run of experiment 001 imagines the run's held-out on-policy episodes from their
+first frame, with their recorded actions. After every imagined frame nothing, the proprio, the frame, or both are put
+back to what was simulated; what improves most is what drifts. The runs are only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldloop import build
+from worldloop.metrics.video import compute_psnr
+from worldloop.open_loop import Branches
+from worldloop.randomness import make_row_keys
+from worldloop.runtime.run_directory import RunDirectory
+from worldloop.sans.clips import ClipDataset
+from worldloop.sans.store import SansStore
+from worldloop.stages.branch_figures import average
+from worldloop.statistics import auc, bootstrap_interval
+from worldloop.types import WorldloopError
+
+HERE = Path(__file__).resolve().parent
+RESETS = {"nothing": (), "proprio": ("proprio",), "frame": ("frame",), "both": ("frame", "proprio")}
+
+
+def imagine(world_model: Any, dataset: ClipDataset, episodes: torch.Tensor, reset: tuple[str, ...]) -> Branches:
+    """Whole episodes, with what ``reset`` names put back to reality after every frame."""
+    index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
+    truth = dataset.load(index, int(dataset.cache.num_steps[episodes.numpy()].max()))
+    state = world_model.start(dataset.observation(index), make_row_keys(len(episodes), "experiments/004"))
+    true_proprio = world_model.normalisation.normalise(truth.proprio)
+    frames, proprio, logit = [], [], []
+    for m in range(truth.valid.shape[1]):
+        state, chunk = world_model.imagine(state, truth.actions[:, m])
+        frames.append(chunk.frames)
+        proprio.append(chunk.proprio)
+        logit.append(chunk.success_logit.float())
+        if "frame" in reset:
+            real = world_model.codec.encode(truth.frames[:, m : m + 1])
+            state = replace(state, context=torch.cat([state.context[:, :-1], real], dim=1))
+        if "proprio" in reset:
+            state = replace(state, proprio=true_proprio[:, m])
+    return Branches(torch.cat(frames, 1), torch.cat(proprio, 1), torch.cat(logit, 1), truth)
+
+
+def measure_run(run: Path) -> dict[str, Any]:
+    state = RunDirectory(run).read_state()
+    if state.next_stage:
+        raise WorldloopError(f"{run} is not finished: run experiment 001 first")
+    store = SansStore(run / "sans")
+    world_model = build.load_world_model(run / state.world_model)
+    dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", world_model.spec.camera)
+    episodes = dataset.episode_index(source="policy")
+    figures: dict[str, Any] = {"run": run.name, "n": len(episodes), "reset": {}}
+    for name, reset in RESETS.items():
+        branches = imagine(world_model, dataset, episodes, reset)
+        score, success = branches.best_logit.numpy(), branches.succeeds.numpy()
+        valid = branches.truth.valid
+        low, high = bootstrap_interval(auc, score, success)
+        psnr_db = compute_psnr(branches.frames, branches.truth.frames).masked_fill(~valid, torch.nan)
+        figures["num_success"] = int(success.sum())
+        figures["reset"][name] = {
+            "auc": {"value": round(auc(score, success), 4), "low": round(low, 4), "high": round(high, 4)},
+            "psnr_db": average(psnr_db.nanmean(1)),
+        }
+        print(f"{run.name} {name:8} {figures['reset'][name]}", flush=True)
+    return figures
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.4))
+    for axes, metric in zip(panels, ("auc", "psnr_db"), strict=True):
+        for number, run in enumerate(runs):
+            values = [run["reset"][name][metric] for name in RESETS]
+            centre = [v["value"] for v in values]
+            error = np.abs([[v["value"] - v["low"], v["high"] - v["value"]] for v in values]).T
+            x = np.arange(len(RESETS)) + 0.15 * (number - (len(runs) - 1) / 2)
+            axes.errorbar(x, centre, yerr=error, fmt="o", capsize=3, label=run["run"])
+        axes.set_xticks(range(len(RESETS)), list(RESETS))
+        axes.set(title=metric, xlabel="put back to reality after every frame")
+    panels[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="finished run directories of experiment 001, arm loop")
+    torch.set_num_threads(2)
+    runs = [measure_run(run) for run in parser.parse_args().runs]
+    (HERE / "result.json").write_text(json.dumps({"schema_version": 1, "runs": runs}, indent=1) + "\n")
+    plot(runs, HERE / "drift.png")
+
+
+if __name__ == "__main__":
+    main()
