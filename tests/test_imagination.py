@@ -8,7 +8,8 @@ from torch import Tensor
 
 from worldloop.imagination import ImaginedSimulator, SuccessCalibration
 from worldloop.interfaces import ImaginedChunk
-from worldloop.types import Observation, SimulatorSpec, _Rows
+from worldloop.tensors import Rows
+from worldloop.types import Observation, SimulatorSpec
 
 SPEC = SimulatorSpec(
     task="t", instruction="i", image_size=2, proprio_names=("x",), action_names=("a",), action_low=(-1.0,),
@@ -18,7 +19,7 @@ SPEC = SimulatorSpec(
 
 
 @dataclass(frozen=True)
-class _State(_Rows):
+class _State(Rows):
     position: Tensor
     noise_key: Tensor
     step: Tensor

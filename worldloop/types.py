@@ -11,12 +11,14 @@ Stored values (`Episode`) are numpy; values in flight are torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from worldloop.tensors import Rows, check_dtype, check_shape
 
 Outcome = Literal["success", "near_success", "failure"]
 Source = Literal["expert", "perturbed", "policy"]
@@ -35,69 +37,6 @@ class WorldloopError(Exception):
     """
 
     exit_code = 2
-
-
-def check_shape(name: str, array: Tensor | np.ndarray, shape: tuple[int | None, ...]) -> None:
-    """Raise ``ValueError`` unless ``array.shape`` is ``shape``, in which ``None`` matches any size."""
-    actual = tuple(array.shape)
-    if len(actual) != len(shape) or any(
-        want is not None and want != got for want, got in zip(shape, actual, strict=True)
-    ):
-        raise ValueError(f"{name} has shape {actual}, expected {shape}")
-
-
-def check_dtype(name: str, array: Tensor | np.ndarray, dtype: Any) -> None:
-    """Raise ``ValueError`` unless ``array.dtype`` equals ``dtype``."""
-    if array.dtype != dtype:
-        raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype}")
-
-
-class _Rows:
-    """Row indexing and device moves for a dataclass whose tensor (and tuple) fields start with B."""
-
-    def _map(self, tensor_fn: Any, tuple_fn: Any) -> Self:
-        changes: dict[str, Any] = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                changes[f.name] = tensor_fn(value)
-            elif isinstance(value, dict):
-                changes[f.name] = {k: tensor_fn(v) if isinstance(v, Tensor) else v for k, v in value.items()}
-            elif isinstance(value, tuple):
-                changes[f.name] = tuple_fn(value)
-            elif isinstance(value, _Rows):
-                changes[f.name] = value._map(tensor_fn, tuple_fn)
-        return replace(self, **changes)  # type: ignore[type-var]
-
-    def rows(self, index: Tensor | list[int]) -> Self:
-        """The rows at integer ``index`` [N] (repeats allowed), in that order."""
-        index = torch.as_tensor(index, dtype=torch.long)
-        return self._map(lambda t: t[index.to(t.device)], lambda t: tuple(t[i] for i in index.tolist()))
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same value with every tensor on ``device``."""
-        return self._map(lambda t: t.to(device), lambda t: t)
-
-    @classmethod
-    def cat(cls, parts: list[Self]) -> Self:
-        """Concatenate along rows; a field that is ``None`` in one part must be so in all."""
-        merged: dict[str, Any] = {}
-        for f in fields(cls):  # type: ignore[arg-type]
-            values = [getattr(p, f.name) for p in parts]
-            first = values[0]
-            if isinstance(first, Tensor):
-                merged[f.name] = torch.cat(values)
-            elif isinstance(first, dict):
-                merged[f.name] = {k: torch.cat([v[k] for v in values]) for k in first}
-            elif isinstance(first, tuple):
-                merged[f.name] = sum(values, ())
-            elif isinstance(first, _Rows):
-                merged[f.name] = type(first).cat(values)
-            else:
-                if any(v != first for v in values):
-                    raise ValueError(f"{cls.__name__}.{f.name} differs between the parts to concatenate")
-                merged[f.name] = first
-        return cls(**merged)
 
 
 @dataclass(frozen=True)
@@ -119,7 +58,7 @@ class SimulatorSpec:
 
     ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at
     which the task counts as solved; ``max_episode_steps`` is in environment steps. ``landmarks`` may be empty: only
-    the check of a world model reads them, and no network ever does.
+    the check of a world model reads them; no policy and no world model ever does.
     """
 
     task: str
@@ -269,7 +208,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Observation(_Rows):
+class Observation(Rows):
     """What a policy and a world model see.
 
     - ``frames`` u8 [B, K, h, w, 3]; the last is now. With K = 3 they are (first of the episode, previous, now);
@@ -300,7 +239,7 @@ class Observation(_Rows):
 
 
 @dataclass(frozen=True)
-class ActionChunk(_Rows):
+class ActionChunk(Rows):
     """H actions decided at once.
 
     - ``actions`` f32 [B, H, A] in environment units
@@ -320,7 +259,7 @@ class ActionChunk(_Rows):
 
 
 @dataclass(frozen=True)
-class ChunkStep(_Rows):
+class ChunkStep(Rows):
     """What a simulator, real or imagined, gives back for one chunk of H actions.
 
     - ``observation``: after the chunk
@@ -365,7 +304,7 @@ class ChunkStep(_Rows):
 
 
 @dataclass(frozen=True)
-class Clip(_Rows):
+class Clip(Rows):
     """A training window: K context frames, then M frame steps to predict.
 
     - ``context`` u8 [B, K, h, w, 3]: (first of the episode, previous, now) for K = 3
@@ -402,7 +341,7 @@ class Clip(_Rows):
 
 
 @dataclass(frozen=True)
-class ImitationBatch(_Rows):
+class ImitationBatch(Rows):
     """Observations and the action chunks to imitate: ``actions`` f32 [B, H, A], ``valid`` bool [B, H]."""
 
     observation: Observation

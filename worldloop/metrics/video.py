@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldloop import images
-from worldloop.types import check_dtype, check_shape
+from worldloop.tensors import check_dtype, check_shape
 
 MAX_PSNR_DB = 100.0  # given for identical frames, whose PSNR is infinite, so that means stay finite
 MOVING_THRESHOLD = 10  # grey levels (of 255) by which a pixel must differ from the first frame to have moved

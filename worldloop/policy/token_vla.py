@@ -29,15 +29,8 @@ from worldloop.networks.instruction import InstructionEncoder
 from worldloop.policy.action_bins import ActionBins
 from worldloop.policy.augment import augment_frames
 from worldloop.policy.image_stem import ImageStem
-from worldloop.types import (
-    ActionChunk,
-    ImitationBatch,
-    Normalisation,
-    Observation,
-    SimulatorSpec,
-    WorldloopError,
-    check_shape,
-)
+from worldloop.tensors import check_shape
+from worldloop.types import ActionChunk, ImitationBatch, Normalisation, Observation, SimulatorSpec, WorldloopError
 
 
 @dataclass(frozen=True)

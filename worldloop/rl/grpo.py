@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from worldloop.interfaces import Metrics
-from worldloop.types import check_shape
+from worldloop.tensors import check_shape
 
 
 @dataclass(frozen=True)

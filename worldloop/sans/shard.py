@@ -27,7 +27,8 @@ from worldloop.sans.lerobot_format import (
     require_data_extra,
     vector_feature,
 )
-from worldloop.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec, WorldloopError, check_dtype
+from worldloop.tensors import check_dtype
+from worldloop.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec, WorldloopError
 
 SHARD_SCHEMA_VERSION = 1
 MANIFEST = "worldloop.json"

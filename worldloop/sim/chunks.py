@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldloop.types import ChunkStep, Observation, SimulatorSpec, check_shape
+from worldloop.tensors import check_shape
+from worldloop.types import ChunkStep, Observation, SimulatorSpec
 
 
 @dataclass

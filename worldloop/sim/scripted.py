@@ -12,21 +12,17 @@ from torch import Tensor
 
 from worldloop.interfaces import Metrics
 from worldloop.sim.scripted_lift import LiftScriptedPolicy
-from worldloop.sim.tasks import CUBE_XYZ, GOAL_XYZ, TASKS, ManiSkillTask
+from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, GOAL_XYZ, STEP_M, TASKS, TCP_IN_PROPRIO, ManiSkillTask
 from worldloop.sim.toy import TOY_TASK, ToyScriptedPolicy
 from worldloop.sim.variants import SCRIPTED_VARIANTS, VariantParameters, draw_variant_parameters, smooth_noise
 from worldloop.types import ActionChunk, ImitationBatch, Observation, SimulatorSpec
 
-ACTION_LIMIT = 0.6  # the range policies discretise
-STEP_M = 0.04  # metres the tcp moves per step and unit of action
 TRAVEL_Z_M = 0.085  # tcp height while moving above the table
 PUSH_Z_M = 0.02  # tcp height while pushing, the cube's middle
 CONTACT_M = 0.032  # tcp to cube centre while pushing
 CLEARANCE_M = 0.055  # tcp to cube centre, behind it, before pushing
 REACH_X_M = 0.183  # inverse kinematics fails, and the arm stops without a word, when a command goes beyond
 APPROACH, DESCEND, PUSH, FINISH = range(4)
-
-_TCP_IN_PROPRIO = slice(18, 21)
 
 
 class SlideScriptedPolicy:
@@ -48,7 +44,7 @@ class SlideScriptedPolicy:
         state, proprio = observation.sim_state, observation.proprio
         if state is None or proprio is None:
             raise ValueError("a scripted policy needs observation.sim_state and proprio")
-        tcp, cube, goal = proprio[:, _TCP_IN_PROPRIO].clone(), state[:, CUBE_XYZ], state[:, GOAL_XYZ]
+        tcp, cube, goal = proprio[:, TCP_IN_PROPRIO].clone(), state[:, CUBE_XYZ], state[:, GOAL_XYZ]
         self._phase = torch.where(observation.env_step == 0, APPROACH, self._phase)
         actions = []
         for h in range(self._chunk_length):
@@ -133,7 +129,7 @@ def make_scripted_policy(
     if spec.task == TOY_TASK:
         return ToyScriptedPolicy(parameters, chunk_length)
     if spec.task in TASKS and TASKS[spec.task].kind == "lift":
-        return LiftScriptedPolicy(parameters, chunk_length, ACTION_LIMIT, STEP_M)
+        return LiftScriptedPolicy(parameters, chunk_length)
     if spec.task in TASKS:
         return SlideScriptedPolicy(TASKS[spec.task], parameters, chunk_length)
     raise ValueError(f"no scripted expert for task {spec.task!r}; there is one for {TOY_TASK}, {', '.join(TASKS)}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worldloop.interfaces import Metrics
-from worldloop.sim.tasks import CUBE_XYZ, GOAL_XYZ
+from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, GOAL_XYZ, STEP_M, TCP_IN_PROPRIO
 from worldloop.sim.variants import VariantParameters, smooth_noise
 from worldloop.types import ActionChunk, ImitationBatch, Observation
 
@@ -21,7 +21,6 @@ GRASP_STEPS = 4  # environment steps that closing the fingers takes
 AT_TARGET_M = 0.012
 OPEN, CLOSED = 1.0, -1.0
 APPROACH, DESCEND, GRASP, CARRY, FINISH = range(5)
-_TCP_IN_PROPRIO = slice(18, 21)
 
 
 class LiftScriptedPolicy:
@@ -32,22 +31,20 @@ class LiftScriptedPolicy:
 
     version = "scripted-1"
 
-    def __init__(self, parameters: VariantParameters, chunk_length: int, action_limit: float, step_m: float) -> None:
+    def __init__(self, parameters: VariantParameters, chunk_length: int) -> None:
         self._p = parameters
         self._chunk_length = chunk_length
-        self._action_limit = action_limit
-        self._step_m = step_m
         rows = len(parameters.progress)
         self._phase = torch.zeros(rows, dtype=torch.long)
         self._grasped_for = torch.zeros(rows, dtype=torch.long)
         self._began_m = torch.zeros(rows, 3)
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
-        """H actions f32 [B, H, 4], motion within +-``action_limit``; ``noise_key`` is not used."""
+        """H actions f32 [B, H, 4], motion within +-``ACTION_LIMIT``; ``noise_key`` is not used."""
         state, proprio = observation.sim_state, observation.proprio
         if state is None or proprio is None:
             raise ValueError("a scripted policy needs observation.sim_state and proprio")
-        tcp, cube, goal = proprio[:, _TCP_IN_PROPRIO].clone(), state[:, CUBE_XYZ], state[:, GOAL_XYZ]
+        tcp, cube, goal = proprio[:, TCP_IN_PROPRIO].clone(), state[:, CUBE_XYZ], state[:, GOAL_XYZ]
         starts = observation.env_step == 0
         self._phase = torch.where(starts, APPROACH, self._phase)
         self._grasped_for = torch.where(starts, 0, self._grasped_for)
@@ -59,8 +56,8 @@ class LiftScriptedPolicy:
             step = observation.env_step + h
             delta, gripper = self._plan(tcp, cube, goal - held, step)
             delta = delta + self._p.noise_scale[:, None] * smooth_noise(self._p.noise_phase, step, 3)
-            delta = delta.clamp(-self._action_limit, self._action_limit)
-            tcp = tcp + self._step_m * delta
+            delta = delta.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+            tcp = tcp + STEP_M * delta
             actions.append(torch.cat([delta, gripper[:, None]], dim=1))
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
 
@@ -84,8 +81,8 @@ class LiftScriptedPolicy:
         target = torch.where(phase == APPROACH, above, torch.where(phase == DESCEND, grasp, tcp))
         target = torch.where(phase >= CARRY, carry, target)
         target = torch.where(p.wanders[:, None], self._wander(cube, step), target)
-        cap = (self._action_limit * (p.speed + 0.4).clamp_max(1.0))[:, None]
-        delta = ((target - tcp) / self._step_m * 0.7).clamp(-cap, cap)
+        cap = (ACTION_LIMIT * (p.speed + 0.4).clamp_max(1.0))[:, None]
+        delta = ((target - tcp) / STEP_M * 0.7).clamp(-cap, cap)
         waits = step < p.wait_steps
         drops = (self._phase == FINISH) & (p.progress < 1) & p.lifts_at_end
         gripper = torch.where((self._phase >= GRASP) & ~drops & ~p.wanders, CLOSED, OPEN)

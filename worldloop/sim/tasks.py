@@ -23,6 +23,9 @@ GOAL_XYZ = slice(26, 29)
 QPOS = slice(52, 61)
 QVEL = slice(61, 70)
 ENV_STEP = 70
+TCP_IN_PROPRIO = slice(18, 21)
+ACTION_LIMIT = 0.6  # the range of motion that scripted policies use and policies discretise
+STEP_M = 0.04  # metres the tcp moves per step and unit of action
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,14 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         context.log(f"{name}: " + describe_check(check[name]))
     check["action_following"] = None
     if probe is None:
-        check["probe_reason"] = "check_world_model.probe_steps is 0, or the simulator names no landmarks"
-    elif "scripted" in by_source:
-        followed = follow_actions(by_source["scripted"].branches, dataset, probe, context.spec.landmarks)
-        check["action_following"] = followed
-    if check["action_following"] is None:
-        check["action_following_reason"] = "no two held-out episodes from one state (seed_dataset.forked_states)"
+        reason = "check_world_model.probe_steps is 0, or the simulator names no landmarks"
+        check["probe_reason"] = check["action_following_reason"] = reason
+    else:
+        if "scripted" in by_source:
+            followed = follow_actions(by_source["scripted"].branches, dataset, probe, context.spec.landmarks)
+            check["action_following"] = followed
+        if check["action_following"] is None:
+            check["action_following_reason"] = "no two held-out episodes from one state (seed_dataset.forked_states)"
     _write(by_source, check, config.num_videos, state.iteration, context)
     figures = fidelity(by_source, check)
     state = state.record(reward_alignment=alignment, world_model_check=check, **figures)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from worldloop.interfaces import WorldModelOutput
-from worldloop.types import Clip, _Rows
+from worldloop.tensors import Rows
+from worldloop.types import Clip
 
 
 @dataclass(frozen=True)
-class _PoolRows(_Rows):
+class _PoolRows(Rows):
     """``index`` int64 [P, 2] (episode, frame step of now), ``context`` u8 [P, K, h, w, 3], ``proprio`` f32 [P, S],
     ``depth`` int64 [P]: how many of the model's own predictions led here.
     """

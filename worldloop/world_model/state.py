@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-from worldloop.types import _Rows, check_shape
+from worldloop.tensors import Rows, check_shape
 
 
 @dataclass(frozen=True)
-class ImaginationState(_Rows):
+class ImaginationState(Rows):
     """The `WorldState` of `VideoWorldModel`, B rows.
 
     - ``context`` f32 [B, K, C, size, size]: latents of (first, previous, now)

@@ -1,0 +1,73 @@
+"""What every value made of tensors needs: checks of shape and dtype, and rows that can be chosen, moved and joined."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, array: Tensor | np.ndarray, shape: tuple[int | None, ...]) -> None:
+    """Raise ``ValueError`` unless ``array.shape`` is ``shape``, in which ``None`` matches any size."""
+    actual = tuple(array.shape)
+    if len(actual) != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, actual, strict=True)
+    ):
+        raise ValueError(f"{name} has shape {actual}, expected {shape}")
+
+
+def check_dtype(name: str, array: Tensor | np.ndarray, dtype: Any) -> None:
+    """Raise ``ValueError`` unless ``array.dtype`` equals ``dtype``."""
+    if array.dtype != dtype:
+        raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype}")
+
+
+class Rows:
+    """Row indexing and device moves for a dataclass whose tensor (and tuple) fields start with B."""
+
+    def _map(self, tensor_fn: Any, tuple_fn: Any) -> Self:
+        changes: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                changes[f.name] = tensor_fn(value)
+            elif isinstance(value, dict):
+                changes[f.name] = {k: tensor_fn(v) if isinstance(v, Tensor) else v for k, v in value.items()}
+            elif isinstance(value, tuple):
+                changes[f.name] = tuple_fn(value)
+            elif isinstance(value, Rows):
+                changes[f.name] = value._map(tensor_fn, tuple_fn)
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    def rows(self, index: Tensor | list[int]) -> Self:
+        """The rows at integer ``index`` [N] (repeats allowed), in that order."""
+        index = torch.as_tensor(index, dtype=torch.long)
+        return self._map(lambda t: t[index.to(t.device)], lambda t: tuple(t[i] for i in index.tolist()))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same value with every tensor on ``device``."""
+        return self._map(lambda t: t.to(device), lambda t: t)
+
+    @classmethod
+    def cat(cls, parts: list[Self]) -> Self:
+        """Concatenate along rows; a field that is ``None`` in one part must be so in all."""
+        merged: dict[str, Any] = {}
+        for f in fields(cls):  # type: ignore[arg-type]
+            values = [getattr(p, f.name) for p in parts]
+            first = values[0]
+            if isinstance(first, Tensor):
+                merged[f.name] = torch.cat(values)
+            elif isinstance(first, dict):
+                merged[f.name] = {k: torch.cat([v[k] for v in values]) for k in first}
+            elif isinstance(first, tuple):
+                merged[f.name] = sum(values, ())
+            elif isinstance(first, Rows):
+                merged[f.name] = type(first).cat(values)
+            else:
+                if any(v != first for v in values):
+                    raise ValueError(f"{cls.__name__}.{f.name} differs between the parts to concatenate")
+                merged[f.name] = first
+        return cls(**merged)
