@@ -86,7 +86,9 @@ def test_the_check_stands_beside_its_baselines_and_floors(finished: Path) -> Non
         for name in ("psnr_db", "moving_psnr_db"):
             assert {"value", "low", "high", "n"} <= set(figures[f"{name}_first_frame"]["mean"])
         assert [h["chunks"] for h in figures["horizon"]] == [2]
-    followed = check["action_following"]
+    assert check["on_policy"]["action_following"] is None
+    assert "forked_states" in check["on_policy"]["action_following_reason"]
+    followed = check["scripted"]["action_following"]
     assert followed["num_states"] == 4
     assert followed["num_pairs"] == 4 * 6
     assert 0 < followed["image"]["ratio"]["value"] < 2

@@ -11,6 +11,7 @@ from worldloop.metrics.video import MAX_PSNR_DB, repeat_first_frame
 from worldloop.open_loop import Branches
 from worldloop.sim.toy import ToyConfig, toy_spec
 from worldloop.stages.branch_figures import (
+    Seen,
     align_branches,
     average,
     best_by_episode,
@@ -19,6 +20,7 @@ from worldloop.stages.branch_figures import (
     measure_frames,
     measure_state_error,
     positions,
+    see,
     summarise,
 )
 
@@ -34,17 +36,24 @@ def truth(toy_clips) -> Branches:
     return Branches(clip.frames, clip.proprio, torch.where(clip.success > 0.5, 3.0, -3.0), clip)
 
 
-class _KnowingProbe:
-    """Reads the simulated positions of all frames in order, wrong by ``offset_m`` along x, and outcomes by logits."""
+def _seen(branches: Branches, dataset, offset_m: float = 0.0, logit: torch.Tensor | None = None) -> Seen:
+    """The simulated positions, wrong by ``offset_m`` along x, and outcomes by ``logit`` (else the truth's)."""
+    answer_m = positions(branches, dataset, LANDMARKS)
+    answer_m[..., 0] += offset_m
+    return Seen(answer_m, branches.logit if logit is None else logit)
 
-    def __init__(self, branches: Branches, dataset, offset_m: float, logit: torch.Tensor) -> None:
-        self.answer_m = positions(branches, dataset, LANDMARKS).flatten(0, 1)
-        self.answer_m[:, 0] += offset_m
-        self.logit = logit.flatten()
 
-    def read(self, first: torch.Tensor, frames: torch.Tensor) -> ProbeReading:
-        assert len(first) == len(frames) == len(self.answer_m)
-        return ProbeReading(self.answer_m, self.logit)
+def test_frames_are_read_in_their_order_with_their_episodes_first_frame(truth) -> None:
+    class Probe:
+        def read(self, first: torch.Tensor, frames: torch.Tensor) -> ProbeReading:
+            assert torch.equal(first[:: truth.logit.shape[1]], truth.first_frames)
+            means = frames.float().mean((1, 2, 3))
+            return ProbeReading(means[:, None], -means)
+
+    seen = see(Probe(), truth, truth.frames)  # type: ignore[arg-type]
+    means = truth.frames.float().mean((2, 3, 4))
+    assert torch.allclose(seen.position_m[..., 0], means)
+    assert torch.allclose(seen.solved_logit, -means)
 
 
 def test_positions_are_in_metres_and_held_after_the_end(truth, toy_clips) -> None:
@@ -68,10 +77,14 @@ def test_the_truth_is_perfect_and_a_still_picture_equals_its_baseline(truth) -> 
 
 
 def test_state_error_is_in_centimetres_beside_its_floor(truth, toy_clips) -> None:
-    probe = _KnowingProbe(truth, toy_clips, offset_m=0.03, logit=truth.logit)
     moved = replace(truth, proprio=truth.proprio + torch.tensor([0.2, 0.0, 0.0, 0.0]))
-    figures = measure_state_error(moved, toy_clips, probe, LANDMARKS)
-    assert figures["object_error_cm"].flatten().tolist() == pytest.approx([3.0] * truth.logit.numel(), abs=1e-4)
+    true_m = positions(truth, toy_clips, LANDMARKS)
+    figures = measure_state_error(
+        moved, _seen(truth, toy_clips, offset_m=0.03), _seen(truth, toy_clips, offset_m=0.01), true_m, LANDMARKS
+    )
+    count = truth.logit.numel()
+    assert figures["object_error_cm"].flatten().tolist() == pytest.approx([3.0] * count, abs=1e-4)
+    assert figures["object_error_cm_floor"].flatten().tolist() == pytest.approx([1.0] * count, abs=1e-4)
     assert figures["effector_error_cm_floor"].max() < 1e-4
     # the effector is in the proprio as well: 0.2 units are 2 cm
     assert figures["effector_error_cm_proprio"][truth.truth.valid].mean().item() == pytest.approx(2.0, abs=1e-4)
@@ -80,23 +93,26 @@ def test_state_error_is_in_centimetres_beside_its_floor(truth, toy_clips) -> Non
 
 def test_visual_alignment_compares_what_is_seen_with_what_was_simulated(truth, toy_clips) -> None:
     outcomes = tuple(m.outcome for m in toy_clips.cache.metas)
-    right = _KnowingProbe(truth, toy_clips, 0.0, truth.logit)
-    assert compute_visual_alignment(truth, right, outcomes, 0.0)["imagined"]["balanced_accuracy"]["value"] == 1.0
-    blind = _KnowingProbe(truth, toy_clips, 0.0, torch.full_like(truth.logit, 3.0))
-    assert compute_visual_alignment(truth, blind, outcomes, 0.0)["simulated"]["balanced_accuracy"]["value"] == 0.5
+    right = _seen(truth, toy_clips)
+    blind = _seen(truth, toy_clips, logit=torch.full_like(truth.logit, 3.0))
+    figures = compute_visual_alignment(truth, blind, right, outcomes, 0.0)
+    assert figures["imagined"]["balanced_accuracy"]["value"] == 0.5
+    assert figures["simulated"]["balanced_accuracy"]["value"] == 1.0
 
 
 def test_following_actions_by_hand(truth, toy_clips) -> None:
-    probe = _KnowingProbe(truth, toy_clips, 0.0, truth.logit)
-    figures = follow_actions(truth, toy_clips, probe, LANDMARKS)
+    seen, true_m = _seen(truth, toy_clips), positions(truth, toy_clips, LANDMARKS)
+    figures = follow_actions(truth, toy_clips, seen, true_m, LANDMARKS)
     assert (figures["num_pairs"], figures["num_states"]) == (9, 3)
     for name in ("image", "object", "effector"):
         assert figures[name]["ratio"]["value"] == pytest.approx(1.0, abs=1e-4)
         assert figures[name]["correlation"]["value"] == pytest.approx(1.0, abs=1e-4)
     still = replace(truth, frames=repeat_first_frame(truth.start_frames, truth.logit.shape[1]))
-    assert follow_actions(still, toy_clips, probe, LANDMARKS)["image"]["ratio"]["value"] == 0.0
+    frozen = replace(seen, position_m=torch.zeros_like(seen.position_m))
+    figures = follow_actions(still, toy_clips, frozen, true_m, LANDMARKS)
+    assert figures["image"]["ratio"]["value"] == figures["object"]["ratio"]["value"] == 0.0
     alone = replace(truth, truth=truth.truth.rows([0, 3, 6]), logit=truth.logit[[0, 3, 6]])
-    assert follow_actions(alone, toy_clips, probe, LANDMARKS) is None
+    assert follow_actions(alone, toy_clips, seen, true_m, LANDMARKS) is None
 
 
 def test_branches_of_one_episode_share_its_best_score() -> None:

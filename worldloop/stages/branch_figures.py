@@ -6,6 +6,7 @@ Shapes: N branches, M frames, P landmark coordinates.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -42,26 +43,36 @@ def measure_frames(branches: Branches) -> dict[str, Tensor]:
     return {name: torch.cat(values) for name, values in blocks.items()}
 
 
-def measure_state_error(
-    branches: Branches, dataset: ClipDataset, probe: FrameProbe, landmarks: tuple[Landmark, ...]
-) -> dict[str, Tensor]:
-    """Metric name -> f32 [N, M] in cm, for each landmark.
+@dataclass(frozen=True)
+class Seen:
+    """What the frame probe reads off all frames of N branches: ``position_m`` [N, M, P], ``solved_logit`` [N, M]."""
 
-    ``<name>_error_cm``: where the probe sees it in the imagined frame, against where it was simulated;
-    ``<name>_error_cm_floor``: the same of the simulated frame, the probe's own error; ``<name>_error_cm_proprio``:
-    by the imagined proprio, where that holds the landmark.
+    position_m: Tensor
+    solved_logit: Tensor
+
+
+def see(probe: FrameProbe, branches: Branches, frames: Tensor) -> Seen:
+    """``frames`` u8 [N, M, h, w, 3], imagined or simulated, of the episodes of ``branches``."""
+    first = branches.first_frames[:, None].expand_as(frames)
+    reading = probe.read(first.flatten(0, 1), frames.flatten(0, 1))
+    shape = frames.shape[:2]
+    return Seen(reading.position_m.unflatten(0, shape), reading.solved_logit.unflatten(0, shape))
+
+
+def measure_state_error(
+    branches: Branches, imagined: Seen, simulated: Seen, true_m: Tensor, landmarks: tuple[Landmark, ...]
+) -> dict[str, Tensor]:
+    """Metric name -> f32 [N, M] in cm, for each landmark, against ``true_m`` (see `positions`).
+
+    ``<name>_error_cm``: where the probe sees it in the imagined frame; ``<name>_error_cm_floor``: the same of the
+    simulated frame, the probe's own error; ``<name>_error_cm_proprio``: by the imagined proprio, where that holds it.
     """
-    true_m = positions(branches, dataset, landmarks)
-    seen_m = {
-        "": _read(probe, branches, branches.frames)[0],
-        "_floor": _read(probe, branches, branches.truth.frames)[0],
-    }
     figures, column = {}, 0
     for mark in landmarks:
         here = slice(column, column + len(mark.columns))
         column = here.stop
-        for suffix, seen in seen_m.items():
-            figures[f"{mark.name}_error_cm{suffix}"] = CM * (seen - true_m)[..., here].norm(dim=-1)
+        for suffix, seen in (("", imagined), ("_floor", simulated)):
+            figures[f"{mark.name}_error_cm{suffix}"] = CM * (seen.position_m - true_m)[..., here].norm(dim=-1)
         if mark.source == "proprio":
             own = branches.proprio[..., list(mark.columns)] * mark.metres_per_unit
             figures[f"{mark.name}_error_cm_proprio"] = CM * (own - true_m[..., here]).norm(dim=-1)
@@ -77,22 +88,13 @@ def positions(branches: Branches, dataset: ClipDataset, landmarks: tuple[Landmar
     return dataset.landmark_positions(landmarks, index).unflatten(0, frame.shape)
 
 
-def _read(probe: FrameProbe, branches: Branches, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """What the probe sees in ``frames`` u8 [N, M, h, w, 3]: positions f32 [N, M, P] and success logits [N, M]."""
-    N, M = frames.shape[:2]
-    first = branches.first_frames[:, None].expand_as(frames)
-    reading = probe.read(first.flatten(0, 1), frames.flatten(0, 1))
-    return reading.position_m.unflatten(0, (N, M)), reading.solved_logit.unflatten(0, (N, M))
-
-
-def see_outcomes(branches: Branches, probe: FrameProbe, frames: Tensor) -> np.ndarray:
-    """f [N]: the highest success logit that the probe sees in the valid ones of ``frames``."""
-    logit = _read(probe, branches, frames)[1]
-    return logit.masked_fill(~branches.truth.valid, -torch.inf).amax(1).numpy()
+def see_outcomes(branches: Branches, seen: Seen) -> np.ndarray:
+    """f [N]: the highest success logit that was seen in valid frames."""
+    return seen.solved_logit.masked_fill(~branches.truth.valid, -torch.inf).amax(1).numpy()
 
 
 def compute_visual_alignment(
-    branches: Branches, probe: FrameProbe, outcomes: tuple[Outcome, ...], threshold: float
+    branches: Branches, imagined: Seen, simulated: Seen, outcomes: tuple[Outcome, ...], threshold: float
 ) -> dict[str, Any]:
     """Does the outcome seen in the imagined video equal the simulated one? ``simulated`` is the probe's own accuracy.
 
@@ -100,8 +102,8 @@ def compute_visual_alignment(
     """
     success = branches.succeeds.numpy()
     figures = {}
-    for name, frames in (("imagined", branches.frames), ("simulated", branches.truth.frames)):
-        alignment = compute_alignment(see_outcomes(branches, probe, frames), success, outcomes, threshold)
+    for name, seen in (("imagined", imagined), ("simulated", simulated)):
+        alignment = compute_alignment(see_outcomes(branches, seen), success, outcomes, threshold)
         figures[name] = {k: alignment[k] for k in ("n", "num_success", "balanced_accuracy", "auc", "accuracy")}
     return figures
 
@@ -126,7 +128,7 @@ def best_by_episode(branches: Branches, episodes: Tensor) -> np.ndarray:
 
 
 def follow_actions(
-    branches: Branches, dataset: ClipDataset, probe: FrameProbe, landmarks: tuple[Landmark, ...]
+    branches: Branches, dataset: ClipDataset, imagined: Seen, true_m: Tensor, landmarks: tuple[Landmark, ...]
 ) -> dict[str, Any] | None:
     """Do different actions from the same start lead as far apart as in the simulator? ``None`` without such pairs.
 
@@ -153,13 +155,12 @@ def follow_actions(
         return apart(frames).square().mean(1).sqrt()
 
     figures["image"] = _compare(root_mean_square(branches.frames), root_mean_square(branches.truth.frames), state)
-    seen_m, true_m = _read(probe, branches, branches.frames)[0], positions(branches, dataset, landmarks)
     column = 0
     for mark in landmarks:
         here = slice(column, column + len(mark.columns))
         column = here.stop
-        imagined, simulated = (CM * apart(x[..., here]).norm(dim=1) for x in (seen_m, true_m))
-        figures[mark.name] = _compare(imagined, simulated, state)
+        seen_cm, true_cm = (CM * apart(x[..., here]).norm(dim=1) for x in (imagined.position_m, true_m))
+        figures[mark.name] = _compare(seen_cm, true_cm, state)
     return figures
 
 

@@ -28,6 +28,8 @@ from worldloop.stages.branch_figures import (
     follow_actions,
     measure_frames,
     measure_state_error,
+    positions,
+    see,
     see_outcomes,
     summarise,
 )
@@ -35,7 +37,7 @@ from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
 from worldloop.statistics import best_threshold, fit_temperature
-from worldloop.types import Outcome
+from worldloop.types import Landmark, Outcome
 
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
 HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of world_model_check, besides state errors
@@ -94,18 +96,8 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         result = by_source[name]
         alignment[name] = align(result, calibration, cross_fit=is_calibrated_on(result, by_source))
         context.log(f"{name}: " + describe(alignment[name]))
-        check[name] = measure(result, dataset, probe, threshold, context) | {"horizon": horizons[name]}
+        check[name] = measure(result, dataset, probe, threshold, context.spec.landmarks) | {"horizon": horizons[name]}
         context.log(f"{name}: " + describe_check(check[name]))
-    check["action_following"] = None
-    if probe is None:
-        reason = "check_world_model.probe_steps is 0, or the simulator names no landmarks"
-        check["probe_reason"] = check["action_following_reason"] = reason
-    else:
-        if "scripted" in by_source:
-            followed = follow_actions(by_source["scripted"].branches, dataset, probe, context.spec.landmarks)
-            check["action_following"] = followed
-        if check["action_following"] is None:
-            check["action_following_reason"] = "no two held-out episodes from one state (seed_dataset.forked_states)"
     _write(by_source, check, config.num_videos, state.iteration, context)
     figures = fidelity(by_source, check)
     state = state.record(reward_alignment=alignment, world_model_check=check, **figures)
@@ -148,7 +140,7 @@ def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context)
     success = truth.succeeds.numpy()
     if success.all() or not success.any():
         return probe, 0.0
-    return probe, best_threshold(see_outcomes(truth, probe, clip.frames), success)
+    return probe, best_threshold(see_outcomes(truth, see(probe, truth, clip.frames)), success)
 
 
 def imagine_episodes(
@@ -196,15 +188,24 @@ def measure_horizons(
 
 
 def measure(
-    result: OpenLoop, dataset: ClipDataset, probe: FrameProbe | None, threshold: float, context: Context
+    result: OpenLoop, dataset: ClipDataset, probe: FrameProbe | None, threshold: float, landmarks: tuple[Landmark, ...]
 ) -> dict[str, Any]:
-    """Fidelity, state error and visual alignment of whole episodes."""
-    branches, landmarks = result.branches, context.spec.landmarks
+    """Fidelity of whole episodes; with a probe also state error, visual alignment and action following."""
+    branches = result.branches
     by_frame = measure_frames(branches)
-    figures: dict[str, Any] = {"visual_alignment": None}
-    if probe is not None:
-        by_frame |= measure_state_error(branches, dataset, probe, landmarks)
-        figures["visual_alignment"] = compute_visual_alignment(branches, probe, result.outcomes, threshold)
+    if probe is None:
+        reason = "check_world_model.probe_steps is 0, or the simulator names no landmarks"
+        figures: dict[str, Any] = dict.fromkeys(("visual_alignment", "action_following")) | {"probe_reason": reason}
+    else:
+        imagined, simulated = (see(probe, branches, frames) for frames in (branches.frames, branches.truth.frames))
+        true_m = positions(branches, dataset, landmarks)
+        by_frame |= measure_state_error(branches, imagined, simulated, true_m, landmarks)
+        figures = {
+            "visual_alignment": compute_visual_alignment(branches, imagined, simulated, result.outcomes, threshold),
+            "action_following": follow_actions(branches, dataset, imagined, true_m, landmarks),
+        }
+        if figures["action_following"] is None:
+            figures["action_following_reason"] = "no two episodes from one state (seed_dataset.forked_states)"
     return figures | {name: summarise(values, branches.truth.valid) for name, values in by_frame.items()}
 
 
