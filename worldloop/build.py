@@ -135,7 +135,13 @@ def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
 def load_world_model(directory: Path) -> VideoWorldModel:
     """A world model in eval mode, from its checkpoint alone."""
     checkpoint = load_checkpoint(directory, "world_model")
-    config = _world_model_config(checkpoint.config)
+    try:
+        config = _world_model_config(checkpoint.config)
+    except TypeError as error:
+        raise WorldloopError(
+            f"checkpoint {directory} has settings that this version does not know ({error}): it was made by another "
+            "version of worldloop; fit the world model again"
+        ) from error
     model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
     load_weights(model, checkpoint, directory)
     return model.eval()

@@ -11,7 +11,7 @@ from worldloop.networks.blocks import (
     num_groups,
 )
 from worldloop.networks.ema import EmaWeights
-from worldloop.networks.embeddings import KeypointMaps, embed_time
+from worldloop.networks.embeddings import embed_time
 
 
 def test_attention_equals_torchs_own() -> None:
@@ -52,18 +52,6 @@ def test_transformer_block_keeps_shape_and_rows_apart() -> None:
 @pytest.mark.parametrize(("channels", "groups"), [(64, 8), (12, 4), (6, 2), (5, 1)])
 def test_num_groups(channels: int, groups: int) -> None:
     assert num_groups(channels) == groups
-
-
-def test_keypoint_map_peaks_where_the_point_is() -> None:
-    maps = KeypointMaps(input_dim=2, num_points=1, size=5)
-    for layer in (maps.points[0], maps.points[2]):
-        torch.nn.init.zeros_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    maps.points[2].bias.data = torch.tensor([1.0, -0.5])  # x right edge, y between row 1 and the top
-    drawn = maps(torch.zeros(1, 2))
-    assert drawn.shape == (1, 1, 5, 5)
-    assert drawn[0, 0].argmax().item() == 1 * 5 + 4
-    assert drawn.max().item() == pytest.approx(1.0)
 
 
 def test_time_embedding_tells_times_apart() -> None:

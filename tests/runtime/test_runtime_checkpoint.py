@@ -60,6 +60,19 @@ def test_a_world_model_imagines_the_same_after_the_round_trip(tmp_path: Path) ->
     assert torch.equal(before.success_logit, after.success_logit)
 
 
+def test_a_world_model_of_another_version_is_refused(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs/debug.yaml")
+    normalisation = Normalisation(torch.zeros(4), torch.ones(4))
+    model = build.build_world_model(config.world_model, build.build_spec(config.simulator), normalisation, 0)
+    build.save_world_model(model, tmp_path / "wm")
+    path = tmp_path / "wm" / "checkpoint.json"
+    description = json.loads(path.read_text())
+    description["config"]["hybrid"]["num_gears"] = 3
+    path.write_text(json.dumps(description))
+    with pytest.raises(WorldloopError, match=r"num_gears.*another version.*fit the world model again"):
+        build.load_world_model(tmp_path / "wm")
+
+
 def test_truncated_weights_are_refused(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

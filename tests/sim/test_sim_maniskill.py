@@ -84,6 +84,16 @@ def test_draws_and_frames(push) -> None:
     assert torch.equal(observation.frames[:, 0], observation.frames[:, 2])
 
 
+def test_supersampling_averages_blocks_of_a_larger_image(push) -> None:
+    state = push.draw_initial_states("validation", 1, 3).states
+    large = push.reset(state).frames[0, -1].double()
+    sim = ManiSkillSimulator(ManiSkillConfig(image_size=32, supersampling=2, backend="cpu"))
+    small = sim.reset(state).frames[0, -1]
+    sim.close()
+    assert small.dtype == torch.uint8
+    assert torch.equal(small, large.reshape(32, 2, 32, 2, 3).mean((1, 3)).round().to(torch.uint8))
+
+
 def test_restart_is_bit_equal_after_other_episodes(push) -> None:
     """Contacts are what leaked: a reset alone leaves PhysX's contact order as the last episode left it."""
     states = push.draw_initial_states("train", 4, 0).states
@@ -194,7 +204,7 @@ def test_no_vulkan_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("task", "Nope-v1"), ("backend", "tpu"), ("num_envs", 0), ("shader", "x"), ("camera", "x")]
+    ("key", "value"), [("task", "Nope-v1"), ("backend", "tpu"), ("num_envs", 0), ("supersampling", 0), ("shader", "x")]
 )
 def test_config_names_the_bad_key(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):

@@ -25,6 +25,10 @@ def fit(model: VideoWorldModel, data: ToyEpisodes, num_steps: int, batch_size: i
     ema = EmaWeights(model, 0.9)
     pool = SelfRolloutPool(batch_size, model.config.self_rollout.share, data.num_frame_steps)
     for _ in range(num_steps):
+        optimizer.zero_grad()
+        model.compute_proprio_loss(data.load(data.choose(batch_size, generator), 3)).backward()
+        optimizer.step()
+    for _ in range(num_steps):
         clip = pool.compose(lambda n: data.choose(n, generator), data.load)
         output = model(clip, generator)
         optimizer.zero_grad()
@@ -51,11 +55,9 @@ def test_compute_loss_gives_the_contract() -> None:
     assert isinstance(output, WorldModelOutput)
     assert output.loss.requires_grad
     assert output.loss.shape == ()
-    assert set(output.metrics) == {"loss", "loss_video", "loss_success", "loss_proprio"}
+    assert set(output.metrics) == {"loss", "loss_video", "loss_success"}
     assert output.next_frames.shape == (3, 16, 16, 3)
     assert output.next_frames.dtype == torch.uint8
-    assert output.next_proprio.shape == (3, 2)
-    assert not output.next_proprio.requires_grad
     assert output.is_prediction.dtype == torch.bool
 
 
@@ -88,7 +90,18 @@ def test_a_prediction_does_not_depend_on_the_target() -> None:
     other = dataclasses.replace(clip, frames=255 - clip.frames, proprio=clip.proprio + 1, success=1 - clip.success)
     outputs = [model(c, torch.Generator().manual_seed(0)) for c in (clip, other)]
     assert torch.equal(outputs[0].next_frames, outputs[1].next_frames)
-    assert torch.equal(outputs[0].next_proprio, outputs[1].next_proprio)
+
+
+def test_proprio_loss_by_hand() -> None:
+    """With a head that stays put, the error is the normalised distance from the start, over valid frames alone."""
+    data, model = ToyEpisodes(4), make_model()
+    for parameter in model.proprio_head.mlp[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    clip = data.load(torch.tensor([[0, 4], [1, 1]]), 2)
+    assert clip.valid.tolist() == [[True, False], [True, True]]
+    moved = (clip.proprio - clip.context_proprio[:, None]).abs() / toy_normalisation().proprio_std
+    expected = moved.mean(2)[clip.valid].mean()
+    torch.testing.assert_close(model.compute_proprio_loss(clip), expected)
 
 
 def test_loss_decreases_when_overfitting_one_clip() -> None:
@@ -111,9 +124,11 @@ def test_every_parameter_gets_a_gradient() -> None:
     for _ in range(2):  # residual branches start at zero and block some gradients at the very first step
         output = model(clip, torch.Generator().manual_seed(0))
         output.loss.backward()
+        assert all(p.grad is None for p in model.proprio_head.parameters()), "trained apart"
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p) * 0.01)
+    model.compute_proprio_loss(data.load(torch.tensor([[0, 0], [1, 1]]), 2)).backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
 
@@ -141,7 +156,7 @@ def test_trained_success_head_tells_outcomes_apart(trained: VideoWorldModel) -> 
 
 
 def test_same_key_same_result_other_key_other_noise() -> None:
-    data, model = ToyEpisodes(3), make_model()
+    data, model = ToyEpisodes(3), make_model(tiny_config(num_sampler_steps=2))  # one step gives the mean
     observation, actions = data.first_observation(3), full_chunk(data, 3)
     keys = torch.tensor([5, 5, 9])
     first, again = (model.imagine(model.start(observation, keys), actions)[1] for _ in range(2))

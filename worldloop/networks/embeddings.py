@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from worldloop.networks.blocks import make_mlp
+
 
 def embed_time(t: Tensor, dim: int, max_period: float = 1000.0) -> Tensor:
     """Sines and cosines f32 [B, dim] of ``t`` [B] in [0, 1] (Vaswani et al. 2017, arXiv:1706.03762); dim is even."""
@@ -16,32 +18,56 @@ def embed_time(t: Tensor, dim: int, max_period: float = 1000.0) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class KeypointMaps(nn.Module):
-    """Where on the image a vector points to: ``forward(vector [B, D]) -> [B, num_points, size, size]`` in [0, 1].
+class PoseMaps(nn.Module):
+    """Local coordinate systems that a vector places on the image: ``forward([B, D]) -> [B, channels, size, size]``.
 
-    A small network maps the vector (a robot's proprio) to points, drawn as Gaussian bumps. It tells a convolution
-    where the arm will be, which a globally broadcast vector does not. The camera is learned from the video loss.
+    A small network maps the vector (a robot's proprio) to ``num_poses`` affine maps of image coordinates, [-1, 1] from
+    edge to edge. Each draws a Gaussian window and, faded by it, sines and cosines of its two local coordinates at
+    ``FREQUENCIES`` (in half periods per unit; Fourier features, Tancik et al. 2020, arXiv:2006.10739). In the
+    coordinates of its own pose a rigid part looks the same wherever it is, so that a convolution can paint it; a vector
+    broadcast over the image tells no pixel where in the part it lies. Camera and poses are learned from the image loss.
     """
 
-    def __init__(self, input_dim: int, num_points: int, size: int, hidden_dim: int = 128) -> None:
+    grid: Tensor
+    FREQUENCIES = (1, 2, 4)  # octaves: each follows from the one before by the double-angle formulas
+    GAIN = 3.0  # poses want to be exact long before the image network is
+
+    def __init__(self, input_dim: int, num_poses: int, size: int, hidden_dim: int = 128) -> None:
         super().__init__()
-        self.num_points = num_points
-        self.points = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 2 * num_points))
-        self.log_width = nn.Parameter(torch.full((num_points,), math.log(0.2)))
-        self.register_buffer("axis", torch.linspace(-1, 1, size), persistent=False)
+        self.num_poses = num_poses
+        self.channels = num_poses * (1 + 4 * len(self.FREQUENCIES))
+        self.poses = make_mlp(input_dim, hidden_dim, 6 * num_poses, gain=self.GAIN)
+        self.log_width = nn.Parameter(torch.full((num_poses, 1), math.log(0.4)))
+        axis = torch.linspace(-1, 1, size)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.register_buffer("grid", torch.stack([x, y, torch.ones_like(x)]).flatten(1), persistent=False)
+        affine = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).repeat(num_poses, 1, 1)
+        affine[:, :, 2] = torch.rand(num_poses, 2) * 1.2 - 0.6  # windows all over the image
+        with torch.no_grad():
+            last = self.poses[-1]
+            last.weight.mul_(0.1)  # type: ignore[operator]
+            last.bias.copy_(affine.flatten() / self.GAIN)  # type: ignore[operator]
 
     def forward(self, vector: Tensor) -> Tensor:
-        points = self.points(vector).float().reshape(len(vector), self.num_points, 2, 1)
-        squared = (self.axis - points).square() / (2 * self.log_width.exp().square()[:, None, None] + 1e-6)
-        bumps = torch.exp(-squared)  # [B, num_points, (x, y), size]
-        return bumps[:, :, 1, :, None] * bumps[:, :, 0, None, :]
+        with torch.autocast(vector.device.type, enabled=False):  # bfloat16 would blur poses by a tenth of a pixel
+            return self._draw(self.poses(vector.float()).reshape(len(vector), 2 * self.num_poses, 3))
+
+    def _draw(self, affine: Tensor) -> Tensor:
+        local = (affine @ self.grid).unflatten(1, (self.num_poses, 2))  # [B, num_poses, (u, v), pixels]
+        window = torch.exp(-local.square().sum(2, keepdim=True) / (2 * self.log_width.exp().square()[:, None]))
+        sine, cosine = (local * math.pi).sin(), (local * math.pi).cos()
+        waves = [sine, cosine]
+        for _ in self.FREQUENCIES[1:]:
+            sine, cosine = 2 * sine * cosine, 1 - 2 * sine.square()
+            waves += [sine, cosine]
+        maps = torch.cat([window, *(wave * window for wave in waves)], dim=2)
+        return maps.reshape(len(affine), self.channels, *[math.isqrt(self.grid.shape[1])] * 2)
 
 
 def find_points(maps: Tensor, sharpness: Tensor | float) -> Tensor:
     """The expected place of each feature map, f32 [B, N, 2] as (y, x) in [-1, 1], by spatial softmax.
 
-    ``maps`` [B, N, h, w] are standardised over the image first; the inverse of `KeypointMaps` (Levine et al. 2016,
-    arXiv:1504.00702).
+    ``maps`` [B, N, h, w] are standardised over the image first; (Levine et al. 2016, arXiv:1504.00702).
     """
     height, width = maps.shape[-2:]
     flat = maps.flatten(2).float()

@@ -38,6 +38,7 @@ class ManiSkillConfig:
 
     task: str = "PushCube-v1"  # registered ManiSkill task: PushCube-v1 | PullCube-v1 | PickCube-v1
     image_size: int = 64  # pixels, height and width of the camera image
+    supersampling: int = 1  # rendered pixels per stored pixel and side, averaged: above 1 edges are anti-aliased
     actions_per_frame: int = 5  # environment steps (20 Hz) between two stored frames
     backend: str = "auto"  # auto | cpu | gpu; auto takes the GPU when there is one and num_envs > 1
     num_envs: int = 1  # rows simulated at once; 1 on the CPU
@@ -53,7 +54,7 @@ class ManiSkillConfig:
             raise ValueError(f"shader {self.shader!r} is not one of minimal, default, rt-fast")
         if self.camera != "base_camera":
             raise ValueError(f"camera {self.camera!r} is not one of base_camera")
-        for key in ("image_size", "actions_per_frame", "num_envs"):
+        for key in ("image_size", "supersampling", "actions_per_frame", "num_envs"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
         if self.backend == "cpu" and self.num_envs != 1:
@@ -165,7 +166,7 @@ class ManiSkillSimulator(ChunkedSimulator):
         import mani_skill.envs  # noqa: F401  (registers the tasks)
         from mani_skill.utils.sapien_utils import look_at
 
-        camera, size = self._task.camera, self.config.image_size
+        camera, size = self._task.camera, self.config.image_size * self.config.supersampling
         view = {"width": size, "height": size, "fov": camera.fov_rad, "pose": look_at(camera.eye_m, camera.target_m)}
         env: Any = gymnasium.make(
             self._task.name,
@@ -255,4 +256,8 @@ class ManiSkillSimulator(ChunkedSimulator):
         env.capture_sensor_data()
         sensor = env._sensors[self.config.camera]
         images = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)["rgb"]
-        return images[: self._num_rows].cpu().clone()
+        images = images[: self._num_rows]
+        n = self.config.supersampling
+        if n > 1:
+            images = images.unfold(1, n, n).unfold(2, n, n).float().mean((4, 5)).round().to(torch.uint8)
+        return images.cpu().clone()

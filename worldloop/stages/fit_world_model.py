@@ -1,18 +1,20 @@
-"""The world model learns from the current SANS version: video, success head and proprio head in one loss.
+"""The world model learns from the current SANS version: first its proprio head, then video and success in one loss.
 
-From ``self_rollout_start`` on, a share of every batch continues the model's own predictions (`SelfRolloutPool`), so
-that it learns to stay faithful on the frames it will meet in imagination.
+The image follows the predicted proprio, so that goes first and stands still afterwards. From ``self_rollout_start`` on,
+a share of every batch continues the model's own predictions (`SelfRolloutPool`), so that it learns to stay faithful on
+the frames it will meet in imagination.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from worldloop.networks.ema import EmaWeights
 from worldloop.randomness import derive_seed, make_generator
-from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
+from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.optimisation import Optimisation
@@ -29,11 +31,17 @@ class FitWorldModelConfig:
     refit_learning_rate: float = 4e-4  # peak in later iterations
     weight_decay: float = 0.01  # AdamW, matrices only
     self_rollout_start: float = 0.3  # share of the steps of iteration 1 after which the self-rollout pool is used
+    num_proprio_steps: int = 2000  # optimizer steps of the proprio head, before the others, in every iteration
+    proprio_batch_size: int = 128  # clips per step of the proprio head
+    proprio_frames: int = 5  # frames that the proprio head is unrolled for
+    proprio_learning_rate: float = 2e-3  # peak, AdamW
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_refit_steps", "batch_size"):
+        for name in ("num_steps", "num_refit_steps", "batch_size", "proprio_batch_size", "proprio_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit_world_model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_proprio_steps < 0:
+            raise ValueError(f"fit_world_model.num_proprio_steps must be at least 0, got {self.num_proprio_steps}")
         if not 0 <= self.self_rollout_start <= 1:
             raise ValueError(f"fit_world_model.self_rollout_start must be in [0, 1], got {self.self_rollout_start}")
 
@@ -49,6 +57,7 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
         normalisation = context.store.version(state.dataset).normalisation
         model = context.new_world_model(normalisation, derive_seed(context.seed, "world_model"))
     model = model.to(context.device).train()
+    fit_proprio(model, dataset, sampler, state.iteration, config, context)
     ema = EmaWeights(model, model.config.ema_decay)
     num_steps = config.num_refit_steps if refit else config.num_steps
     optimisation = Optimisation(
@@ -85,3 +94,36 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
     path = f"checkpoints/iteration_{state.iteration:03d}/world_model"
     context.save_world_model(ema.module, path)
     return replace(state, world_model=path, calibration=None)
+
+
+def fit_proprio(
+    model: Any,
+    dataset: ClipDataset,
+    sampler: BalancedClipSampler,
+    iteration: int,
+    config: FitWorldModelConfig,
+    context: Context,
+) -> None:
+    """Train the proprio head on its own unrolled predictions; nothing else of ``model`` gets a gradient."""
+    if config.num_proprio_steps == 0:
+        return
+    optimisation = Optimisation(
+        model.parameters(),
+        learning_rate=config.proprio_learning_rate,
+        num_steps=config.num_proprio_steps,
+        weight_decay=config.weight_decay,
+        name="fit_world_model (proprio head)",
+    )
+    generator = make_generator(context.seed, iteration, "fit_world_model/proprio")
+    first = (iteration - 1) * config.num_proprio_steps
+    with (
+        context.progress(config.num_proprio_steps, "proprio step") as progress,
+        context.writer("fit_world_model_proprio", purge_step=first) as writer,
+    ):
+        for step in range(config.num_proprio_steps):
+            clip = dataset.load(sampler.sample(generator, config.proprio_batch_size), config.proprio_frames)
+            loss = model.compute_proprio_loss(clip.to(context.device))
+            optimisation.step(loss)
+            progress.advance(loss=float(loss.detach()))
+            if step % 20 == 0:
+                writer.scalars(first + step, {"fit_world_model/loss_proprio": float(loss.detach())})

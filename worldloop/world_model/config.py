@@ -34,12 +34,12 @@ class HybridConfig:
     num_heads: int = 4  # attention heads; divides dim
     num_blocks: int = 3  # transformer blocks
     condition_dim: int = 192  # channels of the vector that conditions the residual blocks
-    num_keypoints: int = 8  # image points that proprio is drawn at, now and next; 0: none
+    num_poses: int = 8  # local coordinate systems that proprio places on the image, now and next; 0: none
 
     def __post_init__(self) -> None:
         for key in ("patch", "width", "num_res_blocks", "dim", "num_heads", "num_blocks", "condition_dim"):
             require_range(f"hybrid.{key}", getattr(self, key), 1)
-        require_range("hybrid.num_keypoints", self.num_keypoints, 0)
+        require_range("hybrid.num_poses", self.num_poses, 0)
         if self.dim % self.num_heads or self.condition_dim % 2:
             raise ValueError(
                 f"hybrid.dim {self.dim} must be a multiple of hybrid.num_heads {self.num_heads} "
@@ -65,7 +65,7 @@ class WorldModelConfig:
     codec: str = "pixel"  # which codec: pixel
     hybrid: HybridConfig = field(default_factory=HybridConfig)  # settings of the hybrid denoiser
     self_rollout: SelfRolloutConfig = field(default_factory=SelfRolloutConfig)  # training on own predictions
-    num_sampler_steps: int = 1  # denoising steps per imagined frame
+    num_sampler_steps: int = 1  # denoising steps per imagined frame; 1 gives its mean, whatever the noise
     zero_time_share: float = 0.6  # share of training samples that start from pure noise (t = 0), 0 to 1
     context_noise: float = 0.05  # largest noise added to context frames in training, in units of [-1, 1] images
     video_loss: str = "mse"  # pixel loss: l1 or mse
@@ -74,7 +74,6 @@ class WorldModelConfig:
     success_loss: str = "bce"  # loss of the success head: bce or mse (squared error of the probability)
     success_weight: float = 0.03  # weight of the success loss beside the video loss
     success_time_weight_max: float = 4.0  # cap of the success loss' growth towards clean frames; 1: none
-    proprio_weight: float = 0.1  # weight of the proprio loss beside the video loss
     ema_decay: float = 0.995  # decay per step of the averaged weights that imagine
     precision: str = "bf16"  # arithmetic of the networks: fp32 or bf16 (autocast; weights stay fp32)
 
@@ -88,5 +87,5 @@ class WorldModelConfig:
         require_range("world_model.zero_time_share", self.zero_time_share, 0, 1)
         require_range("world_model.success_time_weight_max", self.success_time_weight_max, 1)
         require_range("world_model.ema_decay", self.ema_decay, 0, 0.999999)
-        for key in ("context_noise", "moved_weight", "rare_weight", "success_weight", "proprio_weight"):
+        for key in ("context_noise", "moved_weight", "rare_weight", "success_weight"):
             require_range(f"world_model.{key}", getattr(self, key), 0)

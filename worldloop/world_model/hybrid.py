@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.networks.blocks import FilmResBlock, TransformerBlock, make_mlp
-from worldloop.networks.embeddings import KeypointMaps, embed_time
+from worldloop.networks.embeddings import PoseMaps, embed_time
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import HybridConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
@@ -49,10 +49,10 @@ class HybridDenoiser(nn.Module):
         self.background = nn.Parameter(torch.zeros(channels, size, size))
         self.stem = nn.Conv2d(5 * channels * config.patch**2, width, 1)
         self.position = nn.Parameter(torch.randn(width, grid, grid) * 0.02)
-        self.keypoints: KeypointMaps | None = None
-        if config.num_keypoints:
-            self.keypoints = KeypointMaps(proprio_dim, config.num_keypoints, grid)
-            self.draw = nn.Conv2d(2 * config.num_keypoints, width, 1)
+        self.poses: PoseMaps | None = None
+        if config.num_poses:
+            self.poses = PoseMaps(proprio_dim, config.num_poses, grid)
+            self.draw = nn.Conv2d(2 * self.poses.channels, width, 1)
         stacked = actions_per_frame * action_dim
         condition_input = config.condition_dim + stacked + 2 * proprio_dim + instruction_dim
         self.condition_dim = config.condition_dim
@@ -86,7 +86,9 @@ class HybridDenoiser(nn.Module):
         """See `Denoiser`: L = 1; ``context`` is (first, previous, now)."""
         first, previous, now = context[:, 0], context[:, -2], context[:, -1]
         background = self.background.to(now).expand_as(now)
-        image = torch.cat([noisy[:, 0], now, now - previous, first, background], dim=1)
+        # at t = 0 the noise tells nothing and would only have to be ignored
+        informative = noisy[:, 0] * t[:, None, None, None]
+        image = torch.cat([informative, now, now - previous, first, background], dim=1)
         condition = self.condition(
             torch.cat(
                 [
@@ -100,11 +102,9 @@ class HybridDenoiser(nn.Module):
             )
         )
         x = self._stem(image)
-        if self.keypoints is not None:
-            points = torch.cat(
-                [self.keypoints(conditioning.proprio), self.keypoints(conditioning.next_proprio[:, 0])], dim=1
-            )
-            x = x + self.draw(points)
+        if self.poses is not None:
+            maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
+            x = x + self.draw(torch.cat(maps, dim=1))
         for block in self.down_blocks:
             x = block(x, condition)
         tokens = self._transform(x, condition, conditioning)

@@ -38,9 +38,7 @@ class _Step:
 
     video: Tensor
     success: Tensor
-    proprio: Tensor
     next_latent: Tensor
-    next_proprio: Tensor
     is_prediction: Tensor
 
 
@@ -96,7 +94,9 @@ class VideoWorldModel(nn.Module):
         """The joint loss of M frames, each predicted from the one before.
 
         From the second frame on the context is the model's own detached prediction where that was made without a look
-        at the target, else the real frame. ``generator`` is a CPU generator; only valid frames count.
+        at the target, else the real frame. Proprio now is always the real one, the next is the head's: beside a drifted
+        pose the real target would teach the image to distrust it. ``generator`` is a CPU generator; only valid frames
+        count. The proprio head gets no gradient here, see `compute_proprio_loss`.
         """
         clip = clip.to(self.device)
         context = self.codec.encode(clip.context)
@@ -108,15 +108,27 @@ class VideoWorldModel(nn.Module):
         self._update_positive_rate(clip)
         steps: list[_Step] = []
         for m in range(targets.shape[1]):
-            step = self._train_step(
-                clip, m, context, targets[:, m], proprio, real_proprio[:, m], instruction, generator
-            )
+            step = self._train_step(clip, m, context, targets[:, m], proprio, instruction, generator)
             steps.append(step)
             own = step.is_prediction
             latent = torch.where(own[:, None, None, None], step.next_latent, targets[:, m])
             context = torch.stack([context[:, 0], context[:, -1], latent], dim=1)
-            proprio = torch.where(own[:, None], step.next_proprio, real_proprio[:, m])
+            proprio = real_proprio[:, m]
         return self._gather(clip, steps)
+
+    def compute_proprio_loss(self, clip: Clip) -> Tensor:
+        """Mean absolute error of normalised proprio over M frames, unrolled on the head's own predictions.
+
+        The images are the real ones, and gradients flow through the unrolled steps; only valid frames count.
+        """
+        clip = clip.to(self.device)
+        images = self.codec.encode(torch.cat([clip.context[:, -1:], clip.frames[:, :-1]], dim=1))
+        proprio = self.normalisation.normalise(clip.context_proprio)
+        error = torch.zeros_like(clip.valid, dtype=torch.float32)
+        for m in range(clip.valid.shape[1]):
+            proprio = self.proprio_head(proprio, self._scale_actions(clip.actions[:, m]), images[:, m])
+            error[:, m] = (proprio - self.normalisation.normalise(clip.proprio[:, m])).abs().mean(1)
+        return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1)
 
     def start(self, context: Observation, noise_key: Tensor) -> ImaginationState:
         """Start from an observation with K >= 1 frames; a missing previous frame is the frame now."""
@@ -197,7 +209,6 @@ class VideoWorldModel(nn.Module):
         context: Tensor,
         target: Tensor,
         proprio: Tensor,
-        real_proprio: Tensor,
         instruction: Tensor,
         generator: torch.Generator,
     ) -> _Step:
@@ -208,7 +219,7 @@ class VideoWorldModel(nn.Module):
         seen = self._perturb(context, generator)
         actions = self._scale_actions(clip.actions[:, m])
         with self._autocast():
-            conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
+            conditioning, _ = self._condition(seen, proprio, actions, instruction)
             noisy = flow.interpolate(noise, target, t)
             output = self.denoiser(noisy[:, None], t, seen, conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
@@ -221,9 +232,7 @@ class VideoWorldModel(nn.Module):
         return _Step(
             video=losses.compute_video_loss(config.video_loss, predicted, target, weights),
             success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
-            proprio=(next_proprio - real_proprio).abs().mean(1),
             next_latent=predicted.detach().clamp(-1, 1),
-            next_proprio=next_proprio.detach(),
             is_prediction=t == 0,
         )
 
@@ -247,20 +256,18 @@ class VideoWorldModel(nn.Module):
         def average(name: str) -> Tensor:
             return (torch.stack([getattr(step, name) for step in steps], 1) * valid).sum() / count
 
-        video, success, proprio = average("video"), average("success"), average("proprio")
-        loss = video + self.config.success_weight * success + self.config.proprio_weight * proprio
+        video, success = average("video"), average("success")
+        loss = video + self.config.success_weight * success
         metrics: Metrics = {
             "loss": loss.item(),
             "loss_video": video.item(),
             "loss_success": success.item(),
-            "loss_proprio": proprio.item(),
         }
         first = steps[0]
         return WorldModelOutput(
             loss=loss,
             metrics=metrics,
             next_frames=self.codec.decode(first.next_latent),
-            next_proprio=first.next_proprio * self.proprio_std + self.proprio_mean,
             is_prediction=first.is_prediction & clip.valid[:, 0],
         )
 
