@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from worldloop.cli import format_report
 from worldloop.config import load_config
 from worldloop.loop import list_stages, run_loop
 from worldloop.types import WorldloopError
@@ -188,6 +189,20 @@ def test_a_full_disk_is_explained_and_nothing_is_lost(tmp_path: Path, monkeypatc
     assert error.value.exit_code == 1
     assert not (directory.path / "checkpoints/iteration_000/policy").exists()
     assert run_loop(config, "clone_policy").read_state().next_stage == "evaluate_policy"
+
+
+def test_no_policy_is_improved_in_a_model_that_is_not_good_enough(tmp_path: Path) -> None:
+    enough = "seed_dataset.episodes.noisy=100"  # held-out successes to judge by
+    overrides = [f"run_root={tmp_path}", "check_world_model.required_auc=1.0", "num_iterations=1", enough, *SMALL]
+    directory = run_loop(load_config(DEBUG, overrides))
+    state, entry = directory.read_state(), directory.read_results()["iterations"][1]
+    assert entry["num_fits"] == 2
+    assert state.world_model == "checkpoints/iteration_001/world_model_2"
+    assert state.world_model_steps == 12 + 12
+    assert "below check_world_model.required_auc 1.0" in entry["improvement_skipped"]
+    assert entry["promoted"] is False
+    assert state.policy == state.clone
+    assert "policy left as it is: AUC" in format_report(directory.path)
 
 
 def test_the_control_that_imitates_needs_no_world_model(tmp_path: Path) -> None:

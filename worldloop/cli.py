@@ -90,6 +90,8 @@ def _alignment_lines(results: dict[str, Any]) -> list[str]:
                     f"world model {entry['iteration']}, {source:<9} AUC {_interval(auc, 'value')}"
                     f" bal. acc. {accuracy['value']:.3f}, n {figures['n']}"
                 )
+        if entry.get("improvement_skipped"):
+            lines.append(f"world model {entry['iteration']}, policy left as it is: {entry['improvement_skipped']}")
         if entry["psnr_db"] is not None:
             lines.append(f"world model {entry['iteration']}, PSNR {entry['psnr_db']:.1f} dB, SSIM {entry['ssim']:.3f}")
     return [*lines, ""] if lines else []

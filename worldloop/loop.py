@@ -1,4 +1,4 @@
-"""The closed loop: one straight line of stages per iteration, each of which can be interrupted and run again."""
+"""The closed loop: a line of stages per iteration, each of which can be interrupted and run again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,16 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
 
 
 def advance(config: LoopConfig, state: LoopState) -> LoopState:
-    """The state with ``next_stage`` moved past the stage that has just ended; "" after the last."""
+    """The state with ``next_stage`` moved past the stage that has just ended; "" after the last.
+
+    From the check back to the fit while the world model is not good enough and may be fitted again.
+    """
+    if (
+        state.next_stage == "check_world_model"
+        and state.distrust
+        and state.num_fits < config.check_world_model.max_fits
+    ):
+        return replace(state, next_stage="fit_world_model")
     stages = list_stages(config, state.iteration)
     position = stages.index(state.next_stage) + 1
     if position < len(stages):
@@ -59,7 +68,7 @@ def advance(config: LoopConfig, state: LoopState) -> LoopState:
     if state.iteration == config.num_iterations:
         return replace(state, next_stage="")
     iteration = state.iteration + 1
-    return replace(state, iteration=iteration, next_stage=list_stages(config, iteration)[0])
+    return replace(state, iteration=iteration, num_fits=0, next_stage=list_stages(config, iteration)[0])
 
 
 def run_stage(

@@ -6,8 +6,8 @@
 
 ``render`` copies the episodes of a run and renders their frames again from the stored simulator states, at twice the
 resolution, averaged; rendered at the stored resolution they would be the stored frames, which it verifies. ``fit``
-trains one world model from nothing on all of the run's episodes and checks it on the held-out ones. `before` is run with
-a checkout of commit 81d31d1 on PYTHONPATH. Every arm gets about the same time on one thread.
+trains one world model from nothing on all of the run's episodes and checks it on the held-out ones. `before` is run
+with a checkout of commit 81d31d1 on PYTHONPATH. Every arm gets about the same time on one thread.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The parts of stages that are pure: splits, returns, the optimizer recipe, calibration, the order of stages."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from worldloop.loop import advance, list_stages
 from worldloop.open_loop import Branches
 from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
-from worldloop.stages.check_world_model import OpenLoop, align, calibrate, is_calibrated_on
+from worldloop.stages.check_world_model import OpenLoop, align, calibrate, find_distrust, is_calibrated_on
 from worldloop.stages.improve_policy import compute_returns
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
@@ -144,6 +145,29 @@ def test_the_last_iteration_collects_nothing_and_the_loop_ends() -> None:
     assert seen[:4] == [(0, name) for name in list_stages(config, 0)]
     assert seen[-1] == (2, "evaluate_policy")
     assert len(seen) == 4 + 6 + 5
+
+
+def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> None:
+    config = load_config(DEBUG, ["check_world_model.max_fits=3"])
+    state, seen = LoopState(iteration=1, next_stage="fit_world_model"), []
+    while state.iteration == 1:
+        seen.append(state.next_stage)
+        if state.next_stage == "fit_world_model":
+            state = replace(state, num_fits=state.num_fits + 1, distrust="")
+        if state.next_stage == "check_world_model":
+            state = replace(state, distrust="too low")
+        state = advance(config, state)
+    assert seen == [*["fit_world_model", "check_world_model"] * 3, *list_stages(config, 1)[2:]]
+    assert state.num_fits == 0  # a new iteration has fits of its own
+
+
+def test_distrust_names_the_figure_and_needs_enough_episodes() -> None:
+    wrong = _open_loop([4.0] * 10 + [-4.0] * 10, [0] * 10 + [1] * 10)  # AUC 0
+    right = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
+    assert "AUC 0.000 is below check_world_model.required_auc 0.7" in find_distrust({"on_policy": wrong}, 0.7)
+    assert find_distrust({"scripted": wrong, "on_policy": right}, 0.7) == ""  # the policy's own episodes decide
+    assert find_distrust({"on_policy": _open_loop([4.0] * 3 + [-4.0] * 3, [0] * 3 + [1] * 3)}, 0.7) == ""
+    assert find_distrust({}, 0.7) == ""
 
 
 class _Log:

@@ -3,6 +3,10 @@
 Every validation episode is imagined open loop from its first frame with its recorded actions. Its score is the highest
 success probability on the way; its label is the simulator's. The same again with the context reset to reality every few
 chunks tells how trust falls with the horizon. Scripted and on-policy episodes are reported apart.
+
+The figure that says whether the model is good enough is the AUC of its success head over whole on-policy episodes:
+reinforcement learning lives on telling the policy's successes from its failures, over the whole horizon. Below
+``required_auc`` the loop fits on, up to ``max_fits`` times, and then collects instead of improving the policy.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from worldloop.stages.branch_figures import (
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
-from worldloop.statistics import best_threshold, fit_temperature
+from worldloop.statistics import auc, best_threshold, fit_temperature
 from worldloop.types import Landmark, Outcome
 
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
@@ -51,6 +55,8 @@ class CheckWorldModelConfig:
     reset_every: tuple[int, ...] = (1, 2, 4)  # chunks after which the context is reset to reality, besides never
     probe_steps: int = 600  # optimizer steps of the frame probe; 0: no state error, visual alignment, action following
     probe_batch_size: int = 64  # simulated frames per step
+    required_auc: float = 0.7  # of the success head on held-out on-policy episodes, to improve a policy; 0: no rule
+    max_fits: int = 2  # fits per iteration to reach it
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_episodes < 1 or self.num_videos < 0:
@@ -59,6 +65,10 @@ class CheckWorldModelConfig:
             raise ValueError(f"check_world_model.reset_every must be chunks >= 1, got {tuple(self.reset_every)}")
         if self.probe_steps < 0 or self.probe_batch_size < 1:
             raise ValueError("check_world_model: probe_steps must be >= 0 and probe_batch_size >= 1")
+        if not 0 <= self.required_auc <= 1:
+            raise ValueError(f"check_world_model.required_auc must be in [0, 1], got {self.required_auc}")
+        if self.max_fits < 1:
+            raise ValueError(f"check_world_model.max_fits must be at least 1, got {self.max_fits}")
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,27 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         context.log(f"{name}: " + describe_check(check[name]))
     _write(by_source, check, config.num_videos, state.iteration, context)
     figures = fidelity(by_source, check)
-    state = state.record(reward_alignment=alignment, world_model_check=check, **figures)
-    return replace(state, calibration=vars(calibration).copy())
+    distrust = find_distrust(by_source, config.required_auc) if config.required_auc else ""
+    if distrust:
+        context.log(f"not good enough: {distrust}")
+    state = state.record(reward_alignment=alignment, world_model_check=check, num_fits=state.num_fits, **figures)
+    return replace(state, calibration=vars(calibration).copy(), distrust=distrust)
+
+
+def find_distrust(by_source: dict[str, OpenLoop], required_auc: float) -> str:
+    """Why the model is not good enough to improve a policy in, "" where it is or where too few episodes tell.
+
+    Judged on the policy's own episodes where there are enough of both outcomes, else on all, like `calibrate`.
+    """
+    used = [r for r in by_source.values() if is_calibrated_on(r, by_source)]
+    logit = np.concatenate([np.zeros(0), *(r.logit for r in used)])
+    is_success = np.concatenate([np.zeros(0, dtype=bool), *(r.is_success for r in used)])
+    if min(is_success.sum(), (~is_success).sum()) < MIN_CALIBRATION_EPISODES:
+        return ""
+    reached = auc(logit, is_success)
+    return (
+        "" if reached >= required_auc else f"AUC {reached:.3f} is below check_world_model.required_auc {required_auc}"
+    )
 
 
 def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context) -> tuple[FrameProbe, float]:

@@ -47,7 +47,11 @@ class FitWorldModelConfig:
 
 
 def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingConfig, context: Context) -> LoopState:
-    """Fit on ``state.dataset`` and save the averaged weights under this iteration's checkpoints."""
+    """Fit on ``state.dataset`` and save the averaged weights under this iteration's checkpoints.
+
+    A second fit of the same iteration, see `check_world_model`, goes on from the first on the same dataset.
+    """
+    fit_number = state.num_fits + 1
     dataset = open_clips(context, state.dataset, "train")
     sampler = BalancedClipSampler(dataset, sampling)
     refit = bool(state.world_model)
@@ -57,7 +61,8 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
         normalisation = context.store.version(state.dataset).normalisation
         model = context.new_world_model(normalisation, derive_seed(context.seed, "world_model"))
     model = model.to(context.device).train()
-    fit_proprio(model, dataset, sampler, state.iteration, config, context)
+    if fit_number == 1:
+        fit_proprio(model, dataset, sampler, state.iteration, config, context)
     ema = EmaWeights(model, model.config.ema_decay)
     num_steps = config.num_refit_steps if refit else config.num_steps
     optimisation = Optimisation(
@@ -71,8 +76,8 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
         config.batch_size, model.config.self_rollout.share, torch.from_numpy(dataset.cache.num_steps)
     )
     pool_from = 0 if refit else int(config.self_rollout_start * num_steps)
-    generator = make_generator(context.seed, state.iteration, "fit_world_model")
-    first = 0 if not refit else config.num_steps + (state.iteration - 2) * config.num_refit_steps
+    generator = make_generator(context.seed, state.iteration, "fit_world_model", fit_number)
+    first = state.world_model_steps
     with (
         context.progress(num_steps, "step") as progress,
         context.writer("fit_world_model", purge_step=first) as writer,
@@ -91,9 +96,11 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
             if step % 20 == 0:
                 values = {**output.metrics, "loss": float(output.loss.detach()), "grad_norm": grad_norm}
                 writer.scalars(first + step, {f"fit_world_model/{k}": float(v) for k, v in values.items()})
-    path = f"checkpoints/iteration_{state.iteration:03d}/world_model"
+    path = f"checkpoints/iteration_{state.iteration:03d}/world_model" + (f"_{fit_number}" if fit_number > 1 else "")
     context.save_world_model(ema.module, path)
-    return replace(state, world_model=path, calibration=None)
+    return replace(
+        state, world_model=path, world_model_steps=first + num_steps, num_fits=fit_number, calibration=None, distrust=""
+    )
 
 
 def fit_proprio(

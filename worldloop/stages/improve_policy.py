@@ -87,11 +87,17 @@ class ImprovePolicyConfig:
 
 
 def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig, context: Context) -> LoopState:
-    """Make ``state.candidates`` in the world model (grpo), or one from all successes (imitate_successes)."""
+    """Make ``state.candidates`` in the world model (grpo), or one from all successes (imitate_successes).
+
+    A world model that its check distrusts makes none.
+    """
     path = f"checkpoints/iteration_{state.iteration:03d}/policy"
     if config.method == "imitate_successes":
         imitate(state, replace(clone, num_steps=config.num_imitation_steps), context, EVERY_SUCCESS, path)
         return replace(state, candidates=(path,))
+    if state.distrust:
+        context.log(f"policy left as it is: {state.distrust}")
+        return replace(state, candidates=()).record(improvement_skipped=state.distrust)
     candidates, figures = _Improvement(state, config, context).train(path)
     context.log(f"imagined success {figures['first']:.3f} -> {figures['last']:.3f} over {config.num_updates} updates")
     return replace(state, candidates=candidates).record(

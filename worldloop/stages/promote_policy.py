@@ -33,6 +33,8 @@ class PromotePolicyConfig:
 
 def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> LoopState:
     """Promote one of ``state.candidates`` or roll back to ``state.policy``; their checkpoints stay either way."""
+    if not state.candidates:
+        return state.record(promoted=False, promotion_gain=None, promotion_gain_reason="no candidate")
     if not config.gate:
         context.log("gate off: last candidate promoted unseen")
         return replace(state, policy=state.candidates[-1], candidates=(), validation_success=()).record(

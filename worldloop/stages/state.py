@@ -19,7 +19,9 @@ class LoopState:
     - ``clone``, ``policy``, ``world_model``: checkpoint directories ("" before there is one); ``clone`` is iteration
       0's policy
     - ``candidates``: checkpoints of the last improvement, in the order of training, that await promotion
+    - ``world_model_steps``: optimizer steps that led to ``world_model``; ``num_fits``: fits of this iteration so far
     - ``calibration``: scale, bias and threshold of the success head
+    - ``distrust``: why no policy may be improved in ``world_model``, "" where one may
     - ``validation_success``: outcomes of ``policy`` on the validation states, for the paired promotion test
     - ``evaluation_success``: outcomes of every iteration's policy on the evaluation states, by iteration. Recorded
       for the report's paired gains; no decision reads it
@@ -34,6 +36,9 @@ class LoopState:
     policy: str = ""
     candidates: tuple[str, ...] = ()
     world_model: str = ""
+    world_model_steps: int = 0
+    num_fits: int = 0
+    distrust: str = ""
     calibration: dict[str, float] | None = None
     validation_success: tuple[bool, ...] = ()
     evaluation_success: tuple[tuple[bool, ...], ...] = ()
