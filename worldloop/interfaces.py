@@ -102,11 +102,16 @@ class WorldModel(Protocol):
 
 @dataclass(frozen=True)
 class ImaginedChunk:
-    """M imagined frames: ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S], ``success_logit`` f32 [B, M]."""
+    """M imagined frames: ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S], ``success_logit`` f32 [B, M].
+
+    ``expected_psnr_db`` f32 [B, M] is the model's own estimate of how close each frame is to what would be simulated;
+    ``None`` where a model has none.
+    """
 
     frames: Tensor
     proprio: Tensor
     success_logit: Tensor
+    expected_psnr_db: Tensor | None = None
 
 
 class Policy(Protocol):

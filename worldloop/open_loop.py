@@ -23,13 +23,15 @@ from worldloop.types import Clip
 class Branches:
     """What was imagined beside ``truth``, the clip [N, M] of what the simulator did with the same actions.
 
-    ``frames`` u8 [N, M, h, w, 3], ``proprio`` f32 [N, M, S], ``logit`` f32 [N, M] of the success head.
+    ``frames`` u8 [N, M, h, w, 3], ``proprio`` f32 [N, M, S], ``logit`` f32 [N, M] of the success head, and
+    ``expected_psnr_db`` f32 [N, M], the model's own estimate, where it has one.
     """
 
     frames: Tensor
     proprio: Tensor
     logit: Tensor
     truth: Clip
+    expected_psnr_db: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logit)
@@ -69,7 +71,7 @@ def imagine_branches(
 
     ``on_batch(n)`` is called after every n branches. Frames past an episode's end are imagined and not valid.
     """
-    frames, proprio, logit = [], [], []
+    frames, proprio, logit, psnr_db = [], [], [], []
     for number, block in enumerate(index.split(batch_size)):
         clip = dataset.load(block, num_frames)
         state = world_model.start(dataset.observation(block), make_row_keys(len(block), *key, number))
@@ -77,9 +79,12 @@ def imagine_branches(
         frames.append(imagined.frames.cpu())
         proprio.append(imagined.proprio.float().cpu())
         logit.append(imagined.success_logit.float().cpu())
+        if imagined.expected_psnr_db is not None:
+            psnr_db.append(imagined.expected_psnr_db.float().cpu())
         on_batch(len(block))
     truth = dataset.load(index, num_frames)
-    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth)
+    expected = torch.cat(psnr_db) if psnr_db else None
+    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth, expected)
 
 
 def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:

@@ -134,6 +134,13 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's, in [-1, 1]; NaN where either does not vary."""
+    if len(x) < 2 or x.min() == x.max() or y.min() == y.max():
+        return float("nan")
+    return float(stats.spearmanr(x, y).statistic)
+
+
 def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     """Mean of true-positive and true-negative rate; NaN when one class is missing."""
     predicted, labels = np.asarray(predicted, dtype=bool), np.asarray(labels, dtype=bool)

@@ -17,6 +17,7 @@ from worldloop.stages.branch_figures import (
     best_by_episode,
     compute_visual_alignment,
     follow_actions,
+    judge_uncertainty,
     measure_frames,
     measure_state_error,
     positions,
@@ -113,6 +114,25 @@ def test_following_actions_by_hand(truth, toy_clips) -> None:
     assert figures["image"]["ratio"]["value"] == figures["object"]["ratio"]["value"] == 0.0
     alone = replace(truth, truth=truth.truth.rows([0, 3, 6]), logit=truth.logit[[0, 3, 6]])
     assert follow_actions(alone, toy_clips, seen, true_m, LANDMARKS) is None
+
+
+def test_uncertainty_is_judged_by_what_came_true(truth) -> None:
+    valid = truth.truth.valid
+    actual = torch.rand(valid.shape, generator=torch.Generator().manual_seed(0)) * 10 + 20
+    by_frame = {"psnr_db": actual, "object_error_cm": 50 - actual}
+    assert judge_uncertainty(truth, by_frame) is None  # the model says nothing
+    figures = judge_uncertainty(replace(truth, expected_psnr_db=2 * actual - 22), by_frame)
+    assert figures is not None
+    assert figures["n"] == int(valid.sum())
+    assert figures["rank_correlation"]["value"] == pytest.approx(1.0)
+    assert figures["rank_correlation_object_error_cm"]["value"] == pytest.approx(-1.0)
+    assert figures["bias_db"]["value"] == pytest.approx(float((actual - 22)[valid].mean()), abs=1e-3)
+    # Successes score 3 and the rest -3, except that the uncertain half has it the other way round.
+    lowest = actual.masked_fill(~valid, torch.inf).amin(1)
+    wrong = torch.where((lowest <= lowest.median())[:, None], -truth.logit, truth.logit)
+    figures = judge_uncertainty(replace(truth, logit=wrong, expected_psnr_db=actual), by_frame)
+    assert figures is not None
+    assert figures["auc_by_certainty"]["certain"]["value"] > figures["auc_by_certainty"]["uncertain"]["value"]
 
 
 def test_branches_of_one_episode_share_its_best_score() -> None:

@@ -55,7 +55,7 @@ def test_compute_loss_gives_the_contract() -> None:
     assert isinstance(output, WorldModelOutput)
     assert output.loss.requires_grad
     assert output.loss.shape == ()
-    assert set(output.metrics) == {"loss", "loss_video", "loss_success"}
+    assert set(output.metrics) == {"loss", "loss_video", "loss_success", "loss_error"}
     assert output.next_frames.shape == (3, 16, 16, 3)
     assert output.next_frames.dtype == torch.uint8
     assert output.is_prediction.dtype == torch.bool
@@ -143,6 +143,18 @@ def test_trained_model_beats_copying_the_last_frame(trained: VideoWorldModel) ->
     assert (error < 0.6 * copy).all()
     proprio_error = (chunk.proprio - data.proprio[:, 1:]).abs().mean()
     assert proprio_error < 0.3 * (data.proprio[:, :1] - data.proprio[:, 1:]).abs().mean()
+
+
+def test_trained_model_expects_the_error_that_it_makes(trained: VideoWorldModel) -> None:
+    data = ToyEpisodes(64, seed=7)
+    state = trained.start(data.first_observation(64), torch.arange(64))
+    _, chunk = trained.imagine(state, full_chunk(data, 64))
+    assert chunk.expected_psnr_db is not None
+    error = ((chunk.frames.float() - data.frames[:, 1:].float()) / 255).square().mean(dim=(2, 3, 4))
+    actual = -10 * torch.log10(error)
+    assert chunk.expected_psnr_db.shape == actual.shape
+    assert (chunk.expected_psnr_db.mean() - actual.mean()).abs() < 2.0
+    assert torch.corrcoef(torch.stack([chunk.expected_psnr_db.flatten(), actual.flatten()]))[0, 1] > 0.1
 
 
 def test_trained_success_head_tells_outcomes_apart(trained: VideoWorldModel) -> None:

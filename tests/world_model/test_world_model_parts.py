@@ -9,6 +9,7 @@ from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import HybridConfig, SelfRolloutConfig, WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
+from worldloop.world_model.heads import ErrorHead
 from worldloop.world_model.hybrid import HybridDenoiser
 from worldloop.world_model.sampler import sample
 
@@ -100,6 +101,24 @@ def test_pixel_weights_find_what_moved_and_what_is_rare() -> None:
     rare = losses.weigh_pixels(target, target, target, moved_weight=4.0, rare_weight=1.0)
     # 140 pixels of one colour, 4 of the other: (140 / 4)^.5 - 1 more
     assert (rare[0, 0, 3, 3] / rare[0, 0, 9, 9]).item() == pytest.approx(35**0.5, rel=1e-4)
+
+
+def test_latent_psnr_by_hand() -> None:
+    target = torch.zeros(2, 3, 4, 4)
+    predicted = torch.stack([torch.full((3, 4, 4), 0.2), torch.zeros(3, 4, 4)])
+    expected = torch.tensor([20.0, 60.0])  # 0.2 of a range of 2 is a tenth; no error is capped
+    torch.testing.assert_close(losses.compute_latent_psnr_db(predicted, target), expected)
+
+
+def test_error_head_reads_tokens_without_a_gradient_into_them() -> None:
+    torch.manual_seed(0)
+    head, features = ErrorHead(8), torch.randn(2, 3, 5, 8, requires_grad=True)
+    expected = head(features)
+    assert expected.shape == (2, 3)
+    head.compute_loss(expected, torch.full((2, 3), 20.0)).mean().backward()
+    assert features.grad is None
+    assert all(p.grad is not None for p in head.parameters())
+    assert head.compute_loss(torch.tensor(30.0), torch.tensor(20.0)).item() == pytest.approx(4.0)
 
 
 def test_success_loss_balances_classes() -> None:

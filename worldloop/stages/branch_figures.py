@@ -19,7 +19,7 @@ from worldloop.metrics.frame_probe import FrameProbe
 from worldloop.metrics.video import compute_moving_psnr, compute_psnr, compute_ssim, repeat_first_frame
 from worldloop.open_loop import Branches
 from worldloop.sans.clips import ClipDataset
-from worldloop.statistics import auc, bootstrap_interval, bootstrap_mean
+from worldloop.statistics import auc, bootstrap_interval, bootstrap_mean, rank_correlation
 from worldloop.types import Landmark, Outcome
 
 CURVE_RESAMPLES = 400  # bootstrap resamples of each point of a curve
@@ -161,6 +161,42 @@ def follow_actions(
         column = here.stop
         seen_cm, true_cm = (CM * apart(x[..., here]).norm(dim=1) for x in (imagined.position_m, true_m))
         figures[mark.name] = _compare(seen_cm, true_cm, state)
+    return figures
+
+
+def judge_uncertainty(branches: Branches, by_frame: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Does the model know where it is wrong? ``None`` where it does not say.
+
+    Over valid frames, resampling episodes: ``bias_db`` is expected minus actual PSNR; ``rank_correlation`` Spearman's
+    of expected and actual PSNR, ``rank_correlation_<landmark>_error_cm`` of expected PSNR and the landmark's error
+    (negative where the estimate helps). ``auc_by_certainty``: of the success head over the half of the branches whose
+    lowest expected PSNR is higher, and over the other half. ``by_frame``: see `measure_frames`, `measure_state_error`.
+    """
+    if branches.expected_psnr_db is None:
+        return None
+    valid = branches.truth.valid
+    episode = branches.truth.index[:, :1].expand_as(valid)[valid].numpy()
+    expected, actual = branches.expected_psnr_db[valid].numpy(), by_frame["psnr_db"][valid].numpy()
+    figures: dict[str, Any] = {"n": len(expected)}
+
+    def compare(name: str, statistic: Any, other: np.ndarray) -> None:
+        interval = bootstrap_interval(statistic, expected, other, clusters=episode, num_resamples=CURVE_RESAMPLES)
+        figures[name] = _rounded(statistic(expected, other), *interval)
+
+    compare("bias_db", lambda x, y: float((x - y).mean()), actual)
+    compare("rank_correlation", rank_correlation, actual)
+    for name, values in by_frame.items():
+        if name.endswith("_error_cm"):
+            compare(f"rank_correlation_{name}", rank_correlation, values[valid].numpy())
+    lowest = branches.expected_psnr_db.masked_fill(~valid, torch.inf).amin(1).numpy()
+    score, success = branches.best_logit.numpy(), branches.succeeds.numpy()
+    figures["auc_by_certainty"] = {}
+    for name, half in (("certain", lowest > np.median(lowest)), ("uncertain", lowest <= np.median(lowest))):
+        if success[half].any() and not success[half].all():
+            interval = bootstrap_interval(auc, score[half], success[half], num_resamples=CURVE_RESAMPLES)
+            figures["auc_by_certainty"][name] = _rounded(auc(score[half], success[half]), *interval)
+        else:
+            figures["auc_by_certainty"][name] = None
     return figures
 
 

@@ -30,6 +30,7 @@ from worldloop.stages.branch_figures import (
     best_by_episode,
     compute_visual_alignment,
     follow_actions,
+    judge_uncertainty,
     measure_frames,
     measure_state_error,
     positions,
@@ -235,6 +236,7 @@ def measure(
         }
         if figures["action_following"] is None:
             figures["action_following_reason"] = "no two episodes from one state (seed_dataset.forked_states)"
+    figures["uncertainty"] = judge_uncertainty(branches, by_frame)
     return figures | {name: summarise(values, branches.truth.valid) for name, values in by_frame.items()}
 
 
@@ -352,6 +354,9 @@ def flatten(check: dict[str, Any]) -> dict[str, float]:
             score = entry[kind]["auc"]
             if score and score["value"] is not None:
                 values[f"auc_{kind}_{entry['chunks']}_chunks"] = score["value"]
+    for name in ("bias_db", "rank_correlation"):
+        if check["uncertainty"] and check["uncertainty"][name]["value"] is not None:
+            values[f"uncertainty_{name}"] = check["uncertainty"][name]["value"]
     for kind, figures in (check["visual_alignment"] or {}).items():
         if figures["balanced_accuracy"]:
             values[f"visual_alignment_{kind}"] = figures["balanced_accuracy"]["value"]

@@ -1,4 +1,4 @@
-"""The heads beside the video: will it have succeeded, and where will the robot be.
+"""The heads beside the video: will it have succeeded, where will the robot be, and how far off is the frame.
 
 They read the denoiser's tokens or the context alone, and know nothing of the denoiser.
 """
@@ -56,6 +56,32 @@ class SuccessHead(nn.Module):
         h = self.down(functional.silu(h))
         h = h + self.coarse(functional.silu(h))
         return self.frame_mlp(functional.silu(h).flatten(1))[:, 0].float()
+
+
+class ErrorHead(nn.Module):
+    """How close will the imagined frame be to the simulated one: its expected PSNR in dB.
+
+    Learned from the model's own predictions, those far into a self-rollout included, by squared error, a proper score
+    for the mean. It reads the denoiser's tokens without a gradient into them, so that it costs the video nothing.
+    """
+
+    CENTRE_DB, SCALE_DB = 25.0, 5.0  # the range that the network's outputs of order one cover
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.pool = AttentionPool(feature_dim)
+        self.mlp = make_mlp(2 * feature_dim, feature_dim, 1, num_hidden=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``features`` [B, L, N, F] -> dB f32 [B, L]."""
+        B, L, N, F = features.shape
+        tokens = features.detach().reshape(B * L, N, F)
+        pooled = torch.cat([self.pool(tokens), tokens[:, 0]], dim=-1)
+        return self.CENTRE_DB + self.SCALE_DB * self.mlp(pooled).float().reshape(B, L)
+
+    def compute_loss(self, expected_db: Tensor, actual_db: Tensor) -> Tensor:
+        """[...]: squared error in units of ``SCALE_DB``."""
+        return ((expected_db - actual_db) / self.SCALE_DB).square()
 
 
 class ProprioHead(nn.Module):

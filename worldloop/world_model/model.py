@@ -21,7 +21,7 @@ from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
-from worldloop.world_model.heads import ProprioHead, SuccessHead
+from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
 from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
@@ -29,6 +29,7 @@ from worldloop.world_model.state import ImaginationState
 INSTRUCTION_DIM = 32
 CONTEXT_FRAMES = 3  # first of the episode, previous, now
 POSITIVE_RATE_DECAY = 0.99
+ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
 JUDGEMENT_NOISE = 0.1  # largest noise on the frames that the success head learns from, [-1, 1] images
 
 
@@ -38,6 +39,7 @@ class _Step:
 
     video: Tensor
     success: Tensor
+    error: Tensor
     next_latent: Tensor
     is_prediction: Tensor
 
@@ -73,6 +75,7 @@ class VideoWorldModel(nn.Module):
             INSTRUCTION_DIM,
         )
         self.success_head = SuccessHead(self.denoiser.feature_dim, self.codec.channels, self.codec.size)
+        self.error_head = ErrorHead(self.denoiser.feature_dim)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
         self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
         self.register_buffer("action_low", torch.tensor(spec.action_low))
@@ -157,13 +160,15 @@ class VideoWorldModel(nn.Module):
                 f"actions {tuple(actions.shape)} for {len(state)} rows, {s} per frame, {self.spec.action_dim} wide"
             )
         per_frame = self._scale_actions(actions.to(self.device)).reshape(B, H // s, s, A)
-        frames, proprios, logits = [], [], []
+        frames, proprios, logits, psnrs = [], [], [], []
         for m in range(H // s):
-            state, logit = self._imagine_frame(state, per_frame[:, m])
+            state, logit, psnr_db = self._imagine_frame(state, per_frame[:, m])
             frames.append(self.codec.decode(state.context[:, -1]))
             proprios.append(state.proprio * self.proprio_std + self.proprio_mean)
             logits.append(logit)
-        return state, ImaginedChunk(torch.stack(frames, 1), torch.stack(proprios, 1), torch.stack(logits, 1))
+            psnrs.append(psnr_db)
+        stacked = (torch.stack(values, 1) for values in (frames, proprios, logits, psnrs))
+        return state, ImaginedChunk(*stacked)
 
     def features(self, context: Observation) -> Tensor:
         """Tokens f32 [B, N, F] of what follows the context when no action moves the robot, with gradients."""
@@ -177,8 +182,8 @@ class VideoWorldModel(nn.Module):
             output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), state.context, conditioning)
         return output.features[:, 0].float()
 
-    def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor]:
-        """One frame further by ``actions`` [B, s, A] in [-1, 1]; the second value is the success logit [B]."""
+    def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
+        """One frame further by ``actions`` [B, s, A] in [-1, 1]; then the success logit and the expected PSNR, [B]."""
         shape = tuple(state.context.shape[2:])
         noise = row_normal(state.noise_key, state.step, shape).to(self.device)[:, None]
         with self._autocast():
@@ -189,10 +194,11 @@ class VideoWorldModel(nn.Module):
 
             output = sample(denoise, noise, self.config.num_sampler_steps)
             logit = self.success_head(output.features, state.context[:, 0], output.data.clamp(-1, 1))[:, 0]
+            psnr_db = self.error_head(output.features)[:, 0]
         latent = output.data[:, 0].float().clamp(-1, 1)
         context = torch.stack([state.context[:, 0], state.context[:, -1], latent], dim=1)
         moved = ImaginationState(context, next_proprio, state.instruction, state.noise_key, state.step + 1)
-        return moved, logit
+        return moved, logit, psnr_db
 
     def _condition(
         self, context: Tensor, proprio: Tensor, actions: Tensor, instruction: Tensor
@@ -224,7 +230,9 @@ class VideoWorldModel(nn.Module):
             output = self.denoiser(noisy[:, None], t, seen, conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
             frame_logit = self.success_head.read_frame(context[:, 0], self._blur_judgement(target, generator))
+            expected_db = self.error_head(output.features)[:, 0]
         predicted = output.data[:, 0].float()
+        actual_db = losses.compute_latent_psnr_db(predicted.detach().clamp(-1, 1), target)
         weights = losses.weigh_pixels(target, context[:, -1], context[:, 0], config.moved_weight, config.rare_weight)
         label = clip.success[:, m]
         by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, self.positive_rate)
@@ -232,6 +240,7 @@ class VideoWorldModel(nn.Module):
         return _Step(
             video=losses.compute_video_loss(config.video_loss, predicted, target, weights),
             success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
+            error=self.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
             next_latent=predicted.detach().clamp(-1, 1),
             is_prediction=t == 0,
         )
@@ -256,12 +265,13 @@ class VideoWorldModel(nn.Module):
         def average(name: str) -> Tensor:
             return (torch.stack([getattr(step, name) for step in steps], 1) * valid).sum() / count
 
-        video, success = average("video"), average("success")
-        loss = video + self.config.success_weight * success
+        video, success, error = average("video"), average("success"), average("error")
+        loss = video + self.config.success_weight * success + ERROR_WEIGHT * error
         metrics: Metrics = {
             "loss": loss.item(),
             "loss_video": video.item(),
             "loss_success": success.item(),
+            "loss_error": error.item(),
         }
         first = steps[0]
         return WorldModelOutput(
