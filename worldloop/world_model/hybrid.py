@@ -1,7 +1,8 @@
 """The default denoiser for small machines: a convolutional U-Net with a transformer bottleneck.
 
-The image folds into patches (pixel-unshuffle), passes FiLM residual blocks, is halved, and meets tokens of the
-actions, proprio, instruction and noise level and a reward token in a small transformer; residual blocks lead back up.
+The image folds into patches (pixel-unshuffle), meets maps of the local coordinate systems that proprio now and next
+place on it, passes FiLM residual blocks, is halved, and meets tokens of the actions, proprio, instruction and noise
+level and a reward token in a small transformer; residual blocks lead back up.
 The output is a soft choice, pixel by pixel, between copying the frame now, the first frame, a learned background, and
 painting anew, so that what stands still stays sharp however long the rollout is.
 Shapes: B rows, C channels, K context frames, S proprio, A action, s actions per frame, p patch.
