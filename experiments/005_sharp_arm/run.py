@@ -2,7 +2,7 @@
 
     python experiments/005_sharp_arm/run.py render RUN OUT          # RUN: a finished loop run of experiment 001
     python experiments/005_sharp_arm/run.py fit ARM DATA OUT        # ARM: before | now | no_poses | no_supersampling
-    python experiments/005_sharp_arm/run.py report OUT ...          # every OUT of fit: result.json and frames.png here
+    python experiments/005_sharp_arm/run.py report OUT ...          # every OUT of fit: result.json and arms.png here
 
 ``render`` copies the episodes of a run and renders their frames again from the stored simulator states, at twice the
 resolution, averaged; rendered at the stored resolution they would be the stored frames, which it verifies. ``fit``
