@@ -5,9 +5,9 @@
     python experiments/005_sharp_arm/run.py report OUT ...          # every OUT of fit: result.json and arms.png here
 
 ``render`` copies the episodes of a run and renders their frames again from the stored simulator states, at twice the
-resolution, averaged; rendered at the stored resolution they would be the stored frames, which it verifies. ``fit``
-trains one world model from nothing on all of the run's episodes and checks it on the held-out ones. `before` is run
-with a checkout of commit 81d31d1 on PYTHONPATH. Every arm gets about the same time on one thread.
+resolution, averaged; rendered at the stored resolution they are the stored frames up to single pixels, which it
+verifies. ``fit`` trains one world model from nothing on all of the run's episodes and checks it on the held-out ones.
+`before` is run with a checkout of commit 81d31d1 on PYTHONPATH. Every arm gets about the same time on one thread.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def render(run: Path, out: Path) -> None:
     for part in sorted(p for p in (out / "sans" / "cache").iterdir() if p.is_dir()):
         states, stored = np.load(part / "sim_state.npy"), np.load(part / "frames.base_camera.npy")
         for row in range(0, len(states), 97):
-            if not np.array_equal(draw(simulators[0], states[row]), stored[row]):
-                raise SystemExit(f"{part.name}: frame {row} is not what its state renders to")
+            difference = np.abs(draw(simulators[0], states[row]).astype(int) - stored[row]).mean()
+            if difference > 0.1:  # grey levels; an edge pixel may flip, since poses are computed from stored joints
+                raise SystemExit(f"{part.name}: frame {row} is {difference:.2f} off what its state renders to")
         frames = np.stack([draw(simulators[1], state) for state in states])
         motion, first = [], 0
         for record in json.loads((part / "cache.json").read_text())["episodes"]:
