@@ -111,7 +111,7 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         context.log(f"{name}: " + describe_check(check[name]))
     _write(by_source, check, config.num_videos, state.iteration, context)
     figures = fidelity(by_source, check)
-    distrust = find_distrust(by_source, config.required_auc) if config.required_auc else ""
+    distrust = find_distrust(by_source, config.required_auc)
     if distrust:
         context.log(f"not good enough: {distrust}")
     state = state.record(reward_alignment=alignment, world_model_check=check, num_fits=state.num_fits, **figures)

@@ -15,6 +15,21 @@ FRAME_GRID = 16  # cells per side at which the success head looks at a frame
 PROPRIO_GAIN = 4.0  # the small proprio head wants a several times larger learning rate than the image network
 
 
+class TokenReader(nn.Module):
+    """One number a frame from the denoiser's tokens [B, L, N, F] -> f32 [B, L]: pooled, and the reward token."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.pool = AttentionPool(feature_dim)
+        self.mlp = make_mlp(2 * feature_dim, feature_dim, 1, num_hidden=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        B, L, N, F = features.shape
+        tokens = features.reshape(B * L, N, F)
+        pooled = torch.cat([self.pool(tokens), tokens[:, 0]], dim=-1)
+        return self.mlp(pooled).float().reshape(B, L)
+
+
 class SuccessHead(nn.Module):
     """Logit of "the task has been solved at this frame": the mean of two readers.
 
@@ -27,8 +42,7 @@ class SuccessHead(nn.Module):
 
     def __init__(self, feature_dim: int, channels: int, size: int, width: int = 32, hidden_dim: int = 128) -> None:
         super().__init__()
-        self.pool = AttentionPool(feature_dim)
-        self.token_mlp = make_mlp(2 * feature_dim, feature_dim, 1, num_hidden=1)
+        self.read_tokens = TokenReader(feature_dim)
         self.patch = next(p for p in range(max(1, size // FRAME_GRID), 0, -1) if size % p == 0)
         self.stem = nn.Conv2d(2 * channels * self.patch**2, width, 1)
         self.fine = nn.Conv2d(width, width, 3, padding=1)
@@ -41,13 +55,6 @@ class SuccessHead(nn.Module):
         """``features`` [B, L, N, F], ``first`` [B, C, size, size], ``frames`` [B, L, C, ...] -> logits f32 [B, L]."""
         logits = [self.read_frame(first, frames[:, i]) for i in range(frames.shape[1])]
         return (self.read_tokens(features) + torch.stack(logits, dim=1)) / 2
-
-    def read_tokens(self, features: Tensor) -> Tensor:
-        """[B, L, N, F] -> [B, L]."""
-        B, L, N, F = features.shape
-        tokens = features.reshape(B * L, N, F)
-        pooled = torch.cat([self.pool(tokens), tokens[:, 0]], dim=-1)
-        return self.token_mlp(pooled).float().reshape(B, L)
 
     def read_frame(self, first: Tensor, frame: Tensor) -> Tensor:
         """Latents [B, C, size, size] of the episode's first frame and of the one to judge -> [B]."""
@@ -69,15 +76,11 @@ class ErrorHead(nn.Module):
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
-        self.pool = AttentionPool(feature_dim)
-        self.mlp = make_mlp(2 * feature_dim, feature_dim, 1, num_hidden=1)
+        self.read_tokens = TokenReader(feature_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """``features`` [B, L, N, F] -> dB f32 [B, L]."""
-        B, L, N, F = features.shape
-        tokens = features.detach().reshape(B * L, N, F)
-        pooled = torch.cat([self.pool(tokens), tokens[:, 0]], dim=-1)
-        return self.CENTRE_DB + self.SCALE_DB * self.mlp(pooled).float().reshape(B, L)
+        return self.CENTRE_DB + self.SCALE_DB * self.read_tokens(features.detach())
 
     def compute_loss(self, expected_db: Tensor, actual_db: Tensor) -> Tensor:
         """[...]: squared error in units of ``SCALE_DB``."""
