@@ -1,12 +1,12 @@
 """The imagined simulator over a world model whose every answer is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from worldloop.imagination import ImaginedSimulator, SuccessCalibration
+from worldloop.imagination import ImaginedSimulator, SuccessCalibration, confirm
 from worldloop.interfaces import ImaginedChunk
 from worldloop.tensors import Rows
 from worldloop.types import Observation, SimulatorSpec
@@ -126,3 +126,42 @@ def test_a_simulator_state_is_no_start() -> None:
 def test_chunks_must_hold_whole_frames() -> None:
     with pytest.raises(ValueError, match="multiple of 2"):
         _simulator(_Counting(), [0.0]).step_chunk(torch.zeros(1, 3, 1))
+
+
+class _Scripted(_Counting):
+    """The logit of a frame is its position."""
+
+    def imagine(self, state: _State, actions: Tensor) -> tuple[_State, ImaginedChunk]:
+        state, chunk = super().imagine(state, actions)
+        assert chunk.proprio is not None
+        return state, replace(chunk, success_logit=chunk.proprio[..., 0])
+
+
+def test_a_single_false_frame_ends_nothing() -> None:
+    """Positions of row 0: 1, -1, -1, 1 (the time limit); of row 1: 1, 1, then it has ended."""
+    spec = replace(SPEC, frames_after_success=1)
+    simulator = ImaginedSimulator(_Scripted(), spec, SuccessCalibration(), num_envs=2)  # type: ignore[arg-type]
+    simulator.reset(_observation([0.0, 0.0]))
+    moves = ([0.5, 0.5], [-1.0, 0.0], [0.0, 0.0], [1.0, 0.0])
+    steps = [simulator.step_chunk(torch.tensor(m)[:, None, None].expand(2, 2, 1)) for m in moves]
+    assert [s.terminated.tolist() for s in steps] == [[False, False], [False, True], [False, True], [True, True]]
+    assert [s.rewards.sum(1).tolist() for s in steps] == [[0, 0], [0, 1], [0, 0], [1, 0]]
+    assert [s.valid.any(1).tolist() for s in steps] == [[True, True], [True, True], [True, False], [True, False]]
+    assert not steps[-1].truncated.any()
+
+
+def test_a_streak_ends_where_a_row_starts_anew() -> None:
+    spec = replace(SPEC, frames_after_success=1)
+    simulator = ImaginedSimulator(_Scripted(), spec, SuccessCalibration(), num_envs=2)  # type: ignore[arg-type]
+    simulator.reset(_observation([0.0, 0.0]))
+    simulator.step_chunk(torch.full((2, 2, 1), 0.5))
+    simulator.reset(_observation([0.0]), rows=torch.tensor([0]))
+    assert simulator.step_chunk(torch.full((2, 2, 1), 0.5)).terminated.tolist() == [False, True]
+
+
+def test_confirm_by_hand() -> None:
+    values = torch.tensor([[3.0, 1.0, 2.0, 5.0]])
+    assert torch.equal(confirm(values, 0), values)
+    assert confirm(values, 1).tolist() == [[1.0, 1.0, 2.0, 5.0]]
+    assert confirm(values, 2).tolist() == [[1.0, 1.0, 2.0, 5.0]]
+    assert confirm(values, 9).tolist() == [[1.0, 1.0, 2.0, 5.0]]

@@ -3,15 +3,17 @@
 import torch
 
 from worldloop.interfaces import ImaginedChunk
-from worldloop.open_loop import cut_branches, imagine_branches
-from worldloop.sim.toy import ToyConfig, ToySimulator
+from worldloop.open_loop import cut_branches, find_best, imagine_branches
+from worldloop.sim.toy import ToyConfig, ToySimulator, toy_spec
 
 
 class _Oracle:
     """Plays the toy's physics from the observation's state; its success head knows."""
 
+    spec = toy_spec(ToyConfig(image_size=32))
+
     def start(self, context, noise_key):
-        simulator = ToySimulator(ToyConfig(image_size=32))
+        simulator = ToySimulator(ToyConfig(image_size=32, frames_after_success=3))  # the stored chunk went on, too
         simulator.reset(context.sim_state)
         return simulator
 
@@ -21,7 +23,7 @@ class _Oracle:
             step = state.step_chunk(part)
             frames.append(step.frames)
             proprio.append(step.proprio)
-            success.append(step.success.any(1, keepdim=True) | step.terminated[:, None])
+            success.append(step.success.any(1, keepdim=True))
         logit = torch.where(torch.cat(success, 1), 5.0, -5.0)
         return state, ImaginedChunk(torch.cat(frames, 1), torch.cat(proprio, 1), logit)
 
@@ -42,14 +44,22 @@ def test_branches_of_an_oracle_are_the_episodes(toy_clips) -> None:
 
 def test_short_branches_tile_their_episodes_and_start_from_real_frames(toy_clips) -> None:
     episodes = toy_clips.episode_index()[:2]
-    lengths = toy_clips.cache.num_steps[:2].tolist()
+    lengths = [int(toy_clips.cache.episode(e).valid.any(1).sum()) for e in (0, 1)]  # up to the success
+    assert lengths[0] < toy_clips.cache.num_steps[0]
     index = cut_branches(toy_clips, episodes, 3)
     assert index.tolist() == [[e, f] for e in (0, 1) for f in range(0, lengths[e], 3)]
     branches = imagine_branches(_Oracle(), toy_clips, index, 3, batch_size=64, key=(0,))
     valid = branches.truth.valid
-    # the frame after a success within its chunk is not valid
-    assert valid.sum() == sum(toy_clips.cache.episode(e).valid.any(1).sum() for e in (0, 1))
+    assert valid.sum() == sum(min(3, toy_clips.cache.num_steps[e] - f) for e, f in index.tolist())
     assert torch.equal(branches.frames[valid], branches.truth.frames[valid])
     # the episode's first frame stays the anchor, while each branch starts from its own
     assert torch.equal(branches.first_frames[0], branches.first_frames[1])
     assert torch.equal(branches.start_frames[1], branches.frames[0, 2])
+
+
+def test_the_best_value_needs_its_neighbour() -> None:
+    values = torch.tensor([[0.0, 9.0, 1.0, 2.0], [0.0, 5.0, 4.0, 9.0], [3.0, 1.0, 9.0, 9.0], [1.0, 1.0, 1.0, 1.0]])
+    valid = torch.tensor([[True] * 4, [True, True, True, False], [True, False, False, False], [False] * 4])
+    assert find_best(values, valid, 0).tolist() == [9.0, 5.0, 3.0, -torch.inf]
+    # a single high frame counts no more than the lower of its pair; the last valid one stands alone
+    assert find_best(values, valid, 1).tolist() == [2.0, 4.0, 3.0, -torch.inf]

@@ -1,7 +1,9 @@
 """A world model as a `Simulator`: same reset, same step_chunk, so policies, rollouts and metrics need not know.
 
-Success is declared at the first frame whose calibrated probability reaches the threshold; the row then ends, as in
-the real simulator. Rows that have ended cost nothing: only running rows are imagined.
+Success is declared, and the row ends, at the first frame whose calibrated probability and that of the
+``spec.frames_after_success`` frames before it reach the threshold, so that no single false frame ends a row. That is as
+many frames later than in the real simulator; on the last frame before the time limit it has to show in that one alone.
+Rows that have ended cost nothing: only running rows are imagined.
 """
 
 from __future__ import annotations
@@ -35,6 +37,15 @@ class SuccessCalibration:
 
     def probability(self, logit: Tensor) -> Tensor:
         return torch.sigmoid(self.scale * logit.float() + self.bias)
+
+
+def confirm(values: Tensor, frames_after_success: int) -> Tensor:
+    """[B, M] -> [B, M]: the lowest of each frame's value and of the ``frames_after_success`` that follow it.
+
+    What a single false frame says does not count. At the end fewer frames have to agree, as at an episode's time limit.
+    """
+    padded = torch.nn.functional.pad(values, (0, frames_after_success), value=torch.inf)
+    return padded.unfold(1, frames_after_success + 1, 1).amin(2)
 
 
 class ImaginedSimulator:
@@ -77,6 +88,7 @@ class ImaginedSimulator:
         if rows is None:
             self._observation, self._state = observation, state
             self._terminated, self._truncated = ended, ended.clone()
+            self._streak = torch.zeros(len(observation), dtype=torch.long)
             return observation
         if self._observation is None:
             raise ValueError("reset the whole batch before resetting single rows")
@@ -86,6 +98,7 @@ class ImaginedSimulator:
         self._state = type(state).cat([self._state, state]).rows(order)
         self._terminated[rows] = False
         self._truncated[rows] = False
+        self._streak[rows] = 0
         return self._observation
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
@@ -136,9 +149,8 @@ class ImaginedSimulator:
         """Fill ``step`` in place at the running rows: success is held from the frame that declares it."""
         s = self.spec.actions_per_frame
         probability = self.calibration.probability(chunk.success_logit).cpu()
-        declared = probability >= self.calibration.threshold
-        succeeded = declared.cummax(1).values  # [b, M]
-        first = declared & (declared.long().cumsum(1) == 1)
+        succeeded = self._declare(probability >= self.calibration.threshold, step, running)
+        first = succeeded & (succeeded.long().cumsum(1) == 1)
         step.frames[running] = chunk.frames.cpu()
         if step.proprio is not None:
             step.proprio[running] = chunk.proprio.cpu()
@@ -148,6 +160,19 @@ class ImaginedSimulator:
         rewards = torch.zeros(len(running), step.rewards.shape[1])
         rewards[:, s - 1 :: s] = first.float()
         step.rewards[running] = rewards
+
+    def _declare(self, shows: Tensor, step: ChunkStep, running: Tensor) -> Tensor:
+        """bool [b, M]: success has been declared at or before that frame, from the frames that show it."""
+        s, spec = self.spec.actions_per_frame, self.spec
+        declared = torch.zeros_like(shows)
+        env_step = step.observation.env_step[running]
+        streak = self._streak[running]
+        for m in range(shows.shape[1]):
+            streak = torch.where(shows[:, m], streak + 1, 0)
+            is_last = env_step + (m + 1) * s >= spec.max_episode_steps
+            declared[:, m] = (streak > spec.frames_after_success) | (shows[:, m] & is_last)
+        self._streak[running] = streak
+        return declared.cummax(1).values
 
     def _next_observation(self, before: Observation, step: ChunkStep, was_running: Tensor) -> Observation:
         frames = torch.cat([before.frames[:, -1:], step.frames], dim=1)

@@ -59,13 +59,15 @@ class InitialStateSource(Protocol):
 class WorldModelOutput:
     """What ``compute_loss`` gives: the scalar to minimise, metrics, and the model's own next step.
 
-    ``next_frames`` u8 [B, h, w, 3] are detached one-step predictions of the first target, made without looking at it;
-    ``is_prediction`` bool [B] says for which rows that holds. Self-rollout training feeds them back as contexts.
+    ``next_frames`` u8 [B, h, w, 3] and ``next_proprio`` f32 [B, S] are detached one-step predictions of the first
+    target, made without looking at it; ``is_prediction`` bool [B] says for which rows that holds. Self-rollout
+    training feeds them back as contexts.
     """
 
     loss: Tensor
     metrics: Metrics
     next_frames: Tensor
+    next_proprio: Tensor
     is_prediction: Tensor
 
 
@@ -81,6 +83,8 @@ class WorldState(Protocol):
 
 
 class WorldModel(Protocol):
+    spec: SimulatorSpec
+
     def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput: ...
 
     def compute_proprio_loss(self, clip: Clip) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldloop.imagination import confirm
 from worldloop.interfaces import WorldModel
 from worldloop.randomness import make_row_keys
 from worldloop.sans.clips import ClipDataset
@@ -24,7 +25,7 @@ class Branches:
     """What was imagined beside ``truth``, the clip [N, M] of what the simulator did with the same actions.
 
     ``frames`` u8 [N, M, h, w, 3], ``proprio`` f32 [N, M, S], ``logit`` f32 [N, M] of the success head, and
-    ``expected_psnr_db`` f32 [N, M], the model's own estimate, where it has one.
+    ``expected_psnr_db`` f32 [N, M], the model's own estimate, where it has one; ``frames_after_success`` see `confirm`.
     """
 
     frames: Tensor
@@ -32,6 +33,7 @@ class Branches:
     logit: Tensor
     truth: Clip
     expected_psnr_db: Tensor | None = None
+    frames_after_success: int = 0
 
     def __len__(self) -> int:
         return len(self.logit)
@@ -48,8 +50,8 @@ class Branches:
 
     @property
     def best_logit(self) -> Tensor:
-        """f32 [N]: the highest logit over valid frames, -inf for a branch without any."""
-        return self.logit.masked_fill(~self.truth.valid, -torch.inf).amax(1)
+        """f32 [N]: the highest confirmed logit over valid frames, -inf for a branch without any."""
+        return find_best(self.logit, self.truth.valid, self.frames_after_success)
 
     @property
     def succeeds(self) -> Tensor:
@@ -84,11 +86,17 @@ def imagine_branches(
         on_batch(len(block))
     truth = dataset.load(index, num_frames)
     expected = torch.cat(psnr_db) if psnr_db else None
-    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth, expected)
+    after = world_model.spec.frames_after_success
+    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth, expected, after)
+
+
+def find_best(values: Tensor, valid: Tensor, frames_after_success: int) -> Tensor:
+    """f [N]: the highest confirmed of ``values`` [N, M] that are ``valid`` bool [N, M], -inf where none is."""
+    return confirm(values.masked_fill(~valid, torch.inf), frames_after_success).masked_fill(~valid, -torch.inf).amax(1)
 
 
 def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:
-    """int64 [N, 2]: starts every ``num_frames`` frames of each of ``episodes`` int64 [E], so that branches tile it."""
-    lengths = dataset.cache.num_steps[episodes.numpy()].tolist()
+    """int64 [N, 2]: starts every ``num_frames`` frames of each of ``episodes`` int64 [E] up to its success."""
+    lengths = dataset.num_open_steps[episodes].tolist()
     rows = [(e, f) for e, length in zip(episodes.tolist(), lengths, strict=True) for f in range(0, length, num_frames)]
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)

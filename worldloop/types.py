@@ -57,7 +57,9 @@ class SimulatorSpec:
     """What a policy or a world model must know of a simulator before it sees a frame.
 
     ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at
-    which the task counts as solved; ``max_episode_steps`` is in environment steps. ``landmarks`` may be empty: only
+    which the task counts as solved; ``max_episode_steps`` is in environment steps. ``frames_after_success``: an episode
+    goes on for so many stored frames after its first success, time limit permitting; a world model declares a success
+    when it sees one in that many more frames on end. ``landmarks`` may be empty: only
     the check of a world model reads them; no policy and no world model ever does.
     """
 
@@ -76,6 +78,7 @@ class SimulatorSpec:
     camera: str
     simulator_version: str
     landmarks: tuple[Landmark, ...] = ()
+    frames_after_success: int = 0
 
     @property
     def proprio_dim(self) -> int:
@@ -269,7 +272,8 @@ class ChunkStep(Rows):
     - ``success_prob`` f32 [B, M]: imagined: the success head's probability per frame; simulated: 0 or 1
     - ``valid`` bool [B, H]: false after the first success, and for rows that had ended before
     - ``success`` bool [B, H]: the success flag after each action
-    - ``terminated`` (success) and ``truncated`` (time limit) bool [B]; both stay true once the row ended
+    - ``terminated`` (after a success) and ``truncated`` (time limit, no success) bool [B]; both stay true once the row
+      ended, which is ``SimulatorSpec.frames_after_success`` frames after the success
     - ``distances_m`` f32 [B, H] or ``None``, ``sim_states`` f32 [B, M, D] or ``None``: privileged
 
     Worked example, B=1, H=4, s=2, success at the third action: ``valid = [[1, 1, 1, 0]]``,
@@ -390,7 +394,7 @@ class Rollout:
     @property
     def success(self) -> Tensor:
         """bool [B]: success at any valid step."""
-        return torch.stack([s.terminated for s in self.steps]).any(0)
+        return torch.stack([(s.success & s.valid).any(1) for s in self.steps]).any(0)
 
     @property
     def valid(self) -> Tensor:

@@ -7,6 +7,7 @@ from worldloop.networks.blocks import (
     AttentionPool,
     BoostedLinear,
     FilmResBlock,
+    PatchProjection,
     TransformerBlock,
     num_groups,
 )
@@ -88,3 +89,17 @@ def test_boosted_linear_starts_alike_and_learns_faster() -> None:
         layer(x).sum().backward()
         optimizer.step()
     torch.testing.assert_close(boosted(x) - before, 4 * (plain(x) - before), atol=1e-5, rtol=1e-3)
+
+
+def test_patch_projection_starts_linear_and_keeps_pixels_apart() -> None:
+    torch.manual_seed(0)
+    block = PatchProjection(3, 8, 2)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(block(x), block.linear(x))
+    torch.nn.init.normal_(block.out.weight)
+    assert not torch.allclose(block(2 * x), 2 * block(x) - block.linear(torch.zeros_like(x)), atol=1e-3)
+    y = x.clone()
+    y[:, :, 1, 2] += 1
+    changed = (block(x) != block(y)).any(dim=1)
+    assert changed.sum() == 2
+    assert changed[:, 1, 2].all()

@@ -70,15 +70,16 @@ def test_padding_repeats_the_last_frame(dataset) -> None:
     assert (clip.actions[0, 2:] == 0).all()
 
 
-def test_steps_after_the_first_success_are_no_targets(store, make_episode) -> None:
+def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, make_episode) -> None:
     episode = make_episode(1, num_steps=4, outcome="failure")
     episode.success[1, 1] = True  # the simulator's flag flickers; the episode has succeeded for good
     episode.valid[2:] = False
     cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
     dataset = ClipDataset(cache, "train", "base")
-    assert dataset.candidates.tolist() == [[0, 0], [0, 1]]
+    assert dataset.candidates.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
+    assert dataset.num_open_steps.tolist() == [2]
     clip = dataset.load(torch.tensor([[0, 0]]), num_frames=4)
-    assert clip.valid.tolist() == [[True, True, False, False]]
+    assert clip.valid.all()
     assert clip.success.tolist() == [[0, 1, 1, 1]]
     assert dataset.success_before(torch.tensor([[0, 0], [0, 1], [0, 2], [0, 4]])).tolist() == [False, False, True, True]
 

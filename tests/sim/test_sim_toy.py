@@ -35,7 +35,7 @@ def test_protocols() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("image_size", 4), ("num_envs", 0), ("actions_per_frame", 0), ("max_episode_steps", 0)]
+    ("key", "value"), [("image_size", 4), ("num_envs", 0), ("actions_per_frame", 0), ("frames_after_success", -1)]
 )
 def test_config_names_the_bad_key(key: str, value: int) -> None:
     with pytest.raises(ValueError, match=key):
@@ -71,6 +71,27 @@ def test_success_inside_a_chunk() -> None:
     assert step.observation.proprio is not None
     assert step.observation.proprio[0, 0].item() == pytest.approx(0.06, abs=1e-6)
     assert step.observation.env_step.tolist() == [4]
+
+
+def test_a_row_goes_on_after_its_success() -> None:
+    sim = ToySimulator(ToyConfig(actions_per_frame=2, frames_after_success=2))
+    sim.reset(one_step_from_success(sim))
+    push, hold = torch.tensor([[[0.5, 0.0]] * 2]), torch.zeros(1, 2, 2)
+    steps = [sim.step_chunk(push), sim.step_chunk(push), sim.step_chunk(hold), sim.step_chunk(push)]
+    assert [s.terminated.item() for s in steps] == [False, False, True, True]
+    assert [s.valid[0].tolist() for s in steps] == [[True, True], [False, False], [False, False], [False, False]]
+    assert [s.rewards.sum().item() for s in steps] == [1.0, 0.0, 0.0, 0.0]
+    assert not torch.equal(steps[1].frames[:, -1], steps[0].frames[:, -1]), "still pushing"
+    assert torch.equal(steps[3].frames[:, -1], steps[2].frames[:, -1]), "ended"
+    assert [s.observation.env_step.item() for s in steps] == [2, 4, 6, 6]
+
+
+def test_the_time_limit_ends_a_row_that_has_succeeded() -> None:
+    sim = ToySimulator(ToyConfig(actions_per_frame=2, frames_after_success=5, max_episode_steps=4))
+    sim.reset(one_step_from_success(sim))
+    steps = [sim.step_chunk(torch.tensor([[[0.5, 0.0]] * 2])) for _ in range(2)]
+    assert [s.terminated.item() for s in steps] == [False, True]
+    assert not steps[1].truncated.item()
 
 
 def test_an_ended_row_stays_as_it_is() -> None:

@@ -67,7 +67,8 @@ def test_returns_are_one_for_success_and_the_best_probability_otherwise() -> Non
         policy_version="p",
         simulator_version="w",
     )
-    assert compute_returns(rollout).tolist() == pytest.approx([0.3, 1.0, 0.1])
+    assert compute_returns(rollout, 0).tolist() == pytest.approx([0.3, 1.0, 0.1])
+    assert compute_returns(rollout, 1).tolist() == pytest.approx([0.3, 1.0, 0.05])
 
 
 def test_optimisation_warms_up_decays_and_clips() -> None:

@@ -10,11 +10,11 @@ BATCH = 8
 
 
 def fake_output(clip: Clip, is_prediction: torch.Tensor) -> WorldModelOutput:
-    """Predictions that can be recognised: the pixel value tells (episode, frame) of what was predicted."""
+    """Predictions that can be recognised: pixel value and proprio tell (episode, frame) of what was predicted."""
     episode, frame = clip.index.T
     code = (episode * 10 + frame + 1).to(torch.uint8)
     frames = code[:, None, None, None].expand(-1, 16, 16, 3)
-    return WorldModelOutput(torch.zeros(()), {}, frames, is_prediction)
+    return WorldModelOutput(torch.zeros(()), {}, frames, code[:, None].float().expand(-1, 2), is_prediction)
 
 
 def test_pool_continues_predictions_towards_real_targets() -> None:
@@ -33,7 +33,8 @@ def test_pool_continues_predictions_towards_real_targets() -> None:
         assert torch.equal(clip.context[pooled:], real.context[pooled:])
         code = (clip.index[:pooled, 0] * 10 + clip.index[:pooled, 1]).to(torch.uint8)
         assert (clip.context[:pooled, -1] == code[:, None, None, None]).all()
-        assert torch.equal(clip.context_proprio, real.context_proprio)
+        assert torch.equal(clip.context_proprio[:pooled, 0], code.float())
+        assert torch.equal(clip.context_proprio[pooled:], real.context_proprio[pooled:])
         assert pooled <= BATCH // 2
         most = max(most, pooled)
         is_prediction = torch.rand(BATCH, generator=generator) < 0.8

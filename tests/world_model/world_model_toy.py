@@ -35,7 +35,9 @@ def toy_normalisation() -> Normalisation:
 
 
 def tiny_config(**changes: object) -> WorldModelConfig:
-    hybrid = HybridConfig(patch=2, width=16, num_res_blocks=1, dim=32, num_heads=2, num_blocks=1, condition_dim=32)
+    hybrid = HybridConfig(
+        patch=2, width=16, patch_hidden=16, num_res_blocks=1, dim=32, num_heads=2, num_blocks=1, condition_dim=32
+    )
     return WorldModelConfig(hybrid=hybrid, precision="fp32", ema_decay=0.9, **changes)  # type: ignore[arg-type]
 
 

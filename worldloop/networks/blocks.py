@@ -104,6 +104,26 @@ class BoostedLinear(nn.Linear):
         return functional.linear(x, self.weight * self.gain, self.bias * self.gain)
 
 
+class PatchProjection(nn.Module):
+    """A linear map of every pixel's channels, and beside it one with a hidden layer that starts at zero.
+
+    Where a pixel stands for a patch of the image (pixel-unshuffle), the hidden layer tells one kind of patch from
+    another: an edge of the arm is no sum of its pixels.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(in_channels, out_channels, 1)
+        self.hidden = nn.Conv2d(in_channels, hidden_channels, 1)
+        self.out = nn.Conv2d(hidden_channels, out_channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, h, w] -> [B, out, h, w]."""
+        return self.linear(x) + self.out(functional.silu(self.hidden(x)))
+
+
 def make_mlp(input_dim: int, hidden_dim: int, output_dim: int, num_hidden: int = 2, gain: float = 1.0) -> nn.Sequential:
     """Linear layers with SiLU between them and ``num_hidden`` hidden layers; ``gain``: see `BoostedLinear`."""
     layers: list[nn.Module] = []

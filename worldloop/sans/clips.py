@@ -40,7 +40,8 @@ def make_observation(
 class ClipDataset:
     """Clips of one ``split`` and ``camera``. An index row is (episode of the version, frame step of "now").
 
-    ``candidates`` int64 [N, 2]: every frame step from which something still happened.
+    ``candidates`` int64 [N, 2]: every frame step that was simulated. ``num_open_steps`` int64 [E]: frame steps of each
+    episode of the version that began before its success.
     """
 
     def __init__(self, cache: VersionCache, split: Split, camera: str) -> None:
@@ -50,7 +51,11 @@ class ClipDataset:
         episode = np.repeat(np.arange(len(cache)), cache.num_steps)
         step = np.concatenate([np.arange(n) for n in cache.num_steps])
         in_split = np.array([meta.split == split for meta in cache.metas])
-        chosen = in_split[episode] & cache.all_steps("valid").any(axis=1)
+        is_open = cache.all_steps("valid").any(axis=1)
+        self.num_open_steps = torch.from_numpy(
+            np.bincount(episode, weights=is_open, minlength=len(cache)).astype(np.int64)
+        )
+        chosen = in_split[episode]
         self.candidates = torch.from_numpy(np.stack([episode[chosen], step[chosen]], axis=1))
         self.candidate_motion = torch.from_numpy(cache.all_steps(f"motion.{camera}")[chosen])
 
@@ -82,7 +87,7 @@ class ClipDataset:
             frames=torch.from_numpy(self.cache.frames(f"frames.{self.camera}", column, rows)),
             proprio=torch.from_numpy(self.cache.frames("proprio", column, rows)),
             success=torch.from_numpy(self.cache.steps("succeeded", column, step).astype(np.float32)),
-            valid=torch.from_numpy(is_inside & self.cache.steps("valid", column, step).any(axis=-1)),
+            valid=torch.from_numpy(is_inside),
             instruction=observation.instruction,
             index=index,
             is_on_policy=torch.tensor([self.cache.metas[i].source == "policy" for i in episode.tolist()]),

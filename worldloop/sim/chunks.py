@@ -3,8 +3,8 @@
 A simulator says how to load states, advance one action, measure and render; `ChunkedSimulator` turns that into
 `worldloop.interfaces.Simulator`. The rules live here once:
 
-- After the first success the rest of the chunk is still executed, so that a frame shows the scene after all its
-  actions, but those steps are not ``valid``. The row ends with the chunk.
+- After the first success the row goes on for ``spec.frames_after_success`` frames and then to the end of the chunk, so
+  that frames show the scene after all their actions and what success looks like, but those steps are not ``valid``.
 - A step past the time limit is not executed. A row that has ended keeps its frames, proprio and state.
 - ``Observation.frames`` are (first of the episode, previous stored frame, now); all equal after a reset.
 """
@@ -48,6 +48,7 @@ class _Batch:
     distance_m: Tensor
     env_step: Tensor
     has_succeeded: Tensor
+    frames_after: Tensor  # int64 [B]: frames shown since the one of the first success
     has_ended: Tensor
 
     def put(self, rows: Tensor, other: _Batch) -> None:
@@ -116,9 +117,12 @@ class ChunkedSimulator(ABC):
         per_step: list[tuple[Tensor, ...]] = []
         per_frame: list[tuple[Tensor, ...]] = []
         for start in range(0, num_actions, stride):
+            had_succeeded = batch.has_succeeded
             per_step += self._run_frame(batch, actions[:, start : start + stride])
+            batch.frames_after = batch.frames_after + had_succeeded.long()
             per_frame.append((batch.now, batch.proprio, batch.sim_state, batch.has_succeeded.float()))
-        batch.has_ended = batch.has_succeeded | (batch.env_step >= spec.max_episode_steps)
+        is_done = batch.has_succeeded & (batch.frames_after >= spec.frames_after_success)
+        batch.has_ended = is_done | (batch.env_step >= spec.max_episode_steps)
         rewards, valid, success, distances = (torch.stack(column, dim=1) for column in zip(*per_step, strict=True))
         frames, proprio, states, success_prob = (torch.stack(c, dim=1) for c in zip(*per_frame, strict=True))
         return ChunkStep(
@@ -129,7 +133,7 @@ class ChunkedSimulator(ABC):
             success_prob=success_prob,
             valid=valid,
             success=success,
-            terminated=batch.has_succeeded,
+            terminated=batch.has_ended & batch.has_succeeded,
             truncated=batch.has_ended & ~batch.has_succeeded,
             distances_m=distances,
             sim_states=states,
@@ -183,6 +187,7 @@ class ChunkedSimulator(ABC):
             distance_m=measured.distance_m[index],
             env_step=env_step,
             has_succeeded=torch.zeros(len(index), dtype=torch.bool),
+            frames_after=torch.zeros(len(index), dtype=torch.long),
             has_ended=env_step >= self.spec.max_episode_steps,
         )
 

@@ -44,6 +44,7 @@ class ManiSkillConfig:
     num_envs: int = 1  # rows simulated at once; 1 on the CPU
     shader: str = "minimal"  # SAPIEN shader pack: minimal | default | rt-fast
     camera: str = "base_camera"  # name of the camera whose images are stored
+    frames_after_success: int = 1  # frames an episode goes on for after its success; imagination needs as many more
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -57,6 +58,8 @@ class ManiSkillConfig:
         for key in ("image_size", "supersampling", "actions_per_frame", "num_envs"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.frames_after_success < 0:
+            raise ValueError(f"frames_after_success must be at least 0, got {self.frames_after_success}")
         if self.backend == "cpu" and self.num_envs != 1:
             raise ValueError(f"num_envs must be 1 with backend cpu, got {self.num_envs}; use more processes instead")
 
@@ -87,6 +90,7 @@ def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
             Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
             Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
         ),
+        frames_after_success=config.frames_after_success,
     )
 
 

@@ -39,6 +39,7 @@ class ToyConfig:
     actions_per_frame: int = 2  # environment steps (10 Hz) between two stored frames
     num_envs: int = 64  # most rows that run at once
     max_episode_steps: int = 20  # environment steps before an episode is truncated
+    frames_after_success: int = 0  # frames an episode goes on for after its success; imagination needs as many more
 
     def __post_init__(self) -> None:
         if self.image_size < 8:
@@ -46,6 +47,8 @@ class ToyConfig:
         for key in ("actions_per_frame", "num_envs", "max_episode_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.frames_after_success < 0:
+            raise ValueError(f"frames_after_success must be at least 0, got {self.frames_after_success}")
 
 
 def toy_spec(config: ToyConfig) -> SimulatorSpec:
@@ -69,6 +72,7 @@ def toy_spec(config: ToyConfig) -> SimulatorSpec:
             Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),
             Landmark("effector", "proprio", (0, 1), METRES_PER_UNIT),
         ),
+        frames_after_success=config.frames_after_success,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from worldloop.metrics.alignment import compute_alignment
 from worldloop.metrics.frame_probe import FrameProbe
 from worldloop.metrics.video import compute_moving_psnr, compute_psnr, compute_ssim, repeat_first_frame
-from worldloop.open_loop import Branches
+from worldloop.open_loop import Branches, find_best
 from worldloop.sans.clips import ClipDataset
 from worldloop.statistics import auc, bootstrap_interval, bootstrap_mean, rank_correlation
 from worldloop.types import Landmark, Outcome
@@ -90,7 +90,7 @@ def positions(branches: Branches, dataset: ClipDataset, landmarks: tuple[Landmar
 
 def see_outcomes(branches: Branches, seen: Seen) -> np.ndarray:
     """f [N]: the highest success logit that was seen in valid frames."""
-    return seen.solved_logit.masked_fill(~branches.truth.valid, -torch.inf).amax(1).numpy()
+    return find_best(seen.solved_logit, branches.truth.valid, branches.frames_after_success).numpy()
 
 
 def compute_visual_alignment(

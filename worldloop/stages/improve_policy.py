@@ -21,6 +21,7 @@ from torch import Tensor
 
 from worldloop.imagination import ImaginedSimulator, SuccessCalibration
 from worldloop.networks.ema import EmaWeights
+from worldloop.open_loop import find_best
 from worldloop.randomness import make_generator, make_row_keys
 from worldloop.rl.grpo import (
     GroupAdvantages,
@@ -121,7 +122,6 @@ class _Improvement:
         self.dataset = open_clips(context, state.dataset, "train")
         self.episodes = self.dataset.episode_index()
         self.policy_episodes = self.dataset.episode_index(source="policy")
-        self.num_frame_steps = torch.from_numpy(self.dataset.cache.num_steps)
         self.generator = make_generator(context.seed, state.iteration, "improve_policy")
         self.optimisation = Optimisation(
             self.policy.parameters(),
@@ -196,14 +196,14 @@ class _Improvement:
 
         first = draw(self.episodes, num_groups - num_middle)
         middle = draw(self.policy_episodes, num_middle) if num_middle else first[:0]
-        frame = (torch.rand(num_middle, generator=generator) * self.num_frame_steps[middle]).long()
+        frame = (torch.rand(num_middle, generator=generator) * self.dataset.num_open_steps[middle]).long()
         starts = [torch.stack([first, torch.zeros_like(first)], 1), torch.stack([middle, frame], 1)]
         return torch.cat(starts)
 
     def improve(self, rollout: Rollout) -> dict[str, float]:
         """Advantages of one round and the optimizer steps on it."""
         config = self.config
-        returns = compute_returns(rollout)
+        returns = compute_returns(rollout, self.context.spec.frames_after_success)
         if config.shuffle_rewards:
             returns = shuffle_returns(returns, self.generator)
         groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
@@ -260,13 +260,15 @@ class _Decisions:
     advantages: Tensor
 
 
-def compute_returns(rollout: Rollout) -> Tensor:
-    """f32 [B]: 1 for rows that were declared a success, else the highest success probability they reached.
+def compute_returns(rollout: Rollout, frames_after_success: int) -> Tensor:
+    """f32 [B]: 1 for rows that were declared a success, else the highest confirmed success probability they reached.
 
-    A declared success counts 1 however sure the head was: else groups in which everybody succeeds would be taught
-    to please the head.
+    Confirmed: see `confirm`. A declared success counts 1 however sure the head was: else groups in which everybody
+    succeeds would be taught to please the head.
     """
-    best = torch.stack([torch.where(s.valid.any(1), s.success_prob.amax(1), 0.0) for s in rollout.steps]).amax(0)
+    probability = torch.cat([s.success_prob for s in rollout.steps], dim=1)
+    stride = rollout.valid.shape[1] // probability.shape[1]
+    best = find_best(probability, rollout.valid[:, ::stride], frames_after_success).clamp_min(0)
     return torch.where(rollout.success, 1.0, best)
 
 

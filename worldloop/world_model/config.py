@@ -29,6 +29,7 @@ class HybridConfig:
 
     patch: int = 4  # pixels per side that the input folds into channels: the U-Net runs at size / patch
     width: int = 48  # channels of the U-Net
+    patch_hidden: int = 192  # hidden channels between a patch's pixels and the U-Net, and back
     num_res_blocks: int = 2  # FiLM residual blocks before and again after the transformer
     dim: int = 128  # channels of the transformer at size / (2 patch)
     num_heads: int = 4  # attention heads; divides dim
@@ -37,7 +38,16 @@ class HybridConfig:
     num_poses: int = 8  # local coordinate systems that proprio places on the image, now and next; 0: none
 
     def __post_init__(self) -> None:
-        for key in ("patch", "width", "num_res_blocks", "dim", "num_heads", "num_blocks", "condition_dim"):
+        for key in (
+            "patch",
+            "width",
+            "patch_hidden",
+            "num_res_blocks",
+            "dim",
+            "num_heads",
+            "num_blocks",
+            "condition_dim",
+        ):
             require_range(f"hybrid.{key}", getattr(self, key), 1)
         require_range("hybrid.num_poses", self.num_poses, 0)
         if self.dim % self.num_heads or self.condition_dim % 2:

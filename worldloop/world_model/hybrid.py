@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloop.networks.blocks import FilmResBlock, TransformerBlock, make_mlp
+from worldloop.networks.blocks import FilmResBlock, PatchProjection, TransformerBlock, make_mlp
 from worldloop.networks.embeddings import PoseMaps, embed_time
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import HybridConfig
@@ -48,7 +48,7 @@ class HybridDenoiser(nn.Module):
         self.feature_dim = dim = config.dim
         width, grid = config.width, size // config.patch
         self.background = nn.Parameter(torch.zeros(channels, size, size))
-        self.stem = nn.Conv2d(5 * channels * config.patch**2, width, 1)
+        self.stem = PatchProjection(5 * channels * config.patch**2, config.patch_hidden, width)
         self.position = nn.Parameter(torch.randn(width, grid, grid) * 0.02)
         self.poses: PoseMaps | None = None
         if config.num_poses:
@@ -72,7 +72,7 @@ class HybridDenoiser(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Conv2d(dim, width * 4, 1)
         self.up_blocks = nn.ModuleList(FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks))
-        self.out = nn.Conv2d(width, (channels + NUM_SOURCES) * config.patch**2, 1)
+        self.out = PatchProjection(width, config.patch_hidden, (channels + NUM_SOURCES) * config.patch**2)
         self._start_as_a_copy()
 
     def _start_as_a_copy(self) -> None:
@@ -80,8 +80,8 @@ class HybridDenoiser(nn.Module):
         bias = torch.zeros(self.channels + NUM_SOURCES, self.patch**2)
         bias[self.channels] = 2.0
         with torch.no_grad():
-            self.out.weight.mul_(0.2)
-            self.out.bias.copy_(bias.flatten())  # type: ignore[union-attr]
+            self.out.linear.weight.mul_(0.2)
+            self.out.linear.bias.copy_(bias.flatten())  # type: ignore[union-attr]
 
     def forward(self, noisy: Tensor, t: Tensor, context: Tensor, conditioning: Conditioning) -> DenoiserOutput:
         """See `Denoiser`: L = 1; ``context`` is (first, previous, now)."""

@@ -41,6 +41,7 @@ class _Step:
     success: Tensor
     error: Tensor
     next_latent: Tensor
+    next_proprio: Tensor
     is_prediction: Tensor
 
 
@@ -96,9 +97,8 @@ class VideoWorldModel(nn.Module):
     def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput:
         """The joint loss of M frames, each predicted from the one before.
 
-        From the second frame on the context is the model's own detached prediction where that was made without a look
-        at the target, else the real frame. Proprio now is always the real one, the next is the head's: beside a drifted
-        pose the real target would teach the image to distrust it. ``generator`` is a CPU generator; only valid frames
+        From the second frame on the context is the model's own detached prediction, of frame and proprio, where that
+        was made without a look at the target, else the real one. ``generator`` is a CPU generator; only valid frames
         count. The proprio head gets no gradient here, see `compute_proprio_loss`.
         """
         clip = clip.to(self.device)
@@ -116,7 +116,7 @@ class VideoWorldModel(nn.Module):
             own = step.is_prediction
             latent = torch.where(own[:, None, None, None], step.next_latent, targets[:, m])
             context = torch.stack([context[:, 0], context[:, -1], latent], dim=1)
-            proprio = real_proprio[:, m]
+            proprio = torch.where(own[:, None], step.next_proprio, real_proprio[:, m])
         return self._gather(clip, steps)
 
     def compute_proprio_loss(self, clip: Clip) -> Tensor:
@@ -225,7 +225,7 @@ class VideoWorldModel(nn.Module):
         seen = self._perturb(context, generator)
         actions = self._scale_actions(clip.actions[:, m])
         with self._autocast():
-            conditioning, _ = self._condition(seen, proprio, actions, instruction)
+            conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
             noisy = flow.interpolate(noise, target, t)
             output = self.denoiser(noisy[:, None], t, seen, conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
@@ -242,6 +242,7 @@ class VideoWorldModel(nn.Module):
             success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
             error=self.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
             next_latent=predicted.detach().clamp(-1, 1),
+            next_proprio=next_proprio.detach(),
             is_prediction=t == 0,
         )
 
@@ -278,6 +279,7 @@ class VideoWorldModel(nn.Module):
             loss=loss,
             metrics=metrics,
             next_frames=self.codec.decode(first.next_latent),
+            next_proprio=first.next_proprio * self.proprio_std + self.proprio_mean,
             is_prediction=first.is_prediction & clip.valid[:, 0],
         )
 

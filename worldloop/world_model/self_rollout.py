@@ -21,12 +21,13 @@ from worldloop.types import Clip
 
 @dataclass(frozen=True)
 class _PoolRows(Rows):
-    """``index`` int64 [P, 2] (episode, frame step of now), ``context`` u8 [P, K, h, w, 3], ``depth`` int64 [P]: how
-    many of the model's own predictions led here.
+    """``index`` int64 [P, 2] (episode, frame step of now), ``context`` u8 [P, K, h, w, 3], ``proprio`` f32 [P, S] now,
+    ``depth`` int64 [P]: how many of the model's own predictions led here.
     """
 
     index: Tensor
     context: Tensor
+    proprio: Tensor
     depth: Tensor
 
     def __len__(self) -> int:
@@ -67,7 +68,11 @@ class SelfRolloutPool:
             return load(torch.cat(indices), 1)
         clip = load(torch.cat([self._pending.index, *indices]), 1)
         n = len(self._pending)
-        return replace(clip, context=torch.cat([self._pending.context.to(clip.context), clip.context[n:]]))
+        return replace(
+            clip,
+            context=torch.cat([self._pending.context.to(clip.context), clip.context[n:]]),
+            context_proprio=torch.cat([self._pending.proprio.to(clip.context_proprio), clip.context_proprio[n:]]),
+        )
 
     def update(self, clip: Clip, output: WorldModelOutput) -> None:
         """Take in the predictions of the batch that `compose` gave."""
@@ -81,6 +86,7 @@ class SelfRolloutPool:
         advanced = _PoolRows(
             index=torch.stack([clip.index[:, 0], clip.index[:, 1] + 1], dim=1),
             context=torch.stack([clip.context[:, 0], clip.context[:, -1], output.next_frames.to(clip.context)], dim=1),
+            proprio=output.next_proprio.to(clip.context_proprio),
             depth=depth + 1,
         )
         continues = predicted & (advanced.index[:, 1] < self.num_frame_steps[advanced.index[:, 0]])
