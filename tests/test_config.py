@@ -64,6 +64,29 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         load_config(tmp_path / "broken.yaml")
 
 
+def test_a_config_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("run_name: base\nseed: 3\nclips: {motion_weight: 2.0, on_policy_share: 0.1}\n")
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nclips: {on_policy_share: 0.2}\n")
+    config = load_config(tmp_path / "child.yaml", ["clips.outcome_balance=false"])
+    assert (config.run_name, config.seed) == ("child", 3)
+    assert (config.clips.motion_weight, config.clips.on_policy_share) == (2.0, 0.2)
+    assert not config.clips.outcome_balance
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ("gone.yaml", "gone.yaml, which .*a.yaml extends, does not exist"),
+        ("a.yaml", "extends itself"),
+        ("[1]", "name of"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, extends: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"extends: {extends}\n")
+    with pytest.raises(WorldloopError, match=message):
+        load_config(tmp_path / "a.yaml")
+
+
 def test_differences_ignore_resources_and_name_results() -> None:
     config = load_config(ROOT / "configs/debug.yaml")
     moved = build_config([{"resources": {"num_simulators": 7}, "runtime": "ray", "seed": 1}], "test")

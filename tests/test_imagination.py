@@ -1,12 +1,13 @@
 """The imagined simulator over a world model whose every answer is known."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from worldloop.imagination import ImaginedSimulator, SuccessCalibration, confirm
+from worldloop.imagination import Calibration, ImaginedSimulator, confirm
 from worldloop.interfaces import ImaginedChunk
 from worldloop.tensors import Rows
 from worldloop.types import Observation, SimulatorSpec
@@ -56,7 +57,7 @@ def _observation(positions: list[float]) -> Observation:
 
 
 def _simulator(model: _Counting, positions: list[float]) -> ImaginedSimulator:
-    simulator = ImaginedSimulator(model, SPEC, SuccessCalibration(), num_envs=4)  # type: ignore[arg-type]
+    simulator = ImaginedSimulator(model, SPEC, Calibration(), num_envs=4)  # type: ignore[arg-type]
     simulator.reset(_observation(positions))
     return simulator
 
@@ -111,11 +112,11 @@ def test_single_rows_restart_without_touching_others() -> None:
 
 
 def test_calibration_moves_the_threshold() -> None:
-    calibration = SuccessCalibration(scale=0.5, bias=-1.0, threshold=0.5)
+    calibration = Calibration(scale=0.5, bias=-1.0, threshold=0.5)
     probability = calibration.probability(torch.tensor([1.9, 2.1]))
     assert (probability >= calibration.threshold).tolist() == [False, True]
     with pytest.raises(ValueError, match="scale"):
-        SuccessCalibration(scale=-1.0)
+        Calibration(scale=-1.0)
 
 
 def test_a_simulator_state_is_no_start() -> None:
@@ -140,7 +141,7 @@ class _Scripted(_Counting):
 def test_a_single_false_frame_ends_nothing() -> None:
     """Positions of row 0: 1, -1, -1, 1 (the time limit); of row 1: 1, 1, then it has ended."""
     spec = replace(SPEC, frames_after_success=1)
-    simulator = ImaginedSimulator(_Scripted(), spec, SuccessCalibration(), num_envs=2)  # type: ignore[arg-type]
+    simulator = ImaginedSimulator(_Scripted(), spec, Calibration(), num_envs=2)  # type: ignore[arg-type]
     simulator.reset(_observation([0.0, 0.0]))
     moves = ([0.5, 0.5], [-1.0, 0.0], [0.0, 0.0], [1.0, 0.0])
     steps = [simulator.step_chunk(torch.tensor(m)[:, None, None].expand(2, 2, 1)) for m in moves]
@@ -152,7 +153,7 @@ def test_a_single_false_frame_ends_nothing() -> None:
 
 def test_a_streak_ends_where_a_row_starts_anew() -> None:
     spec = replace(SPEC, frames_after_success=1)
-    simulator = ImaginedSimulator(_Scripted(), spec, SuccessCalibration(), num_envs=2)  # type: ignore[arg-type]
+    simulator = ImaginedSimulator(_Scripted(), spec, Calibration(), num_envs=2)  # type: ignore[arg-type]
     simulator.reset(_observation([0.0, 0.0]))
     simulator.step_chunk(torch.full((2, 2, 1), 0.5))
     simulator.reset(_observation([0.0]), rows=torch.tensor([0]))
@@ -165,3 +166,32 @@ def test_confirm_by_hand() -> None:
     assert confirm(values, 1).tolist() == [[1.0, 1.0, 2.0, 5.0]]
     assert confirm(values, 2).tolist() == [[1.0, 1.0, 2.0, 5.0]]
     assert confirm(values, 9).tolist() == [[1.0, 1.0, 2.0, 5.0]]
+
+
+class _Unsure(_Counting):
+    """Expects 30 dB minus ten times its position, and believes in success everywhere."""
+
+    def imagine(self, state: _State, actions: Tensor) -> tuple[_State, ImaginedChunk]:
+        state, chunk = super().imagine(state, actions)
+        assert chunk.proprio is not None
+        logit = torch.where(chunk.proprio[..., 0] >= 2, 5.0, -5.0)
+        return state, replace(chunk, success_logit=logit, expected_psnr_db=30 - 10 * chunk.proprio[..., 0])
+
+
+@pytest.mark.parametrize("truncates", [True, False])
+def test_an_uncertain_row_ends_without_success(truncates: bool) -> None:
+    """Row 0 reaches 19 dB after the bias, below the floor of 19.5, in the frame that shows a success; row 1 stays."""
+    calibration = Calibration(psnr_bias_db=-9.0, floor_db=19.5)
+    model: Any = _Unsure()
+    simulator = ImaginedSimulator(model, SPEC, calibration, num_envs=2, truncates_uncertain=truncates)
+    simulator.reset(_observation([0.0, 0.0]))
+    step = simulator.step_chunk(torch.tensor([[0.5] * 4, [0.0] * 4])[:, :, None])
+    assert step.expected_psnr_db is not None
+    assert step.expected_psnr_db.tolist() == [[29.0, 19.0], [39.0, 39.0]]
+    assert step.truncated.tolist() == [truncates, False]
+    assert step.terminated.tolist() == [not truncates, False]
+    assert step.valid.all(), "the actions that led there count"
+    later = simulator.step_chunk(torch.zeros(2, 4, 1))
+    assert later.expected_psnr_db is not None
+    assert later.expected_psnr_db.tolist() == [[torch.inf, torch.inf], [39.0, 39.0]]
+    assert later.done.tolist() == [True, True]

@@ -104,6 +104,18 @@ def test_evaluation_states_never_enter_the_dataset(finished: Path) -> None:
     assert all("/train/" in state_id for state_id in ids)
 
 
+def test_a_share_of_the_episodes_starts_where_the_world_model_is_uncertain(finished: Path) -> None:
+    from worldloop.sans.store import SansStore
+
+    store = SansStore(finished / "sans")
+    before = {e.meta.initial_state_id: e.meta.split for e in store.episodes(store.version("v001"))}
+    added = [e.meta for e in store.episodes(store.version("v002"))][-40:]
+    assert all(m.iteration == 1 for m in added)
+    again = [m for m in added if m.initial_state_id in before]
+    assert len(again) == 10
+    assert all(m.split == before[m.initial_state_id] == "train" for m in again)
+
+
 @pytest.mark.slow
 def test_killed_in_every_stage_gives_the_same_results(finished: Path, tmp_path: Path) -> None:
     config = load_config(DEBUG)

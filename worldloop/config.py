@@ -126,22 +126,42 @@ def _check_kind(key: str, kind: str, names: tuple[str, ...]) -> None:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoopConfig:
-    """Read YAML, apply ``key=value`` overrides, check everything. Raises `WorldloopError` with one clear line."""
+    """Read YAML, apply ``key=value`` overrides, check everything. Raises `WorldloopError` with one clear line.
+
+    ``extends: other.yaml``, relative to the file, takes over everything of another config except its ``run_name``.
+    """
+    parts = _read(path)
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise WorldloopError(f"override {override!r} is not of the form key=value")
+    config = build_config([*parts, OmegaConf.from_dotlist(list(overrides))], str(path))
+    if not config.run_name:
+        config = build_config([*parts, OmegaConf.from_dotlist([*overrides, f"run_name={path.stem}"])], str(path))
+    return config
+
+
+def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
+    """The YAML at ``path``, after what it extends."""
+    if path.resolve() in extended_by:
+        raise WorldloopError(f"config {path} extends itself")
     if not path.is_file():
-        raise WorldloopError(f"config {path} does not exist")
+        by = f", which {extended_by[-1]} extends" if extended_by else ""
+        raise WorldloopError(f"config {path}{by}, does not exist" if by else f"config {path} does not exist")
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:  # YAML parsers raise many kinds; all of them mean the same to a user
         raise WorldloopError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, DictConfig):
         raise WorldloopError(f"config {path} is not a mapping of keys to values")
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise WorldloopError(f"override {override!r} is not of the form key=value")
-    config = build_config([loaded, OmegaConf.from_dotlist(list(overrides))], str(path))
-    if not config.run_name:
-        config = build_config([loaded, OmegaConf.from_dotlist([*overrides, f"run_name={path.stem}"])], str(path))
-    return config
+    if "extends" not in loaded:
+        return [loaded]
+    base = loaded.pop("extends")
+    if not isinstance(base, str):
+        raise WorldloopError(f"config {path}: extends must be the name of a config, got {base!r}")
+    parts = _read(path.parent / base, (*extended_by, path.resolve()))
+    for part in parts:
+        part.pop("run_name", None)
+    return [*parts, loaded]
 
 
 def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:

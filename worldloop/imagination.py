@@ -4,6 +4,9 @@ Success is declared, and the row ends, at the first frame whose calibrated proba
 ``spec.frames_after_success`` frames before it reach the threshold, so that no single false frame ends a row. That is as
 many frames later than in the real simulator; on the last frame before the time limit it has to show in that one alone.
 Rows that have ended cost nothing: only running rows are imagined.
+
+With ``truncates_uncertain`` a row also ends, without success, at the first frame that the model expects to be worse
+than ``calibration.floor_db``: the unknown states of MOReL (arXiv:2005.05951).
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from worldloop.types import ChunkStep, Observation, SimulatorSpec
 
 
 @dataclass(frozen=True)
-class SuccessCalibration:
-    """Platt scaling of the success head on imagined frames.
+class Calibration:
+    """How to read the heads, from held-out imagined frames: Platt scaling of success, and what PSNR to expect.
 
-    p = sigmoid(scale * logit + bias); success is declared at p >= threshold.
+    p = sigmoid(scale * logit + bias); success is declared at p >= threshold. ``psnr_bias_db`` is subtracted from the
+    frames' expected PSNR; what is then below ``floor_db`` lies outside of what is known to be imagined well.
 
     Raises ``ValueError`` unless scale > 0 and 0 < threshold < 1.
     """
@@ -30,6 +34,8 @@ class SuccessCalibration:
     scale: float = 1.0
     bias: float = 0.0
     threshold: float = 0.5
+    psnr_bias_db: float = 0.0
+    floor_db: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.scale > 0 and 0 < self.threshold < 1):
@@ -58,14 +64,16 @@ class ImaginedSimulator:
         self,
         world_model: WorldModel,
         spec: SimulatorSpec,
-        calibration: SuccessCalibration,
+        calibration: Calibration,
         num_envs: int,
         seed: int = 0,
+        truncates_uncertain: bool = False,
     ) -> None:
         self.world_model = world_model
         self.spec = spec
         self.calibration = calibration
         self.num_envs = num_envs
+        self.truncates_uncertain = truncates_uncertain
         self._seed = seed
         self._num_resets = 0
         self._observation: Observation | None = None
@@ -109,16 +117,17 @@ class ImaginedSimulator:
         ended_before = self._terminated | self._truncated
         running = (~ended_before).nonzero()[:, 0]
         step = self._empty_step(before, actions)
+        cut = torch.zeros_like(ended_before)
         if len(running):
             state, chunk = self.world_model.imagine(self._state.rows(running), actions[running])
             order = torch.arange(len(before))
             order[running] = len(before) + torch.arange(len(running))
             self._state = type(state).cat([self._state, state]).rows(order)
-            self._write_running(step, chunk, running)
+            step, cut[running] = self._write_running(step, chunk, running)
         self._terminated = self._terminated | step.success.any(1)
         limit = self.spec.max_episode_steps
         observation = self._next_observation(before, step, ~ended_before)
-        self._truncated = self._truncated | (~self._terminated & (observation.env_step >= limit))
+        self._truncated = self._truncated | (~self._terminated & (cut | (observation.env_step >= limit)))
         self._observation = observation
         return replace(
             step, observation=observation, terminated=self._terminated.clone(), truncated=self._truncated.clone()
@@ -145,21 +154,36 @@ class ImaginedSimulator:
             truncated=self._truncated,
         )
 
-    def _write_running(self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor) -> None:
-        """Fill ``step`` in place at the running rows: success is held from the frame that declares it."""
+    def _write_running(self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor) -> tuple[ChunkStep, Tensor]:
+        """``step`` filled at the running rows, and which of them, bool [b], have become too uncertain to go on.
+
+        Success is held from the frame that declares it.
+        """
         s = self.spec.actions_per_frame
         probability = self.calibration.probability(chunk.success_logit).cpu()
+        expected = torch.full_like(probability, torch.inf)
+        if chunk.expected_psnr_db is not None:
+            expected = chunk.expected_psnr_db.float().cpu() - self.calibration.psnr_bias_db
+        ends = (expected < self.calibration.floor_db).cummax(1).values & self.truncates_uncertain
+        probability = probability.masked_fill(ends, 0.0)
         succeeded = self._declare(probability >= self.calibration.threshold, step, running)
         first = succeeded & (succeeded.long().cumsum(1) == 1)
+        cut = ends & ~succeeded
         step.frames[running] = chunk.frames.cpu()
         if step.proprio is not None:
             step.proprio[running] = chunk.proprio.cpu()
         step.success_prob[running] = probability
         step.success[running] = succeeded.repeat_interleave(s, 1)
-        step.valid[running] = (~succeeded | first).repeat_interleave(s, 1)
+        is_first_cut = cut & (cut.long().cumsum(1) == 1)
+        counts = (~succeeded & ~cut) | first | is_first_cut
+        step.valid[running] = counts.repeat_interleave(s, 1)
+        all_rows = torch.full((len(step.valid), expected.shape[1]), torch.inf)
+        all_rows[running] = expected.masked_fill(~counts, torch.inf)
+        step = replace(step, expected_psnr_db=all_rows)
         rewards = torch.zeros(len(running), step.rewards.shape[1])
         rewards[:, s - 1 :: s] = first.float()
         step.rewards[running] = rewards
+        return step, cut[:, -1]
 
     def _declare(self, shows: Tensor, step: ChunkStep, running: Tensor) -> Tensor:
         """bool [b, M]: success has been declared at or before that frame, from the frames that show it."""

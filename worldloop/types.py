@@ -275,6 +275,8 @@ class ChunkStep(Rows):
     - ``terminated`` (after a success) and ``truncated`` (time limit, no success) bool [B]; both stay true once the row
       ended, which is ``SimulatorSpec.frames_after_success`` frames after the success
     - ``distances_m`` f32 [B, H] or ``None``, ``sim_states`` f32 [B, M, D] or ``None``: privileged
+    - ``expected_psnr_db`` f32 [B, M] or ``None``: imagined: how close the model expects each frame to be; ``inf`` where
+      nothing was imagined
 
     Worked example, B=1, H=4, s=2, success at the third action: ``valid = [[1, 1, 1, 0]]``,
     ``rewards = [[0, 0, 1, 0]]``, ``success = [[0, 0, 1, 1]]``, ``success_prob = [[0, 1]]``, ``terminated = [1]``.
@@ -291,6 +293,7 @@ class ChunkStep(Rows):
     truncated: Tensor
     distances_m: Tensor | None = None
     sim_states: Tensor | None = None
+    expected_psnr_db: Tensor | None = None
 
     def __post_init__(self) -> None:
         B, H = self.valid.shape
@@ -400,3 +403,9 @@ class Rollout:
     def valid(self) -> Tensor:
         """bool [B, C*H]."""
         return torch.cat([s.valid for s in self.steps], dim=1)
+
+    @property
+    def lowest_expected_psnr_db(self) -> Tensor | None:
+        """f32 [B]: of each row's least certain frame, ``inf`` where nothing was imagined; ``None`` in a simulator."""
+        parts = [s.expected_psnr_db for s in self.steps if s.expected_psnr_db is not None]
+        return torch.cat(parts, dim=1).amin(1) if len(parts) == len(self.steps) else None

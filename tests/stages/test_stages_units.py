@@ -10,10 +10,12 @@ from torch import nn
 
 from worldloop.config import load_config
 from worldloop.loop import advance, list_stages
+from worldloop.metrics.video import compute_psnr
 from worldloop.open_loop import Branches
 from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
-from worldloop.stages.check_world_model import OpenLoop, align, calibrate, find_distrust, is_calibrated_on
+from worldloop.stages.calibration import OpenLoop, calibrate, find_distrust, is_calibrated_on
+from worldloop.stages.check_world_model import align
 from worldloop.stages.improve_policy import compute_returns
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
@@ -71,6 +73,17 @@ def test_returns_are_one_for_success_and_the_best_probability_otherwise() -> Non
     assert compute_returns(rollout, 1).tolist() == pytest.approx([0.3, 1.0, 0.05])
 
 
+def test_the_penalty_comes_off_per_decibel_below_the_floor() -> None:
+    step = _step([0.2, 0.7, 0.1], [True, True, True], [False, True, False])
+    step = replace(step, expected_psnr_db=torch.tensor([[18.0], [19.0], [25.0]]))
+    chunk = ActionChunk(torch.zeros(3, 1, 1))
+    rollout = Rollout(
+        "imagined", torch.zeros(3, dtype=torch.long), ("a", "b", "c"), (step.observation,), (chunk,), (step,), "p", "w"
+    )
+    assert compute_returns(rollout, 0, 0.1, 20.0).tolist() == pytest.approx([0.0, 0.9, 0.1])
+    assert compute_returns(rollout, 0, 0.0, 20.0).tolist() == pytest.approx([0.2, 1.0, 0.1])
+
+
 def test_optimisation_warms_up_decays_and_clips() -> None:
     weight = nn.Parameter(torch.ones(2, 2))
     optimisation = Optimisation([weight], learning_rate=0.1, num_steps=100, warmup_steps=10, weight_decay=0.0)
@@ -122,6 +135,17 @@ def test_calibration_trusts_the_policys_own_episodes_when_there_are_enough() -> 
     pooled = calibrate({"scripted": scripted, "on_policy": few})
     assert pooled != own
     assert calibrate({}).scale == 1.0
+
+
+def test_the_floor_is_a_quantile_of_the_unbiased_estimate() -> None:
+    result = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
+    actual = compute_psnr(result.branches.frames, result.branches.truth.frames)
+    expected = actual + 3.0 + torch.linspace(-1, 1, 20)[:, None]
+    result = replace(result, branches=replace(result.branches, expected_psnr_db=expected.float()))
+    calibration = calibrate({"on_policy": result}, floor_quantile=0.5)
+    assert calibration.psnr_bias_db == pytest.approx(3.0, abs=1e-3)
+    assert calibration.floor_db == pytest.approx(float(actual[0]), abs=1e-3)
+    assert calibrate({"on_policy": _open_loop([0.0, 1.0], [0, 1])}).floor_db == 0.0, "no estimate, no floor"
 
 
 def test_cross_fitting_judges_no_episode_by_its_own_calibration() -> None:

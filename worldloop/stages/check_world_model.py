@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.imagination import SuccessCalibration
+from worldloop.imagination import Calibration
 from worldloop.metrics.alignment import compute_alignment
 from worldloop.metrics.frame_probe import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.metrics.lpips import compute_lpips
@@ -38,11 +38,12 @@ from worldloop.stages.branch_figures import (
     see_outcomes,
     summarise,
 )
+from worldloop.stages.calibration import OpenLoop, calibrate, find_distrust, fit_calibration, is_calibrated_on
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, best_threshold, fit_temperature
-from worldloop.types import Landmark, Outcome
+from worldloop.statistics import best_threshold
+from worldloop.types import Landmark
 
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
 HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of world_model_check, besides state errors
@@ -56,6 +57,9 @@ class CheckWorldModelConfig:
     reset_every: tuple[int, ...] = (1, 2, 4)  # chunks after which the context is reset to reality, besides never
     probe_steps: int = 600  # optimizer steps of the frame probe; 0: no state error, visual alignment, action following
     probe_batch_size: int = 64  # simulated frames per step
+    floor_quantile: float = (
+        0.05  # share of held-out frames whose expected PSNR is lower than what imagination can trust
+    )
     required_auc: float = 0.7  # of the success head on held-out on-policy episodes, to improve a policy; 0: no rule
     max_fits: int = 2  # fits per iteration to reach it
 
@@ -66,20 +70,12 @@ class CheckWorldModelConfig:
             raise ValueError(f"check_world_model.reset_every must be chunks >= 1, got {tuple(self.reset_every)}")
         if self.probe_steps < 0 or self.probe_batch_size < 1:
             raise ValueError("check_world_model: probe_steps must be >= 0 and probe_batch_size >= 1")
+        if not 0 <= self.floor_quantile < 1:
+            raise ValueError(f"check_world_model.floor_quantile must be in [0, 1), got {self.floor_quantile}")
         if not 0 <= self.required_auc <= 1:
             raise ValueError(f"check_world_model.required_auc must be in [0, 1], got {self.required_auc}")
         if self.max_fits < 1:
             raise ValueError(f"check_world_model.max_fits must be at least 1, got {self.max_fits}")
-
-
-@dataclass(frozen=True)
-class OpenLoop:
-    """Whole episodes of one source, open loop: ``logit`` f [n] is the highest over valid frames, ``is_success`` [n]."""
-
-    logit: np.ndarray
-    is_success: np.ndarray
-    outcomes: tuple[Outcome, ...]
-    branches: Branches
 
 
 def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> LoopState:
@@ -96,7 +92,7 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         if len(episodes):
             by_source[name] = imagine_episodes(world_model, dataset, episodes, config.batch_size, context)
             horizons[name] = measure_horizons(world_model, dataset, episodes, config, context)
-    calibration = calibrate(by_source)
+    calibration = calibrate(by_source, config.floor_quantile)
     alignment: dict[str, Any] = {}
     check: dict[str, Any] = {}
     for name in SOURCES:
@@ -116,22 +112,6 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         context.log(f"not good enough: {distrust}")
     state = state.record(reward_alignment=alignment, world_model_check=check, num_fits=state.num_fits, **figures)
     return replace(state, calibration=vars(calibration).copy(), distrust=distrust)
-
-
-def find_distrust(by_source: dict[str, OpenLoop], required_auc: float) -> str:
-    """Why the model is not good enough to improve a policy in, "" where it is or where too few episodes tell.
-
-    Judged on the policy's own episodes where there are enough of both outcomes, else on all, like `calibrate`.
-    """
-    used = [r for r in by_source.values() if is_calibrated_on(r, by_source)]
-    logit = np.concatenate([np.zeros(0), *(r.logit for r in used)])
-    is_success = np.concatenate([np.zeros(0, dtype=bool), *(r.is_success for r in used)])
-    if min(is_success.sum(), (~is_success).sum()) < MIN_CALIBRATION_EPISODES:
-        return ""
-    reached = auc(logit, is_success)
-    return (
-        "" if reached >= required_auc else f"AUC {reached:.3f} is below check_world_model.required_auc {required_auc}"
-    )
 
 
 def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context) -> tuple[FrameProbe, float]:
@@ -251,39 +231,7 @@ def describe_check(check: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-MIN_CALIBRATION_EPISODES = 8  # of each outcome
-
-
-def is_calibrated_on(result: OpenLoop, by_source: dict[str, OpenLoop]) -> bool:
-    """Whether `calibrate` looks at ``result``: at the policy's own episodes where there are enough, else at all."""
-    own = by_source.get("on_policy")
-    enough = own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_CALIBRATION_EPISODES
-    return result is own or not enough
-
-
-def calibrate(by_source: dict[str, OpenLoop]) -> SuccessCalibration:
-    """Platt scaling and the threshold of best balanced accuracy; the identity without both outcomes.
-
-    On the policy's own episodes where there are enough of both outcomes, since that is what the reward will judge;
-    else on all.
-    """
-    used = [r for r in by_source.values() if is_calibrated_on(r, by_source)]
-    if not used:
-        return SuccessCalibration()
-    return fit_calibration(np.concatenate([r.logit for r in used]), np.concatenate([r.is_success for r in used]))
-
-
-def fit_calibration(logit: np.ndarray, label: np.ndarray) -> SuccessCalibration:
-    """From logits f [n] and verdicts bool [n]."""
-    if len(label) == 0 or label.all() or not label.any():
-        return SuccessCalibration()
-    scale, bias = fit_temperature(logit, label)
-    probability = 1 / (1 + np.exp(-(scale * logit + bias)))
-    threshold = float(np.clip(best_threshold(probability, label), 0.2, 0.8))
-    return SuccessCalibration(round(scale, 6), round(bias, 6), round(threshold, 6))
-
-
-def align(result: OpenLoop, calibration: SuccessCalibration, cross_fit: bool = False) -> dict[str, Any]:
+def align(result: OpenLoop, calibration: Calibration, cross_fit: bool = False) -> dict[str, Any]:
     """Reward alignment of ``result``.
 
     With ``cross_fit``, for episodes that ``calibration`` was itself fitted on, probability and threshold of every

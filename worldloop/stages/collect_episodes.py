@@ -1,18 +1,32 @@
-"""The policy's own episodes, successes and failures alike, come back into SANS as the next version."""
+"""The policy's own episodes, successes and failures alike, come back into SANS as the next version.
+
+Most start from states that nobody has used yet. An ``uncertain_share`` starts from states that SANS knows and from
+which the world model, running the same policy, expects to be worst: what is recorded there is what it lacks.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.imagination import Calibration, ImaginedSimulator
+from worldloop.randomness import make_row_keys
+from worldloop.rollout import run_rollout
 from worldloop.stages.context import Context
+from worldloop.stages.data import open_clips
 from worldloop.stages.simulate import choose_split, make_jobs, restrict, run_jobs
 from worldloop.stages.state import LoopState
+from worldloop.types import InitialStates
 
 
 @dataclass(frozen=True)
 class CollectEpisodesConfig:
-    num_episodes: int = 160  # real episodes per iteration, on states that no earlier episode used
+    num_episodes: int = 160  # real episodes per iteration
+    uncertain_share: float = 0.0  # share of them from known states where the world model expects to be worst, 0 to 1
     temperature: float = 1.0  # of the policy's action distribution
     validation_share: float = 0.25  # share held out from training, by hash of the state id
     block_size: int = 10  # initial states per simulator call
@@ -20,6 +34,8 @@ class CollectEpisodesConfig:
     def __post_init__(self) -> None:
         if self.num_episodes < 1 or self.block_size < 1:
             raise ValueError("collect_episodes.num_episodes and collect_episodes.block_size must be at least 1")
+        if not 0 <= self.uncertain_share <= 1:
+            raise ValueError(f"collect_episodes.uncertain_share must be in [0, 1], got {self.uncertain_share}")
         if self.temperature <= 0:
             raise ValueError(f"collect_episodes.temperature must be > 0, got {self.temperature}")
         if not 0 <= self.validation_share < 1:
@@ -30,14 +46,20 @@ def run(state: LoopState, config: CollectEpisodesConfig, context: Context) -> Lo
     """Roll the current policy out with exploration and snapshot the grown dataset."""
     num_scripted = sum(state.records[0]["scripted_episodes"].values())
     first = num_scripted + state.iteration * config.num_episodes
-    states = restrict(context.initial_states("train", first + config.num_episodes), first)
+    num_uncertain = round(config.uncertain_share * config.num_episodes) if state.world_model else 0
+    states = restrict(context.initial_states("train", first + config.num_episodes - num_uncertain), first)
+    splits = [choose_split(i, config.validation_share) for i in states.ids]
+    if num_uncertain:
+        known = find_uncertain_states(state, config, num_uncertain, context)
+        states = InitialStates.cat([states, known])
+        splits += ["train"] * len(known)
     jobs = make_jobs(
         context,
         states,
         config.block_size,
         purpose="collect_episodes",
         iteration=state.iteration,
-        splits=tuple(choose_split(i, config.validation_share) for i in states.ids),
+        splits=tuple(splits),
         policy=state.policy,
         temperature=config.temperature,
     )
@@ -50,3 +72,42 @@ def run(state: LoopState, config: CollectEpisodesConfig, context: Context) -> Lo
     env_steps = state.env_steps + sum(e.num_env_steps for e in episodes)
     state = replace(state, dataset=name, env_steps=env_steps)
     return state.record(collected_episodes=dict(sorted(counts.items())))
+
+
+def find_uncertain_states(
+    state: LoopState, config: CollectEpisodesConfig, num_states: int, context: Context
+) -> InitialStates:
+    """At most ``num_states`` of the training episodes' initial states, those of the lowest expected PSNR.
+
+    One imagined rollout of the policy from each state, at the temperature that it will be recorded with.
+    """
+    dataset = open_clips(context, state.dataset, "train")
+    ids: dict[str, int] = {}
+    for episode in dataset.episode_index().tolist():
+        ids.setdefault(dataset.cache.metas[episode].initial_state_id, episode)
+    episodes = torch.tensor(list(ids.values()))
+    policy = context.load_policy(state.policy)
+    policy.temperature = config.temperature
+    world_model = context.load_world_model(state.world_model)
+    calibration = Calibration(**(state.calibration or {}))
+    lowest: list[Tensor] = []
+    with context.progress(len(episodes), "imagined episode") as progress:
+        for number, block in enumerate(episodes.split(128)):
+            observation = dataset.observation(torch.stack([block, torch.zeros_like(block)], dim=1))
+            simulator = ImaginedSimulator(world_model, context.spec, calibration, len(block))
+            key = (context.seed, state.iteration, "collect_episodes/uncertain", number)
+            rollout = run_rollout(
+                policy,
+                simulator,
+                observation,
+                make_row_keys(len(block), *key),
+                initial_state_id=tuple(str(e) for e in block.tolist()),
+                origin="imagined",
+            )
+            certainty = rollout.lowest_expected_psnr_db
+            lowest.append(torch.full((len(block),), torch.inf) if certainty is None else certainty)
+            progress.advance(len(block))
+    chosen = episodes[torch.cat(lowest).argsort(stable=True)[:num_states]].numpy()
+    names = tuple(dataset.cache.metas[e].initial_state_id for e in chosen)
+    states = dataset.cache.frames("sim_state", chosen, np.zeros_like(chosen))
+    return InitialStates("train", names, torch.from_numpy(states))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from worldloop.imagination import ImaginedSimulator, SuccessCalibration
+from worldloop.imagination import Calibration, ImaginedSimulator
 from worldloop.randomness import make_row_keys
 from worldloop.rollout import run_rollout
 from worldloop.stages.context import Context
@@ -64,7 +64,7 @@ def first_observation(episodes: list[Episode], camera: str) -> Observation:
 def imagine_success(state: LoopState, context: Context, episodes: list[Episode]) -> tuple[bool, ...]:
     """Greedy imagined success of ``state.policy`` from the first observations of ``episodes``."""
     policy, world_model = context.load_policy(state.policy), context.load_world_model(state.world_model)
-    calibration = SuccessCalibration(**(state.calibration or {}))
+    calibration = Calibration(**(state.calibration or {}))
     success: list[bool] = []
     for first in range(0, len(episodes), 100):
         block = episodes[first : first + 100]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.imagination import ImaginedSimulator, SuccessCalibration
+from worldloop.imagination import Calibration, ImaginedSimulator
 from worldloop.networks.ema import EmaWeights
 from worldloop.open_loop import find_best
 from worldloop.randomness import make_generator, make_row_keys
@@ -60,6 +60,8 @@ class ImprovePolicyConfig:
     min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
     mid_episode_share: float = 0.25  # share of groups that start in the middle of one of the policy's episodes
     imagination_horizon: int = 6  # chunks a rollout is imagined for at most; drift grows with every one
+    uncertainty_penalty: float = 0.0  # off a row's return per dB its worst frame is expected below what can be trusted
+    truncates_uncertain: bool = False  # end a rollout, unsuccessful, at its first frame below what can be trusted
     num_candidates: int = 3  # checkpoints, evenly spaced over the updates, among which promotion chooses
     num_imitation_steps: int = 900  # optimizer steps of imitate_successes, which has more episodes than the clone had
     shuffle_rewards: bool = False  # control: permute the returns over all rows
@@ -76,6 +78,8 @@ class ImprovePolicyConfig:
         if not 1 <= self.num_candidates <= self.num_updates:
             bounds = f"1..num_updates = {self.num_updates}"
             raise ValueError(f"improve_policy.num_candidates must be in {bounds}, got {self.num_candidates}")
+        if self.uncertainty_penalty < 0:
+            raise ValueError(f"improve_policy.uncertainty_penalty must be >= 0, got {self.uncertainty_penalty}")
         if self.group_size < 2:
             raise ValueError(f"improve_policy.group_size must be at least 2, got {self.group_size}")
         for name in ("learning_rate", "temperature"):
@@ -118,7 +122,7 @@ class _Improvement:
             model.temperature = config.temperature
         self.averaged = EmaWeights(self.policy, config.ema_decay)
         self.world_model = context.load_world_model(state.world_model).to(context.device).eval()
-        self.calibration = SuccessCalibration(**(state.calibration or {}))
+        self.calibration = Calibration(**(state.calibration or {}))
         self.dataset = open_clips(context, state.dataset, "train")
         self.episodes = self.dataset.episode_index()
         self.policy_episodes = self.dataset.episode_index(source="policy")
@@ -168,7 +172,13 @@ class _Improvement:
         seed_parts = (self.context.seed, self.iteration, "improve_policy", update)
         world_keys = make_row_keys(len(index), *seed_parts, "world_model")[groups]
         policy_keys = make_row_keys(len(groups), *seed_parts, "policy")
-        simulator = ImaginedSimulator(self.world_model, self.context.spec, self.calibration, len(groups))
+        simulator = ImaginedSimulator(
+            self.world_model,
+            self.context.spec,
+            self.calibration,
+            len(groups),
+            truncates_uncertain=config.truncates_uncertain,
+        )
         self.policy.eval()
         rollout = run_rollout(
             self.policy,
@@ -203,7 +213,9 @@ class _Improvement:
     def improve(self, rollout: Rollout) -> dict[str, float]:
         """Advantages of one round and the optimizer steps on it."""
         config = self.config
-        returns = compute_returns(rollout, self.context.spec.frames_after_success)
+        returns = compute_returns(
+            rollout, self.context.spec.frames_after_success, config.uncertainty_penalty, self.calibration.floor_db
+        )
         if config.shuffle_rewards:
             returns = shuffle_returns(returns, self.generator)
         groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
@@ -211,6 +223,8 @@ class _Improvement:
             "return_mean": float(returns.mean()),
             "groups_dropped": float(groups.num_dropped),
         }
+        if (lowest := rollout.lowest_expected_psnr_db) is not None:
+            metrics["uncertain_share"] = float((lowest < self.calibration.floor_db).float().mean())
         decisions = _flatten(rollout, groups)
         if decisions is None:
             return metrics
@@ -260,16 +274,23 @@ class _Decisions:
     advantages: Tensor
 
 
-def compute_returns(rollout: Rollout, frames_after_success: int) -> Tensor:
+def compute_returns(
+    rollout: Rollout, frames_after_success: int, uncertainty_penalty: float = 0.0, floor_db: float = 0.0
+) -> Tensor:
     """f32 [B]: 1 for rows that were declared a success, else the highest confirmed success probability they reached.
 
     Confirmed: see `confirm`. A declared success counts 1 however sure the head was: else groups in which everybody
-    succeeds would be taught to please the head.
+    succeeds would be taught to please the head. From either comes off ``uncertainty_penalty`` for each dB that the
+    row's least certain frame is expected to lie below ``floor_db`` (the penalty of MOPO, arXiv:2005.13239).
     """
     probability = torch.cat([s.success_prob for s in rollout.steps], dim=1)
     stride = rollout.valid.shape[1] // probability.shape[1]
     best = find_best(probability, rollout.valid[:, ::stride], frames_after_success).clamp_min(0)
-    return torch.where(rollout.success, 1.0, best)
+    returns = torch.where(rollout.success, 1.0, best)
+    lowest = rollout.lowest_expected_psnr_db
+    if uncertainty_penalty == 0 or lowest is None:
+        return returns
+    return returns - uncertainty_penalty * (floor_db - lowest).clamp_min(0)
 
 
 def _flatten(rollout: Rollout, groups: GroupAdvantages) -> _Decisions | None:
