@@ -84,6 +84,17 @@ def test_the_penalty_comes_off_per_decibel_below_the_floor() -> None:
     assert compute_returns(rollout, 0, 0.0, 20.0).tolist() == pytest.approx([0.2, 1.0, 0.1])
 
 
+def test_a_row_that_is_cut_off_counts_what_the_critic_says() -> None:
+    step = _step([0.2, 0.7, 0.1], [True, True, True], [False, True, False])
+    step = replace(step, truncated=torch.tensor([False, False, True]))
+    chunk = ActionChunk(torch.zeros(3, 1, 1))
+    rollout = Rollout(
+        "imagined", torch.zeros(3, dtype=torch.long), ("a", "b", "c"), (step.observation,), (chunk,), (step,), "p", "w"
+    )
+    value = torch.tensor([0.6, 0.0, 0.9])
+    assert compute_returns(rollout, 0, last_value=value).tolist() == pytest.approx([0.6, 1.0, 0.1])
+
+
 def test_optimisation_warms_up_decays_and_clips() -> None:
     weight = nn.Parameter(torch.ones(2, 2))
     optimisation = Optimisation([weight], learning_rate=0.1, num_steps=100, warmup_steps=10, weight_decay=0.0)

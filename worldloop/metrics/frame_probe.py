@@ -17,11 +17,8 @@ from torch.nn import functional
 
 from worldloop import images
 from worldloop.networks.blocks import make_mlp
-from worldloop.networks.embeddings import find_points
+from worldloop.networks.frame_pair import FramePairEncoder
 
-GRID = 16  # cells per side of the first convolution
-NUM_KEYPOINTS = 16
-CONTRAST = 4.0  # of frames less their background, whose values are small
 LEARNING_RATE = 2e-3
 POSITION_WEIGHT = 4.0  # of the position loss (in standard deviations) beside the success loss
 SHIFT_LEVELS = 6  # grey levels of brightness by which training frames vary, as imagined ones do
@@ -47,46 +44,26 @@ class ProbeReading:
 
 
 class FrameProbe(nn.Module):
-    """Convolutions, keypoints, and one MLP for P coordinates and the success logit.
+    """A `FramePairEncoder` and one MLP for P coordinates and the success logit."""
 
-    ``background`` [3, h, w], the mean frame, is taken off: most pixels never change.
-    """
-
-    background: Tensor
     position_mean: Tensor
     position_std: Tensor
 
-    def __init__(self, background: Tensor, position_mean: Tensor, position_std: Tensor, width: int = 32) -> None:
+    def __init__(self, background: Tensor, position_mean: Tensor, position_std: Tensor) -> None:
         super().__init__()
-        size = background.shape[-1]
-        self.register_buffer("background", background.float())
         self.register_buffer("position_mean", position_mean.float())
         self.register_buffer("position_std", position_std.float().clamp_min(1e-4))
-        self.patch = next(p for p in range(max(1, size // GRID), 0, -1) if size % p == 0)
-        self.stem = nn.Conv2d(6 * self.patch**2, width, 1)
-        self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.maps = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
-        self.sharpness = nn.Parameter(torch.tensor(4.0))
-        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        cells = ((size // self.patch + 1) // 2) ** 2
-        self.head = make_mlp(2 * width * cells + 2 * NUM_KEYPOINTS, 256, len(position_mean) + 1, num_hidden=2)
+        self.encoder = FramePairEncoder(background)
+        self.head = make_mlp(self.encoder.dim, 256, len(position_mean) + 1, num_hidden=2)
 
     def forward(self, first: Tensor, frame: Tensor) -> Tensor:
         """u8 [B, h, w, 3] twice -> f32 [B, P + 1]: standardised coordinates, then the success logit."""
-        pair = torch.cat([images.to_network(x) - self.background for x in (first, frame)], dim=1) * CONTRAST
-        with torch.autocast(pair.device.type, dtype=torch.bfloat16):
-            h = self.stem(functional.pixel_unshuffle(pair, self.patch))
-            for layer in self.fine:
-                h = h + layer(functional.silu(h))
-            h = functional.silu(h)
-            points = find_points(self.maps(h), self.sharpness)
-            features = functional.silu(self.down(h)).flatten(1)
-        return self.head(torch.cat([features.float(), points.flatten(1)], dim=1))
+        return self.head(self.encoder(first, frame))
 
     @torch.no_grad()
     def read(self, first: Tensor, frames: Tensor, batch_size: int = 512) -> ProbeReading:
         """``frames`` u8 [N, h, w, 3] of the episodes that began with ``first`` u8 [N, h, w, 3]."""
-        device = self.background.device
+        device = self.position_mean.device
         pairs = zip(first.split(batch_size), frames.split(batch_size), strict=True)
         output = torch.cat([self(a.to(device), b.to(device)).cpu() for a, b in pairs])
         return ProbeReading(output[:, :-1] * self.position_std.cpu() + self.position_mean.cpu(), output[:, -1])

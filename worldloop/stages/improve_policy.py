@@ -6,7 +6,8 @@ declared a success, else the highest calibrated success probability it reached.
 
 After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL. Departures: the policy continues from the promoted one
 (``restart_from``), rewards are calibrated on imagined frames and not cut at a hand-set threshold, a share of the groups
-starts in the middle of real episodes (keyframe starts), and rollouts end after ``imagination_horizon`` chunks.
+starts in the middle of real episodes (keyframe starts), rollouts end after ``imagination_horizon`` chunks, and a critic
+may value where they were cut off (``num_critic_steps``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from worldloop.imagination import Calibration, ImaginedSimulator
 from worldloop.networks.ema import EmaWeights
 from worldloop.open_loop import find_best
 from worldloop.randomness import make_generator, make_row_keys
+from worldloop.rl.critic import Critic
 from worldloop.rl.grpo import (
     GroupAdvantages,
     compute_group_advantages,
@@ -36,6 +38,7 @@ from worldloop.stages.clone_policy import ClonePolicyConfig, imitate
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.optimisation import Optimisation
+from worldloop.stages.policy_value import fit_policy_value
 from worldloop.stages.state import LoopState
 from worldloop.types import ActionChunk, Observation, Rollout
 
@@ -60,6 +63,7 @@ class ImprovePolicyConfig:
     min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
     mid_episode_share: float = 0.25  # share of groups that start in the middle of one of the policy's episodes
     imagination_horizon: int = 6  # chunks a rollout is imagined for at most; drift grows with every one
+    num_critic_steps: int = 0  # optimizer steps of a critic that values where a rollout is cut off; 0: no critic
     uncertainty_penalty: float = 0.0  # off a row's return per dB its worst frame is expected below what can be trusted
     truncates_uncertain: bool = False  # end a rollout, unsuccessful, at its first frame below what can be trusted
     num_candidates: int = 3  # checkpoints, evenly spaced over the updates, among which promotion chooses
@@ -78,6 +82,8 @@ class ImprovePolicyConfig:
         if not 1 <= self.num_candidates <= self.num_updates:
             bounds = f"1..num_updates = {self.num_updates}"
             raise ValueError(f"improve_policy.num_candidates must be in {bounds}, got {self.num_candidates}")
+        if self.num_critic_steps < 0:
+            raise ValueError(f"improve_policy.num_critic_steps must be >= 0, got {self.num_critic_steps}")
         if self.uncertainty_penalty < 0:
             raise ValueError(f"improve_policy.uncertainty_penalty must be >= 0, got {self.uncertainty_penalty}")
         if self.group_size < 2:
@@ -103,10 +109,12 @@ def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig,
     if state.distrust:
         context.log(f"policy left as it is: {state.distrust}")
         return replace(state, candidates=()).record(improvement_skipped=state.distrust)
-    candidates, figures = _Improvement(state, config, context).train(path)
+    improvement = _Improvement(state, config, context)
+    candidates, figures = improvement.train(path)
     context.log(f"imagined success {figures['first']:.3f} -> {figures['last']:.3f} over {config.num_updates} updates")
     return replace(state, candidates=candidates).record(
-        imagined_success_in_training={"first_update": figures["first"], "last_update": figures["last"]}
+        imagined_success_in_training={"first_update": figures["first"], "last_update": figures["last"]},
+        **improvement.critic_figures,
     )
 
 
@@ -127,6 +135,10 @@ class _Improvement:
         self.episodes = self.dataset.episode_index()
         self.policy_episodes = self.dataset.episode_index(source="policy")
         self.generator = make_generator(context.seed, state.iteration, "improve_policy")
+        self.critic: Critic | None = None
+        self.critic_figures: dict[str, Any] = {}
+        if config.num_critic_steps:
+            self.critic, self.critic_figures = fit_policy_value(state, config.num_critic_steps, context)
         self.optimisation = Optimisation(
             self.policy.parameters(),
             learning_rate=config.learning_rate,
@@ -214,7 +226,11 @@ class _Improvement:
         """Advantages of one round and the optimizer steps on it."""
         config = self.config
         returns = compute_returns(
-            rollout, self.context.spec.frames_after_success, config.uncertainty_penalty, self.calibration.floor_db
+            rollout,
+            self.context.spec.frames_after_success,
+            config.uncertainty_penalty,
+            self.calibration.floor_db,
+            None if self.critic is None else self.critic.value(rollout.steps[-1].observation),
         )
         if config.shuffle_rewards:
             returns = shuffle_returns(returns, self.generator)
@@ -275,17 +291,24 @@ class _Decisions:
 
 
 def compute_returns(
-    rollout: Rollout, frames_after_success: int, uncertainty_penalty: float = 0.0, floor_db: float = 0.0
+    rollout: Rollout,
+    frames_after_success: int,
+    uncertainty_penalty: float = 0.0,
+    floor_db: float = 0.0,
+    last_value: Tensor | None = None,
 ) -> Tensor:
     """f32 [B]: 1 for rows that were declared a success, else the highest confirmed success probability they reached.
 
-    Confirmed: see `confirm`. A declared success counts 1 however sure the head was: else groups in which everybody
-    succeeds would be taught to please the head. From either comes off ``uncertainty_penalty`` for each dB that the
-    row's least certain frame is expected to lie below ``floor_db`` (the penalty of MOPO, arXiv:2005.13239).
+    Confirmed: see `confirm`. A row that was cut off counts ``last_value`` f32 [B] instead, where given. A declared
+    success counts 1 however sure the head was: else groups in which everybody succeeds would be taught to please the
+    head. Off come ``uncertainty_penalty`` for each dB that the row's least certain frame is expected to lie below
+    ``floor_db`` (the penalty of MOPO, arXiv:2005.13239).
     """
     probability = torch.cat([s.success_prob for s in rollout.steps], dim=1)
     stride = rollout.valid.shape[1] // probability.shape[1]
     best = find_best(probability, rollout.valid[:, ::stride], frames_after_success).clamp_min(0)
+    if last_value is not None:
+        best = torch.where(rollout.steps[-1].done, best, last_value)
     returns = torch.where(rollout.success, 1.0, best)
     lowest = rollout.lowest_expected_psnr_db
     if uncertainty_penalty == 0 or lowest is None:

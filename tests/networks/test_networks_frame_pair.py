@@ -1,0 +1,19 @@
+import torch
+
+from worldloop.networks.frame_pair import FramePairEncoder
+
+
+def test_features_tell_where_a_square_is_and_what_the_background_is_not() -> None:
+    torch.manual_seed(0)
+    encoder = FramePairEncoder(torch.zeros(3, 16, 16))
+    frames = torch.full((3, 16, 16, 3), 100, dtype=torch.uint8)
+    frames[1, 2:5, 2:5] = 250
+    frames[2, 9:12, 9:12] = 250
+    first = frames[:1].expand(3, -1, -1, -1)
+    features = encoder(first, frames)
+    assert features.shape == (3, encoder.dim)
+    assert features.dtype == torch.float32
+    distance = torch.cdist(features, features)
+    assert (distance + 10 * torch.eye(3) > 0.01).all()
+    swapped = encoder(frames, first)
+    assert not torch.allclose(swapped[1], features[1], atol=1e-2), "first and now are told apart"

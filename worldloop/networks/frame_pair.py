@@ -1,0 +1,47 @@
+"""Where an episode stands, from its first frame and the one now: a small encoder for probes and critics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldloop import images
+from worldloop.networks.embeddings import find_points
+
+GRID = 16  # cells per side of the first convolution
+NUM_KEYPOINTS = 16
+CONTRAST = 4.0  # of frames less their background, whose values are small
+
+
+class FramePairEncoder(nn.Module):
+    """Convolutions and keypoints: ``forward(first, frame)`` u8 [B, h, w, 3] twice -> features f32 [B, ``dim``].
+
+    ``background`` [3, h, w], the mean frame, is taken off: most pixels never change.
+    """
+
+    background: Tensor
+
+    def __init__(self, background: Tensor, width: int = 32) -> None:
+        super().__init__()
+        size = background.shape[-1]
+        self.register_buffer("background", background.float())
+        self.patch = next(p for p in range(max(1, size // GRID), 0, -1) if size % p == 0)
+        self.stem = nn.Conv2d(6 * self.patch**2, width, 1)
+        self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.maps = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
+        self.sharpness = nn.Parameter(torch.tensor(4.0))
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        cells = ((size // self.patch + 1) // 2) ** 2
+        self.dim = 2 * width * cells + 2 * NUM_KEYPOINTS
+
+    def forward(self, first: Tensor, frame: Tensor) -> Tensor:
+        pair = torch.cat([images.to_network(x) - self.background for x in (first, frame)], dim=1) * CONTRAST
+        with torch.autocast(pair.device.type, dtype=torch.bfloat16):
+            h = self.stem(functional.pixel_unshuffle(pair, self.patch))
+            for layer in self.fine:
+                h = h + layer(functional.silu(h))
+            h = functional.silu(h)
+            points = find_points(self.maps(h), self.sharpness)
+            features = functional.silu(self.down(h)).flatten(1)
+        return torch.cat([features.float(), points.flatten(1)], dim=1)

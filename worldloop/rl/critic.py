@@ -1,0 +1,97 @@
+"""A small critic: how likely does the policy still succeed from what it sees?
+
+It is fitted on the policy's real episodes, whose ends are known, by cross-entropy, a proper score. Imagined rollouts
+that are cut short take its value of their last state as their return, as truncated rollouts of model-based
+reinforcement learning do (MBPO, arXiv:1906.08253; Dreamer, arXiv:1912.01603). It is not bootstrapped from itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldloop import images
+from worldloop.networks.blocks import make_mlp
+from worldloop.networks.frame_pair import FramePairEncoder
+from worldloop.types import Observation
+
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.05
+DROPOUT = 0.3  # a few hundred episodes are easily learned by heart
+SHIFT_LEVELS = 6  # grey levels of brightness by which training frames vary, as imagined ones do
+
+
+class Critic(nn.Module):
+    """``forward(observation)`` -> logit f32 [B] of success by the episode's end.
+
+    Reads the first frame, the frame now, proprio where there is any, and the share of the time limit that has passed.
+    """
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+
+    def __init__(self, background: Tensor, proprio: Tensor | None, max_episode_steps: int) -> None:
+        super().__init__()
+        self.max_episode_steps = max_episode_steps
+        if proprio is None:
+            proprio = torch.zeros(2, 0)
+        self.register_buffer("proprio_mean", proprio.float().mean(0))
+        self.register_buffer("proprio_std", proprio.float().std(0).clamp_min(1e-4))
+        self.encoder = FramePairEncoder(background)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.head = make_mlp(self.encoder.dim + proprio.shape[1] + 1, 128, 1, num_hidden=1)
+
+    def forward(self, observation: Observation) -> Tensor:
+        features = self.dropout(self.encoder(observation.frames[:, 0], observation.frames[:, -1]))
+        parts = [features, (observation.env_step / self.max_episode_steps)[:, None].to(features)]
+        if len(self.proprio_mean):
+            if observation.proprio is None:
+                raise ValueError("this critic was fitted with proprio, and the observation has none")
+            parts.append((observation.proprio.to(features) - self.proprio_mean) / self.proprio_std)
+        return self.head(torch.cat(parts, dim=1))[:, 0]
+
+    @torch.no_grad()
+    def value(self, observation: Observation) -> Tensor:
+        """f32 [B] in [0, 1], on the CPU: the probability of success."""
+        return torch.sigmoid(self(observation.to(self.proprio_mean.device))).cpu()
+
+
+def fit_critic(
+    load: Callable[[Tensor], tuple[Observation, Tensor]],
+    num_rows: int,
+    *,
+    num_steps: int,
+    batch_size: int,
+    max_episode_steps: int,
+    generator: torch.Generator,
+    device: torch.device,
+    on_step: Callable[[float], None],
+) -> Critic:
+    """A critic fitted on what ``load(rows int64 [B])`` gives for rows 0..num_rows - 1: an observation and, f32 [B],
+    whether its episode succeeded in the end. ``on_step(loss)`` is called after every step.
+    """
+    sample, _ = load(torch.randint(num_rows, (min(num_rows, 1024),), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        critic = Critic(images.to_network(sample.frames[:, -1]).mean(0), sample.proprio, max_episode_steps).to(device)
+        optimizer = torch.optim.AdamW(critic.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.1)
+        for _ in range(num_steps):
+            observation, succeeds = load(torch.randint(num_rows, (batch_size,), generator=generator))
+            shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (batch_size, 1, 1, 1, 1), generator=generator)
+            frames = (observation.frames.short() + shift).clamp(0, 255).byte()
+            logit = critic(_with_frames(observation, frames).to(device))
+            loss = functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            on_step(float(loss.detach()))
+    return critic.eval()
+
+
+def _with_frames(observation: Observation, frames: Tensor) -> Observation:
+    return Observation(frames, observation.proprio, observation.instruction, observation.env_step)
