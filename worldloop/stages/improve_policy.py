@@ -114,6 +114,7 @@ def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig,
     context.log(f"imagined success {figures['first']:.3f} -> {figures['last']:.3f} over {config.num_updates} updates")
     return replace(state, candidates=candidates).record(
         imagined_success_in_training={"first_update": figures["first"], "last_update": figures["last"]},
+        imagined_frames=int(figures["frames"]),
         **improvement.critic_figures,
     )
 
@@ -149,12 +150,13 @@ class _Improvement:
         )
 
     def train(self, path: str) -> tuple[tuple[str, ...], dict[str, float]]:
-        """All updates; returns the candidates' checkpoints and the imagined success before and after."""
+        """All updates; returns the candidates' checkpoints, the imagined success before and after, and all frames."""
         config, context = self.config, self.context
         saved_after = np.linspace(0, config.num_updates, config.num_candidates + 1).round()[1:]
         candidates: list[str] = []
         first = (self.iteration - 1) * config.num_updates
         imagined: list[float] = []
+        num_frames = 0.0
         with (
             context.progress(config.num_updates, "update") as progress,
             context.writer("improve_policy", purge_step=first) as writer,
@@ -167,13 +169,15 @@ class _Improvement:
                 writer.scalars(first + update, {f"improve_policy/{k}": v for k, v in metrics.items()})
                 running = rollout.valid[:, :: context.chunk_length].sum()
                 frames = float(running) * context.chunk_length / context.spec.actions_per_frame
+                num_frames += frames
                 writer.scalars(first + update, {"improve_policy/imagined_frames_per_s": frames / seconds})
                 if update + 1 in saved_after:
                     candidates.append(f"{path}_after_{update + 1:03d}")
                     context.save_policy(self.averaged.module, candidates[-1])
                 progress.advance(imagined_success=metrics["imagined_success_rate"])
         tail = imagined[-max(1, len(imagined) // 5) :]
-        return tuple(candidates), {"first": round(imagined[0], 6), "last": round(sum(tail) / len(tail), 6)}
+        last = round(sum(tail) / len(tail), 6)
+        return tuple(candidates), {"first": round(imagined[0], 6), "last": last, "frames": num_frames}
 
     def imagine(self, update: int) -> tuple[Rollout, float]:
         """One round of grouped rollouts, and how long it took."""
