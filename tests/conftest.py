@@ -1,5 +1,6 @@
 """What every test needs: one thread, no hub access, and temporary files that vanish with the session."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -22,6 +23,8 @@ _session_directory = pytest.StashKey[tuple[str, dict[str, str | None]]]()
 def pytest_configure(config: pytest.Config) -> None:
     # Short, because Ray puts sockets below it and a socket's path has at most 107 characters.
     directory = tempfile.mkdtemp(prefix="wl-")
+    # Registered before multiprocessing is imported, hence run after it has tidied up its own folder in there.
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     changed = {"TMPDIR": directory, "HF_HOME": f"{directory}/hf"}
     config.stash[_session_directory] = (directory, {name: os.environ.get(name) for name in changed})
     os.environ.update(changed)
@@ -29,14 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    directory, before = config.stash[_session_directory]
+    _, before = config.stash[_session_directory]
     for name, value in before.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
     tempfile.tempdir = None
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Experiment 007: should GRPO imagine whole episodes, or short branches from the middle of real ones with a critic?
 
-    python experiments/007_short_branches/run.py run SEED [key=value ...] [--arms ARM ...]   # all arms of one training seed
-    python experiments/007_short_branches/run.py report [key=value ...]                      # result.json and gain.png here
+    python experiments/007_short_branches/run.py run SEED [key=value ...] [--arms ARM ...]   # one training seed
+    python experiments/007_short_branches/run.py report [key=value ...]                      # result.json, gain.png
 
 Per seed the loop of ``configs/pushcube_cpu.yaml`` runs up to the first check; every arm goes on from there, on the same
 world model and clone, with the same number of frames that may be imagined. The last policy of each arm, unseen by any
