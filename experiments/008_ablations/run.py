@@ -1,0 +1,225 @@
+"""Experiment 008: what makes a world model's reward trustworthy?
+
+    python experiments/008_ablations/run.py fit ARM RUN OUT      # RUN: a run directory with SANS version v001
+    python experiments/008_ablations/run.py report OUT ...       # every OUT of fit: result.json and arms.png here
+
+``fit`` trains one world model from nothing on a run's scripted episodes and those of its clone, with the settings of
+``configs/pushcube_cpu.yaml`` but for the arm's one change, and imagines the held-out episodes. The runs are the
+`short_branches_base_seed?` of experiment 007, one per training seed. Equal optimizer steps, one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.config import load_config
+from worldloop.open_loop import find_best
+from worldloop.runtime.progress import TerminalDisplay
+from worldloop.sans.clips import ClipDataset
+from worldloop.session import Session
+from worldloop.stages import check_world_model, fit_world_model
+from worldloop.stages.data import open_clips
+from worldloop.stages.state import LoopState
+from worldloop.statistics import auc, bootstrap_interval
+from worldloop.types import Clip
+from worldloop.world_model.hybrid import HybridDenoiser
+from worldloop.world_model.self_rollout import SelfRolloutPool
+
+HERE = Path(__file__).resolve().parent
+VERSION = "v001"
+COMMON = [
+    "runtime=inline",
+    "resources.num_threads=1",
+    "check_world_model.probe_steps=300",
+    "check_world_model.num_videos=0",
+]
+ARMS: dict[str, list[str]] = {
+    "now": [],
+    "no_self_rollout": ["world_model.self_rollout.share=0"],
+    "real_proprio_in_pool": [],
+    "stops_at_success": [],
+    "no_near_success": ["clips.near_success=false"],
+    "no_anchor": [],
+    "no_poses": ["world_model.hybrid.num_poses=0"],
+    "linear_patches": ["world_model.hybrid.patch_hidden=1"],
+    "two_steps": ["world_model.num_sampler_steps=2", "world_model.zero_time_share=0.5"],
+    "four_steps": ["world_model.num_sampler_steps=4", "world_model.zero_time_share=0.5"],
+}
+
+
+class RealProprioPool(SelfRolloutPool):
+    """Carries the model's frames only; beside them stands the proprio that was recorded."""
+
+    def compose(self, choose: Callable[[int], Tensor], load: Callable[[Tensor, int], Clip]) -> Clip:
+        clip = super().compose(choose, load)
+        return replace(clip, context_proprio=load(clip.index, 1).context_proprio)
+
+
+def patch(arm: str) -> None:
+    """Changes that no setting makes."""
+    if arm == "real_proprio_in_pool":
+        fit_world_model.SelfRolloutPool = RealProprioPool  # type: ignore[misc]
+    if arm == "stops_at_success":
+        begin = ClipDataset.__init__
+
+        def without_what_follows(self: ClipDataset, *given: Any) -> None:
+            begin(self, *given)
+            if self.split == "train":
+                keep = self.candidates[:, 1] < self.num_open_steps[self.candidates[:, 0]]
+                self.candidates, self.candidate_motion = self.candidates[keep], self.candidate_motion[keep]
+
+        ClipDataset.__init__ = without_what_follows  # type: ignore[method-assign]
+    if arm == "no_anchor":
+        forward = HybridDenoiser.forward
+
+        def without_first(self: HybridDenoiser, noisy: Tensor, t: Tensor, context: Tensor, conditioning: Any) -> Any:
+            return forward(self, noisy, t, torch.cat([context[:, -1:], context[:, 1:]], dim=1), conditioning)
+
+        HybridDenoiser.forward = without_first  # type: ignore[method-assign]
+
+
+def fit(arm: str, run: Path, out: Path) -> None:
+    """Fit one world model, check it, and leave ``result.json`` in ``out``."""
+    if (out / "result.json").exists():
+        raise SystemExit(f"{out} has a result already")
+    patch(arm)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / "sans").symlink_to((run / "sans").resolve())
+    seed = int(run.name[-1])
+    path = HERE.parents[1] / "configs/pushcube_cpu.yaml"
+    config = load_config(path, [*COMMON, f"seed={seed}", *ARMS[arm]])
+    context: Any = Session(config, out, f"{arm}, seed {seed}", None, TerminalDisplay())  # type: ignore[arg-type]
+    state, begin = LoopState(iteration=1, dataset=VERSION), time.time()
+    state = fit_world_model.run(state, config.fit_world_model, config.clips, context)
+    fit_s = time.time() - begin
+    state = check_world_model.run(state, config.check_world_model, context)
+    world_model = context.load_world_model(state.world_model).eval()
+    dataset = open_clips(context, VERSION, "validation")
+    own: dict[str, Any] = {}
+    for source, names in check_world_model.SOURCES.items():
+        episodes = dataset.episode_index(source=names)
+        branches = check_world_model.imagine_episodes(world_model, dataset, episodes, 64, context).branches
+        k, valid = branches.frames_after_success, branches.truth.valid
+        own[source] = {
+            "logit": find_best(branches.logit, valid, k).tolist(),
+            "logit_of_single_frames": find_best(branches.logit, valid, 0).tolist(),
+            "is_success": branches.succeeds.tolist(),
+        }
+    record = state.records[1]
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "overrides": [*COMMON, *ARMS[arm]],
+        "fit_s": round(fit_s),
+        "world_model_check": record["world_model_check"],
+        "episodes": own,
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+FIGURES = ("auc", "auc_of_single_frames", "auc_of_outcome_classifier", "auc_scripted", "psnr_db", "object_error_cm_end")
+
+
+def summarise(result: dict[str, Any]) -> dict[str, float]:
+    own, check = result["episodes"]["on_policy"], result["world_model_check"]["on_policy"]
+    scripted = result["episodes"]["scripted"]
+    return {
+        "auc": auc(np.array(own["logit"]), np.array(own["is_success"])),
+        "auc_of_single_frames": auc(np.array(own["logit_of_single_frames"]), np.array(own["is_success"])),
+        "auc_of_outcome_classifier": check["visual_alignment"]["imagined"]["auc"]["value"],
+        "auc_scripted": auc(np.array(scripted["logit"]), np.array(scripted["is_success"])),
+        "psnr_db": check["psnr_db"]["mean"]["value"],
+        "object_error_cm_end": check["object_error_cm"]["end"]["value"],
+    }
+
+
+def compare_auc(results: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds of the arm's on-policy AUC minus that of `now`, resampling held-out episodes within each seed."""
+    by_seed = {r["seed"]: r for r in base}
+    pairs = [(r["episodes"]["on_policy"], by_seed[r["seed"]]["episodes"]["on_policy"]) for r in results]
+
+    def difference(index: list[np.ndarray]) -> float:
+        values = []
+        for (a, b), rows in zip(pairs, index, strict=True):
+            label = np.array(a["is_success"])[rows]
+            values.append(auc(np.array(a["logit"])[rows], label) - auc(np.array(b["logit"])[rows], label))
+        return float(np.mean(values))
+
+    sizes = [len(a["is_success"]) for a, _ in pairs]
+    rng = np.random.default_rng(0)
+    draws = [difference([rng.integers(0, n, n) for n in sizes]) for _ in range(1000)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    value = difference([np.arange(n) for n in sizes])
+    return {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4), "n": sizes}
+
+
+def report(outs: list[Path]) -> None:
+    results = [json.loads((out / "result.json").read_text()) for out in outs]
+    arms: dict[str, Any] = {}
+    by_arm = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in ARMS}
+    for arm, runs in by_arm.items():
+        if runs:
+            figures = [{k: round(v, 4) for k, v in summarise(r).items()} for r in runs]
+            arms[arm] = {
+                "seeds": [{"seed": r["seed"], "fit_s": r["fit_s"], **f} for r, f in zip(runs, figures, strict=True)],
+                "mean": {name: round(float(np.mean([f[name] for f in figures])), 4) for name in FIGURES},
+                "auc_minus_now": compare_auc(runs, by_arm["now"]) if arm != "now" else None,
+                "auc_interval": [interval(r) for r in runs],
+            }
+    result = {"schema_version": 1, "common": COMMON, "arm_overrides": ARMS, "arms": arms}
+    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    for arm, entry in arms.items():
+        print(f"{arm:22s}", entry["mean"], entry["auc_minus_now"], len(entry["seeds"]))
+    plot(arms)
+
+
+def interval(result: dict[str, Any]) -> dict[str, float]:
+    own = result["episodes"]["on_policy"]
+    low, high = bootstrap_interval(auc, np.array(own["logit"]), np.array(own["is_success"]))
+    return {"low": round(low, 4), "high": round(high, 4), "n": len(own["logit"])}
+
+
+def plot(arms: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
+    for axes, name in zip(panels, ("auc", "psnr_db", "object_error_cm_end"), strict=True):
+        for y, entry in enumerate(arms.values()):
+            axes.plot([s[name] for s in entry["seeds"]], [y] * len(entry["seeds"]), "o", alpha=0.6)
+            axes.plot([entry["mean"][name]] * 2, [y - 0.3, y + 0.3], "k-")
+        axes.set_yticks(range(len(arms)), [a.replace("_", " ") for a in arms], fontsize=8)
+        axes.set_title(f"{name}, on-policy", fontsize=9)
+        axes.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(HERE / "arms.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("fit")
+    command.add_argument("arm", choices=ARMS)
+    command.add_argument("run", type=Path)
+    command.add_argument("out", type=Path)
+    commands.add_parser("report").add_argument("outs", type=Path, nargs="+")
+    given = parser.parse_args()
+    fit(given.arm, given.run, given.out) if given.command == "fit" else report(given.outs)
+
+
+if __name__ == "__main__":
+    main()
