@@ -76,6 +76,11 @@ def test_run_directory_and_results(finished: Path) -> None:
         assert success["low"] <= success["rate"] <= success["high"]
     assert set(last["reward_alignment"]) >= {"scripted", "on_policy"}
     assert clone["env_steps"] < last["env_steps"]
+    assert 0 <= last["value_auc"]["value"] <= 1
+    # 4 updates of 8 groups of 4 rows, each of at most 3 chunks of one frame
+    assert 0 < last["imagined_frames"] <= 4 * 8 * 4 * 3
+    calibration = json.loads((finished / "state.json").read_text())["calibration"]
+    assert calibration["floor_db"] > 0
 
 
 def test_the_check_stands_beside_its_baselines_and_floors(finished: Path) -> None:
