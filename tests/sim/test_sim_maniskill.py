@@ -204,7 +204,8 @@ def test_no_vulkan_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("task", "Nope-v1"), ("backend", "tpu"), ("num_envs", 0), ("supersampling", 0), ("shader", "x")]
+    ("key", "value"),
+    [("task", "Nope-v1"), ("backend", "tpu"), ("num_envs", 0), ("supersampling", 0), ("max_episode_steps", -1)],
 )
 def test_config_names_the_bad_key(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):

@@ -44,6 +44,7 @@ class ManiSkillConfig:
     num_envs: int = 1  # rows simulated at once; 1 on the CPU
     shader: str = "minimal"  # SAPIEN shader pack: minimal | default | rt-fast
     camera: str = "base_camera"  # name of the camera whose images are stored
+    max_episode_steps: int = 0  # environment steps before an episode is truncated; 0: the task's own limit
     frames_after_success: int = 1  # frames an episode goes on for after its success; imagination needs as many more
 
     def __post_init__(self) -> None:
@@ -58,8 +59,9 @@ class ManiSkillConfig:
         for key in ("image_size", "supersampling", "actions_per_frame", "num_envs"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        if self.frames_after_success < 0:
-            raise ValueError(f"frames_after_success must be at least 0, got {self.frames_after_success}")
+        for key in ("max_episode_steps", "frames_after_success"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
         if self.backend == "cpu" and self.num_envs != 1:
             raise ValueError(f"num_envs must be 1 with backend cpu, got {self.num_envs}; use more processes instead")
 
@@ -81,7 +83,7 @@ def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
         action_high=(1.0,) * 4,
         hz=CONTROL_HZ,
         actions_per_frame=config.actions_per_frame,
-        max_episode_steps=task.max_episode_steps,
+        max_episode_steps=config.max_episode_steps or task.max_episode_steps,
         success_radius_m=task.goal_radius_m,
         control_mode=CONTROL_MODE,
         camera=config.camera,

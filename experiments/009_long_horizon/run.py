@@ -1,0 +1,219 @@
+"""Experiment 009: when does an imagined rollout lose the scene? A thousand frames of reach, push, return.
+
+    python experiments/009_long_horizon/run.py record RUN OUT    # RUN: a run with SANS version v001 of PushCube-v1
+    python experiments/009_long_horizon/run.py fit OUT           # fit a world model, imagine, result.json, horizon.png
+
+``record`` adds episodes of a script that pushes the cube forward and pulls it back, again and again, to the run's own:
+40 of 100 frames to train on, and ``LONG`` of 1,000 frames, held out. ``fit`` trains one world model on everything but
+those and imagines them from their first frame alone with their recorded actions. World-VLA-Loop (arXiv:2602.06508,
+limitations) reports drift after some 200 frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.config import load_config
+from worldloop.interfaces import Metrics
+from worldloop.metrics.video import compute_psnr, repeat_first_frame
+from worldloop.rollout import rollout_to_episodes, run_rollout
+from worldloop.runtime.progress import TerminalDisplay
+from worldloop.sans.store import SansStore
+from worldloop.session import Session
+from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator
+from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, STEP_M, TCP_IN_PROPRIO
+from worldloop.stages import check_world_model, fit_world_model
+from worldloop.stages.branch_figures import measure_state_error, positions, see
+from worldloop.stages.data import open_clips
+from worldloop.stages.state import LoopState
+from worldloop.types import ActionChunk, ImitationBatch, Observation, Split
+
+HERE = Path(__file__).resolve().parent
+FRAMES, LONG, TRAINING = 1000, 4, 40
+BIN = 20  # frames that a point of the curves averages
+OVERRIDES = [
+    "runtime=inline",
+    "resources.num_threads=1",
+    "fit_world_model.num_steps=2000",
+    "check_world_model.probe_steps=1000",
+    "simulator.maniskill.max_episode_steps=5000",
+    "simulator.maniskill.frames_after_success=1000",
+]
+
+
+class ReachPushReturn:
+    """Behind the cube, down, push forward, up, home; before the cube, down, pull back, up, home; and again."""
+
+    version = "reach-push-return"
+    FORWARD_X, BACK_X = 0.01, -0.06  # where the cube is pushed and pulled to: always within the arm's reach
+    BESIDE_M, LOW_M, HIGH_M = 0.075, 0.02, 0.11
+    TOUCH_M = 0.032  # from the cube's centre to the tcp while pushing
+    HOME = (-0.05, 0.0, 0.18)
+    MAX_STEPS = 14  # of one phase, so that a blocked arm goes on
+
+    def __init__(self) -> None:
+        self.phase, self.steps, self.cube = 0, 0, torch.zeros(3)
+
+    def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
+        """One row; five actions at once, planned from the simulator's state."""
+        assert observation.sim_state is not None
+        assert observation.proprio is not None
+        tcp, cube = observation.proprio[0, TCP_IN_PROPRIO].clone(), observation.sim_state[0, CUBE_XYZ]
+        actions = []
+        for _ in range(5):
+            target = self._target(tcp, cube)
+            delta = ((target - tcp) / STEP_M * 0.7).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+            tcp = tcp + STEP_M * delta
+            actions.append(torch.cat([delta, torch.tensor([-1.0])]))
+        return ActionChunk(torch.stack(actions)[None], policy_version=self.version)
+
+    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
+        raise TypeError("a script has no log-probabilities")
+
+    def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
+        raise TypeError("a script does not learn")
+
+    def _target(self, tcp: Tensor, cube: Tensor) -> Tensor:
+        forward = 1.0 if self.phase < 5 else -1.0
+        part = self.phase % 5
+        if part in (0, 1):
+            self.cube = cube.clone()  # where it lies before it is touched
+        x = self.cube[0] - forward * self.BESIDE_M
+        end = torch.tensor(self.FORWARD_X - self.TOUCH_M if forward > 0 else self.BACK_X + self.TOUCH_M)
+        y = self.cube[1]
+        target = (
+            torch.stack([x, y, torch.tensor(self.HIGH_M)]),
+            torch.stack([x, y, torch.tensor(self.LOW_M)]),
+            torch.stack([end, y, torch.tensor(self.LOW_M)]),
+            torch.stack([tcp[0], tcp[1], torch.tensor(self.HIGH_M)]),
+            torch.tensor(self.HOME),
+        )[part]
+        self.steps += 1
+        if (target - tcp).norm() < 0.012 or self.steps > self.MAX_STEPS:
+            self.phase, self.steps = (self.phase + 1) % 10, 0
+        return target
+
+
+def record(run: Path, out: Path) -> None:
+    """``out/sans`` with version ``long``: the run's v001 and the script's episodes."""
+    shutil.copytree(run / "sans", out / "sans")
+    config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", OVERRIDES)
+    settings = config.simulator.maniskill
+    simulator = ManiSkillSimulator(ManiSkillConfig(**vars(settings)))
+    store = SansStore(out / "sans")
+    states = simulator.draw_initial_states("train", 3 * (TRAINING + LONG), seed=9)
+    near = (states.states[:, CUBE_XYZ][:, 0] + 0.04).abs() < 0.05
+    states = states.select(near.nonzero()[: TRAINING + LONG, 0])
+    shards = []
+    for split, first, count, frames in (("train", 0, TRAINING, 100), ("validation", TRAINING, LONG, FRAMES)):
+        episodes = []
+        for i in range(first, first + count):
+            began = time.time()
+            chosen = states.select([i])
+            rollout = run_rollout(
+                ReachPushReturn(), simulator, chosen.states, None, initial_state_id=chosen.ids, max_chunks=frames
+            )
+            kept: Split = "train" if split == "train" else "validation"
+            episodes += rollout_to_episodes(
+                rollout, simulator.spec, sources=("perturbed",), variants=("reach_push_return",), splits=(kept,),
+                iteration=9,
+            )  # fmt: skip
+            xy = torch.cat([s.sim_states[0] for s in rollout.steps if s.sim_states is not None])[:, CUBE_XYZ][:, :2]
+            low, high = ([round(v, 2) for v in bound.tolist()] for bound in (xy.amin(0), xy.amax(0)))
+            print(f"{split} {i}: {time.time() - began:.0f} s, cube from {low} to {high} m", flush=True)
+        shards.append(store.append(episodes, f"009-{split}", simulator.spec))
+    store.snapshot("long", shards, parent=store.version("v001"))
+
+
+def fit(out: Path) -> None:
+    config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", OVERRIDES)
+    context: Any = Session(config, out, "long horizon", None, TerminalDisplay())  # type: ignore[arg-type]
+    state = LoopState(iteration=1, dataset="long")
+    if not (out / "checkpoints/iteration_001/world_model").exists():
+        fit_world_model.run(state, config.fit_world_model, config.clips, context)
+    world_model = context.load_world_model("checkpoints/iteration_001/world_model").eval()
+    probe, _ = check_world_model.fit_probe(state, config.check_world_model, context)
+    dataset = open_clips(context, "long", "validation")
+    episodes = dataset.episode_index(variant="reach_push_return")
+    branches = check_world_model.imagine_episodes(world_model, dataset, episodes, LONG, context).branches
+    landmarks = context.spec.landmarks
+    imagined, simulated = (see(probe, branches, frames) for frames in (branches.frames, branches.truth.frames))
+    by_frame = measure_state_error(branches, imagined, simulated, positions(branches, dataset, landmarks), landmarks)
+    still = repeat_first_frame(branches.first_frames, branches.frames.shape[1])
+    by_frame |= {
+        "psnr_db": compute_psnr(branches.frames, branches.truth.frames),
+        "psnr_db_first_frame": compute_psnr(still, branches.truth.frames),
+    }
+    curves = {name: curve(values) for name, values in by_frame.items()}
+    assert branches.expected_psnr_db is not None
+    result = {
+        "schema_version": 1,
+        "overrides": OVERRIDES,
+        "num_episodes": len(episodes),
+        "bin_frames": BIN,
+        "lost_after_frames": {
+            "object 5 cm off": first_above(by_frame["object_error_cm"], 5.0),
+            "effector 5 cm off, by proprio": first_above(by_frame["effector_error_cm_proprio"], 5.0),
+            "no better than the first frame": first_above(by_frame["psnr_db_first_frame"] - by_frame["psnr_db"], 0.0),
+        },
+        "curves": curves | {"expected_psnr_db": curve(branches.expected_psnr_db)},
+    }
+    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["lost_after_frames"], indent=1))
+    plot(result["curves"])
+
+
+def curve(values: Tensor) -> list[float]:
+    """Mean over episodes and `BIN` frames."""
+    frames = values.shape[1] // BIN * BIN
+    return [round(v, 3) for v in values[:, :frames].float().nanmean(0).reshape(-1, BIN).nanmean(1).tolist()]
+
+
+def first_above(values: Tensor, limit: float) -> list[int]:
+    """Per episode the first frame from which the running mean over `BIN` frames exceeds ``limit``."""
+    smooth = values.float().unfold(1, BIN, 1).nanmean(2)
+    return [int(np.argmax(row)) if (row := (r > limit).numpy()).any() else values.shape[1] for r in smooth]
+
+
+def plot(curves: dict[str, list[float]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+    x = (np.arange(len(curves["psnr_db"])) + 0.5) * BIN
+    for name in ("psnr_db", "psnr_db_first_frame", "expected_psnr_db"):
+        left.plot(x, curves[name], label=name.replace("_", " "))
+    for name in ("object_error_cm", "object_error_cm_floor", "effector_error_cm_proprio"):
+        right.plot(x, curves[name], label=name.replace("_", " "))
+    for axes in (left, right):
+        axes.axvline(200, color="k", linestyle=":", linewidth=0.8)
+        axes.set_xlabel("imagined frames")
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(HERE / "horizon.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("record")
+    command.add_argument("run", type=Path)
+    command.add_argument("out", type=Path)
+    commands.add_parser("fit").add_argument("out", type=Path)
+    given = parser.parse_args()
+    record(given.run, given.out) if given.command == "record" else fit(given.out)
+
+
+if __name__ == "__main__":
+    main()
