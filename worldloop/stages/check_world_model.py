@@ -235,7 +235,8 @@ def align(result: OpenLoop, calibration: Calibration, cross_fit: bool = False) -
     """Reward alignment of ``result``.
 
     With ``cross_fit``, for episodes that ``calibration`` was itself fitted on, probability and threshold of every
-    episode come from a calibration on the other half of ``result``, so that no figure judges what it was tuned on.
+    episode come from a calibration on the other half of ``result``, so that no figure judges what it was tuned on. The
+    AUC is that of the logits themselves: no calibration changes their order, and two of them mixed would only blur it.
     """
     halves = [(np.arange(len(result.logit)) % 2 == i, calibration) for i in range(2)]
     if cross_fit:
@@ -244,7 +245,9 @@ def align(result: OpenLoop, calibration: Calibration, cross_fit: bool = False) -
     for half, used in halves:
         probability[half] = used.probability(torch.from_numpy(result.logit[half])).numpy()
         threshold[half] = used.threshold
-    return compute_alignment(probability, result.is_success, result.outcomes, threshold)
+    alignment = compute_alignment(probability, result.is_success, result.outcomes, threshold)
+    alignment["auc"] = compute_alignment(result.logit, result.is_success, result.outcomes, 0.0)["auc"]
+    return alignment
 
 
 def describe(alignment: dict[str, Any]) -> str:
