@@ -134,7 +134,9 @@ def plot(tasks: dict[str, Any]) -> None:
         for x, entry in enumerate(tasks.values()):
             value = entry[source][name]
             low, high = (value.get(k, value["value"]) for k in ("low", "high"))
-            axes.errorbar([x], [value["value"]], [[value["value"] - low], [high - value["value"]]], fmt="o", capsize=3)
+            # the calibration error's bootstrap lies above its value: resamples can only be less calibrated
+            spread = [[max(0.0, value["value"] - low)], [max(0.0, high - value["value"])]]
+            axes.errorbar([x], [value["value"]], spread, fmt="o", capsize=3)
         axes.axhline(bar, color="k", linewidth=0.8, linestyle=":")
         axes.set_xticks(range(len(tasks)), [t[:4] for t in tasks], fontsize=8)
         axes.set_xlim(-0.5, max(len(tasks), 1) - 0.5)

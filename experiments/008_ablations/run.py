@@ -4,8 +4,8 @@
     python experiments/008_ablations/run.py report OUT ...       # every OUT of fit: result.json and arms.png here
 
 ``fit`` trains one world model from nothing on a run's scripted episodes and those of its clone, with the settings of
-``configs/pushcube_cpu.yaml`` but for the arm's one change, and imagines the held-out episodes. The runs are the
-`short_branches_base_seed?` of experiment 007, one per training seed. Equal optimizer steps, one thread each.
+``configs/pushcube_cpu.yaml`` but for the arm's one change, and imagines the held-out episodes. Equal steps, one
+thread each. RUN is that of experiment 006 on PushCube, as a link whose name ends in the training seed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from worldloop.config import load_config
+from worldloop.interfaces import WorldModelOutput
 from worldloop.open_loop import find_best
 from worldloop.runtime.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
@@ -54,6 +55,8 @@ ARMS: dict[str, list[str]] = {
     "no_poses": ["world_model.hybrid.num_poses=0"],
     "linear_patches": ["world_model.hybrid.patch_hidden=1"],
     "two_steps": ["world_model.num_sampler_steps=2", "world_model.zero_time_share=0.5"],
+    "l1": ["world_model.video_loss=l1"],
+    "drop": [],
     "four_steps": ["world_model.num_sampler_steps=4", "world_model.zero_time_share=0.5"],
 }
 
@@ -66,10 +69,27 @@ class RealProprioPool(SelfRolloutPool):
         return replace(clip, context_proprio=load(clip.index, 1).context_proprio)
 
 
+class DropPool(SelfRolloutPool):
+    """Drops the fifth of each batch whose prediction is worst somewhere (8 px blocks, half overlapping).
+
+    What has drifted far has a target that no longer follows from its context, and teaches the model to hedge.
+    """
+
+    def update(self, clip: Clip, output: WorldModelOutput) -> None:
+        difference = (output.next_frames.float() - clip.frames[:, 0].float()).abs().mean(-1) / 255
+        worst = torch.nn.functional.avg_pool2d(difference[:, None], 8, 4).flatten(1).amax(1)
+        drifted = worst > worst.quantile(0.8)
+        index = clip.index.clone()
+        index[drifted, 1] = 10**6  # as if the episode had ended
+        super().update(replace(clip, index=index), replace(output, is_prediction=output.is_prediction | drifted))
+
+
 def patch(arm: str) -> None:
     """Changes that no setting makes."""
     if arm == "real_proprio_in_pool":
         fit_world_model.SelfRolloutPool = RealProprioPool  # type: ignore[misc]
+    if arm == "drop":
+        fit_world_model.SelfRolloutPool = DropPool  # type: ignore[misc]
     if arm == "stops_at_success":
         begin = ClipDataset.__init__
 
