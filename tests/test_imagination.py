@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldloop.imagination import Calibration, ImaginedSimulator, confirm
+from worldloop.imagination import Calibration, ImaginedSimulator, confirm, find_best
 from worldloop.interfaces import ImaginedChunk
 from worldloop.tensors import Rows
 from worldloop.types import Observation, SimulatorSpec
@@ -195,3 +195,11 @@ def test_an_uncertain_row_ends_without_success(truncates: bool) -> None:
     assert later.expected_psnr_db is not None
     assert later.expected_psnr_db.tolist() == [[torch.inf, torch.inf], [39.0, 39.0]]
     assert later.done.tolist() == [True, True]
+
+
+def test_the_best_value_needs_its_neighbour() -> None:
+    values = torch.tensor([[0.0, 9.0, 1.0, 2.0], [0.0, 5.0, 4.0, 9.0], [3.0, 1.0, 9.0, 9.0], [1.0, 1.0, 1.0, 1.0]])
+    valid = torch.tensor([[True] * 4, [True, True, True, False], [True, False, False, False], [False] * 4])
+    assert find_best(values, valid, 0).tolist() == [9.0, 5.0, 3.0, -torch.inf]
+    # a single high frame counts no more than the lower of its pair; the last valid one stands alone
+    assert find_best(values, valid, 1).tolist() == [2.0, 4.0, 3.0, -torch.inf]

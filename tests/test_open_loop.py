@@ -3,7 +3,7 @@
 import torch
 
 from worldloop.interfaces import ImaginedChunk
-from worldloop.open_loop import cut_branches, find_best, imagine_branches
+from worldloop.open_loop import cut_branches, imagine_branches
 from worldloop.sim.toy import ToyConfig, ToySimulator, toy_spec
 
 
@@ -55,11 +55,3 @@ def test_short_branches_tile_their_episodes_and_start_from_real_frames(toy_clips
     # the episode's first frame stays the anchor, while each branch starts from its own
     assert torch.equal(branches.first_frames[0], branches.first_frames[1])
     assert torch.equal(branches.start_frames[1], branches.frames[0, 2])
-
-
-def test_the_best_value_needs_its_neighbour() -> None:
-    values = torch.tensor([[0.0, 9.0, 1.0, 2.0], [0.0, 5.0, 4.0, 9.0], [3.0, 1.0, 9.0, 9.0], [1.0, 1.0, 1.0, 1.0]])
-    valid = torch.tensor([[True] * 4, [True, True, True, False], [True, False, False, False], [False] * 4])
-    assert find_best(values, valid, 0).tolist() == [9.0, 5.0, 3.0, -torch.inf]
-    # a single high frame counts no more than the lower of its pair; the last valid one stands alone
-    assert find_best(values, valid, 1).tolist() == [2.0, 4.0, 3.0, -torch.inf]

@@ -145,8 +145,8 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
     if path.resolve() in extended_by:
         raise WorldloopError(f"config {path} extends itself")
     if not path.is_file():
-        by = f", which {extended_by[-1]} extends" if extended_by else ""
-        raise WorldloopError(f"config {path}{by}, does not exist" if by else f"config {path} does not exist")
+        by = f", which {extended_by[-1]} extends," if extended_by else ""
+        raise WorldloopError(f"config {path}{by} does not exist")
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:  # YAML parsers raise many kinds; all of them mean the same to a user

@@ -54,6 +54,11 @@ def confirm(values: Tensor, frames_after_success: int) -> Tensor:
     return padded.unfold(1, frames_after_success + 1, 1).amin(2)
 
 
+def find_best(values: Tensor, valid: Tensor, frames_after_success: int) -> Tensor:
+    """f [N]: the highest confirmed of ``values`` [N, M] that are ``valid`` bool [N, M], -inf where none is."""
+    return confirm(values.masked_fill(~valid, torch.inf), frames_after_success).masked_fill(~valid, -torch.inf).amax(1)
+
+
 class ImaginedSimulator:
     """`Simulator` over a world model, for up to ``num_envs`` rows.
 
@@ -167,21 +172,19 @@ class ImaginedSimulator:
         ends = (expected < self.calibration.floor_db).cummax(1).values & self.truncates_uncertain
         probability = probability.masked_fill(ends, 0.0)
         succeeded = self._declare(probability >= self.calibration.threshold, step, running)
-        first = succeeded & (succeeded.long().cumsum(1) == 1)
         cut = ends & ~succeeded
+        counts = (succeeded | cut).long().cumsum(1) <= 1  # up to and with the frame that ends the row
         step.frames[running] = chunk.frames.cpu()
         if step.proprio is not None:
             step.proprio[running] = chunk.proprio.cpu()
         step.success_prob[running] = probability
         step.success[running] = succeeded.repeat_interleave(s, 1)
-        is_first_cut = cut & (cut.long().cumsum(1) == 1)
-        counts = (~succeeded & ~cut) | first | is_first_cut
         step.valid[running] = counts.repeat_interleave(s, 1)
         all_rows = torch.full((len(step.valid), expected.shape[1]), torch.inf)
         all_rows[running] = expected.masked_fill(~counts, torch.inf)
         step = replace(step, expected_psnr_db=all_rows)
         rewards = torch.zeros(len(running), step.rewards.shape[1])
-        rewards[:, s - 1 :: s] = first.float()
+        rewards[:, s - 1 :: s] = (succeeded & counts).float()
         step.rewards[running] = rewards
         return step, cut[:, -1]
 

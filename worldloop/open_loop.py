@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldloop.imagination import confirm
+from worldloop.imagination import find_best
 from worldloop.interfaces import WorldModel
 from worldloop.randomness import make_row_keys
 from worldloop.sans.clips import ClipDataset
@@ -88,11 +88,6 @@ def imagine_branches(
     expected = torch.cat(psnr_db) if psnr_db else None
     after = world_model.spec.frames_after_success
     return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth, expected, after)
-
-
-def find_best(values: Tensor, valid: Tensor, frames_after_success: int) -> Tensor:
-    """f [N]: the highest confirmed of ``values`` [N, M] that are ``valid`` bool [N, M], -inf where none is."""
-    return confirm(values.masked_fill(~valid, torch.inf), frames_after_success).masked_fill(~valid, -torch.inf).amax(1)
 
 
 def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:

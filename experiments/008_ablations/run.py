@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from worldloop.config import load_config
+from worldloop.imagination import find_best
 from worldloop.interfaces import WorldModelOutput
-from worldloop.open_loop import find_best
 from worldloop.runtime.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
 from worldloop.session import Session

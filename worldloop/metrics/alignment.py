@@ -54,14 +54,14 @@ def compute_alignment(
         "n": len(scores),
         "num_success": int(is_success.sum()),
         "threshold": round(float(np.mean(threshold)), 6),
-        "balanced_accuracy": _with_interval(balanced_accuracy, predicted, is_success),
-        "auc": _with_interval(auc, scores, is_success),
+        "balanced_accuracy": with_interval(balanced_accuracy, predicted, is_success),
+        "auc": with_interval(auc, scores, is_success),
         "accuracy": _rate(correct),
         "true_positive_rate": _rate(predicted[is_success]),
         "false_positive_rate": _rate(predicted[~is_success]),
         "by_outcome": {outcome: _rate(correct[labels == outcome]) for outcome in OUTCOMES},
         "precision": _rate(is_success[predicted]),
-        "expected_calibration_error": _with_interval(expected_calibration_error, scores, is_success),
+        "expected_calibration_error": with_interval(expected_calibration_error, scores, is_success),
         "precision_recall_curve": trace_precision_recall(scores, is_success),
     }
 
@@ -87,7 +87,7 @@ def _rate(outcomes: np.ndarray) -> dict[str, float] | None:
     return Rate.of(outcomes).to_dict() if outcomes.size else None
 
 
-def _with_interval(statistic: Any, values: np.ndarray, labels: np.ndarray) -> dict[str, float | None] | None:
+def with_interval(statistic: Any, values: np.ndarray, labels: np.ndarray) -> dict[str, float | None] | None:
     """``statistic(values, labels)`` with its bootstrap interval; ``None`` where one class is missing."""
     if labels.all() or not labels.any():
         return None

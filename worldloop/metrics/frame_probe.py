@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from worldloop import images
 from worldloop.networks.blocks import make_mlp
+from worldloop.networks.fitting import minimise
 from worldloop.networks.frame_pair import FramePairEncoder
 
 LEARNING_RATE = 2e-3
@@ -89,9 +90,8 @@ def fit_frame_probe(
         background = images.to_network(sample.frame).mean(0)
         probe = FrameProbe(background, sample.position_m.mean(0), sample.position_m.std(0)).to(device)
     positive_rate = float(sample.solved.mean().clamp(0.02, 0.98))
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.1)
-    for _ in range(num_steps):
+
+    def compute_loss() -> Tensor:
         batch = load(torch.randint(num_rows, (batch_size,), generator=generator))
         shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (batch_size, 1, 1, 1), generator=generator)
         frame = (batch.frame.short() + shift).clamp(0, 255).byte()
@@ -102,9 +102,14 @@ def fit_frame_probe(
         loss = functional.binary_cross_entropy_with_logits(output[:, -1], solved, weight)
         if target.shape[1]:
             loss = loss + POSITION_WEIGHT * functional.smooth_l1_loss(output[:, :-1], target, beta=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        on_step(float(loss.detach()))
+        return loss
+
+    minimise(
+        probe.parameters(),
+        compute_loss,
+        num_steps=num_steps,
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.01,
+        on_step=on_step,
+    )
     return probe.eval()

@@ -8,6 +8,7 @@ reinforcement learning do (MBPO, arXiv:1906.08253; Dreamer, arXiv:1912.01603). I
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from worldloop import images
 from worldloop.networks.blocks import make_mlp
+from worldloop.networks.fitting import minimise
 from worldloop.networks.frame_pair import FramePairEncoder
 from worldloop.types import Observation
 
@@ -77,21 +79,20 @@ def fit_critic(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         critic = Critic(images.to_network(sample.frames[:, -1]).mean(0), sample.proprio, max_episode_steps).to(device)
-        optimizer = torch.optim.AdamW(critic.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.1)
-        for _ in range(num_steps):
+
+        def compute_loss() -> Tensor:
             observation, succeeds = load(torch.randint(num_rows, (batch_size,), generator=generator))
             shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (batch_size, 1, 1, 1, 1), generator=generator)
             frames = (observation.frames.short() + shift).clamp(0, 255).byte()
-            logit = critic(_with_frames(observation, frames).to(device))
-            loss = functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            on_step(float(loss.detach()))
+            logit = critic(replace(observation, frames=frames).to(device))
+            return functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
+
+        minimise(
+            critic.parameters(),
+            compute_loss,
+            num_steps=num_steps,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            on_step=on_step,
+        )
     return critic.eval()
-
-
-def _with_frames(observation: Observation, frames: Tensor) -> Observation:
-    return Observation(frames, observation.proprio, observation.instruction, observation.env_step)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.imagination import find_best
 from worldloop.metrics.alignment import compute_alignment
 from worldloop.metrics.frame_probe import FrameProbe
 from worldloop.metrics.video import compute_moving_psnr, compute_psnr, compute_ssim, repeat_first_frame
-from worldloop.open_loop import Branches, find_best
+from worldloop.open_loop import Branches
 from worldloop.sans.clips import ClipDataset
 from worldloop.statistics import auc, bootstrap_interval, bootstrap_mean, rank_correlation
 from worldloop.types import Landmark, Outcome

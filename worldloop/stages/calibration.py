@@ -19,7 +19,7 @@ MIN_CALIBRATION_EPISODES = 8  # of each outcome
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Whole episodes of one source, open loop: ``logit`` f [n] is the highest over valid frames, ``is_success`` [n]."""
+    """Whole episodes of one source, open loop: ``logit`` f [n] is the highest confirmed, ``is_success`` bool [n]."""
 
     logit: np.ndarray
     is_success: np.ndarray

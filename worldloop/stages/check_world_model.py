@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from worldloop.imagination import Calibration
-from worldloop.metrics.alignment import compute_alignment
+from worldloop.metrics.alignment import compute_alignment, with_interval
 from worldloop.metrics.frame_probe import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.metrics.lpips import compute_lpips
 from worldloop.open_loop import Branches, cut_branches, imagine_branches
@@ -42,7 +42,7 @@ from worldloop.stages.calibration import OpenLoop, calibrate, find_distrust, fit
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
-from worldloop.statistics import best_threshold
+from worldloop.statistics import auc, best_threshold
 from worldloop.types import Landmark
 
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
@@ -246,7 +246,7 @@ def align(result: OpenLoop, calibration: Calibration, cross_fit: bool = False) -
         probability[half] = used.probability(torch.from_numpy(result.logit[half])).numpy()
         threshold[half] = used.threshold
     alignment = compute_alignment(probability, result.is_success, result.outcomes, threshold)
-    alignment["auc"] = compute_alignment(result.logit, result.is_success, result.outcomes, 0.0)["auc"]
+    alignment["auc"] = with_interval(auc, result.logit, result.is_success)
     return alignment
 
 

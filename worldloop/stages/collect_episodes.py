@@ -86,9 +86,9 @@ def find_uncertain_states(
     for episode in dataset.episode_index().tolist():
         ids.setdefault(dataset.cache.metas[episode].initial_state_id, episode)
     episodes = torch.tensor(list(ids.values()))
-    policy = context.load_policy(state.policy)
+    policy = context.load_policy(state.policy).to(context.device).eval()
     policy.temperature = config.temperature
-    world_model = context.load_world_model(state.world_model)
+    world_model = context.load_world_model(state.world_model).to(context.device).eval()
     calibration = Calibration(**(state.calibration or {}))
     lowest: list[Tensor] = []
     with context.progress(len(episodes), "imagined episode") as progress:

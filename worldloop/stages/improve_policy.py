@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.imagination import Calibration, ImaginedSimulator
+from worldloop.imagination import Calibration, ImaginedSimulator, find_best
 from worldloop.networks.ema import EmaWeights
-from worldloop.open_loop import find_best
 from worldloop.randomness import make_generator, make_row_keys
 from worldloop.rl.critic import Critic
 from worldloop.rl.grpo import (
@@ -32,7 +31,7 @@ from worldloop.rl.grpo import (
     compute_policy_loss,
     shuffle_returns,
 )
-from worldloop.rollout import run_rollout
+from worldloop.rollout import Rollout, run_rollout
 from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages.clone_policy import ClonePolicyConfig, imitate
 from worldloop.stages.context import Context
@@ -40,7 +39,7 @@ from worldloop.stages.data import open_clips
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.policy_value import fit_policy_value
 from worldloop.stages.state import LoopState
-from worldloop.types import ActionChunk, Observation, Rollout
+from worldloop.types import ActionChunk, Observation
 
 METHODS = ("grpo", "imitate_successes")
 
