@@ -21,7 +21,7 @@ from worldloop.runtime.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("pushcube", "pullcube", "pickcube")
-SCRIPTED = {
+SLIDING = {
     "stops_short": 150,
     "lateral_offset": 170,
     "grazing": 130,
@@ -30,16 +30,26 @@ SCRIPTED = {
     "noisy": 110,
     "far": 40,
 }
+# Lifting nearly succeeds less often, mostly when it stops short or is disturbed.
+LIFTING = {
+    "stops_short": 300,
+    "lateral_offset": 100,
+    "grazing": 100,
+    "too_high": 40,
+    "late": 120,
+    "noisy": 250,
+    "far": 20,
+}
+SCRIPTED = {"pushcube": SLIDING, "pullcube": SLIDING, "pickcube": LIFTING}
 OVERRIDES = [
     "runtime=inline",
     "resources.num_threads=1",
     "resources.num_simulators=1",
     "num_iterations=1",
-    *(f"seed_dataset.episodes.{name}={count}" for name, count in SCRIPTED.items()),
     "seed_dataset.validation_share=0.3",
     "evaluate_policy.num_states=50",
-    "collect_episodes.num_episodes=1000",
-    "fit_world_model.num_steps=4500",
+    "collect_episodes.num_episodes=1200",
+    "fit_world_model.num_steps=7500",
     "fit_world_model.num_proprio_steps=4000",
     "check_world_model.probe_steps=1000",
     "check_world_model.reset_every=[1,2,4]",
@@ -61,7 +71,8 @@ BARS = {  # what issue 3 of the project asks for: (figure, bar, whether more is 
 
 def configure(task: str, overrides: list[str]) -> LoopConfig:
     path = HERE.parents[1] / f"configs/{task}_cpu.yaml"
-    return load_config(path, [*OVERRIDES, f"run_name=three_tasks_{task}", *overrides])
+    episodes = [f"seed_dataset.episodes.{variant}={count}" for variant, count in SCRIPTED[task].items()]
+    return load_config(path, [*OVERRIDES, *episodes, f"run_name=three_tasks_{task}", *overrides])
 
 
 def run(task: str, overrides: list[str]) -> None:
@@ -107,7 +118,7 @@ def report(overrides: list[str]) -> None:
         directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
         if directory.exists and directory.read_state().next_stage == "improve_policy":
             tasks[task] = summarise(task, directory)
-    result = {"schema_version": 1, "overrides": OVERRIDES, "bars": BARS, "tasks": tasks}
+    result = {"schema_version": 1, "overrides": OVERRIDES, "scripted": SCRIPTED, "bars": BARS, "tasks": tasks}
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     for source, bars in BARS.items():
         for name, (bar, more) in bars.items():

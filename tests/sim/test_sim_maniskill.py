@@ -129,6 +129,9 @@ def test_the_goal_of_a_lift_is_seen_and_measured_in_the_air(pick) -> None:
     assert step.distances_m is not None
     assert step.distances_m[0, 0].item() == pytest.approx(gap.item() - pick.spec.success_radius_m, abs=1e-3)
     assert pick._env.goal_thresh == pick.spec.success_radius_m
+    assert pick.spec.proprio_names[-3:] == ("goal_x", "goal_y", "goal_z")
+    assert torch.equal(step.observation.proprio[0, -3:], state[0, GOAL_XYZ])
+    assert torch.equal(step.observation.proprio[0, -3:], pick._env.goal_site.pose.p[0])
 
 
 @pytest.mark.slow

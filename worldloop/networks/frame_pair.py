@@ -17,12 +17,14 @@ CONTRAST = 4.0  # of frames less their background, whose values are small
 class FramePairEncoder(nn.Module):
     """Convolutions and keypoints: ``forward(first, frame)`` u8 [B, h, w, 3] twice -> features f32 [B, ``dim``].
 
-    ``background`` [3, h, w], the mean frame, is taken off: most pixels never change.
+    ``background`` [3, h, w], the mean frame, is taken off: most pixels never change. With ``only_keypoints`` the
+    features are where things are (y, x in [-1, 1]) and not what every cell looks like, which a few hundred episodes
+    would be recognised by.
     """
 
     background: Tensor
 
-    def __init__(self, background: Tensor, width: int = 32) -> None:
+    def __init__(self, background: Tensor, width: int = 32, only_keypoints: bool = False) -> None:
         super().__init__()
         size = background.shape[-1]
         self.register_buffer("background", background.float())
@@ -31,9 +33,11 @@ class FramePairEncoder(nn.Module):
         self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.maps = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
-        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        cells = ((size // self.patch + 1) // 2) ** 2
-        self.dim = 2 * width * cells + 2 * NUM_KEYPOINTS
+        self.dim = 2 * NUM_KEYPOINTS
+        self.down: nn.Conv2d | None = None
+        if not only_keypoints:
+            self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+            self.dim += 2 * width * ((size // self.patch + 1) // 2) ** 2
 
     def forward(self, first: Tensor, frame: Tensor) -> Tensor:
         pair = torch.cat([images.to_network(x) - self.background for x in (first, frame)], dim=1) * CONTRAST
@@ -42,6 +46,8 @@ class FramePairEncoder(nn.Module):
             for layer in self.fine:
                 h = h + layer(functional.silu(h))
             h = functional.silu(h)
-            points = find_points(self.maps(h), self.sharpness)
+            points = find_points(self.maps(h), self.sharpness).flatten(1)
+            if self.down is None:
+                return points
             features = functional.silu(self.down(h)).flatten(1)
-        return torch.cat([features.float(), points.flatten(1)], dim=1)
+        return torch.cat([features.float(), points], dim=1)

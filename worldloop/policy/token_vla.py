@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from worldloop import images, randomness
 from worldloop.interfaces import Metrics
+from worldloop.networks.augment import augment_frames
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.policy.action_bins import ActionBins
-from worldloop.policy.augment import augment_frames
 from worldloop.policy.image_stem import ImageStem
 from worldloop.tensors import check_shape
 from worldloop.types import ActionChunk, ImitationBatch, Normalisation, Observation, SimulatorSpec, WorldloopError

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop import images
+from worldloop.networks.augment import augment_frames
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.fitting import minimise
 from worldloop.networks.frame_pair import FramePairEncoder
 from worldloop.types import Observation
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
-DROPOUT = 0.3  # a few hundred episodes are easily learned by heart
-SHIFT_LEVELS = 6  # grey levels of brightness by which training frames vary, as imagined ones do
+# A few hundred episodes are easily learned by heart. On one run's 265 (PushCube-v1), AUC over 95 held-out ones: .60 with
+# every cell's features and no shift, .77 with shifts, .84 with keypoints alone and shifts.
+DROPOUT = 0.3
+SHIFT_PX, BRIGHTNESS = 2, 0.05
 
 
 class Critic(nn.Module):
@@ -42,18 +45,18 @@ class Critic(nn.Module):
             proprio = torch.zeros(2, 0)
         self.register_buffer("proprio_mean", proprio.float().mean(0))
         self.register_buffer("proprio_std", proprio.float().std(0).clamp_min(1e-4))
-        self.encoder = FramePairEncoder(background)
+        self.encoder = FramePairEncoder(background, only_keypoints=True)
         self.dropout = nn.Dropout(DROPOUT)
-        self.head = make_mlp(self.encoder.dim + proprio.shape[1] + 1, 128, 1, num_hidden=1)
+        self.head = make_mlp(self.encoder.dim + proprio.shape[1] + 1, 64, 1, num_hidden=1)
 
     def forward(self, observation: Observation) -> Tensor:
-        features = self.dropout(self.encoder(observation.frames[:, 0], observation.frames[:, -1]))
+        features = self.encoder(observation.frames[:, 0], observation.frames[:, -1])
         parts = [features, (observation.env_step / self.max_episode_steps)[:, None].to(features)]
         if len(self.proprio_mean):
             if observation.proprio is None:
                 raise ValueError("this critic was fitted with proprio, and the observation has none")
             parts.append((observation.proprio.to(features) - self.proprio_mean) / self.proprio_std)
-        return self.head(torch.cat(parts, dim=1))[:, 0]
+        return self.head(self.dropout(torch.cat(parts, dim=1)))[:, 0]
 
     @torch.no_grad()
     def value(self, observation: Observation) -> Tensor:
@@ -82,8 +85,7 @@ def fit_critic(
 
         def compute_loss() -> Tensor:
             observation, succeeds = load(torch.randint(num_rows, (batch_size,), generator=generator))
-            shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (batch_size, 1, 1, 1, 1), generator=generator)
-            frames = (observation.frames.short() + shift).clamp(0, 255).byte()
+            frames = augment_frames(observation.frames, SHIFT_PX, BRIGHTNESS, generator)
             logit = critic(replace(observation, frames=frames).to(device))
             return functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
 

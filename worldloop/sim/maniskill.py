@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldloop.randomness import derive_seed
 from worldloop.sim.chunks import ChunkedSimulator, Measurement
-from worldloop.sim.tasks import CUBE_XYZ, MANISKILL_STATE_DIM, QPOS, QVEL, STATE_DIM, TASKS, compute_distance_m
+from worldloop.sim.tasks import CUBE_XYZ, GOAL_XYZ, MANISKILL_STATE_DIM, QPOS, QVEL, STATE_DIM, TASKS, compute_distance_m
 from worldloop.types import InitialStates, Landmark, SimulatorSpec, Split, WorldloopError
 
 CONTROL_MODE = "pd_ee_delta_pos"
@@ -30,6 +30,8 @@ PROPRIO_NAMES = (
     *(f"qvel_{j}" for j in _JOINTS),
     *(f"tcp_{c}" for c in ("x", "y", "z", "qw", "qx", "qy", "qz")),
 )
+# ManiSkill tells every observation mode of PickCube-v1 where the goal is; one camera could not say how far away it is.
+GOAL_NAMES = ("goal_x", "goal_y", "goal_z")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
         task=task.name,
         instruction=task.instruction,
         image_size=config.image_size,
-        proprio_names=PROPRIO_NAMES,
+        proprio_names=PROPRIO_NAMES + GOAL_NAMES if task.kind == "lift" else PROPRIO_NAMES,
         action_names=("dx", "dy", "dz", "gripper"),
         action_low=(-1.0,) * 4,
         action_high=(1.0,) * 4,
@@ -250,7 +252,10 @@ class ManiSkillSimulator(ChunkedSimulator):
         state = torch.zeros(self.num_envs, STATE_DIM)
         state[:, :MANISKILL_STATE_DIM] = env.get_state().cpu()
         tcp = env.agent.tcp.pose.raw_pose.cpu()
-        proprio = torch.cat([state[:, QPOS], state[:, QVEL], tcp], dim=1)
+        parts = [state[:, QPOS], state[:, QVEL], tcp]
+        if self._task.kind == "lift":
+            parts.append(state[:, GOAL_XYZ])
+        proprio = torch.cat(parts, dim=1)
         success = env.evaluate()["success"].cpu()
         distance = compute_distance_m(state, self._task)
         keep = slice(0, self._num_rows)

@@ -57,22 +57,25 @@ class ManiSkillTask:
 
 
 # From the front left and above, close: both table axes are seen at full resolution, and so are the fingers beside the
-# cube. When pulling the gripper is between cube and camera and hides it for a while.
-_TABLE_CAMERA = CameraPose(eye_m=(0.3, 0.33, 0.58), target_m=(0.05, 0.0, 0.02), fov_rad=0.5)
+# cube.
+_PUSH_CAMERA = CameraPose(eye_m=(0.3, 0.33, 0.58), target_m=(0.05, 0.0, 0.02), fov_rad=0.5)
+
+# From the left and a little behind the cube: a gripper that pulls stands in front of it, and would hide it there.
+_PULL_CAMERA = CameraPose(eye_m=(-0.2, 0.48, 0.5), target_m=(-0.07, 0.0, 0.03), fov_rad=0.6)
 
 # Wider: the cube may have to go 0.3 m up.
-_LIFT_CAMERA = CameraPose(eye_m=(0.45, 0.45, 0.6), target_m=(0.0, 0.0, 0.12), fov_rad=0.75)
+_LIFT_CAMERA = CameraPose(eye_m=(0.45, 0.45, 0.6), target_m=(0.0, 0.0, 0.15), fov_rad=0.62)
 
 TASKS: dict[str, ManiSkillTask] = {
     task.name: task
     for task in (
         ManiSkillTask(
             "PushCube-v1", "push the blue cube forward onto the target", "slide", goal_radius_m=0.1,
-            cube_half_size_m=0.02, camera=_TABLE_CAMERA, max_episode_steps=50, direction=1.0, goal_offset_m=0.2,
+            cube_half_size_m=0.02, camera=_PUSH_CAMERA, max_episode_steps=50, direction=1.0, goal_offset_m=0.2,
         ),
         ManiSkillTask(
             "PullCube-v1", "pull the blue cube backward onto the target", "slide", goal_radius_m=0.1,
-            cube_half_size_m=0.02, camera=_TABLE_CAMERA, max_episode_steps=50, direction=-1.0, goal_offset_m=0.2,
+            cube_half_size_m=0.02, camera=_PULL_CAMERA, max_episode_steps=50, direction=-1.0, goal_offset_m=0.2,
         ),
         ManiSkillTask(
             "PickCube-v1", "pick up the red cube and hold it at the green ball", "lift", goal_radius_m=0.025,

@@ -1,4 +1,4 @@
-"""Image augmentation for cloning from few demonstrations: random shift (pad and crop) and brightness.
+"""Image augmentation for learning from few episodes: random shift (pad and crop) and brightness.
 
 The shift is DrQ's (Kostrikov et al. 2020, arXiv:2004.13649): replicate the border, then crop at a random offset.
 """
