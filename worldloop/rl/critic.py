@@ -23,8 +23,8 @@ from worldloop.types import Observation
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
-# A few hundred episodes are easily learned by heart. On one run's 265 (PushCube-v1), AUC over 95 held-out ones: .60 with
-# every cell's features and no shift, .77 with shifts, .84 with keypoints alone and shifts.
+# A few hundred episodes are easily learned by heart. On one run's 265 (PushCube-v1), AUC over 95 held-out ones: .60
+# with every cell's features and no shift, .77 with shifts, .84 with keypoints alone and shifts.
 DROPOUT = 0.3
 SHIFT_PX, BRIGHTNESS = 2, 0.05
 

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from worldloop.randomness import derive_seed
 from worldloop.sim.chunks import ChunkedSimulator, Measurement
-from worldloop.sim.tasks import CUBE_XYZ, GOAL_XYZ, MANISKILL_STATE_DIM, QPOS, QVEL, STATE_DIM, TASKS, compute_distance_m
+from worldloop.sim.tasks import (
+    CUBE_XYZ,
+    GOAL_XYZ,
+    MANISKILL_STATE_DIM,
+    QPOS,
+    QVEL,
+    STATE_DIM,
+    TASKS,
+    compute_distance_m,
+)
 from worldloop.types import InitialStates, Landmark, SimulatorSpec, Split, WorldloopError
 
 CONTROL_MODE = "pd_ee_delta_pos"
