@@ -1,8 +1,10 @@
 """Experiment 001: does the closed loop improve the policy, and because of what?
 
-    python experiments/001_closed_loop/run.py [key=value ...] --seeds 0 1 2
+    python experiments/001_closed_loop/run.py [key=value ...] --settings first --seeds 0 1 2
+    python experiments/001_closed_loop/run.py [key=value ...] --settings trusted --arms loop imitate --seeds 0 1 2
 
-Arms, per training seed, all from the same iteration 0 (same demonstrations, clone and first collection):
+`first` is the loop as it was first built, `trusted` the repetition with the later world model and longer fits. Arms,
+per training seed, all from the same iteration 0 (same demonstrations, clone and first collection):
 (a) loop     the closed loop as configured
 (b) shuffled rewards permuted over all imagined rows, gate off: same compute, no information in the reward
 (c) imitate  behaviour cloning on every success in SANS, scripted and collected, at the same number of real episodes
@@ -26,16 +28,28 @@ from worldloop.runtime.run_directory import RunDirectory
 from worldloop.statistics import Rate, bootstrap_interval, paired_gain
 
 HERE = Path(__file__).resolve().parent
-RESULT = HERE / "result.json"
 CONFIG = "configs/pushcube_cpu.yaml"
-LONGER = [  # what this experiment changes in CONFIG
-    "fit_world_model.num_steps=2000",
-    "fit_world_model.num_refit_steps=1000",
-    "collect_episodes.num_episodes=560",
-    "improve_policy.num_updates=36",
-    "improve_policy.num_candidates=3",
-    "promote_policy.num_states=120",
-]
+SETTINGS = {  # what this experiment changes in CONFIG
+    "first": [
+        "fit_world_model.num_steps=2000",
+        "fit_world_model.num_refit_steps=1000",
+        "collect_episodes.num_episodes=560",
+        "improve_policy.num_updates=36",
+        "improve_policy.num_candidates=3",
+        "promote_policy.num_states=120",
+    ],
+    "trusted": [
+        "fit_world_model.num_steps=3000",
+        "fit_world_model.num_refit_steps=1500",
+        "fit_world_model.num_proprio_steps=2000",
+        "collect_episodes.num_episodes=750",
+        "improve_policy.groups_per_update=40",
+        "promote_policy.num_states=120",
+        "evaluate_policy.num_states=500",
+    ],
+}
+RUN_ROOTS = {"first": "runs/001_closed_loop", "trusted": "runs/001_closed_loop_trusted"}
+RESULTS = {"first": HERE / "result.json", "trusted": HERE / "result_trusted.json"}
 NO_MATTER = ("run_root=", "runtime=", "resources.")  # overrides about the machine, not the experiment
 ARMS = {
     "loop": [],
@@ -46,9 +60,7 @@ FORK_AT = {"shuffled": (1, "improve_policy"), "imitate": (1, "fit_world_model")}
 
 
 def configure(arm: str, seed: int, overrides: list[str]) -> LoopConfig:
-    return load_config(
-        HERE.parents[1] / CONFIG, [*LONGER, *overrides, *ARMS[arm], f"seed={seed}", f"run_name={arm}-seed{seed}"]
-    )
+    return load_config(HERE.parents[1] / CONFIG, [*overrides, *ARMS[arm], f"seed={seed}", f"run_name={arm}-seed{seed}"])
 
 
 def fork(source: RunDirectory, arm: str, seed: int, overrides: list[str]) -> None:
@@ -81,21 +93,14 @@ def run_seed(seed: int, arms: list[str], overrides: list[str]) -> None:
             run_loop(configure(arm, seed, overrides))
 
 
-def collect(seeds: list[int], arms: list[str], overrides: list[str]) -> dict[str, Any]:
-    """The result of every finished run, and of seeds that an earlier call with the same overrides has measured."""
+def collect(path: Path, seeds: list[int], arms: list[str], overrides: list[str]) -> dict[str, Any]:
+    """The result of every finished run, and of those in ``path``, where a call with the same overrides left them."""
     changed = [o for o in overrides if not o.startswith(NO_MATTER)]
     known: dict[str, Any] = {}
-    if RESULT.exists():
-        stored = json.loads(RESULT.read_text())
-        same = (stored["longer"], stored["overrides"]) == (LONGER, changed)
-        known = stored["arms"] if same else {}
-    result: dict[str, Any] = {
-        "schema_version": 1,
-        "config": CONFIG,
-        "longer": LONGER,
-        "overrides": changed,
-        "arms": {},
-    }
+    if path.exists():
+        stored = json.loads(path.read_text())
+        known = stored["arms"] if stored["overrides"] == changed else {}
+    result: dict[str, Any] = {"schema_version": 2, "config": CONFIG, "overrides": changed, "arms": {}}
     for arm in ARMS:
         runs = {run["seed"]: run for run in known.get(arm, {"runs": []})["runs"]}
         for seed in seeds if arm in arms else []:
@@ -104,7 +109,7 @@ def collect(seeds: list[int], arms: list[str], overrides: list[str]) -> dict[str
             if directory.exists and not directory.read_state().next_stage:
                 runs[seed] = summarise(seed, directory)
         ordered = [runs[seed] for seed in sorted(runs)]
-        result["arms"][arm] = {"pooled_gain": pool(ordered), "runs": ordered}
+        result["arms"][arm] = {"pooled_gain": pool(ordered), "imagined": pool_imagined(ordered), "runs": ordered}
     result["loop_minus"] = {arm: compare(result["arms"]["loop"], result["arms"][arm]) for arm in ARMS if arm != "loop"}
     return result
 
@@ -137,6 +142,20 @@ def compare(loop: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | Non
     """Success of the loop's last policy minus that of ``other``'s, on the same states, over the seeds of both."""
     last = {run["seed"]: outcomes_of(run)[-1] for run in other["runs"]}
     return average([outcomes_of(run)[-1] - last[run["seed"]] for run in loop["runs"] if run["seed"] in last])
+
+
+def pool_imagined(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Precision and recall of imagined success over all runs, by iteration, and imagined minus simulated of each."""
+    pooled = {}
+    for i in (1, 2):
+        entries = [run["iterations"][i] for run in runs]
+        rates = {name: [e.get(f"imagined_success_{name}") for e in entries] for name in ("precision", "recall")}
+        pooled[f"iteration_{i}"] = {
+            name: Rate.from_counts(sum(v["k"] for v in values), sum(v["n"] for v in values)).to_dict()
+            for name, values in rates.items()
+            if values and all(values)
+        } | {"minus_simulated": [e.get("imagined_minus_simulated") for e in entries]}
+    return pooled
 
 
 def average(differences: list[np.ndarray]) -> dict[str, Any] | None:
@@ -179,18 +198,20 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", choices=list(SETTINGS), default="first")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--only-collect", action="store_true", help="read finished runs, run nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
-    overrides = ["run_root=runs/001_closed_loop", *options.overrides]
+    overrides = [*SETTINGS[options.settings], f"run_root={RUN_ROOTS[options.settings]}", *options.overrides]
     if not options.only_collect:
         for seed in options.seeds:
             run_seed(seed, options.arms, overrides)
-    result = collect(options.seeds, options.arms, overrides)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    plot(result, HERE / "success.png")
+    path = RESULTS[options.settings]
+    result = collect(path, options.seeds, options.arms, overrides)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, path.with_name("success.png" if options.settings == "first" else f"success_{options.settings}.png"))
     for arm, values in result["arms"].items():
         print(arm, values["pooled_gain"])
     print("loop minus", result["loop_minus"])

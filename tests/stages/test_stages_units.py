@@ -16,6 +16,7 @@ from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
 from worldloop.stages.calibration import OpenLoop, calibrate, find_distrust, is_calibrated_on
 from worldloop.stages.check_world_model import align
+from worldloop.stages.evaluate_policy import compare_outcomes
 from worldloop.stages.improve_policy import compute_returns
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
@@ -262,3 +263,17 @@ def test_state_survives_json_and_refuses_other_things() -> None:
     assert LoopState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
     with pytest.raises(WorldloopError, match="not a worldloop state"):
         LoopState.from_dict({"schema_version": 1, "stage": 3})
+
+
+def test_imagined_and_simulated_outcomes_of_the_same_states() -> None:
+    imagined = np.array([True, True, True, False, False])
+    simulated = np.array([True, True, False, True, False])
+    record = compare_outcomes(imagined, simulated)
+    assert [record["imagined_success_precision"][k] for k in ("k", "n")] == [2, 3]
+    assert [record["imagined_success_recall"][k] for k in ("k", "n")] == [2, 3]
+    assert record["imagined_success"]["k"] == 3
+    assert record["imagined_minus_simulated"]["gain"] == 0
+    never = compare_outcomes(np.zeros(5, dtype=bool), simulated)
+    assert never["imagined_success_precision"] is None
+    assert never["imagined_success_precision_reason"] == "no such success"
+    assert never["imagined_success_recall"]["rate"] == 0

@@ -98,6 +98,9 @@ def headline_scalars(record: dict[str, Any]) -> dict[str, float]:
     for name in ("simulated_success", "imagined_success"):
         if record.get(name):
             values |= {f"loop/{name}_{k}": record[name][k] for k in ("rate", "low", "high")}
+    for name in ("imagined_success_precision", "imagined_success_recall"):
+        if record.get(name):
+            values[f"loop/{name}"] = record[name]["rate"]
     for name in ("paired_gain", "imagined_minus_simulated"):
         if record.get(name):
             values[f"loop/{name}"] = record[name]["gain"]

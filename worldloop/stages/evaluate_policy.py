@@ -7,6 +7,7 @@ also run inside it from the same first frames, so that imagined and simulated su
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +46,26 @@ def run(state: LoopState, config: EvaluatePolicyConfig, context: Context) -> Loo
     if not state.world_model:
         return state.record(imagined_success=None, imagined_success_reason="no world model yet")
     imagined = imagine_success(state, context, episodes)
-    gap = paired_gain(np.array(success), np.array(imagined))
     context.log(f"imagined success  {Rate.of(np.array(imagined))}")
-    return state.record(imagined_success=Rate.of(np.array(imagined)).to_dict(), imagined_minus_simulated=gap.to_dict())
+    return state.record(**compare_outcomes(np.array(imagined), np.array(success)))
+
+
+def compare_outcomes(imagined: np.ndarray, simulated: np.ndarray) -> dict[str, Any]:
+    """What an iteration records of success bool [n] on the same n states, imagined and simulated.
+
+    Precision: of the states solved in imagination, how many are solved in the simulator; recall: the reverse.
+    """
+    agreement = {
+        "imagined_success_precision": Rate.of(simulated[imagined]).to_dict() if imagined.any() else None,
+        "imagined_success_recall": Rate.of(imagined[simulated]).to_dict() if simulated.any() else None,
+    }
+    reasons = {f"{name}_reason": "no such success" for name, rate in agreement.items() if rate is None}
+    return {
+        "imagined_success": Rate.of(imagined).to_dict(),
+        "imagined_minus_simulated": paired_gain(simulated, imagined).to_dict(),
+        **agreement,
+        **reasons,
+    }
 
 
 def first_observation(episodes: list[Episode], camera: str) -> Observation:
