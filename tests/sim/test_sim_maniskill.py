@@ -134,6 +134,17 @@ def test_the_goal_of_a_lift_is_seen_and_measured_in_the_air(pick) -> None:
     assert torch.equal(step.observation.proprio[0, -3:], pick._env.goal_site.pose.p[0])
 
 
+def test_the_cube_is_in_sight_all_the_way(push, pull) -> None:
+    for sim in (push, pull):
+        state = sim.draw_initial_states("validation", 1, 3).states
+        steps, actions = play(sim, state, "expert", make_row_keys(1, 2), sim.spec.actions_per_frame)
+        frames, _, _ = trajectory(sim, state, actions)
+        red, green, blue = frames[0].float().unbind(-1)
+        is_cube = (blue > red + 40) & (blue > green + 20)
+        assert steps[-1].terminated.all()
+        assert (is_cube.sum(dim=(1, 2)) >= 4).all(), sim.spec.task
+
+
 @pytest.mark.slow
 def test_the_lifting_expert_and_what_goes_wrong(pick) -> None:
     states, keys = pick.draw_initial_states("validation", 12, 11).states, make_row_keys(12, 2)
