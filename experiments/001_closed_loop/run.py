@@ -28,8 +28,9 @@ from worldloop.runtime.run_directory import RunDirectory
 from worldloop.statistics import Rate, bootstrap_interval, paired_gain
 
 HERE = Path(__file__).resolve().parent
-CONFIG = "configs/pushcube_cpu.yaml"
-SETTINGS = {  # what this experiment changes in CONFIG
+CONFIGS = {"first": "configs/pushcube_cpu.yaml", "trusted": "configs/pushcube_long.yaml"}
+OVERRIDES: dict[str, list[str]] = {  # what this experiment changes in them
+    "trusted": [],
     "first": [
         "fit_world_model.num_steps=2000",
         "fit_world_model.num_refit_steps=1000",
@@ -37,15 +38,6 @@ SETTINGS = {  # what this experiment changes in CONFIG
         "improve_policy.num_updates=36",
         "improve_policy.num_candidates=3",
         "promote_policy.num_states=120",
-    ],
-    "trusted": [
-        "fit_world_model.num_steps=3000",
-        "fit_world_model.num_refit_steps=1500",
-        "fit_world_model.num_proprio_steps=2000",
-        "collect_episodes.num_episodes=750",
-        "improve_policy.groups_per_update=40",
-        "promote_policy.num_states=120",
-        "evaluate_policy.num_states=500",
     ],
 }
 RUN_ROOTS = {"first": "runs/001_closed_loop", "trusted": "runs/001_closed_loop_trusted"}
@@ -59,13 +51,14 @@ ARMS = {
 FORK_AT = {"shuffled": (1, "improve_policy"), "imitate": (1, "fit_world_model")}
 
 
-def configure(arm: str, seed: int, overrides: list[str]) -> LoopConfig:
-    return load_config(HERE.parents[1] / CONFIG, [*overrides, *ARMS[arm], f"seed={seed}", f"run_name={arm}-seed{seed}"])
+def configure(arm: str, seed: int, settings: str, overrides: list[str]) -> LoopConfig:
+    changes = [*OVERRIDES[settings], f"run_root={RUN_ROOTS[settings]}", *overrides, *ARMS[arm]]
+    return load_config(HERE.parents[1] / CONFIGS[settings], [*changes, f"seed={seed}", f"run_name={arm}-seed{seed}"])
 
 
-def fork(source: RunDirectory, arm: str, seed: int, overrides: list[str]) -> None:
+def fork(source: RunDirectory, arm: str, seed: int, settings: str, overrides: list[str]) -> None:
     """Copy ``source`` as it stands to another arm's run directory, once."""
-    config = configure(arm, seed, overrides)
+    config = configure(arm, seed, settings, overrides)
     target = Path(config.run_root).absolute() / config.run_name
     if target.exists():
         return
@@ -80,31 +73,32 @@ def fork(source: RunDirectory, arm: str, seed: int, overrides: list[str]) -> Non
     partial.rename(target)
 
 
-def run_seed(seed: int, arms: list[str], overrides: list[str]) -> None:
-    config = configure("loop", seed, overrides)
+def run_seed(seed: int, arms: list[str], settings: str, overrides: list[str]) -> None:
+    config = configure("loop", seed, settings, overrides)
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
     while (state := directory.read_state()).next_stage:
         for arm, point in FORK_AT.items():
             if (state.iteration, state.next_stage) == point and arm in arms:
-                fork(directory, arm, seed, overrides)
+                fork(directory, arm, seed, settings, overrides)
         run_loop(config, state.next_stage)
     for arm in arms:
         if arm != "loop":
-            run_loop(configure(arm, seed, overrides))
+            run_loop(configure(arm, seed, settings, overrides))
 
 
-def collect(path: Path, seeds: list[int], arms: list[str], overrides: list[str]) -> dict[str, Any]:
-    """The result of every finished run, and of those in ``path``, where a call with the same overrides left them."""
-    changed = [o for o in overrides if not o.startswith(NO_MATTER)]
+def collect(seeds: list[int], arms: list[str], settings: str, overrides: list[str]) -> dict[str, Any]:
+    """The result of every finished run, and of earlier calls with the same settings and overrides."""
+    changed = [*OVERRIDES[settings], *(o for o in overrides if not o.startswith(NO_MATTER))]
+    path = RESULTS[settings]
     known: dict[str, Any] = {}
     if path.exists():
         stored = json.loads(path.read_text())
         known = stored["arms"] if stored["overrides"] == changed else {}
-    result: dict[str, Any] = {"schema_version": 2, "config": CONFIG, "overrides": changed, "arms": {}}
+    result: dict[str, Any] = {"schema_version": 2, "config": CONFIGS[settings], "overrides": changed, "arms": {}}
     for arm in ARMS:
         runs = {run["seed"]: run for run in known.get(arm, {"runs": []})["runs"]}
         for seed in seeds if arm in arms else []:
-            config = configure(arm, seed, overrides)
+            config = configure(arm, seed, settings, overrides)
             directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
             if directory.exists and not directory.read_state().next_stage:
                 runs[seed] = summarise(seed, directory)
@@ -198,20 +192,20 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", choices=list(SETTINGS), default="first")
+    parser.add_argument("--settings", choices=list(CONFIGS), default="first")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--only-collect", action="store_true", help="read finished runs, run nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
-    overrides = [*SETTINGS[options.settings], f"run_root={RUN_ROOTS[options.settings]}", *options.overrides]
+    settings = options.settings
     if not options.only_collect:
         for seed in options.seeds:
-            run_seed(seed, options.arms, overrides)
-    path = RESULTS[options.settings]
-    result = collect(path, options.seeds, options.arms, overrides)
+            run_seed(seed, options.arms, settings, options.overrides)
+    path = RESULTS[settings]
+    result = collect(options.seeds, options.arms, settings, options.overrides)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    plot(result, path.with_name("success.png" if options.settings == "first" else f"success_{options.settings}.png"))
+    plot(result, path.with_name("success.png" if settings == "first" else f"success_{settings}.png"))
     for arm, values in result["arms"].items():
         print(arm, values["pooled_gain"])
     print("loop minus", result["loop_minus"])
