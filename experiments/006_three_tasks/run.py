@@ -47,6 +47,7 @@ OVERRIDES = [
     "resources.num_simulators=1",
     "num_iterations=1",
     "seed_dataset.validation_share=0.3",
+    "seed_dataset.forked_states=30",
     "evaluate_policy.num_states=50",
     "collect_episodes.num_episodes=1200",
     "fit_world_model.num_steps=7500",
@@ -106,6 +107,7 @@ def summarise(task: str, directory: RunDirectory) -> dict[str, Any]:
             "effector_error_cm_end": check["effector_error_cm"]["end"],
             "effector_error_cm_floor_end": check["effector_error_cm_floor"]["end"],
             **{n: check[n]["mean"] for n in ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame", "ssim")},
+            "action_following": check["action_following"],
             "uncertainty": check["uncertainty"],
         }
     return {"task": task, **figures}
