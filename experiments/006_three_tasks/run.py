@@ -15,6 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from worldloop.config import LoopConfig, load_config
 from worldloop.loop import run_loop
 from worldloop.runtime.run_directory import RunDirectory
@@ -86,7 +88,13 @@ def run(task: str, overrides: list[str]) -> None:
 def summarise(task: str, directory: RunDirectory) -> dict[str, Any]:
     record = directory.read_state().records[1]
     fits = [t["seconds"] for t in directory.read_timings() if t["stage"] == "fit_world_model"]
-    figures: dict[str, Any] = {"fit_minutes": round(sum(fits) / 60, 1)}
+    made_with = OmegaConf.load(directory.path / "config.yaml")
+    figures: dict[str, Any] = {
+        "fit_steps": made_with.fit_world_model.num_steps,
+        "collected": made_with.collect_episodes.num_episodes,
+        "demonstrations": made_with.seed_dataset.episodes.expert,
+        "fit_minutes": round(sum(fits) / 60, 1),
+    }
     for source in BARS:
         alignment, check = record["reward_alignment"][source], record["world_model_check"][source]
         visual, end = check["visual_alignment"], check["object_error_cm"]["end"]

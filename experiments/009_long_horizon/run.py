@@ -51,26 +51,33 @@ OVERRIDES = [
 
 
 class ReachPushReturn:
-    """Behind the cube, down, push forward, up, home; before the cube, down, pull back, up, home; and again."""
+    """Behind the cube, down, push forward, up, home; before the cube, down, push back, up, home; and again.
+
+    Each push goes from where the cube lies to a point on the line on which it began, and a phase ends only where the
+    arm is seen to have arrived: a thousand frames of small slips would carry the cube off the table.
+    """
 
     version = "reach-push-return"
-    FORWARD_X, BACK_X = 0.01, -0.06  # where the cube is pushed and pulled to: always within the arm's reach
+    FORWARD_X, BACK_X = 0.01, -0.06  # where the cube is pushed to and back: always within the arm's reach
     BESIDE_M, LOW_M, HIGH_M = 0.075, 0.02, 0.11
     TOUCH_M = 0.032  # from the cube's centre to the tcp while pushing
     HOME = (-0.05, 0.0, 0.18)
-    MAX_STEPS = 14  # of one phase, so that a blocked arm goes on
+    ARRIVED_M, MAX_CHUNKS = 0.015, 4  # a blocked arm goes on after so many chunks
 
     def __init__(self) -> None:
-        self.phase, self.steps, self.cube = 0, 0, torch.zeros(3)
+        self.phase, self.chunks, self.line_y = 0, 0, 0.0
+        self.cube, self.aim, self.target = torch.zeros(2), torch.zeros(2), torch.zeros(3)
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
         """One row; five actions at once, planned from the simulator's state."""
         assert observation.sim_state is not None
         assert observation.proprio is not None
-        tcp, cube = observation.proprio[0, TCP_IN_PROPRIO].clone(), observation.sim_state[0, CUBE_XYZ]
+        tcp, cube = observation.proprio[0, TCP_IN_PROPRIO].clone(), observation.sim_state[0, CUBE_XYZ][:2]
+        if observation.env_step[0] == 0:
+            self.line_y = float(cube[1].clamp(-0.1, 0.1))
+        target = self._target(tcp, cube)
         actions = []
         for _ in range(5):
-            target = self._target(tcp, cube)
             delta = ((target - tcp) / STEP_M * 0.7).clamp(-ACTION_LIMIT, ACTION_LIMIT)
             tcp = tcp + STEP_M * delta
             actions.append(torch.cat([delta, torch.tensor([-1.0])]))
@@ -83,24 +90,24 @@ class ReachPushReturn:
         raise TypeError("a script does not learn")
 
     def _target(self, tcp: Tensor, cube: Tensor) -> Tensor:
-        forward = 1.0 if self.phase < 5 else -1.0
+        if self.chunks and ((self.target - tcp).norm() < self.ARRIVED_M or self.chunks >= self.MAX_CHUNKS):
+            self.phase, self.chunks = (self.phase + 1) % 10, 0
+        self.chunks += 1
         part = self.phase % 5
-        if part in (0, 1):
-            self.cube = cube.clone()  # where it lies before it is touched
-        x = self.cube[0] - forward * self.BESIDE_M
-        end = torch.tensor(self.FORWARD_X - self.TOUCH_M if forward > 0 else self.BACK_X + self.TOUCH_M)
-        y = self.cube[1]
-        target = (
-            torch.stack([x, y, torch.tensor(self.HIGH_M)]),
-            torch.stack([x, y, torch.tensor(self.LOW_M)]),
-            torch.stack([end, y, torch.tensor(self.LOW_M)]),
-            torch.stack([tcp[0], tcp[1], torch.tensor(self.HIGH_M)]),
+        if part in (0, 1):  # before it is touched
+            self.cube = cube.clone()
+            self.aim = torch.tensor([self.FORWARD_X if self.phase < 5 else self.BACK_X, self.line_y])
+        way = self.aim - self.cube
+        way = way / way.norm().clamp_min(1e-3)
+        beside, end = self.cube - way * self.BESIDE_M, self.aim - way * self.TOUCH_M
+        self.target = (
+            torch.tensor([*beside, self.HIGH_M]),
+            torch.tensor([*beside, self.LOW_M]),
+            torch.tensor([*end, self.LOW_M]),
+            torch.tensor([*tcp[:2], self.HIGH_M]),
             torch.tensor(self.HOME),
         )[part]
-        self.steps += 1
-        if (target - tcp).norm() < 0.012 or self.steps > self.MAX_STEPS:
-            self.phase, self.steps = (self.phase + 1) % 10, 0
-        return target
+        return self.target
 
 
 def record(run: Path, out: Path) -> None:
