@@ -30,15 +30,16 @@ from worldloop.runtime.progress import TerminalDisplay
 from worldloop.sans.store import SansStore
 from worldloop.session import Session
 from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator
-from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, STEP_M, TCP_IN_PROPRIO
+from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
 from worldloop.stages import check_world_model, fit_world_model
 from worldloop.stages.branch_figures import measure_state_error, positions, see
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
-from worldloop.types import ActionChunk, ImitationBatch, Observation, Split
+from worldloop.types import ActionChunk, ChunkStep, ImitationBatch, Observation, Split
 
 HERE = Path(__file__).resolve().parent
 FRAMES, LONG, TRAINING = 1000, 4, 40
+NUM_JOINTS = QPOS.stop - QPOS.start
 BIN = 20  # frames that a point of the curves averages
 OVERRIDES = [
     "runtime=inline",
@@ -61,12 +62,11 @@ class ReachPushReturn:
     FORWARD_X, BACK_X = 0.01, -0.06  # where the cube is pushed to and back: always within the arm's reach
     BESIDE_M, LOW_M, HIGH_M = 0.075, 0.02, 0.11
     TOUCH_M = 0.032  # from the cube's centre to the tcp while pushing
-    HOME = (-0.05, 0.0, 0.18)
     ARRIVED_M, MAX_CHUNKS = 0.015, 4  # a blocked arm goes on after so many chunks
 
     def __init__(self) -> None:
         self.phase, self.chunks, self.line_y = 0, 0, 0.0
-        self.cube, self.aim, self.target = torch.zeros(2), torch.zeros(2), torch.zeros(3)
+        self.cube, self.aim, self.target, self.home = torch.zeros(2), torch.zeros(2), torch.zeros(3), torch.zeros(3)
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
         """One row; five actions at once, planned from the simulator's state."""
@@ -74,7 +74,7 @@ class ReachPushReturn:
         assert observation.proprio is not None
         tcp, cube = observation.proprio[0, TCP_IN_PROPRIO].clone(), observation.sim_state[0, CUBE_XYZ][:2]
         if observation.env_step[0] == 0:
-            self.line_y = float(cube[1].clamp(-0.1, 0.1))
+            self.line_y, self.home = float(cube[1].clamp(-0.1, 0.1)), tcp.clone()
         target = self._target(tcp, cube)
         actions = []
         for _ in range(5):
@@ -105,9 +105,36 @@ class ReachPushReturn:
             torch.tensor([*beside, self.LOW_M]),
             torch.tensor([*end, self.LOW_M]),
             torch.tensor([*tcp[:2], self.HIGH_M]),
-            torch.tensor(self.HOME),
+            self.home,
         )[part]
         return self.target
+
+
+class HomingSimulator(ManiSkillSimulator):
+    """Whenever a chunk ends near where the arm began, its joints are set to those that it began with.
+
+    The controller has no target for the hand's orientation, which tilts by half a turn within a thousand frames. What
+    is corrected at each return is small.
+    """
+
+    NEAR_M = 0.02
+
+    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
+        observation = super().reset(initial_states, rows)
+        assert observation.proprio is not None
+        self._home = observation.proprio[0]
+        return observation
+
+    def step_chunk(self, actions: Tensor) -> ChunkStep:
+        step = super().step_chunk(actions)
+        assert step.proprio is not None
+        tcp = step.proprio[0, -1, TCP_IN_PROPRIO]
+        if (tcp - self._home[TCP_IN_PROPRIO]).norm() < self.NEAR_M:
+            agent = self._env.agent
+            agent.robot.set_qpos(self._home[None, :NUM_JOINTS])
+            agent.robot.set_qvel(torch.zeros(1, NUM_JOINTS))
+            agent.controller.reset()
+        return step
 
 
 def record(run: Path, out: Path) -> None:
@@ -115,7 +142,7 @@ def record(run: Path, out: Path) -> None:
     shutil.copytree(run / "sans", out / "sans")
     config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", OVERRIDES)
     settings = config.simulator.maniskill
-    simulator = ManiSkillSimulator(ManiSkillConfig(**vars(settings)))
+    simulator = HomingSimulator(ManiSkillConfig(**vars(settings)))
     store = SansStore(out / "sans")
     states = simulator.draw_initial_states("train", 3 * (TRAINING + LONG), seed=9)
     near = (states.states[:, CUBE_XYZ][:, 0] + 0.04).abs() < 0.05
