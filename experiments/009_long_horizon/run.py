@@ -230,6 +230,7 @@ def plot(curves: dict[str, list[float]]) -> None:
         left.plot(x, curves[name], label=name.replace("_", " "))
     for name in ("object_error_cm", "object_error_cm_floor", "effector_error_cm_proprio"):
         right.plot(x, curves[name], label=name.replace("_", " "))
+    right.set_yscale("log")
     for axes in (left, right):
         axes.axvline(200, color="k", linestyle=":", linewidth=0.8)
         axes.set_xlabel("imagined frames")
