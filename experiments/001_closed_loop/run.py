@@ -103,7 +103,11 @@ def collect(seeds: list[int], arms: list[str], settings: str, overrides: list[st
             if directory.exists and not directory.read_state().next_stage:
                 runs[seed] = summarise(seed, directory)
         ordered = [runs[seed] for seed in sorted(runs)]
-        result["arms"][arm] = {"pooled_gain": pool(ordered), "imagined": pool_imagined(ordered), "runs": ordered}
+        result["arms"][arm] = {
+            "pooled_gain": pool(ordered),
+            "imagined_success": pool_imagined(ordered),
+            "runs": ordered,
+        }
     result["loop_minus"] = {arm: compare(result["arms"]["loop"], result["arms"][arm]) for arm in ARMS if arm != "loop"}
     return result
 
@@ -139,16 +143,14 @@ def compare(loop: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | Non
 
 
 def pool_imagined(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Precision and recall of imagined success over all runs, by iteration, and imagined minus simulated of each."""
-    pooled = {}
+    """Precision and recall of imagined success by iteration, over all runs; none where a run has not recorded them."""
+    pooled: dict[str, Any] = {}
     for i in (1, 2):
-        entries = [run["iterations"][i] for run in runs]
-        rates = {name: [e.get(f"imagined_success_{name}") for e in entries] for name in ("precision", "recall")}
-        pooled[f"iteration_{i}"] = {
-            name: Rate.from_counts(sum(v["k"] for v in values), sum(v["n"] for v in values)).to_dict()
-            for name, values in rates.items()
-            if values and all(values)
-        } | {"minus_simulated": [e.get("imagined_minus_simulated") for e in entries]}
+        for name in ("precision", "recall"):
+            rates = [run["iterations"][i].get(f"imagined_success_{name}") for run in runs]
+            if rates and all(rates):
+                rate = Rate.from_counts(sum(r["k"] for r in rates), sum(r["n"] for r in rates))
+                pooled.setdefault(f"iteration_{i}", {})[name] = rate.to_dict()
     return pooled
 
 

@@ -113,8 +113,8 @@ class ReachPushReturn:
 class HomingSimulator(ManiSkillSimulator):
     """Whenever a chunk ends near where the arm began, its joints are set to those that it began with.
 
-    The controller has no target for the hand's orientation, which tilts by half a turn within a thousand frames. What
-    is corrected at each return is small.
+    The controller has no target for the hand's orientation: without this it tilted by 60 degrees within 250 frames. The
+    correction moves the hand by less than ``NEAR_M``.
     """
 
     NEAR_M = 0.02
