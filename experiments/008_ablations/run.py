@@ -34,6 +34,7 @@ from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, bootstrap_interval
 from worldloop.types import Clip
+from worldloop.world_model.heads import SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
 from worldloop.world_model.self_rollout import SelfRolloutPool
 
@@ -48,6 +49,7 @@ COMMON = [
 ARMS: dict[str, list[str]] = {
     "now": [],
     "no_self_rollout": ["world_model.self_rollout.share=0"],
+    "head_without_proprio": [],
     "real_proprio_in_pool": [],
     "stops_at_success": [],
     "no_near_success": ["clips.near_success=false"],
@@ -88,6 +90,13 @@ def patch(arm: str) -> None:
     """Changes that no setting makes."""
     if arm == "real_proprio_in_pool":
         fit_world_model.SelfRolloutPool = RealProprioPool  # type: ignore[misc]
+    if arm == "head_without_proprio":
+        read = SuccessHead.read_frame
+
+        def read_frame_alone(self: SuccessHead, first: Tensor, frame: Tensor, proprio: Tensor) -> Tensor:
+            return read(self, first, frame, torch.zeros_like(proprio))
+
+        SuccessHead.read_frame = read_frame_alone  # type: ignore[method-assign]
     if arm == "drop":
         fit_world_model.SelfRolloutPool = DropPool  # type: ignore[misc]
     if arm == "stops_at_success":

@@ -233,6 +233,30 @@ def test_state_dict_restores_everything_but_config(trained: VideoWorldModel) -> 
     assert torch.equal(copy.imagine(state, actions)[1].frames, trained.imagine(state, actions)[1].frames)
 
 
+def test_imagined_proprio_stays_where_real_proprio_has_been() -> None:
+    data, model = ToyEpisodes(4), make_model()
+    clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 1)
+    far = clip.proprio.clone()
+    far[0, 0, 1] = model.proprio_mean[1] + 7 * model.proprio_std[1]
+    model(dataclasses.replace(clip, proprio=far), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.proprio_reach, torch.tensor([3.0, 7.0]))
+    with torch.no_grad():
+        list(model.proprio_head.parameters())[-1].fill_(2.0)  # two standard deviations further with every frame
+    state = model.eval().start(data.first_observation(2), torch.arange(2))
+    actions = full_chunk(data, 2)
+    _, imagined = model.imagine(state, torch.cat([actions, actions], dim=1))
+    normalised = model.normalisation.normalise(imagined.proprio[:, -1])
+    torch.testing.assert_close(normalised, torch.tensor([[3.0, 7.0]]).expand(2, 2))
+
+
+def test_success_is_judged_by_frame_and_proprio() -> None:
+    model, data = make_model(), ToyEpisodes(2)
+    first = model.codec.encode(data.first_observation(2).frames)[:, 0]
+    here, there = (model.success_head.read_frame(first, first, torch.full((2, 2), x)) for x in (0.0, 1.0))
+    assert (here != there).all()
+    assert (here != model.success_head.read_frame(first, -first, torch.zeros(2, 2))).all()
+
+
 def test_features_are_tokens_with_gradients() -> None:
     data, model = ToyEpisodes(3), make_model()
     tokens = model.features(data.first_observation(3))

@@ -35,12 +35,15 @@ class SuccessHead(nn.Module):
 
     - ``read_tokens``: from the denoiser's tokens, World-VLA-Loop's phi(z_t). It learns late at small sizes and
       remembers training episodes.
-    - ``read_frame``: a convolution over (first frame, this frame) that keeps positions. It learns from real frames,
-      within hundreds of steps, and then judges imagined ones: trained on predictions instead it did worse
+    - ``read_frame``: a convolution over (first frame, this frame) that keeps positions, beside the proprio at this
+      frame, which knows in millimetres where the hand is and whether its fingers closed on something. It learns from
+      real frames, within hundreds of steps, and then judges imagined ones: trained on predictions instead it did worse
       on held-out PushCube episodes (one seed, no clean ablation).
     """
 
-    def __init__(self, feature_dim: int, channels: int, size: int, width: int = 32, hidden_dim: int = 128) -> None:
+    def __init__(
+        self, feature_dim: int, channels: int, size: int, proprio_dim: int, width: int = 32, hidden_dim: int = 128
+    ) -> None:
         super().__init__()
         self.read_tokens = TokenReader(feature_dim)
         self.patch = next(p for p in range(max(1, size // FRAME_GRID), 0, -1) if size % p == 0)
@@ -49,20 +52,28 @@ class SuccessHead(nn.Module):
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.coarse = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         grid = (size // self.patch + 1) // 2
-        self.frame_mlp = make_mlp(2 * width * grid**2, hidden_dim, 1, num_hidden=1)
+        self.proprio = make_mlp(proprio_dim, hidden_dim, 2 * width, num_hidden=1)
+        self.frame_mlp = make_mlp(2 * width * (grid**2 + 1), hidden_dim, 1, num_hidden=2)
 
-    def forward(self, features: Tensor, first: Tensor, frames: Tensor) -> Tensor:
-        """``features`` [B, L, N, F], ``first`` [B, C, size, size], ``frames`` [B, L, C, ...] -> logits f32 [B, L]."""
-        logits = [self.read_frame(first, frames[:, i]) for i in range(frames.shape[1])]
+    def forward(self, features: Tensor, first: Tensor, frames: Tensor, proprio: Tensor) -> Tensor:
+        """Logits f32 [B, L] of ``frames`` [B, L, C, size, size] and ``proprio`` [B, L, S] at them.
+
+        ``features`` [B, L, N, F] are the denoiser's tokens, ``first`` [B, C, size, size] is the episode's first frame.
+        """
+        logits = [self.read_frame(first, frames[:, i], proprio[:, i]) for i in range(frames.shape[1])]
         return (self.read_tokens(features) + torch.stack(logits, dim=1)) / 2
 
-    def read_frame(self, first: Tensor, frame: Tensor) -> Tensor:
-        """Latents [B, C, size, size] of the episode's first frame and of the one to judge -> [B]."""
+    def read_frame(self, first: Tensor, frame: Tensor, proprio: Tensor) -> Tensor:
+        """Latents [B, C, size, size] of the episode's first frame and of the one to judge, its proprio [B, S] -> [B].
+
+        ``proprio`` is normalised.
+        """
         h = self.stem(functional.pixel_unshuffle(torch.cat([first, frame], dim=1), self.patch))
         h = h + self.fine(functional.silu(h))
         h = self.down(functional.silu(h))
         h = h + self.coarse(functional.silu(h))
-        return self.frame_mlp(functional.silu(h).flatten(1))[:, 0].float()
+        seen = torch.cat([h.flatten(1), self.proprio(proprio).to(h)], dim=1)
+        return self.frame_mlp(functional.silu(seen))[:, 0].float()
 
 
 class ErrorHead(nn.Module):

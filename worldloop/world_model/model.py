@@ -30,7 +30,8 @@ INSTRUCTION_DIM = 32
 CONTEXT_FRAMES = 3  # first of the episode, previous, now
 POSITIVE_RATE_DECAY = 0.99
 ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
-JUDGEMENT_NOISE = 0.1  # largest noise on the frames that the success head learns from, [-1, 1] images
+JUDGEMENT_NOISE = 0.1  # largest noise on what the success head learns from: [-1, 1] images, normalised proprio
+LEAST_REACH = 3.0  # standard deviations from the mean that imagined proprio may always go
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class VideoWorldModel(nn.Module):
     action_low: Tensor
     action_high: Tensor
     positive_rate: Tensor
+    proprio_reach: Tensor
 
     def __init__(self, config: WorldModelConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:
         super().__init__()
@@ -75,13 +77,16 @@ class VideoWorldModel(nn.Module):
             spec.actions_per_frame,
             INSTRUCTION_DIM,
         )
-        self.success_head = SuccessHead(self.denoiser.feature_dim, self.codec.channels, self.codec.size)
+        self.success_head = SuccessHead(
+            self.denoiser.feature_dim, self.codec.channels, self.codec.size, spec.proprio_dim
+        )
         self.error_head = ErrorHead(self.denoiser.feature_dim)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
         self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
         self.register_buffer("action_low", torch.tensor(spec.action_low))
         self.register_buffer("action_high", torch.tensor(spec.action_high))
         self.register_buffer("positive_rate", torch.tensor(0.5))
+        self.register_buffer("proprio_reach", torch.full((spec.proprio_dim,), LEAST_REACH))
 
     @property
     def normalisation(self) -> Normalisation:
@@ -108,10 +113,11 @@ class VideoWorldModel(nn.Module):
         real_proprio = self.normalisation.normalise(clip.proprio)
         with self._autocast():
             instruction = self.instruction(clip.instruction)
-        self._update_positive_rate(clip)
+        self._update_statistics(clip, real_proprio)
         steps: list[_Step] = []
         for m in range(targets.shape[1]):
-            step = self._train_step(clip, m, context, targets[:, m], proprio, instruction, generator)
+            target = targets[:, m], real_proprio[:, m]
+            step = self._train_step(clip, m, context, *target, proprio, instruction, generator)
             steps.append(step)
             own = step.is_prediction
             latent = torch.where(own[:, None, None, None], step.next_latent, targets[:, m])
@@ -193,7 +199,8 @@ class VideoWorldModel(nn.Module):
                 return self.denoiser(noisy, t, state.context, conditioning)
 
             output = sample(denoise, noise, self.config.num_sampler_steps)
-            logit = self.success_head(output.features, state.context[:, 0], output.data.clamp(-1, 1))[:, 0]
+            frames = output.data.clamp(-1, 1)
+            logit = self.success_head(output.features, state.context[:, 0], frames, next_proprio[:, None])[:, 0]
             psnr_db = self.error_head(output.features)[:, 0]
         latent = output.data[:, 0].float().clamp(-1, 1)
         context = torch.stack([state.context[:, 0], state.context[:, -1], latent], dim=1)
@@ -203,9 +210,13 @@ class VideoWorldModel(nn.Module):
     def _condition(
         self, context: Tensor, proprio: Tensor, actions: Tensor, instruction: Tensor
     ) -> tuple[Conditioning, Tensor]:
-        """The denoiser's conditioning, and the predicted next proprio [B, S] with gradients."""
-        next_proprio = self.proprio_head(proprio, actions, context[:, -1])
-        conditioning = Conditioning(actions[:, None], proprio, next_proprio.detach()[:, None], instruction)
+        """The denoiser's conditioning, and the predicted next proprio [B, S], no further out than any real one.
+
+        The head adds changes up: beyond the data it would run away exponentially within a few hundred frames.
+        """
+        next_proprio = self.proprio_head(proprio, actions, context[:, -1]).detach()
+        next_proprio = next_proprio.clamp(-self.proprio_reach, self.proprio_reach)
+        conditioning = Conditioning(actions[:, None], proprio, next_proprio[:, None], instruction)
         return conditioning, next_proprio
 
     def _train_step(
@@ -214,6 +225,7 @@ class VideoWorldModel(nn.Module):
         m: int,
         context: Tensor,
         target: Tensor,
+        target_proprio: Tensor,
         proprio: Tensor,
         instruction: Tensor,
         generator: torch.Generator,
@@ -229,7 +241,8 @@ class VideoWorldModel(nn.Module):
             noisy = flow.interpolate(noise, target, t)
             output = self.denoiser(noisy[:, None], t, seen, conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
-            frame_logit = self.success_head.read_frame(context[:, 0], self._blur_judgement(target, generator))
+            judged = self._blur_judgement(target, generator), self._blur_judgement(target_proprio, generator)
+            frame_logit = self.success_head.read_frame(context[:, 0], *judged)
             expected_db = self.error_head(output.features)[:, 0]
         predicted = output.data[:, 0].float()
         actual_db = losses.compute_latent_psnr_db(predicted.detach().clamp(-1, 1), target)
@@ -242,7 +255,7 @@ class VideoWorldModel(nn.Module):
             success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
             error=self.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
             next_latent=predicted.detach().clamp(-1, 1),
-            next_proprio=next_proprio.detach(),
+            next_proprio=next_proprio,
             is_prediction=t == 0,
         )
 
@@ -255,8 +268,8 @@ class VideoWorldModel(nn.Module):
         return torch.cat([context[:, :1], context[:, 1:] + (noise * level).to(context)], dim=1)
 
     def _blur_judgement(self, target: Tensor, generator: torch.Generator) -> Tensor:
-        """Real frames with noise of a level drawn per row, so that the frame reader does not lean on single pixels."""
-        level = torch.rand(len(target), 1, 1, 1, generator=generator) * JUDGEMENT_NOISE
+        """Real frames or proprio with noise of a level drawn per row: the reader shall not lean on single values."""
+        level = torch.rand(len(target), *[1] * (target.ndim - 1), generator=generator) * JUDGEMENT_NOISE
         return target + (torch.randn(target.shape, generator=generator) * level).to(target)
 
     def _gather(self, clip: Clip, steps: list[_Step]) -> WorldModelOutput:
@@ -284,12 +297,14 @@ class VideoWorldModel(nn.Module):
         )
 
     @torch.no_grad()
-    def _update_positive_rate(self, clip: Clip) -> None:
-        """The share of success frames, averaged over batches, balances the success loss."""
+    def _update_statistics(self, clip: Clip, proprio: Tensor) -> None:
+        """The share of success frames, averaged over batches, balances the success loss; proprio [B, M, S] reached."""
         if self.training:
             valid = clip.valid.float()
             rate = (clip.success * valid).sum() / valid.sum().clamp_min(1)
             self.positive_rate.lerp_(rate, 1 - POSITIVE_RATE_DECAY)
+            reached = (proprio.abs() * valid[..., None]).amax(dim=(0, 1))
+            self.proprio_reach.copy_(torch.maximum(self.proprio_reach, reached))
 
     def _scale_actions(self, actions: Tensor) -> Tensor:
         """Environment units -> [-1, 1] by the simulator's bounds."""
