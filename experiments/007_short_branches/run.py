@@ -35,11 +35,14 @@ COMMON = [
     "promote_policy.gate=false",
     "evaluate_policy.num_states=300",
 ]
+MIXED = ["groups_per_update=40", "imagination_horizon=6", "mid_episode_share=0.25"]
 ARMS = {  # groups x chunks is 240 in each
     "whole": ["groups_per_update=24", "imagination_horizon=10", "mid_episode_share=0.0"],
-    "mixed": ["groups_per_update=40", "imagination_horizon=6", "mid_episode_share=0.25"],
+    "mixed": MIXED,
     "branches": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0", "num_critic_steps=600"],
     "branches_no_critic": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0"],
+    "penalty": [*MIXED, "uncertainty_penalty=0.05"],
+    "truncated": [*MIXED, "truncates_uncertain=true"],
 }
 
 

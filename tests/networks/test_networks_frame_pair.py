@@ -1,16 +1,18 @@
 import pytest
 import torch
 
+from worldloop import images
 from worldloop.networks.frame_pair import FramePairEncoder
 
 
 @pytest.mark.parametrize("only_keypoints", [False, True])
 def test_features_tell_where_a_square_is_and_what_the_background_is_not(only_keypoints: bool) -> None:
     torch.manual_seed(0)
-    encoder = FramePairEncoder(torch.zeros(3, 16, 16), only_keypoints=only_keypoints)
+    encoder = FramePairEncoder(3, 16, torch.zeros(3, 16, 16), only_keypoints=only_keypoints)
     frames = torch.full((3, 16, 16, 3), 100, dtype=torch.uint8)
     frames[1, 2:5, 2:5] = 250
     frames[2, 9:12, 9:12] = 250
+    frames = images.to_network(frames)
     first = frames[:1].expand(3, -1, -1, -1)
     features = encoder(first, frames)
     assert features.shape == (3, encoder.dim)

@@ -54,12 +54,14 @@ class FrameProbe(nn.Module):
         super().__init__()
         self.register_buffer("position_mean", position_mean.float())
         self.register_buffer("position_std", position_std.float().clamp_min(1e-4))
-        self.encoder = FramePairEncoder(background)
+        self.encoder = FramePairEncoder(len(background), background.shape[-1], background)
         self.head = make_mlp(self.encoder.dim, 256, len(position_mean) + 1, num_hidden=2)
 
     def forward(self, first: Tensor, frame: Tensor) -> Tensor:
         """u8 [B, h, w, 3] twice -> f32 [B, P + 1]: standardised coordinates, then the success logit."""
-        return self.head(self.encoder(first, frame))
+        with torch.autocast(first.device.type, dtype=torch.bfloat16):
+            features = self.encoder(images.to_network(first), images.to_network(frame))
+        return self.head(features)
 
     @torch.no_grad()
     def read(self, first: Tensor, frames: Tensor, batch_size: int = 512) -> ProbeReading:

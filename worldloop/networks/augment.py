@@ -15,16 +15,24 @@ def augment_frames(frames: Tensor, shift_px: int, brightness: float, generator: 
     ``shift_px``: the largest offset in each direction; ``brightness``: pixel values are scaled by
     1 + U(-brightness, brightness).
     """
-    B, _, h, w, _ = frames.shape
+    frames = shift_images(frames.movedim(-1, -3), shift_px, generator).movedim(-3, -1)
+    scale = 1 + brightness * (2 * torch.rand(len(frames), generator=generator, device=generator.device) - 1)
+    if brightness > 0:
+        scale = scale.to(frames.device)[:, None, None, None, None]
+        frames = (frames.float() * scale).round().clamp(0, 255).to(torch.uint8)
+    return frames
+
+
+def shift_images(images: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
+    """Shift ``images`` [B, K, C, h, w] of any type by up to ``shift_px`` in each direction, the K of a row alike."""
+    B, _, _, h, w = images.shape
     # Drawn on the generator's device so that a run is the same on every device that computes it.
     offset = torch.randint(-shift_px, shift_px + 1, (2, B, 1), generator=generator, device=generator.device)
-    scale = 1 + brightness * (2 * torch.rand(B, generator=generator, device=generator.device) - 1)
-    offset, scale = offset.to(frames.device), scale.to(frames.device)
-    if shift_px > 0:
-        y = (torch.arange(h, device=frames.device) + offset[0]).clamp(0, h - 1)  # [B, h]; clamping replicates
-        x = (torch.arange(w, device=frames.device) + offset[1]).clamp(0, w - 1)
-        row = torch.arange(B, device=frames.device)[:, None, None]
-        frames = frames.movedim(1, 3)[row, y[:, :, None], x[:, None, :]].movedim(3, 1)
-    if brightness > 0:
-        frames = (frames.float() * scale[:, None, None, None, None]).round().clamp(0, 255).to(torch.uint8)
-    return frames
+    if shift_px == 0:
+        return images
+    offset = offset.to(images.device)
+    y = (torch.arange(h, device=images.device) + offset[0]).clamp(0, h - 1)  # [B, h]; clamping replicates
+    x = (torch.arange(w, device=images.device) + offset[1]).clamp(0, w - 1)
+    row = torch.arange(B, device=images.device)[:, None, None]
+    pixels = images.movedim((1, 2), (3, 4))  # [B, h, w, K, C]
+    return pixels[row, y[:, :, None], x[:, None, :]].movedim((3, 4), (1, 2))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloop import images
 from worldloop.networks.embeddings import find_points
 
 GRID = 16  # cells per side of the first convolution
@@ -15,21 +14,27 @@ CONTRAST = 4.0  # of frames less their background, whose values are small
 
 
 class FramePairEncoder(nn.Module):
-    """Convolutions and keypoints: ``forward(first, frame)`` u8 [B, h, w, 3] twice -> features f32 [B, ``dim``].
+    """Convolutions and keypoints: ``forward(first, frame)`` [B, channels, size, size] twice -> f32 [B, ``dim``].
 
-    ``background`` [3, h, w], the mean frame, is taken off: most pixels never change. With ``only_keypoints`` the
-    features are where things are (y, x in [-1, 1]) and not what every cell looks like, which a few hundred episodes
-    would be recognised by.
+    A ``background`` [channels, size, size], the mean frame, is taken off: most pixels never change. With
+    ``only_keypoints`` the features are where things are (y, x in [-1, 1]) and not what every cell looks like, which a
+    few hundred episodes would be recognised by.
     """
 
-    background: Tensor
+    background: Tensor | None
 
-    def __init__(self, background: Tensor, width: int = 32, only_keypoints: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        background: Tensor | None = None,
+        width: int = 32,
+        only_keypoints: bool = False,
+    ) -> None:
         super().__init__()
-        size = background.shape[-1]
-        self.register_buffer("background", background.float())
+        self.register_buffer("background", None if background is None else background.float())
         self.patch = next(p for p in range(max(1, size // GRID), 0, -1) if size % p == 0)
-        self.stem = nn.Conv2d(6 * self.patch**2, width, 1)
+        self.stem = nn.Conv2d(2 * channels * self.patch**2, width, 1)
         self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.maps = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
@@ -40,14 +45,13 @@ class FramePairEncoder(nn.Module):
             self.dim += 2 * width * ((size // self.patch + 1) // 2) ** 2
 
     def forward(self, first: Tensor, frame: Tensor) -> Tensor:
-        pair = torch.cat([images.to_network(x) - self.background for x in (first, frame)], dim=1) * CONTRAST
-        with torch.autocast(pair.device.type, dtype=torch.bfloat16):
-            h = self.stem(functional.pixel_unshuffle(pair, self.patch))
-            for layer in self.fine:
-                h = h + layer(functional.silu(h))
-            h = functional.silu(h)
-            points = find_points(self.maps(h), self.sharpness).flatten(1)
-            if self.down is None:
-                return points
-            features = functional.silu(self.down(h)).flatten(1)
-        return torch.cat([features.float(), points], dim=1)
+        if self.background is not None:
+            first, frame = ((x - self.background) * CONTRAST for x in (first, frame))
+        h = self.stem(functional.pixel_unshuffle(torch.cat([first, frame], dim=1), self.patch))
+        for layer in self.fine:
+            h = h + layer(functional.silu(h))
+        h = functional.silu(h)
+        points = find_points(self.maps(h), self.sharpness).flatten(1)
+        if self.down is None:
+            return points
+        return torch.cat([functional.silu(self.down(h)).flatten(1).float(), points], dim=1)

@@ -45,12 +45,14 @@ class Critic(nn.Module):
             proprio = torch.zeros(2, 0)
         self.register_buffer("proprio_mean", proprio.float().mean(0))
         self.register_buffer("proprio_std", proprio.float().std(0).clamp_min(1e-4))
-        self.encoder = FramePairEncoder(background, only_keypoints=True)
+        self.encoder = FramePairEncoder(len(background), background.shape[-1], background, only_keypoints=True)
         self.dropout = nn.Dropout(DROPOUT)
         self.head = make_mlp(self.encoder.dim + proprio.shape[1] + 1, 64, 1, num_hidden=1)
 
     def forward(self, observation: Observation) -> Tensor:
-        features = self.encoder(observation.frames[:, 0], observation.frames[:, -1])
+        first, now = (images.to_network(observation.frames[:, i]) for i in (0, -1))
+        with torch.autocast(first.device.type, dtype=torch.bfloat16):
+            features = self.encoder(first, now)
         parts = [features, (observation.env_step / self.max_episode_steps)[:, None].to(features)]
         if len(self.proprio_mean):
             if observation.proprio is None:

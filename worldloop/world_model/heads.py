@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.networks.blocks import AttentionPool, make_mlp
+from worldloop.networks.frame_pair import FramePairEncoder
 
-FRAME_GRID = 16  # cells per side at which the success head looks at a frame
-PROPRIO_GAIN = 4.0  # the small proprio head wants a several times larger learning rate than the image network
+PROPRIO_GAIN = 4.0  # small networks of proprio want a several times larger learning rate than those of images
 
 
 class TokenReader(nn.Module):
@@ -35,25 +35,20 @@ class SuccessHead(nn.Module):
 
     - ``read_tokens``: from the denoiser's tokens, World-VLA-Loop's phi(z_t). It learns late at small sizes and
       remembers training episodes.
-    - ``read_frame``: a convolution over (first frame, this frame) that keeps positions, beside the proprio at this
-      frame, which knows in millimetres where the hand is and whether its fingers closed on something. It learns from
-      real frames, within hundreds of steps, and then judges imagined ones: trained on predictions instead it did worse
+    - ``read_frame``: convolutions and keypoints of (first frame, this frame), beside the proprio at this frame, which
+      knows in millimetres where the hand is and whether its fingers closed on something. It learns from real frames,
+      within hundreds of steps, and then judges imagined ones: trained on predictions instead it did worse
       on held-out PushCube episodes (one seed, no clean ablation).
     """
 
-    def __init__(
-        self, feature_dim: int, channels: int, size: int, proprio_dim: int, width: int = 32, hidden_dim: int = 128
-    ) -> None:
+    PROPRIO_DIM = 64
+
+    def __init__(self, feature_dim: int, channels: int, size: int, proprio_dim: int, hidden_dim: int = 128) -> None:
         super().__init__()
         self.read_tokens = TokenReader(feature_dim)
-        self.patch = next(p for p in range(max(1, size // FRAME_GRID), 0, -1) if size % p == 0)
-        self.stem = nn.Conv2d(2 * channels * self.patch**2, width, 1)
-        self.fine = nn.Conv2d(width, width, 3, padding=1)
-        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.coarse = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
-        grid = (size // self.patch + 1) // 2
-        self.proprio = make_mlp(proprio_dim, hidden_dim, 2 * width, num_hidden=1)
-        self.frame_mlp = make_mlp(2 * width * (grid**2 + 1), hidden_dim, 1, num_hidden=2)
+        self.encoder = FramePairEncoder(channels, size)
+        self.proprio = make_mlp(proprio_dim, hidden_dim, self.PROPRIO_DIM, num_hidden=1, gain=PROPRIO_GAIN)
+        self.frame_mlp = make_mlp(self.encoder.dim + self.PROPRIO_DIM, hidden_dim, 1, num_hidden=2)
 
     def forward(self, features: Tensor, first: Tensor, frames: Tensor, proprio: Tensor) -> Tensor:
         """Logits f32 [B, L] of ``frames`` [B, L, C, size, size] and ``proprio`` [B, L, S] at them.
@@ -68,12 +63,8 @@ class SuccessHead(nn.Module):
 
         ``proprio`` is normalised.
         """
-        h = self.stem(functional.pixel_unshuffle(torch.cat([first, frame], dim=1), self.patch))
-        h = h + self.fine(functional.silu(h))
-        h = self.down(functional.silu(h))
-        h = h + self.coarse(functional.silu(h))
-        seen = torch.cat([h.flatten(1), self.proprio(proprio).to(h)], dim=1)
-        return self.frame_mlp(functional.silu(seen))[:, 0].float()
+        seen = self.encoder(first, frame)
+        return self.frame_mlp(torch.cat([seen, self.proprio(proprio).to(seen)], dim=1))[:, 0].float()
 
 
 class ErrorHead(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from worldloop.interfaces import ImaginedChunk, Metrics, WorldModelOutput
 from worldloop.networks import flow
+from worldloop.networks.augment import shift_images
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.randomness import row_normal
 from worldloop.types import Clip, Normalisation, Observation, SimulatorSpec, WorldloopError
@@ -31,6 +32,7 @@ CONTEXT_FRAMES = 3  # first of the episode, previous, now
 POSITIVE_RATE_DECAY = 0.99
 ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
 JUDGEMENT_NOISE = 0.1  # largest noise on what the success head learns from: [-1, 1] images, normalised proprio
+JUDGEMENT_SHIFT = 32  # the largest shift of those frames is their side's length over this
 LEAST_REACH = 3.0  # standard deviations from the mean that imagined proprio may always go
 
 
@@ -241,8 +243,8 @@ class VideoWorldModel(nn.Module):
             noisy = flow.interpolate(noise, target, t)
             output = self.denoiser(noisy[:, None], t, seen, conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
-            judged = self._blur_judgement(target, generator), self._blur_judgement(target_proprio, generator)
-            frame_logit = self.success_head.read_frame(context[:, 0], *judged)
+            judged = self._vary_judgement(context[:, 0], target, target_proprio, generator)
+            frame_logit = self.success_head.read_frame(*judged)
             expected_db = self.error_head(output.features)[:, 0]
         predicted = output.data[:, 0].float()
         actual_db = losses.compute_latent_psnr_db(predicted.detach().clamp(-1, 1), target)
@@ -267,10 +269,19 @@ class VideoWorldModel(nn.Module):
         level = torch.rand(len(context), 1, 1, 1, 1, generator=generator) * self.config.context_noise
         return torch.cat([context[:, :1], context[:, 1:] + (noise * level).to(context)], dim=1)
 
-    def _blur_judgement(self, target: Tensor, generator: torch.Generator) -> Tensor:
-        """Real frames or proprio with noise of a level drawn per row: the reader shall not lean on single values."""
-        level = torch.rand(len(target), *[1] * (target.ndim - 1), generator=generator) * JUDGEMENT_NOISE
-        return target + (torch.randn(target.shape, generator=generator) * level).to(target)
+    def _vary_judgement(
+        self, first: Tensor, target: Tensor, proprio: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the success head's frame reader learns from: real frames, shifted together, and proprio, with noise.
+
+        Without shifts it learns a few hundred episodes by heart. The noise's level is drawn per row.
+        """
+        pair = torch.stack([first, target], dim=1)
+        first, target = shift_images(pair, self.codec.size // JUDGEMENT_SHIFT, generator).unbind(1)
+        level = torch.rand(len(target), generator=generator) * JUDGEMENT_NOISE
+        target = target + (torch.randn(target.shape, generator=generator) * level[:, None, None, None]).to(target)
+        proprio = proprio + (torch.randn(proprio.shape, generator=generator) * level[:, None]).to(proprio)
+        return first, target, proprio
 
     def _gather(self, clip: Clip, steps: list[_Step]) -> WorldModelOutput:
         valid = clip.valid.float()
