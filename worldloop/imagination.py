@@ -12,12 +12,14 @@ than ``calibration.floor_db``: the unknown states of MOReL (arXiv:2005.05951).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worldloop.interfaces import ImaginedChunk, WorldModel
 from worldloop.randomness import make_row_keys
+from worldloop.tensors import Rows
 from worldloop.types import ChunkStep, Observation, SimulatorSpec
 
 
@@ -59,6 +61,26 @@ def find_best(values: Tensor, valid: Tensor, frames_after_success: int) -> Tenso
     return confirm(values.masked_fill(~valid, torch.inf), frames_after_success).masked_fill(~valid, -torch.inf).amax(1)
 
 
+@dataclass(frozen=True)
+class ImaginedRows(Rows):
+    """All that an `ImaginedSimulator` remembers of its B rows; never changed in place, so it may be kept and restored.
+
+    - ``observation``: what each row shows now; ``state``: the world model's own
+    - ``terminated``, ``truncated`` bool [B]
+    - ``streak`` int64 [B]: frames on end, up to now, that show a success
+    """
+
+    observation: Observation
+    state: Any
+    terminated: Tensor
+    truncated: Tensor
+    streak: Tensor
+
+    @property
+    def ended(self) -> Tensor:
+        return self.terminated | self.truncated
+
+
 class ImaginedSimulator:
     """`Simulator` over a world model, for up to ``num_envs`` rows.
 
@@ -81,7 +103,7 @@ class ImaginedSimulator:
         self.truncates_uncertain = truncates_uncertain
         self._seed = seed
         self._num_resets = 0
-        self._observation: Observation | None = None
+        self._rows: ImaginedRows | None = None
 
     def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
         """Start from observations, see `Simulator.reset`; a world model cannot start from a simulator state."""
@@ -93,55 +115,54 @@ class ImaginedSimulator:
 
     def start(self, observation: Observation, noise_key: Tensor, rows: Tensor | None = None) -> Observation:
         """`reset` with one noise key per row, int64 [B]: rows that share a key share the world model's noise."""
-        if len(observation) > self.num_envs:
-            raise ValueError(f"{len(observation)} rows do not fit into {self.num_envs} environments")
-        observation = replace(observation, sim_state=None)
-        state = self.world_model.start(observation, noise_key)
+        observation = replace(observation, frames=_three(observation.frames), sim_state=None)
         ended = torch.zeros(len(observation), dtype=torch.bool)
-        if rows is None:
-            self._observation, self._state = observation, state
-            self._terminated, self._truncated = ended, ended.clone()
-            self._streak = torch.zeros(len(observation), dtype=torch.long)
-            return observation
-        if self._observation is None:
-            raise ValueError("reset the whole batch before resetting single rows")
-        order = torch.arange(len(self._observation))
-        order[rows] = len(self._observation) + torch.arange(len(rows))
-        self._observation = Observation.cat([self._observation, observation]).rows(order)
-        self._state = type(state).cat([self._state, state]).rows(order)
-        self._terminated[rows] = False
-        self._truncated[rows] = False
-        self._streak[rows] = 0
-        return self._observation
+        state = self.world_model.start(observation, noise_key)
+        fresh = ImaginedRows(observation, state, ended, ended, torch.zeros(len(observation), dtype=torch.long))
+        if rows is not None:
+            if self._rows is None:
+                raise ValueError("reset the whole batch before resetting single rows")
+            fresh = _put(self._rows, len(self._rows.terminated), rows, fresh)
+        return self.restore(fresh)
+
+    def save(self) -> ImaginedRows:
+        """Where every row stands: `restore` goes on from there, ``rows`` of it forks or selects."""
+        if self._rows is None:
+            raise ValueError("reset before saving")
+        return self._rows
+
+    def restore(self, rows: ImaginedRows) -> Observation:
+        """Go on from what `save` gave, bit-equal where as many rows are running; the batch becomes these rows."""
+        if len(rows.terminated) > self.num_envs:
+            raise ValueError(f"{len(rows.terminated)} rows do not fit into {self.num_envs} environments")
+        self._rows = rows
+        return rows.observation
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
         """See `Simulator.step_chunk`. H must be a multiple of ``actions_per_frame``."""
-        if self._observation is None:
+        if self._rows is None:
             raise ValueError("reset before the first step")
-        before = self._observation
-        ended_before = self._terminated | self._truncated
-        running = (~ended_before).nonzero()[:, 0]
+        before = self._rows
+        running = (~before.ended).nonzero()[:, 0]
         step = self._empty_step(before, actions)
-        cut = torch.zeros_like(ended_before)
+        state, streak = before.state, before.streak
+        cut = torch.zeros_like(before.terminated)
         if len(running):
-            state, chunk = self.world_model.imagine(self._state.rows(running), actions[running])
-            order = torch.arange(len(before))
-            order[running] = len(before) + torch.arange(len(running))
-            self._state = type(state).cat([self._state, state]).rows(order)
-            step, cut[running] = self._write_running(step, chunk, running)
-        self._terminated = self._terminated | step.success.any(1)
-        limit = self.spec.max_episode_steps
-        observation = self._next_observation(before, step, ~ended_before)
-        self._truncated = self._truncated | (~self._terminated & (cut | (observation.env_step >= limit)))
-        self._observation = observation
-        return replace(
-            step, observation=observation, terminated=self._terminated.clone(), truncated=self._truncated.clone()
-        )
+            imagined, chunk = self.world_model.imagine(before.state.rows(running), actions[running])
+            state = _put(before.state, len(before.terminated), running, imagined)
+            step, streak, cut = self._write_running(step, chunk, running, streak)
+        terminated = before.terminated | step.success.any(1)
+        observation = self._next_observation(before.observation, step, ~before.ended)
+        at_limit = observation.env_step >= self.spec.max_episode_steps
+        truncated = before.truncated | (~terminated & (cut | at_limit))
+        self._rows = ImaginedRows(observation, state, terminated, truncated, streak)
+        return replace(step, observation=observation, terminated=terminated, truncated=truncated)
 
     def close(self) -> None:
-        self._observation = None
+        self._rows = None
 
-    def _empty_step(self, before: Observation, actions: Tensor) -> ChunkStep:
+    def _empty_step(self, rows: ImaginedRows, actions: Tensor) -> ChunkStep:
+        before = rows.observation
         B, H = actions.shape[:2]
         M = H // self.spec.actions_per_frame
         if M * self.spec.actions_per_frame != H:
@@ -155,12 +176,14 @@ class ImaginedSimulator:
             success_prob=torch.zeros(B, M),
             valid=torch.zeros(B, H, dtype=torch.bool),
             success=torch.zeros(B, H, dtype=torch.bool),
-            terminated=self._terminated,
-            truncated=self._truncated,
+            terminated=rows.terminated,
+            truncated=rows.truncated,
         )
 
-    def _write_running(self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor) -> tuple[ChunkStep, Tensor]:
-        """``step`` filled at the running rows, and which of them, bool [b], have become too uncertain to go on.
+    def _write_running(
+        self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor, streak: Tensor
+    ) -> tuple[ChunkStep, Tensor, Tensor]:
+        """``step`` filled at the running rows, their streaks, and which rows, bool [B], are too uncertain to go on.
 
         Success is held from the frame that declares it.
         """
@@ -171,7 +194,9 @@ class ImaginedSimulator:
             expected = chunk.expected_psnr_db.float().cpu() - self.calibration.psnr_bias_db
         ends = (expected < self.calibration.floor_db).cummax(1).values & self.truncates_uncertain
         probability = probability.masked_fill(ends, 0.0)
-        succeeded = self._declare(probability >= self.calibration.threshold, step, running)
+        shows = probability >= self.calibration.threshold
+        succeeded, running_streak = self._declare(shows, step.observation.env_step[running], streak[running])
+        streak = streak.index_copy(0, running, running_streak)
         cut = ends & ~succeeded
         counts = (succeeded | cut).long().cumsum(1) <= 1  # up to and with the frame that ends the row
         step.frames[running] = chunk.frames.cpu()
@@ -186,31 +211,35 @@ class ImaginedSimulator:
         rewards = torch.zeros(len(running), step.rewards.shape[1])
         rewards[:, s - 1 :: s] = (succeeded & counts).float()
         step.rewards[running] = rewards
-        return step, cut[:, -1]
+        return step, streak, torch.zeros_like(step.terminated).index_copy(0, running, cut[:, -1])
 
-    def _declare(self, shows: Tensor, step: ChunkStep, running: Tensor) -> Tensor:
-        """bool [b, M]: success has been declared at or before that frame, from the frames that show it."""
+    def _declare(self, shows: Tensor, env_step: Tensor, streak: Tensor) -> tuple[Tensor, Tensor]:
+        """bool [b, M]: success has been declared at or before that frame, from the frames that show it; the streaks."""
         s, spec = self.spec.actions_per_frame, self.spec
         declared = torch.zeros_like(shows)
-        env_step = step.observation.env_step[running]
-        streak = self._streak[running]
         for m in range(shows.shape[1]):
             streak = torch.where(shows[:, m], streak + 1, 0)
             is_last = env_step + (m + 1) * s >= spec.max_episode_steps
             declared[:, m] = (streak > spec.frames_after_success) | (shows[:, m] & is_last)
-        self._streak[running] = streak
-        return declared.cummax(1).values
+        return declared.cummax(1).values, streak
 
     def _next_observation(self, before: Observation, step: ChunkStep, was_running: Tensor) -> Observation:
         frames = torch.cat([before.frames[:, -1:], step.frames], dim=1)
         context = torch.stack([before.frames[:, 0], frames[:, -2], frames[:, -1]], dim=1)
-        context = torch.where(was_running[:, None, None, None, None], context, _three(before.frames))
+        context = torch.where(was_running[:, None, None, None, None], context, before.frames)
         return replace(
             before,
             frames=context,
             proprio=None if step.proprio is None else step.proprio[:, -1],
             env_step=before.env_step + was_running.long() * step.valid.shape[1],
         )
+
+
+def _put[RowsT: Rows](into: RowsT, num_rows: int, rows: Tensor, values: RowsT) -> RowsT:
+    """``into``, of ``num_rows`` rows, with those at ``rows`` replaced by ``values``."""
+    order = torch.arange(num_rows)
+    order[rows] = num_rows + torch.arange(len(rows))
+    return type(into).cat([into, values]).rows(order)
 
 
 def _three(frames: Tensor) -> Tensor:
