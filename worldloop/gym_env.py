@@ -1,0 +1,374 @@
+"""The world model as Gymnasium environments: one, or many rows in one batch.
+
+One step is one frame of the world model, that is ``actions_per_frame`` s actions at once. Nothing but the world model
+runs: no simulator, no Ray. The vector environment imagines all its rows in one pass and honours every `AutoresetMode`.
+
+    observation  {"image": u8 [h, w, 3], "proprio": f32 [S] in raw units}
+    action       f32 [s, A] in environment units, inside the simulator's bounds
+    reward       1.0 on the frame at which success is declared, else 0
+    terminated   after a success; ``truncated`` at the time limit
+    info         success bool; success_prob in [0, 1], calibrated; expected_psnr_db, the model's own estimate of how
+                 close the frame is to what would be simulated; uncertain bool, where that is below what has been shown
+                 to be imagined well; start int, the number of the start observation (-1: given)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from worldloop.imagination import Calibration, ImaginedRows, ImaginedSimulator
+from worldloop.interfaces import WorldModel
+from worldloop.types import ChunkStep, Observation, SimulatorSpec, WorldloopError
+
+Obs = dict[str, np.ndarray]
+GIVEN = -1  # the number of a start observation that the caller gave
+_MAX_KEY = 2**62
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What `WorldModelVectorEnv.save` gives: rows, starts, which rows wait for a reset, and each row's generator."""
+
+    rows: ImaginedRows
+    start: np.ndarray
+    ended: np.ndarray
+    generators: list[np.random.Generator]
+
+
+class WorldModelVectorEnv(VectorEnv):
+    """``num_envs`` rows of one world model, imagined together.
+
+    - ``starts``: observations that episodes start from; each reset draws one
+    - ``calibration``: how to read the heads, from the check of the world model
+    - ``autoreset_mode``: Gymnasium's next-step (default), same-step (``final_obs``, ``final_info``) or disabled, in
+      which ended rows wait for ``reset(options={"reset_mask": bool [num_envs]})``
+
+    ``reset`` takes ``seed`` as an int (row i gets seed + i) or one per row, and in ``options`` also ``start`` int [n],
+    or ``observation`` (an `Observation` of n rows), for the n rows that are reset. Bad input raises `WorldloopError`.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        starts: Observation,
+        calibration: Calibration,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise WorldloopError(f"render_mode {render_mode!r} is not known to the vector environment: use 'rgb_array'")
+        if len(starts) == 0:
+            raise WorldloopError("there is no observation to start from")
+        self.metadata = {
+            "render_modes": ["rgb_array"],
+            "render_fps": frames_per_second(world_model.spec),
+            "autoreset_mode": AutoresetMode(autoreset_mode),
+        }
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.starts = starts
+        self.world_spec = world_model.spec
+        self.single_action_space: spaces.Box
+        self.single_observation_space = make_observation_space(world_model.spec)
+        self.single_action_space = make_action_space(world_model.spec)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._simulator = ImaginedSimulator(world_model, world_model.spec, calibration, num_envs)
+        self._calibration = calibration
+        self.generators = [np.random.default_rng() for _ in range(num_envs)]
+        self._ended = np.zeros(num_envs, dtype=bool)
+        self._start = np.full(num_envs, GIVEN)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Obs, dict[str, Any]]:
+        options = options or {}
+        seeds = self._spread(seed)
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise WorldloopError(f"options['reset_mask'] must be bool [{self.num_envs}] with at least one True")
+        for i in np.flatnonzero(mask):
+            if seeds[i] is not None:
+                self.generators[i] = np.random.default_rng(seeds[i])
+        self._restart(mask, options)
+        return self._observe(), self._start_info(mask)
+
+    def step(self, actions: Any) -> tuple[Obs, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        chunk = self._check_actions(actions)
+        again = self._ended.copy()
+        mode = self.metadata["autoreset_mode"]
+        if again.any() and mode is AutoresetMode.DISABLED:
+            raise WorldloopError(f"rows {np.flatnonzero(again).tolist()} have ended: reset them with 'reset_mask'")
+        step = self._simulator.step_chunk(chunk)  # rows that have ended cost nothing and stay as they are
+        if again.any():
+            self._restart(again, {})
+        rewards = step.rewards.sum(1).double().numpy()
+        terminated, truncated = step.terminated.numpy() & ~again, step.truncated.numpy() & ~again
+        info = self._step_info(step, ~again)
+        if again.any():
+            _merge(info, self._start_info(again))
+        self._ended = terminated | truncated
+        if mode is AutoresetMode.SAME_STEP and self._ended.any():
+            info = self._finish(info)
+        return self._observe(), np.where(again, 0.0, rewards), terminated, truncated, info
+
+    def save(self) -> Snapshot:
+        """Everything that decides how the rows go on, random generators included."""
+        rows = self._simulator.save()
+        return Snapshot(rows, self._start.copy(), self._ended.copy(), copy.deepcopy(self.generators))
+
+    def restore(self, snapshot: Snapshot) -> Obs:
+        """Go on from ``snapshot``: the same actions give the same frames, bit for bit."""
+        if len(snapshot.start) != self.num_envs:
+            raise WorldloopError(f"the snapshot has {len(snapshot.start)} rows, this environment {self.num_envs}")
+        self._simulator.restore(snapshot.rows)
+        self._start, self._ended = snapshot.start.copy(), snapshot.ended.copy()
+        self.generators = copy.deepcopy(snapshot.generators)
+        return self._observe()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The frame that each row shows now, u8 [h, w, 3]."""
+        return None if self.render_mode is None else tuple(self._observe()["image"])
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._simulator.close()
+
+    def _restart(self, mask: np.ndarray, options: dict[str, Any]) -> None:
+        """Start the rows of ``mask`` anew, each with a start and a noise key drawn by its own generator."""
+        rows = np.flatnonzero(mask)
+        drawn = np.array([self.generators[i].integers(len(self.starts)) for i in rows])
+        keys = torch.tensor([int(self.generators[i].integers(_MAX_KEY)) for i in rows])
+        if "observation" in options:
+            drawn, observation = np.full(len(rows), GIVEN), options["observation"]
+            self._check_observation(observation, len(rows))
+        else:
+            drawn = self._check_starts(options["start"], len(rows)) if "start" in options else drawn
+            observation = self.starts.rows(torch.from_numpy(drawn))
+        everything = len(rows) == self.num_envs
+        self._simulator.start(observation, keys, None if everything else torch.from_numpy(rows))
+        self._start[rows] = drawn
+        self._ended[rows] = False
+
+    def _finish(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Same-step autoreset: what the ended rows showed last goes into ``info``, and they start anew."""
+        done, shown = self._ended.copy(), self._observe()
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for i in np.flatnonzero(done):
+            final_obs[i] = {name: value[i] for name, value in shown.items()}
+        final_info = {name: value & done if name.startswith("_") else value.copy() for name, value in info.items()}
+        self._restart(done, {})
+        _merge(info, self._start_info(done))
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        return info | {
+            "final_obs": final_obs,
+            "_final_obs": done,
+            "final_info": final_info,
+            "_final_info": done.copy(),
+        }
+
+    def _observe(self) -> Obs:
+        observation = self._simulator.save().observation
+        assert observation.proprio is not None
+        return {
+            "image": observation.frames[:, -1].numpy().copy(),
+            "proprio": observation.proprio.float().numpy().copy(),
+        }
+
+    def _start_info(self, mask: np.ndarray) -> dict[str, Any]:
+        n = self.num_envs
+        return _masked(
+            mask,
+            success=np.zeros(n, dtype=bool),
+            success_prob=np.zeros(n, dtype=np.float32),
+            expected_psnr_db=np.full(n, np.inf, dtype=np.float32),
+            uncertain=np.zeros(n, dtype=bool),
+            start=self._start.copy(),
+        )
+
+    def _step_info(self, step: ChunkStep, mask: np.ndarray) -> dict[str, Any]:
+        expected = step.expected_psnr_db
+        psnr_db = torch.full_like(step.success_prob, torch.inf) if expected is None else expected
+        return _masked(
+            mask,
+            success=step.success.any(1).numpy(),
+            success_prob=step.success_prob[:, -1].numpy(),
+            expected_psnr_db=psnr_db[:, -1].numpy(),
+            uncertain=psnr_db[:, -1].numpy() < self._calibration.floor_db,
+            start=self._start.copy(),
+        )
+
+    def _spread(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        seeds = [seed] * self.num_envs if seed is None else seed
+        seeds = [int(seeds) + i for i in range(self.num_envs)] if isinstance(seeds, int | np.integer) else list(seeds)
+        if len(seeds) != self.num_envs:
+            raise WorldloopError(f"{len(seeds)} seeds for {self.num_envs} rows: give one per row, or a single one")
+        return seeds
+
+    def _check_actions(self, actions: Any) -> torch.Tensor:
+        """f32 [num_envs, s, A], finite and inside the bounds up to rounding."""
+        array = np.asarray(actions, dtype=np.float32)
+        box, spec = self.single_action_space, self.world_spec
+        if array.shape != (self.num_envs, *box.low.shape):
+            raise WorldloopError(f"actions have the shape {array.shape}, expected {(self.num_envs, *box.low.shape)}")
+        slack = 1e-5 * (box.high - box.low)
+        bad = ~((array >= box.low - slack) & (array <= box.high + slack))  # NaN is neither
+        if bad.any():
+            row, _, column = (int(i[0]) for i in np.nonzero(bad))
+            bounds = f"{spec.action_low[column]} to {spec.action_high[column]}"
+            raise WorldloopError(
+                f"action {spec.action_names[column]!r} of row {row} is {array[bad][0]}, allowed: {bounds}"
+            )
+        return torch.from_numpy(array.copy())
+
+    def _check_observation(self, observation: Any, num_rows: int) -> None:
+        size, dim = self.world_spec.image_size, self.world_spec.proprio_dim
+        if not isinstance(observation, Observation) or len(observation) != num_rows or observation.proprio is None:
+            raise WorldloopError(f"options['observation'] must be an Observation of {num_rows} rows with proprio")
+        if observation.frames.shape[2:4] != (size, size) or observation.proprio.shape[1] != dim:
+            height, width = observation.frames.shape[2:4]
+            raise WorldloopError(
+                f"the given image is {height} x {width} with {observation.proprio.shape[1]} proprio values; "
+                f"this world model was made for {size} x {size} and {dim}"
+            )
+
+    def _check_starts(self, start: Any, num_rows: int) -> np.ndarray:
+        start = np.atleast_1d(np.asarray(start))
+        if start.shape != (num_rows,) or start.min() < 0 or start.max() >= len(self.starts):
+            raise WorldloopError(f"options['start'] must be {num_rows} numbers from 0 to {len(self.starts) - 1}")
+        return start.astype(np.int64)
+
+
+class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
+    """One row of a world model; see the module for spaces and info, `WorldModelVectorEnv` for the arguments.
+
+    ``reset(options=...)`` takes ``start`` int, or ``image`` u8 [h, w, 3] with ``proprio`` f32 [S] and, if it is not the
+    task's own, ``instruction``.
+    """
+
+    def __init__(
+        self, world_model: WorldModel, starts: Observation, calibration: Calibration, *, render_mode: str | None = None
+    ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise WorldloopError(f"render_mode {render_mode!r} is not known: use 'rgb_array'")
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": frames_per_second(world_model.spec)}
+        self.render_mode = render_mode
+        self._parts = (world_model, starts, calibration)
+        self._row = WorldModelVectorEnv(*self._parts, autoreset_mode=AutoresetMode.DISABLED)
+        self.observation_space = self._row.single_observation_space
+        self.action_space = self._row.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._row.generators[0] = self.np_random
+        options = options or {}
+        if "image" in options:
+            options = {"observation": self._as_observation(options)}
+        observation, info = self._row.reset(options=options)
+        return _first(observation), _first_info(info)
+
+    def step(self, action: np.ndarray) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self._row.step(np.asarray(action)[None])
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_info(info)
+
+    def save(self) -> Snapshot:
+        """Everything that decides how the episode goes on."""
+        return self._row.save()
+
+    def restore(self, snapshot: Snapshot) -> Obs:
+        """Go on from ``snapshot``: the same actions give the same frames, bit for bit."""
+        observation = self._row.restore(snapshot)
+        self.np_random = self._row.generators[0]
+        return _first(observation)
+
+    def fork(self, num_rows: int) -> WorldModelVectorEnv:
+        """``num_rows`` rows that go on from here, with the same noise: their futures differ by their actions alone.
+
+        Autoreset is disabled in the vector environment that holds them.
+        """
+        now = self.save()
+        forked = WorldModelVectorEnv(
+            *self._parts, num_rows, autoreset_mode=AutoresetMode.DISABLED, render_mode=self.render_mode
+        )
+        forked.restore(
+            Snapshot(
+                now.rows.rows([0] * num_rows),
+                now.start.repeat(num_rows),
+                now.ended.repeat(num_rows),
+                [copy.deepcopy(now.generators[0]) for _ in range(num_rows)],
+            )
+        )
+        return forked
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The frame now, u8 [h, w, 3]."""
+        return None if self.render_mode is None else self._row._observe()["image"][0]
+
+    def close(self) -> None:
+        self._row.close()
+
+    def _as_observation(self, options: dict[str, Any]) -> Observation:
+        image, proprio = np.asarray(options["image"]), np.asarray(options.get("proprio", ()), dtype=np.float32)
+        if image.dtype != np.uint8 or image.ndim != 3 or proprio.ndim != 1:
+            raise WorldloopError(
+                "options['image'] must be u8 [h, w, 3], and options['proprio'] f32 [S] must go with it"
+            )
+        return Observation(
+            frames=torch.from_numpy(image.copy())[None, None],
+            proprio=torch.from_numpy(proprio)[None],
+            instruction=(options.get("instruction", self._row.world_spec.instruction),),
+            env_step=torch.zeros(1, dtype=torch.long),
+        )
+
+
+def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:
+    return spaces.Dict(
+        {
+            "image": spaces.Box(0, 255, (spec.image_size, spec.image_size, 3), np.uint8),
+            "proprio": spaces.Box(-np.inf, np.inf, (spec.proprio_dim,), np.float32),
+        }
+    )
+
+
+def make_action_space(spec: SimulatorSpec) -> spaces.Box:
+    """The s actions of one frame, [s, A]."""
+    bounds = (np.asarray(bound, dtype=np.float32) for bound in (spec.action_low, spec.action_high))
+    low, high = (np.tile(bound, (spec.actions_per_frame, 1)) for bound in bounds)
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def frames_per_second(spec: SimulatorSpec) -> float:
+    return spec.hz / spec.actions_per_frame
+
+
+def _masked(mask: np.ndarray, **arrays: np.ndarray) -> dict[str, Any]:
+    """Gymnasium's vector info: beside every array, which rows it speaks of."""
+    return {**arrays, **{f"_{name}": mask.copy() for name in arrays}}
+
+
+def _merge(info: dict[str, Any], other: dict[str, Any]) -> None:
+    """Write the rows that ``other`` speaks of into ``info``, in place."""
+    for name, value in other.items():
+        if not name.startswith("_"):
+            mask = other[f"_{name}"]
+            info[name] = np.where(mask, value, info[name])
+            info[f"_{name}"] = info[f"_{name}"] | mask
+
+
+def _first(batch: Obs) -> Obs:
+    return {name: value[0] for name, value in batch.items()}
+
+
+def _first_info(info: dict[str, Any]) -> dict[str, Any]:
+    return {name: value[0].item() for name, value in info.items() if not name.startswith("_")}
