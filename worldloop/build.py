@@ -11,14 +11,27 @@ from typing import Any, cast
 import torch
 
 from worldloop.config import LoopConfig, PolicyConfig, SimulatorConfig
+from worldloop.gym_env import WorldModelEnv, WorldModelVectorEnv
+from worldloop.imagination import Calibration
 from worldloop.interfaces import Policy, Simulator
 from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
 from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
+from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec
 from worldloop.sim.scripted import make_scripted_policy
 from worldloop.sim.toy import ToySimulator, toy_spec
-from worldloop.types import Episode, InitialStates, Normalisation, SimulatorSpec, Source, Split, WorldloopError
+from worldloop.types import (
+    Episode,
+    InitialStates,
+    Normalisation,
+    Observation,
+    SimulatorSpec,
+    Source,
+    Split,
+    WorldloopError,
+)
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
@@ -145,6 +158,55 @@ def load_world_model(directory: Path) -> VideoWorldModel:
     model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
     load_weights(model, checkpoint, directory)
     return model.eval()
+
+
+def make_env(checkpoint: str | Path, **options: Any) -> WorldModelEnv:
+    """``gymnasium.make("worldloop/WorldModel-v0", checkpoint=...)``, see `make_vector_env`."""
+    parts, rest = _environment_parts(Path(checkpoint), **options)
+    return WorldModelEnv(*parts, **rest)
+
+
+def make_vector_env(checkpoint: str | Path, num_envs: int = 1, **options: Any) -> WorldModelVectorEnv:
+    """``gymnasium.make_vec("worldloop/WorldModel-v0", num_envs=..., checkpoint=...)``.
+
+    - ``checkpoint``: a checked world model's directory, or a run directory, which means its latest world model
+    - ``task``: refused unless it is the checkpoint's own
+    - ``starts``: an `Observation` of N rows to start from instead of the checkpoint's own
+    - ``device``: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``
+
+    and what `WorldModelVectorEnv` takes. Raises `WorldloopError` for anything that does not fit.
+    """
+    parts, rest = _environment_parts(Path(checkpoint), **options)
+    return WorldModelVectorEnv(*parts, num_envs=num_envs, **rest)
+
+
+def _environment_parts(
+    directory: Path, task: str = "", starts: Observation | None = None, device: str = "auto", **rest: Any
+) -> tuple[tuple[VideoWorldModel, Observation, Calibration], dict[str, Any]]:
+    if (directory / "state.json").is_file():
+        path = RunDirectory(directory).read_state().world_model
+        if not path:
+            raise WorldloopError(f"run {directory} has no world model yet: let its fit_world_model stage end first")
+        directory = directory / path
+    world_model = load_world_model(directory)
+    card = read_card(directory)
+    if task and task != world_model.spec.task:
+        raise WorldloopError(
+            f"task {task!r} is not known to checkpoint {directory}: it imagines {world_model.spec.task}"
+        )
+    chosen = card.starts if starts is None else starts
+    return (world_model.to(choose_device(device)), chosen, card.calibration), rest
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda``; raises `WorldloopError` where there is no such device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise WorldloopError(f"device {name!r} is not known: auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise WorldloopError("device is cuda (resources.device in a config), but torch sees no GPU; use cpu or auto")
+    return torch.device(name)
 
 
 def _world_model_config(values: dict[str, Any]) -> WorldModelConfig:

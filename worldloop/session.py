@@ -11,13 +11,15 @@ import torch
 
 from worldloop import build
 from worldloop.config import LoopConfig
+from worldloop.imagination import Calibration
 from worldloop.randomness import derive_seed
 from worldloop.rollout import RolloutJob
+from worldloop.runtime.card import WorldModelCard, write_card
 from worldloop.runtime.progress import Display
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.runtime.tensorboard import StageWriter, open_writer
 from worldloop.sans.store import SansStore
-from worldloop.types import Episode, InitialStates, Normalisation, Split, WorldloopError
+from worldloop.types import Episode, InitialStates, Normalisation, Observation, Split
 
 # Validation and evaluation states are the same for every run and seed; training states follow the run's seed.
 _FIXED_SEED = 0
@@ -47,7 +49,7 @@ class Session:
         self.simulator_config = config.simulator
         self.spec = build.build_spec(config.simulator)
         self.store = SansStore(run_dir / "sans")
-        self.device = _choose_device(config.resources.device)
+        self.device = build.choose_device(config.resources.device)
         self._stage, self._executor, self._display = stage, executor, display
         torch.set_num_threads(config.resources.num_threads)
 
@@ -101,10 +103,5 @@ class Session:
     def save_world_model(self, world_model: Any, path: str) -> None:
         build.save_world_model(world_model, self.run_dir / path)
 
-
-def _choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise WorldloopError("resources.device is cuda, but torch sees no GPU; use resources.device=cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:
+        write_card(self.run_dir / path, WorldModelCard(calibration, figures, starts))

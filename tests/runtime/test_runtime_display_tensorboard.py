@@ -66,6 +66,8 @@ def test_a_resumed_stage_replaces_what_it_repeats(tmp_path: Path) -> None:
     with open_writer(tmp_path / "stage", purge_step=2) as writer:
         for step in range(2, 4):
             writer.scalars(step, {"stage/loss": 2.0})
+    seconds = [path.name.split(".")[3] for path in (tmp_path / "stage").iterdir()]
+    assert len(set(seconds)) == 2, "files of one second would be read in the order of '10' < '9'"
     events = EventAccumulator(str(tmp_path / "stage"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("stage/loss")] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0)]

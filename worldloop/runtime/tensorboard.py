@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,9 @@ def encode_gif(frames: torch.Tensor, fps: float, scale: int = 1) -> bytes:
 @contextmanager
 def open_writer(log_dir: Path, purge_step: int) -> Iterator[StageWriter]:
     """A writer whose earlier events at or after ``purge_step`` are dropped by TensorBoard."""
+    # TensorBoard reads files in the order of their names: second, then an unpadded number within the process.
+    while any(log_dir.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
     writer = StageWriter(log_dir, purge_step)
     try:
         yield writer

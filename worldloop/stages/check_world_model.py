@@ -43,9 +43,10 @@ from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, best_threshold
-from worldloop.types import Landmark
+from worldloop.types import Landmark, Observation
 
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
+NUM_STARTS = 64  # observations that the checkpoint carries, for an environment to start from
 HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of world_model_check, besides state errors
 
 
@@ -106,6 +107,8 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         check[name] = measure(result, dataset, probe, threshold, context.spec.landmarks) | {"horizon": horizons[name]}
         context.log(f"{name}: " + describe_check(check[name]))
     _write(by_source, check, config.num_videos, state.iteration, context)
+    summary = {name: summarise_for_card(alignment[name], check[name]) for name in by_source}
+    context.save_card(state.world_model, calibration, summary, choose_starts(state, context))
     figures = fidelity(by_source, check)
     distrust = find_distrust(by_source, config.required_auc)
     if distrust:
@@ -248,6 +251,20 @@ def align(result: OpenLoop, calibration: Calibration, cross_fit: bool = False) -
     alignment = compute_alignment(probability, result.is_success, result.outcomes, threshold)
     alignment["auc"] = with_interval(auc, result.logit, result.is_success)
     return alignment
+
+
+def choose_starts(state: LoopState, context: Context) -> Observation:
+    """First observations of the latest training episodes, the policy's own where there are any."""
+    dataset = open_clips(context, state.dataset, "train")
+    episodes = dataset.episode_index(source=SOURCES["on_policy"])
+    episodes = (episodes if len(episodes) else dataset.episode_index())[-NUM_STARTS:]
+    return dataset.observation(torch.stack([episodes, torch.zeros_like(episodes)], dim=1))
+
+
+def summarise_for_card(alignment: dict[str, Any], check: dict[str, Any]) -> dict[str, Any]:
+    """What a reader of the checkpoint alone wants to know of one source's episodes."""
+    chosen = ("n", "auc", "balanced_accuracy", "expected_calibration_error")
+    return {name: alignment[name] for name in chosen} | flatten(check)
 
 
 def describe(alignment: dict[str, Any]) -> str:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
+from worldloop.imagination import Calibration
 from worldloop.rollout import RolloutJob
 from worldloop.sans.store import SansStore
-from worldloop.types import Episode, InitialStates, Normalisation, SimulatorSpec, Split
+from worldloop.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Split
 
 
 class Progress(Protocol):
@@ -67,3 +68,7 @@ class Context(Protocol):
     def load_world_model(self, path: str) -> Any: ...
 
     def save_world_model(self, world_model: Any, path: str) -> None: ...
+
+    def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:
+        """Put what was found out about the world model at ``path`` beside its weights."""
+        ...
