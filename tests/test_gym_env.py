@@ -251,3 +251,21 @@ def test_more_frames_must_agree_where_the_task_says_so() -> None:
     env = WorldModelEnv(model, STARTS, CALIBRATION)  # type: ignore[arg-type]
     env.reset(seed=0, options={"start": 4})
     assert [env.step(PUSH)[1:3] for _ in range(2)] == [(0.0, False), (1.0, True)]
+
+
+def test_ppo_of_stable_baselines3_learns_in_it() -> None:
+    from sb3_adapter import WorldModelVecEnv
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    def make() -> WorldModelVecEnv:
+        env = WorldModelVecEnv(make_vector(8, autoreset_mode=AutoresetMode.SAME_STEP), key="proprio")
+        env.seed(0)
+        return env
+
+    model = PPO("MlpPolicy", make(), n_steps=32, batch_size=64, learning_rate=3e-3, seed=0, device="cpu")
+    before, _ = evaluate_policy(model, make(), n_eval_episodes=80, warn=False)
+    model.learn(6000)
+    after, _ = evaluate_policy(model, make(), n_eval_episodes=80, warn=False)
+    assert before < 0.6
+    assert after > 0.9
