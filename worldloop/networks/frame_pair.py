@@ -1,4 +1,4 @@
-"""Where an episode stands, from its first frame and the one now: a small encoder for probes and critics."""
+"""Where an episode stands, from its first frame and the one now: for probes, critics and the success head."""
 
 from __future__ import annotations
 
