@@ -61,10 +61,10 @@ class WorldModelVecEnv(VecEnv):
         return [getattr(self.env, attr_name)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise NotImplementedError("rows of one world model have no attributes of their own")
+        raise AttributeError("rows of one world model have no attributes of their own")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        raise NotImplementedError("rows of one world model have no methods of their own")
+        raise AttributeError("rows of one world model have no methods of their own")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         return [False] * self.num_envs

@@ -36,7 +36,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "diffusers": ("world_model/*", "value/*"),
 }
 # What the command line must not pay for before it knows what it is asked to do.
-LIGHT_CLI = ("torch", "ray", "mani_skill", "sapien", "transformers", "lerobot", "datasets", "diffusers")
+LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "transformers", "lerobot", "datasets", "diffusers")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """The Gymnasium environments over a world model whose every answer is known."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from counting import SPEC as COORDINATE
+from counting import CountingState
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
@@ -14,21 +17,9 @@ from worldloop.gym_env import WorldModelEnv, WorldModelVectorEnv
 from worldloop.imagination import Calibration
 from worldloop.interfaces import ImaginedChunk
 from worldloop.randomness import row_normal
-from worldloop.tensors import Rows
-from worldloop.types import Observation, SimulatorSpec, WorldloopError
+from worldloop.types import Observation, WorldloopError
 
-SPEC = SimulatorSpec(
-    task="t", instruction="i", image_size=2, proprio_names=("x", "seen"), action_names=("a",), action_low=(-1.0,),
-    action_high=(1.0,), hz=10, actions_per_frame=2, max_episode_steps=8, success_radius_m=0.1, control_mode="c",
-    camera="cam", simulator_version="v",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _State(Rows):
-    position: Tensor
-    noise_key: Tensor
-    step: Tensor
+SPEC = replace(COORDINATE, proprio_names=("x", "seen"))
 
 
 class _Counting:
@@ -36,18 +27,18 @@ class _Counting:
 
     spec = SPEC
 
-    def start(self, context: Observation, noise_key: Tensor) -> _State:
+    def start(self, context: Observation, noise_key: Tensor) -> CountingState:
         assert context.proprio is not None
-        return _State(context.proprio[:, 0].clone(), noise_key, torch.zeros_like(noise_key))
+        return CountingState(context.proprio[:, 0].clone(), noise_key, torch.zeros_like(noise_key))
 
-    def imagine(self, state: _State, actions: Tensor) -> tuple[_State, ImaginedChunk]:
+    def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
         assert actions.shape[1:] == (2, 1)
         noise = 0.01 * row_normal(state.noise_key, state.step, (1,))[:, 0]
         position = state.position + actions.sum((1, 2)) + noise
         frames = position.clamp(0, 255).to(torch.uint8)[:, None, None, None, None].expand(-1, 1, 2, 2, 3)
         logit = torch.where(position >= 4, 10.0, -10.0)[:, None]
         proprio = torch.stack([position, noise], dim=1)[:, None]
-        state = _State(position, state.noise_key, state.step + 1)
+        state = CountingState(position, state.noise_key, state.step + 1)
         return state, ImaginedChunk(frames, proprio, logit, 30 - 10 * position.abs()[:, None])
 
 
@@ -210,6 +201,7 @@ def test_starts_from_a_given_image() -> None:
         ({"image": np.zeros((2, 2, 3), dtype=np.uint8)}, "0 proprio values"),
         ({"image": np.zeros((2, 2, 3)), "proprio": [0.0, 0.0]}, "u8"),
         ({"start": 9}, "0 to 4"),
+        ({"start": 1.5}, "0 to 4"),
     ],
 )
 def test_bad_starts_are_named(options: dict[str, Any], message: str) -> None:
@@ -233,6 +225,12 @@ def test_bad_actions_are_named_and_harmless(action: np.ndarray, message: str) ->
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(WorldloopError, match="render_mode 'ansi'"):
         make_env(render_mode="ansi")
+    with pytest.raises(WorldloopError, match="autoreset_mode 'Never' is not known: NextStep, SameStep"):
+        make_vector(1, autoreset_mode="Never")
+    with pytest.raises(ResetNeeded):
+        make_vector(2).step(np.stack([PUSH] * 2))
+    with pytest.raises(ResetNeeded):
+        make_vector(2).reset(options={"reset_mask": np.array([True, False])})
     with pytest.raises(WorldloopError, match="start from"):
         WorldModelEnv(_Counting(), STARTS.rows([]), CALIBRATION)  # type: ignore[arg-type]
     with pytest.raises(WorldloopError, match="2 seeds for 3 rows"):

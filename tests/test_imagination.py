@@ -1,29 +1,16 @@
 """The imagined simulator over a world model whose every answer is known."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from counting import SPEC, CountingState
 from torch import Tensor
 
 from worldloop.imagination import Calibration, ImaginedSimulator, confirm, find_best
 from worldloop.interfaces import ImaginedChunk
-from worldloop.tensors import Rows
-from worldloop.types import Observation, SimulatorSpec
-
-SPEC = SimulatorSpec(
-    task="t", instruction="i", image_size=2, proprio_names=("x",), action_names=("a",), action_low=(-1.0,),
-    action_high=(1.0,), hz=10, actions_per_frame=2, max_episode_steps=8, success_radius_m=0.1, control_mode="c",
-    camera="cam", simulator_version="v",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _State(Rows):
-    position: Tensor
-    noise_key: Tensor
-    step: Tensor
+from worldloop.types import Observation
 
 
 class _Counting:
@@ -32,17 +19,17 @@ class _Counting:
     def __init__(self) -> None:
         self.imagined_rows = 0
 
-    def start(self, context: Observation, noise_key: Tensor) -> _State:
+    def start(self, context: Observation, noise_key: Tensor) -> CountingState:
         assert context.proprio is not None
-        return _State(context.proprio[:, 0].clone(), noise_key, torch.zeros_like(noise_key))
+        return CountingState(context.proprio[:, 0].clone(), noise_key, torch.zeros_like(noise_key))
 
-    def imagine(self, state: _State, actions: Tensor) -> tuple[_State, ImaginedChunk]:
+    def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
         self.imagined_rows += len(actions)
         per_frame = actions.reshape(len(actions), -1, 2).sum(-1)
         positions = state.position[:, None] + per_frame.cumsum(1)
         frames = positions.round().to(torch.uint8)[:, :, None, None, None].expand(-1, -1, 2, 2, 3)
         logit = torch.where(positions >= 4, 10.0, -10.0)
-        state = _State(positions[:, -1], state.noise_key, state.step + per_frame.shape[1])
+        state = CountingState(positions[:, -1], state.noise_key, state.step + per_frame.shape[1])
         return state, ImaginedChunk(frames, positions[..., None], logit)
 
 
@@ -132,7 +119,7 @@ def test_chunks_must_hold_whole_frames() -> None:
 class _Scripted(_Counting):
     """The logit of a frame is its position."""
 
-    def imagine(self, state: _State, actions: Tensor) -> tuple[_State, ImaginedChunk]:
+    def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
         state, chunk = super().imagine(state, actions)
         assert chunk.proprio is not None
         return state, replace(chunk, success_logit=chunk.proprio[..., 0])
@@ -171,7 +158,7 @@ def test_confirm_by_hand() -> None:
 class _Unsure(_Counting):
     """Expects 30 dB minus ten times its position, and believes in success everywhere."""
 
-    def imagine(self, state: _State, actions: Tensor) -> tuple[_State, ImaginedChunk]:
+    def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
         state, chunk = super().imagine(state, actions)
         assert chunk.proprio is not None
         logit = torch.where(chunk.proprio[..., 0] >= 2, 5.0, -5.0)

@@ -10,6 +10,9 @@ runs: no simulator, no Ray. The vector environment imagines all its rows in one 
     info         success bool; success_prob in [0, 1], calibrated; expected_psnr_db, the model's own estimate of how
                  close the frame is to what would be simulated; uncertain bool, where that is below what has been shown
                  to be imagined well; start int, the number of the start observation (-1: given)
+
+Importing this module registers ``worldloop/WorldModel-v0``, as ``import mani_skill.envs`` does for ManiSkill's; the
+package itself does not, since Gymnasium costs the command line half a second.
 """
 
 from __future__ import annotations
@@ -33,6 +36,12 @@ from worldloop.types import ChunkStep, Observation, SimulatorSpec, WorldloopErro
 Obs = dict[str, np.ndarray]
 GIVEN = -1  # the number of a start observation that the caller gave
 _MAX_KEY = 2**62
+
+gymnasium.register(
+    id="worldloop/WorldModel-v0",
+    entry_point="worldloop.build:make_env",
+    vector_entry_point="worldloop.build:make_vector_env",
+)
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,11 @@ class WorldModelVectorEnv(VectorEnv):
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise WorldloopError(f"render_mode {render_mode!r} is not known to the vector environment: use 'rgb_array'")
-        if len(starts) == 0:
-            raise WorldloopError("there is no observation to start from")
+        if len(starts) == 0 or num_envs < 1:
+            raise WorldloopError(f"{num_envs} rows and {len(starts)} observations to start from: at least one of each")
+        if autoreset_mode not in list(AutoresetMode) and autoreset_mode not in [mode.value for mode in AutoresetMode]:
+            known = ", ".join(mode.value for mode in AutoresetMode)
+            raise WorldloopError(f"autoreset_mode {autoreset_mode!r} is not known: {known}")
         self.metadata = {
             "render_modes": ["rgb_array"],
             "render_fps": frames_per_second(world_model.spec),
@@ -90,6 +102,7 @@ class WorldModelVectorEnv(VectorEnv):
         self.generators = [np.random.default_rng() for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, dtype=bool)
         self._start = np.full(num_envs, GIVEN)
+        self._started = False
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -99,6 +112,9 @@ class WorldModelVectorEnv(VectorEnv):
         mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise WorldloopError(f"options['reset_mask'] must be bool [{self.num_envs}] with at least one True")
+        if not mask.all():
+            self._require_start()
+        self._check_options(options, int(mask.sum()))
         for i in np.flatnonzero(mask):
             if seeds[i] is not None:
                 self.generators[i] = np.random.default_rng(seeds[i])
@@ -106,6 +122,7 @@ class WorldModelVectorEnv(VectorEnv):
         return self._observe(), self._start_info(mask)
 
     def step(self, actions: Any) -> tuple[Obs, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        self._require_start()
         chunk = self._check_actions(actions)
         again = self._ended.copy()
         mode = self.metadata["autoreset_mode"]
@@ -126,6 +143,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     def save(self) -> Snapshot:
         """Everything that decides how the rows go on, random generators included."""
+        self._require_start()
         rows = self._simulator.save()
         return Snapshot(rows, self._start.copy(), self._ended.copy(), copy.deepcopy(self.generators))
 
@@ -136,6 +154,7 @@ class WorldModelVectorEnv(VectorEnv):
         self._simulator.restore(snapshot.rows)
         self._start, self._ended = snapshot.start.copy(), snapshot.ended.copy()
         self.generators = copy.deepcopy(snapshot.generators)
+        self._started = True
         return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -152,14 +171,14 @@ class WorldModelVectorEnv(VectorEnv):
         keys = torch.tensor([int(self.generators[i].integers(_MAX_KEY)) for i in rows])
         if "observation" in options:
             drawn, observation = np.full(len(rows), GIVEN), options["observation"]
-            self._check_observation(observation, len(rows))
         else:
-            drawn = self._check_starts(options["start"], len(rows)) if "start" in options else drawn
+            drawn = np.atleast_1d(options.get("start", drawn))
             observation = self.starts.rows(torch.from_numpy(drawn))
         everything = len(rows) == self.num_envs
         self._simulator.start(observation, keys, None if everything else torch.from_numpy(rows))
         self._start[rows] = drawn
         self._ended[rows] = False
+        self._started = True
 
     def _finish(self, info: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: what the ended rows showed last goes into ``info``, and they start anew."""
@@ -178,7 +197,12 @@ class WorldModelVectorEnv(VectorEnv):
             "_final_info": done.copy(),
         }
 
+    def _require_start(self) -> None:
+        if not self._started:
+            raise gymnasium.error.ResetNeeded("the world model shows nothing yet: call reset() first")
+
     def _observe(self) -> Obs:
+        self._require_start()
         observation = self._simulator.save().observation
         assert observation.proprio is not None
         return {
@@ -232,6 +256,16 @@ class WorldModelVectorEnv(VectorEnv):
             )
         return torch.from_numpy(array.copy())
 
+    def _check_options(self, options: dict[str, Any], num_rows: int) -> None:
+        """Refuse a start that does not fit, before anything has changed."""
+        if "observation" in options:
+            self._check_observation(options["observation"], num_rows)
+        elif "start" in options:
+            start = np.atleast_1d(options["start"])
+            fits = start.shape == (num_rows,) and np.issubdtype(start.dtype, np.integer)
+            if not fits or start.min() < 0 or start.max() >= len(self.starts):
+                raise WorldloopError(f"options['start'] must be {num_rows} numbers from 0 to {len(self.starts) - 1}")
+
     def _check_observation(self, observation: Any, num_rows: int) -> None:
         size, dim = self.world_spec.image_size, self.world_spec.proprio_dim
         if not isinstance(observation, Observation) or len(observation) != num_rows or observation.proprio is None:
@@ -242,12 +276,6 @@ class WorldModelVectorEnv(VectorEnv):
                 f"the given image is {height} x {width} with {observation.proprio.shape[1]} proprio values; "
                 f"this world model was made for {size} x {size} and {dim}"
             )
-
-    def _check_starts(self, start: Any, num_rows: int) -> np.ndarray:
-        start = np.atleast_1d(np.asarray(start))
-        if start.shape != (num_rows,) or start.min() < 0 or start.max() >= len(self.starts):
-            raise WorldloopError(f"options['start'] must be {num_rows} numbers from 0 to {len(self.starts) - 1}")
-        return start.astype(np.int64)
 
 
 class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
@@ -270,11 +298,11 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         self.action_space = self._row.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._row.generators[0] = self.np_random
         options = options or {}
         if "image" in options:
             options = {"observation": self._as_observation(options)}
+        super().reset(seed=seed)
+        self._row.generators[0] = self.np_random
         observation, info = self._row.reset(options=options)
         return _first(observation), _first_info(info)
 
