@@ -17,6 +17,7 @@ STAGE_NAMES = (
     "promote_policy",
     "evaluate_policy",
     "collect_episodes",
+    "import_dataset",
 )
 
 
@@ -57,6 +58,14 @@ def make_parser() -> argparse.ArgumentParser:
             action.add_argument("version", nargs="?", default="", help="name of a version (default: the newest)")
         if name == "merge":
             action.add_argument("--out", type=Path, required=True, help="folder to create")
+
+    label = actions.add_parser("label", help="say which episodes of a recording succeed")
+    label.add_argument("root", type=Path, metavar="DATASET", help="folder of a LeRobot dataset, which is left as it is")
+    label.add_argument("labels", type=Path, metavar="LABELS", help="JSON file to write, or to add to")
+    label.add_argument("--success", default="", metavar="LIST", help="episodes, e.g. 0,3,5-9, or: rest")
+    label.add_argument("--failure", default="", metavar="LIST", help="episodes, e.g. 1-2, or: rest")
+    label.add_argument("--sheet", type=Path, metavar="PNG", help="first, middle and last frame of each, to judge by")
+    label.add_argument("--camera", default="", metavar="FEATURE", help="image feature, if there are several")
 
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, and the remedy")
     doctor.add_argument("--json", action="store_true", help="machine-readable")

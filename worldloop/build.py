@@ -19,6 +19,7 @@ from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from worldloop.runtime.run_directory import RunDirectory
+from worldloop.sans.recorded import check_recorded, recorded_spec
 from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec
 from worldloop.sim.scripted import make_scripted_policy
 from worldloop.sim.toy import ToySimulator, toy_spec
@@ -52,6 +53,8 @@ def build_spec(config: SimulatorConfig) -> SimulatorSpec:
             return maniskill_spec(config.maniskill)
         case "toy":
             return toy_spec(config.toy)
+        case "recorded":
+            return recorded_spec(config.recorded)
         case _:
             return _own_class(config.kind).make_spec(**config.options)
 
@@ -62,6 +65,8 @@ def build_simulator(config: SimulatorConfig) -> Any:
             return ManiSkillSimulator(config.maniskill)
         case "toy":
             return ToySimulator(config.toy)
+        case "recorded":
+            raise WorldloopError("simulator.kind recorded is a dataset: there is nothing to simulate with")
         case _:
             return _own_class(config.kind)(**config.options)
 
@@ -89,14 +94,17 @@ def build_world_model(
 
 
 def check_networks(config: LoopConfig) -> None:
-    """Build both networks once and drop them: what does not fit the simulator is refused before anything is recorded.
+    """Build the networks once and drop them: what does not fit the simulator is refused before anything is recorded.
 
     Raises `WorldloopError` with the reason.
     """
     spec = build_spec(config.simulator)
     normalisation = Normalisation(torch.zeros(spec.proprio_dim), torch.ones(spec.proprio_dim))
     try:
-        build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
+        if config.simulator.kind == "recorded":
+            check_recorded(config.simulator.recorded)
+        else:
+            build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
         build_world_model(config.world_model, spec, normalisation, seed=0)
     except ValueError as error:
         raise WorldloopError(f"the config does not fit its simulator: {error}") from error

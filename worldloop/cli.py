@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
 
 
 def _sans(options: argparse.Namespace) -> int:
+    if options.action == "label":
+        return _label(options)
     from worldloop.sans.store import SansStore
 
     if not options.root.is_dir():
@@ -138,6 +141,32 @@ def _sans(options: argparse.Namespace) -> int:
         case "merge":
             store.merge(version, options.out)
             print(f"{name} written to {options.out}")
+    return 0
+
+
+def _label(options: argparse.Namespace) -> int:
+    """Change the labels of a recording, draw what to judge by, and say what is labelled."""
+    from worldloop.sans.labels import format_numbers, read_labels, update_labels, write_labels
+    from worldloop.sans.recorded import RecordedConfig, count_recorded, read_previews
+
+    config = RecordedConfig(root=str(options.root), camera=options.camera)
+    count = count_recorded(config)
+    known = read_labels(options.labels, count) if options.labels.exists() else {}
+    labels = update_labels(known, count, options.success, options.failure)
+    if labels != known:
+        write_labels(options.labels, labels, count)
+    if options.sheet:
+        from worldloop.sans.contact_sheet import draw_contact_sheet
+
+        draw_contact_sheet(options.sheet, read_previews(config, size=96), labels)
+    print(f"{options.root}: {count} episodes, labels in {options.labels}")
+    for name, numbers in (
+        ("success", [n for n in labels if labels[n]]),
+        ("failure", [n for n in labels if not labels[n]]),
+        ("no label", [n for n in range(count) if n not in labels]),
+    ):
+        text = f"  {name:<8} {len(numbers):>5}  {format_numbers(numbers)}"
+        print("\n".join(textwrap.wrap(text, 80, subsequent_indent=" " * 18)))
     return 0
 
 

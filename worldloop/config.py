@@ -17,6 +17,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from worldloop.policy.token_vla import TokenVLAConfig
 from worldloop.sans.clips import ClipSamplingConfig
+from worldloop.sans.recorded import RecordedConfig
 from worldloop.sim.maniskill import ManiSkillConfig
 from worldloop.sim.toy import ToyConfig
 from worldloop.sim.variants import SCRIPTED_VARIANTS
@@ -32,16 +33,19 @@ from worldloop.types import WorldloopError
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
-SIMULATORS = ("maniskill", "toy")
+SIMULATORS = ("maniskill", "toy", "recorded")
 
 
 @dataclass(frozen=True)
 class SimulatorConfig:
-    """``kind``: maniskill | toy | ``module:Class`` of your own, built from ``options``."""
+    """``kind``: maniskill | toy | recorded (a LeRobot dataset, no simulator) | ``module:Class`` of your own, built from
+    ``options``.
+    """
 
     kind: str = "maniskill"
     maniskill: ManiSkillConfig = field(default_factory=ManiSkillConfig)
     toy: ToyConfig = field(default_factory=ToyConfig)
+    recorded: RecordedConfig = field(default_factory=RecordedConfig)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,6 +110,11 @@ class LoopConfig:
             raise ValueError(f"runtime {self.runtime!r} is not one of {', '.join(RUNTIMES)}")
         if self.num_iterations < 0 or self.chunk_length < 1:
             raise ValueError("num_iterations must be at least 0 and chunk_length at least 1")
+        if self.simulator.kind == "recorded" and self.num_iterations != 1:
+            raise ValueError(
+                f"num_iterations is {self.num_iterations}, allowed with simulator.kind recorded: 1, since nothing is "
+                "collected that a second one could learn from"
+            )
         per_frame = getattr(getattr(self.simulator, self.simulator.kind, None), "actions_per_frame", 1)
         if self.chunk_length % per_frame:
             raise ValueError(

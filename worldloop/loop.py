@@ -21,6 +21,7 @@ from worldloop.stages import (
     collect_episodes,
     evaluate_policy,
     fit_world_model,
+    import_dataset,
     improve_policy,
     promote_policy,
     seed_dataset,
@@ -28,6 +29,7 @@ from worldloop.stages import (
 from worldloop.stages.state import LoopState
 from worldloop.types import WorldloopError
 
+RECORDED = (("import_dataset",), ("fit_world_model", "check_world_model"))  # iterations 0 and 1, without a simulator
 FIRST_ITERATION = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
 ITERATION = (
     "fit_world_model",
@@ -37,11 +39,13 @@ ITERATION = (
     "evaluate_policy",
     "collect_episodes",
 )
-STAGES = tuple(dict.fromkeys((*FIRST_ITERATION, *ITERATION)))
+STAGES = tuple(dict.fromkeys((*FIRST_ITERATION, *ITERATION, *RECORDED[0])))
 
 
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The stages of one iteration. The last one collects nothing, since no iteration would read it."""
+    if config.simulator.kind == "recorded":
+        return RECORDED[iteration]
     stages: tuple[str, ...] = FIRST_ITERATION if iteration == 0 else ITERATION
     if config.improve_policy.method == "imitate_successes":
         stages = tuple(s for s in stages if s not in ("fit_world_model", "check_world_model"))
@@ -80,6 +84,8 @@ def run_stage(
     match name:
         case "seed_dataset":
             state = seed_dataset.run(state, config.seed_dataset, context)
+        case "import_dataset":
+            state = import_dataset.run(state, config.simulator.recorded, context)
         case "clone_policy":
             state = clone_policy.run(state, config.clone_policy, context)
         case "fit_world_model":
@@ -141,6 +147,8 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     runtime = None
     try:
         state = directory.read_state()
+        if not state.dataset:
+            state = replace(state, next_stage=list_stages(config, 0)[0])
         if only_stage and state.next_stage != only_stage:
             raise WorldloopError(
                 f"the next stage of {directory.path} is {state.next_stage or 'none, it has ended'}, not {only_stage}"

@@ -21,7 +21,7 @@ from torch import Tensor
 from worldloop.tensors import Rows, check_dtype, check_shape
 
 Outcome = Literal["success", "near_success", "failure"]
-Source = Literal["expert", "perturbed", "policy"]
+Source = Literal["expert", "perturbed", "policy", "recorded"]
 Split = Literal["train", "validation", "evaluation"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 SOURCES: tuple[Source, ...] = get_args(Source)
@@ -56,10 +56,10 @@ class Landmark:
 class SimulatorSpec:
     """What a policy or a world model must know of a simulator before it sees a frame.
 
-    ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at
-    which the task counts as solved; ``max_episode_steps`` is in environment steps. ``frames_after_success``: an episode
-    goes on for so many stored frames after its first success, time limit permitting; a world model declares a success
-    when it sees one in that many more frames on end. ``landmarks`` may be empty: only
+    ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at which the task
+    counts as solved, 0 where nobody knows; ``max_episode_steps`` is in environment steps. ``frames_after_success``: an
+    episode goes on for so many stored frames after its first success, time limit permitting; a world model declares a
+    success when it sees one in that many more frames on end. ``landmarks`` may be empty: only
     the check of a world model reads them; no policy and no world model ever does.
     """
 
@@ -129,7 +129,8 @@ class InitialStates:
 class EpisodeMeta:
     """Where an episode comes from and how it ended.
 
-    ``margin_m``: smallest distance to the success region over the episode, in metres, 0 on success.
+    ``margin_m``: smallest distance to the success region over the episode, in metres, 0 on success, NaN where unknown.
+    ``source``: a scripted ``expert`` or ``perturbed`` one, a ``policy``, or ``recorded`` elsewhere (`sans.recorded`).
     ``variant`` names the perturbation (``expert``, ``stops_short``, ...) or is ``policy``.
     """
 
@@ -159,12 +160,13 @@ class Episode:
     """One stored episode. Rule: ``actions[f]`` leads from ``frames[f]`` to ``frames[f + 1]``.
 
     - ``frames``: camera name -> u8 [F+1, h, w, 3]
-    - ``proprio`` f32 [F+1, S]; ``sim_state`` f32 [F+1, D], privileged: exact restart and labels only
+    - ``proprio`` f32 [F+1, S]; ``sim_state`` f32 [F+1, D], privileged: exact restart and labels only; D = 0 where there
+      was no simulator
     - ``actions`` f32 [F, s, A] in environment units; a step that was not executed holds zeros
     - ``valid`` bool [F, s]: executed, and not after the first success
     - ``rewards`` f32 [F, s]: 1.0 on the step of the first success, else 0
     - ``success`` bool [F, s]: the simulator's own flag at that step
-    - ``distances_m`` f32 [F, s]: distance to the success region after that step (0 = inside)
+    - ``distances_m`` f32 [F, s]: distance to the success region after that step (0 = inside), NaN where unknown
     - ``terminated``/``truncated``: ended by success / by the time limit
 
     Worked example, s=2, T=3, success at the third step: ``valid = [[1, 1], [1, 0]]``,

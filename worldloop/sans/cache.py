@@ -23,6 +23,7 @@ from worldloop.types import Episode, EpisodeMeta, WorldloopError
 CACHE_SCHEMA_VERSION = 1
 _FRAME_ARRAYS = ("proprio", "sim_state")
 _STEP_ARRAYS = ("actions", "valid", "rewards", "success", "distances_m")
+_HEADER_BYTES = 128  # of an .npy file of ours
 _LOOP_BYTES = 2048  # rows at least this large are copied one by one, straight from the map into the batch
 
 
@@ -97,11 +98,16 @@ def open_part(cache_root: Path, ref: ShardRef) -> CachePart | None:
         index = json.loads((directory / "cache.json").read_bytes())
         if index["schema_version"] != CACHE_SCHEMA_VERSION or index["shard_sha256"] != ref.sha256:
             return None
-        # A plain array over the map: indexing np.memmap itself costs three times as much per row.
-        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in index["arrays"]}
+        arrays = {name: _map_npy(directory / f"{name}.npy") for name in index["arrays"]}
     except (OSError, ValueError, KeyError):
         return None
     return CachePart(arrays, tuple(index["episodes"]))
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    """A plain array over the map: indexing np.memmap itself costs three times as much per row."""
+    array = np.load(path, mmap_mode=None if path.stat().st_size <= _HEADER_BYTES else "r")  # nothing cannot be mapped
+    return array.view(np.ndarray)
 
 
 def ensure_part(cache_root: Path, ref: ShardRef, read_episodes: Callable[[], Iterable[Episode]]) -> CachePart:

@@ -28,12 +28,13 @@ def make_observation(
         raise ValueError(f"num_context_frames is {num_context_frames}, allowed: 1, {NUM_CONTEXT_FRAMES}")
     episode, now = index[:, 0], index[:, 1]
     rows = _context_rows(now)[:, -num_context_frames:]
+    sim_state = torch.from_numpy(cache.frames("sim_state", episode, now))
     return Observation(
         frames=torch.from_numpy(cache.frames(f"frames.{camera}", episode[:, None], rows)),
         proprio=torch.from_numpy(cache.frames("proprio", episode, now)),
         instruction=tuple(cache.metas[i].instruction for i in episode.tolist()),
         env_step=torch.from_numpy(now * cache.actions_per_frame),
-        sim_state=torch.from_numpy(cache.frames("sim_state", episode, now)),
+        sim_state=sim_state if sim_state.shape[1] else None,
     )
 
 

@@ -132,7 +132,8 @@ def _features(layout: ShardLayout, meta: EpisodeMeta, spec: SimulatorSpec | None
     features["action"] = vector_feature("float32", s * layout.action_dim, action_names)
     for key, dtype in _STEP_DTYPES.items():
         features[key] = vector_feature(np.dtype(dtype).name, s, [f"{key}_{i}" for i in range(s)])
-    features["sim_state"] = vector_feature("float32", layout.sim_state_dim)
+    if layout.sim_state_dim:
+        features["sim_state"] = vector_feature("float32", layout.sim_state_dim)
     features["is_terminal_frame"] = vector_feature("bool", 1)
     return features
 
@@ -148,7 +149,8 @@ def _add(writer: LeRobotWriter, episode: Episode, drop_terminal: bool) -> None:
         if key in ("success", "distances_m"):
             last[:] = values[-1, -1]
         vectors[key] = np.concatenate([values, last])[:n].reshape(n, -1)
-    vectors |= {key: getattr(episode, name)[:n] for key, name in _FRAME_KEYS.items()}
+    frame_values = {key: getattr(episode, name)[:n] for key, name in _FRAME_KEYS.items()}
+    vectors |= {key: values for key, values in frame_values.items() if values.shape[1]}
     vectors["is_terminal_frame"] = (np.arange(n) == F)[:, None]
     images = {IMAGE_PREFIX + name: frames[:n] for name, frames in episode.frames.items()}
     extra = {f"worldloop/{key}": value for key, value in meta_to_json(episode.meta).items()}
@@ -295,6 +297,8 @@ def _to_episode(table: Any, layout: ShardLayout, meta: EpisodeMeta, terminated: 
     import pyarrow as pa
 
     def column(key: str) -> np.ndarray:
+        if key == "sim_state" and not layout.sim_state_dim:
+            return np.zeros((table.num_rows, 0), dtype=np.float32)
         array = table.column(key).combine_chunks()
         if pa.types.is_fixed_size_list(array.type):
             array = array.flatten()

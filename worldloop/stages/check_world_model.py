@@ -45,7 +45,7 @@ from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, best_threshold
 from worldloop.types import Landmark, Observation
 
-SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
+SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",), "recorded": ("recorded",)}
 NUM_STARTS = 64  # observations that the checkpoint carries, for an environment to start from
 HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of world_model_check, besides state errors
 
@@ -96,7 +96,7 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
     calibration = calibrate(by_source, config.floor_quantile)
     alignment: dict[str, Any] = {}
     check: dict[str, Any] = {}
-    for name in SOURCES:
+    for name in (n for n in SOURCES if n in by_source or n != "recorded"):
         if name not in by_source:
             alignment[name] = check[name] = None
             alignment[f"{name}_reason"] = check[f"{name}_reason"] = "no validation episodes of this source"

@@ -1,0 +1,81 @@
+"""A person's verdicts on recorded episodes: a small JSON file beside the recording, which itself is never touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from worldloop.files import read_json, to_json, write_file
+from worldloop.types import WorldloopError
+
+LABELS_SCHEMA_VERSION = 1
+REST = "rest"
+_REMEDY = "write it again with worldloop sans label"
+
+
+def read_labels(path: Path, num_episodes: int) -> dict[int, bool]:
+    """Episode -> whether it succeeds, in order; raises `WorldloopError` where the file does not fit the recording."""
+    if not path.is_file():
+        raise WorldloopError(f"there are no labels {path}: {_REMEDY}")
+    stored = read_json(path, f"labels {path}", LABELS_SCHEMA_VERSION, _REMEDY)
+    try:
+        labels = {int(number): {"success": True, "failure": False}[name] for number, name in stored["labels"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorldloopError(f"labels {path} hold something else than success and failure ({error}); {_REMEDY}") from (
+            error
+        )
+    if stored["num_episodes"] != num_episodes or any(not 0 <= number < num_episodes for number in labels):
+        raise WorldloopError(
+            f"labels {path} are of a recording of {stored['num_episodes']} episodes, not {num_episodes}"
+        )
+    return dict(sorted(labels.items()))
+
+
+def write_labels(path: Path, labels: dict[int, bool], num_episodes: int) -> None:
+    names = {str(number): "success" if labels[number] else "failure" for number in sorted(labels)}
+    stored = {"schema_version": LABELS_SCHEMA_VERSION, "num_episodes": num_episodes, "labels": names}
+    write_file(path, to_json(stored), f"labels {path}")
+
+
+def update_labels(labels: dict[int, bool], num_episodes: int, success: str, failure: str) -> dict[int, bool]:
+    """``labels`` with the episodes of two lists changed, e.g. ``0,3,5-9``; ``rest`` means all without a label.
+
+    Raises `WorldloopError` for a number outside the recording or in both lists.
+    """
+    given = {True: success, False: failure}
+    chosen = {kind: parse_numbers(text, num_episodes) for kind, text in given.items() if text != REST}
+    both = sorted(set(chosen.get(True, ())) & set(chosen.get(False, ())))
+    if both or success == failure == REST:
+        what = f"episodes {', '.join(map(str, both))}" if both else "the rest"
+        raise WorldloopError(f"{what} cannot be both success and failure")
+    labels = labels | {number: kind for kind, numbers in chosen.items() for number in numbers}
+    for kind, text in given.items():
+        if text == REST:
+            labels |= {number: kind for number in range(num_episodes) if number not in labels}
+    return dict(sorted(labels.items()))
+
+
+def parse_numbers(text: str, count: int) -> Sequence[int]:
+    """``0,3,5-9`` -> [0, 3, 5, 6, 7, 8, 9]; raises `WorldloopError` for anything else and for numbers >= ``count``."""
+    numbers: list[int] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise WorldloopError(f"{part!r} is no episode number, nor a range like 5-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= count:
+            raise WorldloopError(f"{part!r} does not fit a recording of {count} episodes, numbered from 0")
+        numbers.extend(range(first, last + 1))
+    return numbers
+
+
+def format_numbers(numbers: Sequence[int]) -> str:
+    """Inverse of `parse_numbers` for increasing numbers: [0, 3, 5, 6, 7] -> ``0, 3, 5-7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

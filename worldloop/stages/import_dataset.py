@@ -1,0 +1,44 @@
+"""Iteration 0 without a simulator: the episodes of a recorded LeRobot dataset make the only SANS version."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import batched
+
+from worldloop.sans.recorded import RecordedConfig, count_recorded, read_recorded
+from worldloop.stages.context import Context
+from worldloop.stages.state import LoopState
+from worldloop.types import Episode, WorldloopError
+
+EPISODES_PER_SHARD = 200
+
+
+def run(state: LoopState, config: RecordedConfig, context: Context) -> LoopState:
+    """Scale and subsample the recording into shards; raises `WorldloopError` where no episode of it is labelled."""
+    num_recorded = count_recorded(config)
+    shards = []
+    counts: Counter[str] = Counter()
+    env_steps = 0
+    with context.progress(num_recorded, "episode") as progress:
+
+        def counted(episode: Episode) -> Episode:
+            progress.advance()
+            return episode
+
+        episodes = (counted(episode) for episode in read_recorded(config, context.spec))
+        for number, block in enumerate(batched(episodes, EPISODES_PER_SHARD)):
+            shards.append(context.store.append(block, f"000-recorded-{number:03d}", context.spec))
+            counts.update(f"{e.meta.split} {e.meta.outcome}" for e in block)
+            env_steps += sum(e.num_env_steps for e in block)
+    if not shards:
+        raise WorldloopError(f"no episode of {config.root} has a label: worldloop sans label {config.root} LABELS ...")
+    left_out = num_recorded - counts.total()
+    context.store.snapshot("v000", shards)
+    context.log(
+        f"{counts.total()} recorded episodes: "
+        + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+        + (f"; {left_out} without a label left out" if left_out else "")
+    )
+    state = replace(state, dataset="v000", env_steps=env_steps)
+    return state.record(recorded_episodes=dict(sorted(counts.items())), recorded_left_out=left_out)
