@@ -92,6 +92,22 @@ def test_gymnasium_accepts_it() -> None:
     check_env(make_env(render_mode="rgb_array"), skip_render_check=False)
 
 
+def test_a_person_may_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    pygame = pytest.importorskip("pygame")
+    for env, push in (
+        (make_env(render_mode="human"), PUSH),
+        (make_vector(4, render_mode="human"), np.stack([PUSH] * 4)),
+    ):
+        env.reset(seed=0, options={"start": 2} if push is PUSH else {"start": [2] * 4})
+        assert tuple(pygame.display.get_surface().get_at((5, 5)))[:3] == (2, 2, 2)
+        env.step(push)
+        assert env.render() is None
+        assert tuple(pygame.display.get_surface().get_at((760, 760)))[:3] == (2, 2, 2)
+        env.close()
+        assert pygame.display.get_surface() is None
+
+
 def test_an_episode_by_hand() -> None:
     env = make_env()
     observation, info = env.reset(seed=0, options={"start": 2})

@@ -32,8 +32,10 @@ from gymnasium.vector.utils import batch_space
 from worldloop.imagination import Calibration, ImaginedRows, ImaginedSimulator
 from worldloop.interfaces import WorldModel
 from worldloop.types import ChunkStep, Observation, SimulatorSpec, WorldloopError
+from worldloop.window import FrameWindow
 
 Obs = dict[str, np.ndarray]
+RENDER_MODES = ("rgb_array", "human")
 GIVEN = -1  # the number of a start observation that the caller gave
 _MAX_KEY = 2**62
 
@@ -76,15 +78,15 @@ class WorldModelVectorEnv(VectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise WorldloopError(f"render_mode {render_mode!r} is not known to the vector environment: use 'rgb_array'")
+        if render_mode not in (None, *RENDER_MODES):
+            raise WorldloopError(f"render_mode {render_mode!r} is not known: {' or '.join(RENDER_MODES)}")
         if len(starts) == 0 or num_envs < 1:
             raise WorldloopError(f"{num_envs} rows and {len(starts)} observations to start from: at least one of each")
         if autoreset_mode not in list(AutoresetMode) and autoreset_mode not in [mode.value for mode in AutoresetMode]:
             known = ", ".join(mode.value for mode in AutoresetMode)
             raise WorldloopError(f"autoreset_mode {autoreset_mode!r} is not known: {known}")
         self.metadata = {
-            "render_modes": ["rgb_array"],
+            "render_modes": list(RENDER_MODES),
             "render_fps": frames_per_second(world_model.spec),
             "autoreset_mode": AutoresetMode(autoreset_mode),
         }
@@ -103,6 +105,8 @@ class WorldModelVectorEnv(VectorEnv):
         self._ended = np.zeros(num_envs, dtype=bool)
         self._start = np.full(num_envs, GIVEN)
         self._started = False
+        title = f"{world_model.spec.task}, imagined"
+        self._window = FrameWindow(title, self.metadata["render_fps"]) if render_mode == "human" else None
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -119,6 +123,7 @@ class WorldModelVectorEnv(VectorEnv):
             if seeds[i] is not None:
                 self.generators[i] = np.random.default_rng(seeds[i])
         self._restart(mask, options)
+        self._show()
         return self._observe(), self._start_info(mask)
 
     def step(self, actions: Any) -> tuple[Obs, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -139,6 +144,7 @@ class WorldModelVectorEnv(VectorEnv):
         self._ended = terminated | truncated
         if mode is AutoresetMode.SAME_STEP and self._ended.any():
             info = self._finish(info)
+        self._show()
         return self._observe(), np.where(again, 0.0, rewards), terminated, truncated, info
 
     def save(self) -> Snapshot:
@@ -155,14 +161,21 @@ class WorldModelVectorEnv(VectorEnv):
         self._start, self._ended = snapshot.start.copy(), snapshot.ended.copy()
         self.generators = copy.deepcopy(snapshot.generators)
         self._started = True
+        self._show()
         return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """The frame that each row shows now, u8 [h, w, 3]."""
-        return None if self.render_mode is None else tuple(self._observe()["image"])
+        """The frame that each row shows now, u8 [h, w, 3]; a window, which each step draws, gives none."""
+        return tuple(self._observe()["image"]) if self.render_mode == "rgb_array" else None
 
     def close_extras(self, **kwargs: Any) -> None:
         self._simulator.close()
+        if self._window is not None:
+            self._window.close()
+
+    def _show(self) -> None:
+        if self._window is not None:
+            self._window.show(self._observe()["image"])
 
     def _restart(self, mask: np.ndarray, options: dict[str, Any]) -> None:
         """Start the rows of ``mask`` anew, each with a start and a noise key drawn by its own generator."""
@@ -288,12 +301,10 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
     def __init__(
         self, world_model: WorldModel, starts: Observation, calibration: Calibration, *, render_mode: str | None = None
     ) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise WorldloopError(f"render_mode {render_mode!r} is not known: use 'rgb_array'")
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": frames_per_second(world_model.spec)}
-        self.render_mode = render_mode
         self._parts = (world_model, starts, calibration)
-        self._row = WorldModelVectorEnv(*self._parts, autoreset_mode=AutoresetMode.DISABLED)
+        self._row = WorldModelVectorEnv(*self._parts, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode)
+        self.metadata = {key: self._row.metadata[key] for key in ("render_modes", "render_fps")}
+        self.render_mode = render_mode
         self.observation_space = self._row.single_observation_space
         self.action_space = self._row.single_action_space
 
@@ -323,12 +334,11 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
     def fork(self, num_rows: int) -> WorldModelVectorEnv:
         """``num_rows`` rows that go on from here, with the same noise: their futures differ by their actions alone.
 
-        Autoreset is disabled in the vector environment that holds them.
+        Autoreset is disabled in the vector environment that holds them; a window stays with this one.
         """
         now = self.save()
-        forked = WorldModelVectorEnv(
-            *self._parts, num_rows, autoreset_mode=AutoresetMode.DISABLED, render_mode=self.render_mode
-        )
+        mode = "rgb_array" if self.render_mode == "human" else self.render_mode
+        forked = WorldModelVectorEnv(*self._parts, num_rows, autoreset_mode=AutoresetMode.DISABLED, render_mode=mode)
         forked.restore(
             Snapshot(
                 now.rows.rows([0] * num_rows),
@@ -340,8 +350,9 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         return forked
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The frame now, u8 [h, w, 3]."""
-        return None if self.render_mode is None else self._row._observe()["image"][0]
+        """The frame now, u8 [h, w, 3]; a window, which each step draws, gives none."""
+        frames = self._row.render()
+        return None if frames is None else frames[0]
 
     def close(self) -> None:
         self._row.close()
