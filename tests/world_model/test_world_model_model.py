@@ -10,7 +10,6 @@ from worldloop.types import Observation, WorldloopError
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.self_rollout import SelfRolloutPool
-from worldloop.world_model.state import ImaginationState
 
 
 def make_model(config: WorldModelConfig | None = None) -> VideoWorldModel:
@@ -188,7 +187,7 @@ def test_a_fork_and_a_saved_state_continue_bit_equal(trained: VideoWorldModel) -
     state, _ = trained.imagine(trained.start(data.first_observation(4), torch.arange(4)), actions[:, :4])
     assert state.step.tolist() == [2] * 4
     order = [3, 2, 1, 0]
-    restored = ImaginationState.from_tensors({k: v.clone() for k, v in state.to_tensors().items()})
+    restored = trained.restore({k: v.clone() for k, v in state.to_tensors().items()})
     end, chunk = trained.imagine(state, actions[:, 4:])
     for fork, rows in ((state.rows(order), order), (restored, [0, 1, 2, 3])):
         fork_end, fork_chunk = trained.imagine(fork, actions[rows, 4:])

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from worldloop.types import WorldloopError
 from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import HybridConfig, SelfRolloutConfig, WorldModelConfig
-from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 from worldloop.world_model.heads import ErrorHead
 from worldloop.world_model.hybrid import HybridDenoiser
 from worldloop.world_model.sampler import sample
@@ -47,14 +48,15 @@ def test_pixel_codec_round_trip_is_exact() -> None:
     assert torch.equal(codec.decode(codec.encode(frames)), frames)
 
 
-def make_denoiser(size: int = 16) -> tuple[HybridDenoiser, tuple[torch.Tensor, ...], Conditioning]:
+def make_denoiser(size: int = 16) -> tuple[HybridDenoiser, tuple[Any, ...], Conditioning]:
     torch.manual_seed(0)
     config = HybridConfig(
         patch=2, width=8, patch_hidden=8, num_res_blocks=1, dim=16, num_heads=2, num_blocks=1, condition_dim=16
     )
     denoiser = HybridDenoiser(config, 3, size, 4, 2, 3, instruction_dim=5)
     B = 2
-    inputs = (torch.randn(B, 1, 3, size, size), torch.rand(B), torch.rand(B, 3, 3, size, size) * 2 - 1)
+    memory = FrameMemory(torch.rand(B, 3, 3, size, size) * 2 - 1)
+    inputs = (torch.randn(B, 1, 3, size, size), torch.rand(B), memory)
     return (
         denoiser,
         inputs,
@@ -70,9 +72,10 @@ def test_hybrid_shapes_and_reward_token_first() -> None:
 
 
 def test_hybrid_starts_near_a_copy_of_now() -> None:
-    denoiser, (noisy, t, context), conditioning = make_denoiser()
-    error = (denoiser(noisy, t, context, conditioning).data[:, 0] - context[:, -1]).abs().mean()
-    other = (context[:, 0] - context[:, -1]).abs().mean()
+    denoiser, (noisy, t, memory), conditioning = make_denoiser()
+    frames = memory.frames
+    error = (denoiser(noisy, t, memory, conditioning).data[:, 0] - frames[:, -1]).abs().mean()
+    other = (frames[:, 0] - frames[:, -1]).abs().mean()
     assert error < 0.5 * other
 
 

@@ -37,6 +37,14 @@ class FilmResBlock(nn.Module):
         return x + self.conv2(functional.silu(h))
 
 
+def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(query keys^T / sqrt(head_dim)) values of [B, heads, T, head_dim]; fused where no CPU has to go back."""
+    if query.is_cuda or not torch.is_grad_enabled():
+        return functional.scaled_dot_product_attention(query, keys, values)
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return scores.softmax(-1).to(values.dtype) @ values
+
+
 class Attention(nn.Module):
     """Multi-head self-attention [B, N, C] -> [B, N, C]."""
 

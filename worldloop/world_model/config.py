@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DENOISERS = ("hybrid",)
+DENOISERS = ("hybrid", "cosmos")
+PREDICTIONS = ("data", "velocity")
 CODECS = ("pixel",)
 PRECISIONS = ("fp32", "bf16")
 VIDEO_LOSSES = ("l1", "mse")
@@ -58,6 +59,34 @@ class HybridConfig:
 
 
 @dataclass(frozen=True)
+class CosmosConfig:
+    """The transformer of Cosmos-Predict2 (diffusers' `CosmosTransformer3DModel`) at a size of one's own.
+
+    The published 2B Video2World has 28 layers of 16 heads of 128, patch 2 on latents of 16 channels, text_dim 1024,
+    rope_scale (1, 3, 3), a padding mask, and predicts velocity.
+    """
+
+    patch: int = 8  # latents per side and token
+    num_layers: int = 6  # transformer blocks
+    num_heads: int = 6  # attention heads
+    head_dim: int = 32  # channels of a head, even, at least 12
+    mlp_ratio: float = 4.0  # hidden channels of a block's MLP, over those of the transformer
+    adaln_lora_dim: int = 64  # hidden channels of an adaptive layer norm
+    condition_dim: int = 192  # hidden channels of what actions and proprio add to the time embedding
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)  # rotary scaling over time, height, width
+    concat_padding_mask: bool = False  # the published models have one more input channel, which is zero
+    prediction: str = "data"  # data (the change since now) or velocity (as published)
+
+    def __post_init__(self) -> None:
+        for key in ("patch", "num_layers", "num_heads", "adaln_lora_dim", "condition_dim"):
+            require_range(f"cosmos.{key}", getattr(self, key), 1)
+        require_range("cosmos.head_dim", self.head_dim, 12)
+        require_choice("cosmos.prediction", self.prediction, PREDICTIONS)
+        if self.head_dim % 2:
+            raise ValueError(f"cosmos.head_dim is {self.head_dim}, allowed: even numbers")
+
+
+@dataclass(frozen=True)
 class SelfRolloutConfig:
     """Training on the model's own predictions, see `SelfRolloutPool`."""
 
@@ -71,9 +100,10 @@ class SelfRolloutConfig:
 class WorldModelConfig:
     """Architecture, losses and sampling of the world model."""
 
-    denoiser: str = "hybrid"  # which denoiser: hybrid
+    denoiser: str = "hybrid"  # which denoiser: hybrid or cosmos
     codec: str = "pixel"  # which codec: pixel
     hybrid: HybridConfig = field(default_factory=HybridConfig)  # settings of the hybrid denoiser
+    cosmos: CosmosConfig = field(default_factory=CosmosConfig)  # settings of the cosmos denoiser
     self_rollout: SelfRolloutConfig = field(default_factory=SelfRolloutConfig)  # training on own predictions
     num_sampler_steps: int = 1  # denoising steps per imagined frame; 1 gives its mean, whatever the noise
     zero_time_share: float = 0.6  # share of training samples that start from pure noise (t = 0), 0 to 1

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from worldloop.tensors import Rows
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,35 @@ class DenoiserOutput:
     features: Tensor
 
 
+@dataclass(frozen=True)
+class FrameMemory(Rows):
+    """What a denoiser keeps of the past: ``frames`` f32 [B, K, C, size, size], latents of (first, previous, now)."""
+
+    frames: Tensor
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
 class Denoiser(Protocol):
-    """``frames_per_call`` is L; ``feature_dim`` is F of the tokens."""
+    """``frames_per_call`` is L; ``feature_dim`` is F of the tokens. ``instruction`` is [B, E], embedded."""
 
     frames_per_call: int
     feature_dim: int
 
-    def __call__(self, noisy: Tensor, t: Tensor, context: Tensor, conditioning: Conditioning) -> DenoiserOutput:
-        """``noisy`` [B, L, C, size, size] at time ``t`` [B] of the flow path, after
-        ``context`` [B, K, C, size, size]."""
+    def remember(self, context: Tensor, instruction: Tensor) -> FrameMemory:
+        """What it needs of the frames ``context`` [B, K, C, size, size], whatever comes next."""
         ...
+
+    def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> FrameMemory:
+        """The same as `remember` of (first, now, ``latent`` [B, C, size, size]), and often cheaper."""
+        ...
+
+    def __call__(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
+        """``noisy`` [B, L, C, size, size] at time ``t`` [B] of the flow path, after what ``memory`` holds."""
+        ...
+
+
+def shift_frames(frames: Tensor, following: Tensor) -> Tensor:
+    """What belongs to (first, previous, now), [B, 3, ...], and to the next frame, [B, ...] -> (first, now, next)."""
+    return torch.stack([frames[:, 0], frames[:, -1], following], dim=1)

@@ -18,7 +18,7 @@ from worldloop.networks.blocks import FilmResBlock, PatchProjection, Transformer
 from worldloop.networks.embeddings import PoseMaps, embed_time
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import HybridConfig
-from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory, shift_frames
 
 NUM_SOURCES = 4  # now, first, background, painted
 
@@ -83,9 +83,16 @@ class HybridDenoiser(nn.Module):
             self.out.linear.weight.mul_(0.2)
             self.out.linear.bias.copy_(bias.flatten())  # type: ignore[union-attr]
 
-    def forward(self, noisy: Tensor, t: Tensor, context: Tensor, conditioning: Conditioning) -> DenoiserOutput:
-        """See `Denoiser`: L = 1; ``context`` is (first, previous, now)."""
-        first, previous, now = context[:, 0], context[:, -2], context[:, -1]
+    def remember(self, context: Tensor, instruction: Tensor) -> FrameMemory:
+        """The frames themselves."""
+        return FrameMemory(context)
+
+    def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> FrameMemory:
+        return FrameMemory(shift_frames(memory.frames, latent))
+
+    def forward(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
+        """See `Denoiser`: L = 1; ``memory`` is of (first, previous, now)."""
+        first, previous, now = memory.frames[:, 0], memory.frames[:, -2], memory.frames[:, -1]
         background = self.background.to(now).expand_as(now)
         # at t = 0 the noise tells nothing and would only have to be ignored
         informative = noisy[:, 0] * t[:, None, None, None]

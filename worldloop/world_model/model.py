@@ -21,6 +21,7 @@ from worldloop.types import Clip, Normalisation, Observation, SimulatorSpec, Wor
 from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.cosmos import CosmosDenoiser
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
 from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
@@ -70,15 +71,13 @@ class VideoWorldModel(nn.Module):
         self.instruction = InstructionEncoder(INSTRUCTION_DIM)
         stacked = spec.actions_per_frame * spec.action_dim
         self.proprio_head = ProprioHead(spec.proprio_dim, stacked, self.codec.channels)
-        self.denoiser = HybridDenoiser(
-            config.hybrid,
-            self.codec.channels,
-            self.codec.size,
-            spec.proprio_dim,
-            spec.action_dim,
-            spec.actions_per_frame,
-            INSTRUCTION_DIM,
-        )
+        sizes = (self.codec.channels, self.codec.size, spec.proprio_dim, spec.action_dim, spec.actions_per_frame)
+        self.denoiser: HybridDenoiser | CosmosDenoiser
+        match config.denoiser:
+            case "cosmos":
+                self.denoiser = CosmosDenoiser(config.cosmos, *sizes, INSTRUCTION_DIM)
+            case _:
+                self.denoiser = HybridDenoiser(config.hybrid, *sizes, INSTRUCTION_DIM)
         self.success_head = SuccessHead(
             self.denoiser.feature_dim, self.codec.channels, self.codec.size, spec.proprio_dim
         )
@@ -150,13 +149,23 @@ class VideoWorldModel(nn.Module):
         frames = torch.stack([frames[:, 0], previous, frames[:, -1]], dim=1)
         with torch.no_grad():
             instruction = self.instruction(context.instruction).float()
-        return ImaginationState(
-            context=self.codec.encode(frames),
-            proprio=self.normalisation.normalise(context.proprio.to(self.device)),
-            instruction=instruction.contiguous(),
-            noise_key=noise_key.clone(),
-            step=torch.zeros_like(noise_key),
+        return self.restore(
+            {
+                "context": self.codec.encode(frames),
+                "proprio": self.normalisation.normalise(context.proprio.to(self.device)),
+                "instruction": instruction.contiguous(),
+                "noise_key": noise_key.clone(),
+                "step": torch.zeros_like(noise_key),
+            }
         )
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> ImaginationState:
+        """Inverse of `ImaginationState.to_tensors`."""
+        rest = {name: value for name, value in tensors.items() if name != "context"}
+        with self._autocast():
+            memory = self.denoiser.remember(tensors["context"], tensors["instruction"])
+        return ImaginationState(memory=memory, **rest)
 
     @torch.no_grad()
     def imagine(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, ImaginedChunk]:
@@ -186,8 +195,9 @@ class VideoWorldModel(nn.Module):
         with self._autocast():
             instruction = self.instruction(context.instruction)
             conditioning, _ = self._condition(state.context, state.proprio, actions, instruction)
+            memory = self.denoiser.remember(state.context, instruction)
             noisy = torch.zeros_like(state.context[:, -1:])
-            output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), state.context, conditioning)
+            output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), memory, conditioning)
         return output.features[:, 0].float()
 
     def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
@@ -198,15 +208,14 @@ class VideoWorldModel(nn.Module):
             conditioning, next_proprio = self._condition(state.context, state.proprio, actions, state.instruction)
 
             def denoise(noisy: Tensor, t: Tensor) -> DenoiserOutput:
-                return self.denoiser(noisy, t, state.context, conditioning)
+                return self.denoiser(noisy, t, state.memory, conditioning)
 
             output = sample(denoise, noise, self.config.num_sampler_steps)
             frames = output.data.clamp(-1, 1)
             logit = self.success_head(output.features, state.context[:, 0], frames, next_proprio[:, None])[:, 0]
             psnr_db = self.error_head(output.features)[:, 0]
-        latent = output.data[:, 0].float().clamp(-1, 1)
-        context = torch.stack([state.context[:, 0], state.context[:, -1], latent], dim=1)
-        moved = ImaginationState(context, next_proprio, state.instruction, state.noise_key, state.step + 1)
+            memory = self.denoiser.shift(state.memory, output.data[:, 0].float().clamp(-1, 1), state.instruction)
+        moved = ImaginationState(memory, next_proprio, state.instruction, state.noise_key, state.step + 1)
         return moved, logit, psnr_db
 
     def _condition(
@@ -241,7 +250,7 @@ class VideoWorldModel(nn.Module):
         with self._autocast():
             conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
             noisy = flow.interpolate(noise, target, t)
-            output = self.denoiser(noisy[:, None], t, seen, conditioning)
+            output = self.denoiser(noisy[:, None], t, self.denoiser.remember(seen, instruction), conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
             judged = self._vary_judgement(context[:, 0], target, target_proprio, generator)
             frame_logit = self.success_head.read_frame(*judged)

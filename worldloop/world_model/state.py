@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from worldloop.tensors import Rows, check_shape
+from worldloop.world_model.denoiser import FrameMemory
 
 
 @dataclass(frozen=True)
 class ImaginationState(Rows):
     """The `WorldState` of `VideoWorldModel`, B rows.
 
-    - ``context`` f32 [B, K, C, size, size]: latents of (first, previous, now)
+    - ``memory``: what the denoiser keeps of the latents of (first, previous, now), which are ``context``
     - ``proprio`` f32 [B, S]: now, normalised
     - ``instruction`` f32 [B, E]: embedded
     - ``noise_key`` int64 [B], ``step`` int64 [B]: frames imagined so far; noise is a function of (key, step)
@@ -22,7 +23,7 @@ class ImaginationState(Rows):
     same size.
     """
 
-    context: Tensor
+    memory: FrameMemory
     proprio: Tensor
     instruction: Tensor
     noise_key: Tensor
@@ -42,11 +43,12 @@ class ImaginationState(Rows):
         """The same rows with other noise from here on."""
         return replace(self, noise_key=noise_key)
 
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Everything there is to save, by name."""
-        return {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
+    @property
+    def context(self) -> Tensor:
+        """f32 [B, K, C, size, size]."""
+        return self.memory.frames
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> ImaginationState:
-        """Inverse of `to_tensors`."""
-        return cls(**{f.name: tensors[f.name] for f in fields(cls)})
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All there is to save, by name; `VideoWorldModel.restore` computes the rest of the memory anew."""
+        names = ("context", "proprio", "instruction", "noise_key", "step")
+        return {name: getattr(self, name).contiguous() for name in names}

@@ -1,0 +1,224 @@
+"""A denoiser on diffusers' `CosmosTransformer3DModel`, so that published Cosmos-Predict2 weights load, that streams.
+
+Departures from the published model (arXiv:2511.00062; Cosmos2VideoToWorldPipeline in diffusers is its reference):
+
+- It imagines one frame at a time. The published one denoises a whole video with attention among all frames; here a
+  remembered frame attends to itself alone, and the frame in the making to itself and all remembered ones. What a frame
+  contributes to later ones is then a function of that frame: its keys and values are computed once, and a rollout
+  that keeps them (`shift`) equals one that computes them anew (`remember`), whatever the window.
+- Keys are kept unrotated and rotated where they stand in the window: first, previous, now, next at 0, 1, 2, 3.
+- Actions and proprio, now and next, enter through an MLP whose output is added to the time embedding of every adaptive
+  layer norm (World-VLA-Loop, arXiv:2602.06508); a reward token without a place joins the frame in the making.
+- The frame in the making also starts from a linear look at the patches of (first, previous, now) in its place: without
+  it a small transformer takes long to find by attention what is most often the answer.
+- Time runs from noise to data: the published tau is 1 - t, and its network output is noise - data.
+
+Shapes: B rows, K remembered frames, C channels, N tokens a frame, D = heads x head_dim, G layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldloop.networks.blocks import attend, make_mlp
+from worldloop.types import WorldloopError
+from worldloop.world_model.config import CosmosConfig
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory, shift_frames
+
+CONTEXT_FRAMES = 3
+CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeline's sigma_conditioning
+
+
+@dataclass(frozen=True)
+class CosmosMemory(FrameMemory):
+    """Beside the frames [B, K, C, h, w] their normed, unrotated ``keys`` and ``values`` [B, K, G, N, D]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class CosmosDenoiser(nn.Module):
+    """`Denoiser` for one frame at a time; see the module's docstring."""
+
+    frames_per_call = 1
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self,
+        config: CosmosConfig,
+        channels: int,
+        size: int,
+        proprio_dim: int,
+        action_dim: int,
+        actions_per_frame: int,
+        instruction_dim: int,
+    ) -> None:
+        super().__init__()
+        if size % config.patch:
+            raise WorldloopError(
+                f"frames of {size} pixels do not divide by cosmos.patch = {config.patch}: change either"
+            )
+        self.config, self.channels = config, channels
+        self.feature_dim = dim = config.num_heads * config.head_dim
+        self.transformer = _make_transformer(config, channels, size, instruction_dim)
+        condition_dim = actions_per_frame * action_dim + 2 * proprio_dim
+        self.condition = make_mlp(condition_dim, config.condition_dim, 3 * dim)
+        self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.feature_norm = nn.LayerNorm(dim)
+        self.window = nn.Conv2d(CONTEXT_FRAMES * channels, dim, config.patch, stride=config.patch)
+        grid = size // config.patch
+        cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, CONTEXT_FRAMES + 1, size, size))
+        self.register_buffer("cos", cos.reshape(CONTEXT_FRAMES + 1, grid * grid, -1), persistent=False)
+        self.register_buffer("sin", sin.reshape(CONTEXT_FRAMES + 1, grid * grid, -1), persistent=False)
+
+    def remember(self, context: Tensor, instruction: Tensor) -> CosmosMemory:
+        """Keys and values of the frames ``context`` [B, K, C, h, w]; ``instruction`` [B, E]."""
+        B, K = context.shape[:2]
+        tokens = self._embed(context.flatten(0, 1)[:, None], is_context=1.0)[:, 0]
+        tau = torch.full((B * K,), CLEAN_TIME, device=context.device)
+        text = instruction.repeat_interleave(K, dim=0)[:, None]
+        kept: list[tuple[Tensor, Tensor]] = []
+        place = self.cos[0], self.sin[0]  # attention within a frame does not see which
+        self._transform(tokens, tau, None, text, place, lambda layer, keys, values: kept.append((keys, values)))
+        keys, values = (torch.stack([pair[i] for pair in kept], dim=1).unflatten(0, (B, K)) for i in (0, 1))
+        return CosmosMemory(context, keys, values)
+
+    def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> CosmosMemory:
+        """`remember` of (first, now, ``latent`` [B, C, h, w]), at the cost of one frame."""
+        assert isinstance(memory, CosmosMemory)
+        new = self.remember(latent[:, None], instruction)
+        return CosmosMemory(
+            shift_frames(memory.frames, latent),
+            shift_frames(memory.keys, new.keys[:, 0].to(memory.keys)),
+            shift_frames(memory.values, new.values[:, 0].to(memory.values)),
+        )
+
+    def forward(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
+        """See `Denoiser`: L = 1; ``memory`` is of (first, previous, now)."""
+        assert isinstance(memory, CosmosMemory)
+        B, N = len(noisy), self.cos.shape[1]
+        known = [conditioning.actions[:, 0].flatten(1), conditioning.proprio, conditioning.next_proprio[:, 0]]
+        shift = self.condition(torch.cat(known, dim=1))
+        # Where noise says nothing it would only have to be ignored; velocity cannot be told without it.
+        informative = noisy if self.config.prediction == "velocity" else noisy * t[:, None, None, None, None]
+        image = self._embed(informative, is_context=0.0)[:, 0] + self._see_window(memory.frames)
+        tokens = torch.cat([self.reward_token.to(image.dtype).expand(B, 1, -1), image], dim=1)
+        place = tuple(_prepend(table[-1], value) for table, value in ((self.cos, 1.0), (self.sin, 0.0)))
+
+        def recall(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            past = self._split(memory.keys[:, :, layer].flatten(1, 2)).to(keys)
+            past = rotate(past, self.cos[:CONTEXT_FRAMES].flatten(0, 1), self.sin[:CONTEXT_FRAMES].flatten(0, 1))
+            return past, self._split(memory.values[:, :, layer].flatten(1, 2)).to(values)
+
+        tokens, embedded, temb = self._transform(tokens, 1 - t, shift, conditioning.instruction[:, None], place, recall)
+        image = self.transformer.norm_out(tokens[:, -N:], embedded, temb)
+        output = self._unpatch(self.transformer.proj_out(image)).float()
+        if self.config.prediction == "velocity":
+            data = noisy[:, 0] - (1 - t)[:, None, None, None] * output
+        else:
+            data = memory.frames[:, -1] + output
+        return DenoiserOutput(data[:, None], self.feature_norm(tokens)[:, None])
+
+    def _embed(self, frames: Tensor, is_context: float) -> Tensor:
+        """[B, n, C, h, w] -> tokens [B, n, N, D], with a channel that says whether the frame is given."""
+        channels = [frames.movedim(1, 2), torch.full_like(frames[:, None, :, 0], is_context)]
+        if self.config.concat_padding_mask:
+            channels.append(torch.zeros_like(channels[1]))
+        return self.transformer.patch_embed(torch.cat(channels, dim=1)).flatten(2, 3)
+
+    def _see_window(self, frames: Tensor) -> Tensor:
+        """Tokens [B, N, D] of (first, previous, now) laid on each other, patch by patch."""
+        first, previous, now = frames.unbind(1)
+        return self.window(torch.cat([now, now - previous, now - first], dim=1)).flatten(2).transpose(1, 2)
+
+    def _transform(
+        self,
+        tokens: Tensor,
+        tau: Tensor,
+        shift: Tensor | None,
+        text: Tensor,
+        place: tuple[Tensor, ...],
+        with_memory: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor] | None],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All blocks over ``tokens`` [B, T, D] at ``tau`` [B]; ``shift`` [B, 3 D] is added to the time embedding.
+
+        ``with_memory(layer, keys, values)`` sees each layer's unrotated keys [B, T, D] and values, and may give rotated
+        ones of other tokens [B, heads, T', head_dim] to attend to as well.
+        """
+        temb, embedded = self.transformer.time_embed(tokens, tau)
+        if shift is not None:
+            temb = temb + shift.to(temb)
+        for layer, block in enumerate(self.transformer.transformer_blocks):
+            h, gate = block.norm1(tokens, embedded, temb)
+            query, keys, values = self._project(block.attn1, h, h)
+            past = with_memory(layer, self._join(keys), self._join(values))
+            query, keys = rotate(query, *place), rotate(keys, *place)
+            if past is not None:
+                keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+            tokens = tokens + gate * block.attn1.to_out[0](self._join(attend(query, keys, values)))
+            h, gate = block.norm2(tokens, embedded, temb)
+            mixed = attend(*self._project(block.attn2, h, text.to(h)))
+            tokens = tokens + gate * block.attn2.to_out[0](self._join(mixed))
+            h, gate = block.norm3(tokens, embedded, temb)
+            tokens = tokens + gate * block.ff(h)
+        return tokens, embedded, temb
+
+    def _project(self, attention: Any, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed queries of ``x``, normed keys and values of ``seen``: [B, heads, T, head_dim] each."""
+        query, keys = self._split(attention.to_q(x)), self._split(attention.to_k(seen))
+        values = self._split(attention.to_v(seen))
+        return attention.norm_q(query).to(values), attention.norm_k(keys).to(values), values
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)
+
+    def _unpatch(self, tokens: Tensor) -> Tensor:
+        """[B, N, patch patch C] -> [B, C, h, w], in the order of the published model."""
+        p, grid = self.config.patch, round(tokens.shape[1] ** 0.5)
+        cells = tokens.reshape(len(tokens), grid, grid, p, p, self.channels)
+        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.channels, grid * p, grid * p)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding [B, heads, T, head_dim] by ``cos`` and ``sin`` [T, head_dim], halves paired."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x) + torch.cat([-second, first], dim=-1) * sin.to(x)
+
+
+def _prepend(table: Tensor, value: float) -> Tensor:
+    """A row without a place before those of the image: cos 1, sin 0."""
+    return torch.cat([torch.full_like(table[:1], value), table])
+
+
+def _make_transformer(config: CosmosConfig, channels: int, size: int, text_dim: int) -> Any:
+    try:
+        from diffusers import CosmosTransformer3DModel
+    except ImportError as error:
+        raise WorldloopError(
+            "world_model.denoiser cosmos needs diffusers, which is not installed: pip install 'worldloop[cosmos]'"
+        ) from error
+    longest = max(128, size)
+    return CosmosTransformer3DModel(
+        in_channels=channels + 1,
+        out_channels=channels,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        num_layers=config.num_layers,
+        mlp_ratio=config.mlp_ratio,
+        text_embed_dim=text_dim,
+        adaln_lora_dim=config.adaln_lora_dim,
+        max_size=(longest, longest, longest),
+        patch_size=(1, config.patch, config.patch),
+        rope_scale=config.rope_scale,
+        concat_padding_mask=config.concat_padding_mask,
+        extra_pos_embed_type=None,
+    )
