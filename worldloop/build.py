@@ -191,11 +191,7 @@ def make_vector_env(checkpoint: str | Path, num_envs: int = 1, **options: Any) -
 def _environment_parts(
     directory: Path, task: str = "", starts: Observation | None = None, device: str = "auto", **rest: Any
 ) -> tuple[tuple[VideoWorldModel, Observation, Calibration], dict[str, Any]]:
-    if (directory / "state.json").is_file():
-        path = RunDirectory(directory).read_state().world_model
-        if not path:
-            raise WorldloopError(f"run {directory} has no world model yet: let its fit_world_model stage end first")
-        directory = directory / path
+    directory = find_world_model(directory)
     world_model = load_world_model(directory)
     card = read_card(directory)
     if task and task != world_model.spec.task:
@@ -204,6 +200,16 @@ def _environment_parts(
         )
     chosen = card.starts if starts is None else starts
     return (world_model.to(choose_device(device)), chosen, card.calibration), rest
+
+
+def find_world_model(directory: Path) -> Path:
+    """``directory``, or the latest world model of the run that it is; raises `WorldloopError` where it has none yet."""
+    if not (directory / "state.json").is_file():
+        return directory
+    path = RunDirectory(directory).read_state().world_model
+    if not path:
+        raise WorldloopError(f"run {directory} has no world model yet: let its fit_world_model stage end first")
+    return directory / path
 
 
 def choose_device(name: str) -> torch.device:

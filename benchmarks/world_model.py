@@ -1,0 +1,331 @@
+"""How fast is a world model as an environment, and against what? One table, one JSON file.
+
+    python benchmarks/world_model.py CHECKPOINT [--seconds 3] [--rounds 5] [--out benchmarks/world_model.json]
+
+CHECKPOINT is a run directory or a checked world model; its check's figures stand beside its speed. Measured in rounds
+that take every row in turn, so that a machine that slows down slows all of them down; a ratio is the median over
+rounds of the ratio within each, with its lowest and highest.
+
+- world model: steps of `WorldModelVectorEnv` (one frame each) with random actions, pixels out, `--threads` threads
+- ManiSkill: the same task, image size and control rate on the CPU, one process per thread, the fastest shader, no
+  anti-aliasing; rendering after every action, and only where the world model would give a frame
+- cosmos, cached | uncached: `CosmosDenoiser` at its default size with random weights, four sampler steps, batch 16: the
+  memory of the window carried along, or computed anew at every sampler step as a full-window sampler does
+- stock: diffusers' transformer of the same size over the same four frames, all denoised at once, with its Euler
+  flow-matching scheduler, batch 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+BATCHES = (1, 16, 128)
+COSMOS_BATCH, COSMOS_STEPS = 16, 4
+HORIZON = 60  # frames over which the cost per frame is followed
+
+
+def simulate(connection: Any, task: str, image_size: int, actions_per_frame: int, has_frames_only: bool) -> None:
+    """A ManiSkill process: for every number of seconds received, step for so long and send (env steps, seconds)."""
+    torch.set_num_threads(1)
+    from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator
+
+    s = actions_per_frame if has_frames_only else 1
+    config = ManiSkillConfig(task=task, image_size=image_size, actions_per_frame=s, backend="cpu")
+    simulator = ManiSkillSimulator(config)
+    states = simulator.draw_initial_states("train", 4, seed=0).states
+    low, high = (torch.tensor(bound) for bound in (simulator.spec.action_low, simulator.spec.action_high))
+    generator = torch.Generator().manual_seed(0)
+    connection.send("ready")
+    number = 0
+    while (seconds := connection.recv()) is not None:
+        steps, began = 0, time.perf_counter()
+        done = True
+        while time.perf_counter() - began < seconds:
+            if done:
+                number += 1
+                simulator.reset(states[[number % len(states)]])
+            actions = low + (high - low) * torch.rand(1, s, len(low), generator=generator)
+            done = bool(simulator.step_chunk(actions).done.all())
+            steps += s
+        connection.send((steps, time.perf_counter() - began))
+    simulator.close()
+
+
+class ManiSkill:
+    """Several processes that simulate at the same time."""
+
+    def __init__(self, num_processes: int, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connections, self.processes = [], []
+        for _ in range(num_processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=simulate, args=(theirs, *arguments), daemon=True)
+            process.start()
+            self.connections.append(ours)
+            self.processes.append(process)
+        for connection in self.connections:
+            assert connection.recv() == "ready"
+
+    def measure(self, seconds: float) -> float:
+        """Environment steps per second of all processes together."""
+        for connection in self.connections:
+            connection.send(seconds)
+        return sum(steps / took for steps, took in (connection.recv() for connection in self.connections))
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.send(None)
+        for process in self.processes:
+            process.join(20)
+
+
+def rate(step: Callable[[], int], seconds: float) -> float:
+    """What ``step`` counts, per second."""
+    count, began = 0, time.perf_counter()
+    while (took := time.perf_counter() - began) < seconds:
+        count += step()
+    return count / took
+
+
+def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[], int], Any]:
+    """A function that makes one step of ``batch`` rows and returns its environment steps; and the environment."""
+    import gymnasium
+
+    import worldloop.gym_env  # noqa: F401
+
+    env = gymnasium.make_vec(
+        "worldloop/WorldModel-v0",
+        num_envs=batch,
+        checkpoint=checkpoint,
+        device=device,
+        vectorization_mode="vector_entry_point",
+    )
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(8)]
+    counter = iter(range(10**9))
+    s = env.single_action_space.shape[0]
+
+    def step() -> int:
+        env.step(actions[next(counter) % len(actions)])
+        return batch * s
+
+    return step, env
+
+
+def make_cosmos_steps(size: int, device: torch.device) -> dict[str, Callable[[], int]]:
+    """One frame of ``COSMOS_BATCH`` rows by the cached, uncached and stock path; each returns its number of frames."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from worldloop.world_model.config import CosmosConfig
+    from worldloop.world_model.cosmos import CONTEXT_FRAMES, CosmosDenoiser
+    from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, shift_frames
+    from worldloop.world_model.sampler import sample
+
+    B = COSMOS_BATCH
+    torch.manual_seed(0)
+    denoiser = CosmosDenoiser(replace(CosmosConfig(), prediction="velocity"), 3, size, 25, 4, 5, 32).to(device).eval()
+    frames = torch.rand(B, CONTEXT_FRAMES, 3, size, size, device=device) * 2 - 1
+    conditioning = Conditioning(
+        *(torch.zeros(shape, device=device) for shape in ((B, 1, 5, 4), (B, 25), (B, 1, 25), (B, 32)))
+    )
+    noise = torch.randn(B, 1, 3, size, size, device=device)
+    memory = [denoiser.remember(frames, conditioning.instruction)]
+    window = [frames]
+
+    def cached() -> int:
+        def denoise(noisy: torch.Tensor, t: torch.Tensor) -> DenoiserOutput:
+            return denoiser(noisy, t, memory[0], conditioning)
+
+        data = sample(denoise, noise, COSMOS_STEPS).data[:, 0].clamp(-1, 1)
+        memory[0] = denoiser.shift(memory[0], data, conditioning.instruction)
+        return B
+
+    def uncached() -> int:
+        def denoise(noisy: torch.Tensor, t: torch.Tensor) -> DenoiserOutput:
+            return denoiser(noisy, t, denoiser.remember(window[0], conditioning.instruction), conditioning)
+
+        window[0] = shift_frames(window[0], sample(denoise, noise, COSMOS_STEPS).data[:, 0].clamp(-1, 1))
+        return B
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    text = conditioning.instruction[:, None]
+    mask = torch.ones(B, 1, CONTEXT_FRAMES + 1, size, size, device=device)
+    mask[:, :, -1] = 0
+    clean = frames.movedim(1, 2)
+
+    def stock() -> int:
+        scheduler.set_timesteps(COSMOS_STEPS, device=device)
+        latents = noise.movedim(1, 2)
+        for t in scheduler.timesteps:
+            times = torch.zeros(B, 1, CONTEXT_FRAMES + 1, 1, 1, device=device)
+            times[:, :, -1] = t / scheduler.config.num_train_timesteps
+            video = torch.cat([clean, latents], dim=2)
+            output = denoiser.transformer(video, timestep=times, encoder_hidden_states=text, condition_mask=mask).sample
+            latents = scheduler.step(output[:, :, -1:], t, latents).prev_sample
+        return B
+
+    return {"cosmos, cached": cached, "cosmos, uncached": uncached, "cosmos, stock": stock}
+
+
+def summarise(values: list[float]) -> dict[str, float]:
+    return {"median": float(np.median(values)), "low": min(values), "high": max(values), "n": len(values)}
+
+
+@torch.no_grad()
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from worldloop.build import choose_device
+    from worldloop.runtime.progress import TerminalDisplay
+
+    torch.set_num_threads(options.threads)
+    display = TerminalDisplay()
+    device = choose_device(options.device)
+    rows: dict[str, Callable[[float], float]] = {}
+    envs = {}
+    for batch in BATCHES:
+        step, env = make_env_step(options.checkpoint, batch, options.device)
+        envs[batch] = env
+        rows[f"world model, batch {batch}"] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
+    spec = envs[1].unwrapped.world_spec
+    s = spec.actions_per_frame
+    simulators = {
+        f"ManiSkill, {what}": ManiSkill(options.threads, spec.task, spec.image_size, s, has_frames_only)
+        for what, has_frames_only in (("every step", False), ("chunk ends", True))
+        if options.maniskill
+    }
+    rows |= {name: simulator.measure for name, simulator in simulators.items()}
+    for name, step in make_cosmos_steps(spec.image_size, device).items():
+        rows[name] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
+    measured: dict[str, list[float]] = {name: [] for name in rows}
+    display.open("benchmark", (options.rounds + 1) * len(rows), "measurement")
+    for number in range(options.rounds + 1):
+        for name, measure in rows.items():
+            value = measure(options.seconds)
+            display.advance(1, {})
+            if number:  # the first round warms up
+                measured[name].append(value)
+    display.close()
+    for simulator in simulators.values():
+        simulator.close()
+
+    def ratio(a: str, b: str) -> dict[str, float] | None:
+        if a not in measured or b not in measured:
+            return None
+        return summarise([x / y for x, y in zip(measured[a], measured[b], strict=True)])
+
+    best = f"world model, batch {BATCHES[-1]}"
+    return {
+        "schema_version": 1,
+        "machine": describe_machine(device, options.threads),
+        "task": spec.task,
+        "image_size": spec.image_size,
+        "actions_per_frame": s,
+        "check": read_figures(options.checkpoint),
+        "per_second": {name: summarise(values) for name, values in measured.items()},
+        "unit": {name: "frames" if name.startswith("cosmos") else "environment steps" for name in rows},
+        "ratios": {
+            "world model / ManiSkill every step": ratio(best, "ManiSkill, every step"),
+            "world model / ManiSkill chunk ends": ratio(best, "ManiSkill, chunk ends"),
+            "cosmos cached / uncached": ratio("cosmos, cached", "cosmos, uncached"),
+            "cosmos cached / stock": ratio("cosmos, cached", "cosmos, stock"),
+        },
+        "milliseconds_per_frame_over_horizon": follow_horizon(envs[16]),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def follow_horizon(env: Any) -> dict[str, float]:
+    """Milliseconds of the first and last ten of ``HORIZON`` frames of one rollout without a reset, batch 16."""
+    simulator = env.unwrapped._simulator
+    env.reset(seed=0)
+    state = simulator.save().state
+    actions = torch.zeros(env.num_envs, env.unwrapped.world_spec.actions_per_frame, env.unwrapped.world_spec.action_dim)
+    took = []
+    for _ in range(HORIZON):
+        began = time.perf_counter()
+        state, chunk = simulator.world_model.imagine(state, actions)
+        chunk.frames.cpu()
+        took.append(1000 * (time.perf_counter() - began))
+    return {"first_ten": round(float(np.median(took[:10])), 2), "last_ten": round(float(np.median(took[-10:])), 2)}
+
+
+def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    model = next(
+        (line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.machine()
+    )
+    return {"processor": model, "cores": os.cpu_count(), "threads": threads, "gpu": gpu, "torch": torch.__version__}
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def read_figures(checkpoint: Path) -> dict[str, Any]:
+    """AUC and PSNR of the world model by source, from its card."""
+    from worldloop.build import find_world_model
+    from worldloop.runtime.card import read_card
+
+    figures = read_card(find_world_model(checkpoint)).figures
+    return {
+        source: {"auc": values["auc"], "n": values["n"], "psnr_db": values["psnr_db"]}
+        for source, values in figures.items()
+        if isinstance(values, dict) and "auc" in values
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    machine = result["machine"]
+    print(
+        f"{result['task']}, {result['image_size']} px; "
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads"
+    )
+    for source, figures in result["check"].items():
+        auc = figures["auc"]["value"] if figures["auc"] else float("nan")
+        print(f"  checked on {figures['n']} {source} episodes: AUC {auc:.3f}, PSNR {figures['psnr_db']:.1f} dB")
+    print()
+    for name, values in result["per_second"].items():
+        unit = result["unit"][name]
+        line = f"{name:<26}{values['median']:>10,.0f}  ({values['low']:,.0f} to {values['high']:,.0f})"
+        frames = "" if unit == "frames" else f", {values['median'] / result['actions_per_frame']:,.0f} frames"
+        print(f"{line} {unit}/s" + (frames if name.startswith("world") else ""))
+    print()
+    for name, values in result["ratios"].items():
+        if values:
+            print(f"{name:<36}{values['median']:>8.1f} x  ({values['low']:.1f} to {values['high']:.1f})")
+    horizon = result["milliseconds_per_frame_over_horizon"]
+    print(f"ms per frame, batch 16: first ten {horizon['first_ten']}, last ten of {HORIZON} {horizon['last_ten']}")
+    print(f"peak memory of this process {result['peak_memory_mib']} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--no-maniskill", dest="maniskill", action="store_false")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    result = run(options)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()
