@@ -41,6 +41,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     tempfile.tempdir = None
 
 
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory):
+    """A finished debug loop of one iteration: its run directory, for reading alone."""
+    from pathlib import Path
+
+    from worldloop.config import load_config
+    from worldloop.loop import run_loop
+
+    config = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
+    root = tmp_path_factory.mktemp("runs")
+    run_loop(load_config(config, ["runtime=inline", f"run_root={root}", "num_iterations=1"]))
+    return root / "debug"
+
+
 @pytest.fixture
 def toy_clips(tmp_path):
     """A `ClipDataset` of toy episodes, all held out: three states with three scripted variants each."""

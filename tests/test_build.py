@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from worldloop import build
-from worldloop.config import load_config
-from worldloop.loop import run_loop
 from worldloop.runtime.card import read_card
 from worldloop.types import WorldloopError
 
@@ -23,10 +21,8 @@ NAME = "worldloop/WorldModel-v0"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
-    run_loop(load_config(ROOT / "configs/debug.yaml", ["runtime=inline", f"run_root={root}", "num_iterations=1"]))
-    return root / "debug"
+def run(debug_run: Path) -> Path:
+    return debug_run
 
 
 @pytest.fixture(scope="module")

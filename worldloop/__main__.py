@@ -67,6 +67,14 @@ def make_parser() -> argparse.ArgumentParser:
     label.add_argument("--sheet", type=Path, metavar="PNG", help="first, middle and last frame of each, to judge by")
     label.add_argument("--camera", default="", metavar="FEATURE", help="image feature, if there are several")
 
+    play = commands.add_parser("play", help="drive the robot inside a world model, in the browser")
+    play.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or a checked world model's directory")
+    play.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: any free one)")
+    play.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    play.add_argument("--config", type=Path, help="simulator to play beside (default: that of the checkpoint's run)")
+    play.add_argument("--no-simulator", action="store_true", help="the world model alone")
+    play.add_argument("--open", action="store_true", help="open the page in the default browser")
+
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, and the remedy")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     return parser

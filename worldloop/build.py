@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from omegaconf import OmegaConf
 
-from worldloop.config import LoopConfig, PolicyConfig, SimulatorConfig
+from worldloop.config import LoopConfig, PolicyConfig, SimulatorConfig, build_config
 from worldloop.gym_env import WorldModelEnv, WorldModelVectorEnv
 from worldloop.imagination import Calibration
 from worldloop.interfaces import Policy, Simulator
+from worldloop.play.session import PlaySession
 from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
 from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
 from worldloop.runtime.card import read_card
@@ -35,6 +37,8 @@ from worldloop.types import (
 )
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
+
+_ENDLESS = 10**6  # steps, of a game
 
 
 def _own_class(name: str) -> Any:
@@ -221,6 +225,42 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise WorldloopError("device is cuda (resources.device in a config), but torch sees no GPU; use cpu or auto")
     return torch.device(name)
+
+
+def make_play_session(checkpoint: Path, simulator: SimulatorConfig | None, device: str = "auto") -> PlaySession:
+    """A game inside a checked world model, beside the simulator of that configuration where one is given.
+
+    The simulator is started with one row, and neither its time limit nor a success ends an episode. Raises
+    `WorldloopError` where it shows something else than the world model does, or cannot be started.
+    """
+    (world_model, starts, calibration), _ = _environment_parts(checkpoint, device=device)
+    if simulator is None:
+        return PlaySession(world_model, calibration, starts)
+    endless = replace(
+        simulator,
+        maniskill=replace(
+            simulator.maniskill, backend="cpu", num_envs=1, max_episode_steps=_ENDLESS, frames_after_success=_ENDLESS
+        ),
+        toy=replace(simulator.toy, num_envs=1, max_episode_steps=_ENDLESS, frames_after_success=_ENDLESS),
+    )
+    spec, other = world_model.spec, build_spec(endless)
+    for name in ("task", "image_size", "actions_per_frame", "action_names", "proprio_names"):
+        if getattr(spec, name) != getattr(other, name):
+            raise WorldloopError(
+                f"the simulator's {name} is {getattr(other, name)}, the world model's {getattr(spec, name)}: "
+                "give the config that the world model was made with"
+            )
+    return PlaySession(world_model, calibration, starts, build_simulator(endless))
+
+
+def find_simulator(checkpoint: Path) -> SimulatorConfig | None:
+    """The simulator of the run that ``checkpoint`` is, or lies in; ``None`` where there is no run or no simulator."""
+    for directory in (checkpoint, *checkpoint.resolve().parents[:3]):
+        run = RunDirectory(directory)
+        if run.exists:
+            simulator = build_config([OmegaConf.create(run.read_config())], str(directory / "config.yaml")).simulator
+            return None if simulator.kind == "recorded" else simulator
+    return None
 
 
 def _world_model_config(values: dict[str, Any]) -> WorldModelConfig:

@@ -23,6 +23,8 @@ def execute(options: argparse.Namespace) -> int:
             return 0
         case "sans":
             return _sans(options)
+        case "play":
+            return _play(options)
         case _:
             from worldloop.doctor import run_doctor
 
@@ -141,6 +143,45 @@ def _sans(options: argparse.Namespace) -> int:
         case "merge":
             store.merge(version, options.out)
             print(f"{name} written to {options.out}")
+    return 0
+
+
+def _play(options: argparse.Namespace) -> int:
+    """Serve the game until Ctrl-C."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    from worldloop.build import find_simulator, make_play_session
+    from worldloop.config import load_config
+    from worldloop.play.server import PlayServer
+
+    simulator = load_config(options.config).simulator if options.config else find_simulator(options.checkpoint)
+    if options.no_simulator:
+        simulator = None
+    note = "" if simulator else "no simulator beside it"
+
+    def make_session() -> Any:
+        nonlocal note
+        try:
+            return make_play_session(options.checkpoint, simulator, options.device)
+        except (WorldloopError, ImportError) as error:
+            if simulator is None or options.config:
+                raise
+            note = f"no simulator beside it: {error}"
+            return make_play_session(options.checkpoint, None, options.device)
+
+    server = PlayServer(make_session, options.port)
+    try:
+        if note:
+            print(note)
+        print(f"playing {options.checkpoint} at\n{server.url}\nCtrl-C ends it", flush=True)
+        if options.open:
+            import webbrowser
+
+            webbrowser.open(server.url)
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("\nended")
+    finally:
+        server.close()
     return 0
 
 

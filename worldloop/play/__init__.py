@@ -1,0 +1,1 @@
+"""Drive a robot inside a world model from a browser, beside the true simulator."""

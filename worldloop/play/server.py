@@ -1,0 +1,197 @@
+"""The page and its four calls, on loopback alone, behind a random token.
+
+    GET  /?token=...      the page
+    POST /api/state       {} -> what there is to see
+    POST /api/reset       {"start": int}
+    POST /api/step        {"action": [A floats in -1..1]}
+    POST /api/go_to       {"moment": int}
+
+Calls carry the token in the header ``X-Worldloop-Token`` and answer with the state, or with {"error": ...} and 400. All
+work happens in one thread, since a renderer belongs to the thread that made it; a browser that goes away costs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import math
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+
+from worldloop.play.session import PlaySession
+from worldloop.types import WorldloopError
+
+PAGE = Path(__file__).with_name("page.html")
+TOKEN_HEADER = "X-Worldloop-Token"
+_MAX_BODY = 64 * 1024
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class PlayServer:
+    """Serves the session that ``make_session`` makes, in the thread that will step it, at ``url``.
+
+    Raises `WorldloopError` where the port is taken, and whatever ``make_session`` raises.
+    """
+
+    def __init__(self, make_session: Callable[[], PlaySession], port: int = 0) -> None:
+        self.token = secrets.token_urlsafe(16)
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self.session = self._worker.submit(make_session).result()
+        try:
+            self._http = ThreadingHTTPServer(("127.0.0.1", port), _make_handler(self))
+        except OSError as error:
+            self._worker.submit(self.session.close).result()
+            raise WorldloopError(
+                f"cannot listen on 127.0.0.1:{port} ({error.strerror}): give another --port"
+            ) from error
+        self._http.daemon_threads = True
+        self.port = int(self._http.server_address[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/?token={self.token}"
+
+    def serve_forever(self) -> None:
+        self._http.serve_forever(poll_interval=0.2)
+
+    def close(self) -> None:
+        self._http.server_close()
+        self._worker.submit(self.session.close).result()
+        self._worker.shutdown()
+
+    def shutdown(self) -> None:
+        """End `serve_forever` from another thread."""
+        self._http.shutdown()
+
+    def call(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a call in the session's thread; raises `WorldloopError` for one that does not fit."""
+        return self._worker.submit(self._execute, name, values).result()
+
+    def _execute(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        session = self.session
+        match name:
+            case "state":
+                pass
+            case "reset":
+                session.reset(values.get("start", 0))
+            case "step":
+                session.step(values.get("action", []))
+            case "go_to":
+                session.go_to(values.get("moment", 0))
+            case _:
+                raise WorldloopError(f"unknown call {name!r}: state, reset, step, go_to")
+        return describe(session)
+
+
+def describe(session: PlaySession) -> dict[str, Any]:
+    """What the page shows, as plain values; pictures are base64 of u8 [h, w, 3]."""
+    spec, now = session.spec, session.moments[session.now]
+    return {
+        "task": spec.task,
+        "instruction": spec.instruction,
+        "image_size": spec.image_size,
+        "frames_per_second": spec.hz / spec.actions_per_frame,
+        "actions": [
+            {"name": name, "springs_back": bool(abs(low + high) <= 1e-6 * (high - low)) and name != "gripper"}
+            for name, low, high in zip(spec.action_names, spec.action_low, spec.action_high, strict=True)
+        ],
+        "start": session.start,
+        "num_starts": session.num_starts,
+        "now": session.now,
+        "path": session.path(),
+        "branches": session.branches(),
+        "frame": _encode(now.frame),
+        "success_prob": round(now.success_prob, 4),
+        "threshold": session.calibration.threshold,
+        "expected_psnr_db": round(now.expected_psnr_db, 2) if math.isfinite(now.expected_psnr_db) else None,
+        "floor_db": session.calibration.floor_db,
+        "success_by_moment": [round(moment.success_prob, 3) for moment in session.moments],
+        "simulated": None
+        if now.simulated is None
+        else {
+            "frame": _encode(now.simulated.frame),
+            "success": now.simulated.success,
+            "psnr_db": _psnr_db(now.frame, now.simulated.frame),
+        },
+        "simulator_error": session.simulator_error,
+    }
+
+
+def _encode(frame: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(frame).tobytes()).decode()
+
+
+def _psnr_db(a: np.ndarray, b: np.ndarray) -> float | None:
+    """``None`` for equal pictures."""
+    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return round(10 * math.log10(255**2 / error), 2) if error else None
+
+
+def _make_handler(server: PlayServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            address = urlsplit(self.path)
+            token = parse_qs(address.query).get("token", [""])[0]
+            if address.path != "/":
+                self._send(HTTPStatus.NOT_FOUND, b"not found", "text/plain")
+            elif self._is_allowed(token):
+                self._send(HTTPStatus.OK, PAGE.read_bytes(), "text/html; charset=utf-8")
+
+        def do_POST(self) -> None:
+            if not self._is_allowed(self.headers.get(TOKEN_HEADER, "")):
+                return
+            name = urlsplit(self.path).path.removeprefix("/api/")
+            try:
+                answer, status = server.call(name, self._read_body()), HTTPStatus.OK
+            except WorldloopError as error:
+                answer, status = {"error": str(error)}, HTTPStatus.BAD_REQUEST
+            self._send(status, json.dumps(answer).encode(), "application/json")
+
+        def _is_allowed(self, token: str) -> bool:
+            """A page of another site may know the port, and name it as it likes, but not the token."""
+            hosts = (f"127.0.0.1:{server.port}", f"localhost:{server.port}")
+            if self.headers.get("Host") in hosts and hmac.compare_digest(token.encode(), server.token.encode()):
+                return True
+            self._send(HTTPStatus.FORBIDDEN, b"open the address that worldloop play printed", "text/plain")
+            return False
+
+        def _read_body(self) -> dict[str, Any]:
+            length = self.headers.get("Content-Length", "0")
+            if not length.isdecimal() or int(length) > _MAX_BODY:
+                raise WorldloopError("the request is too long")
+            try:
+                values = json.loads(self.rfile.read(int(length)) or b"{}")
+            except ValueError as error:
+                raise WorldloopError(f"the request is no JSON ({error})") from error
+            if not isinstance(values, dict):
+                raise WorldloopError("the request must be a JSON object")
+            return values
+
+        def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+            try:
+                self.send_response(status)
+                for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **_HEADERS}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True  # the browser was closed
+
+        def log_message(self, *arguments: Any) -> None:
+            """Nothing: the token is part of the first request."""
+
+    return Handler
