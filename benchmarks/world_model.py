@@ -111,6 +111,7 @@ def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[
         num_envs=batch,
         checkpoint=checkpoint,
         device=device,
+        autoreset_mode="SameStep",  # otherwise a step in ten would imagine nothing
         vectorization_mode="vector_entry_point",
     )
     env.reset(seed=0)

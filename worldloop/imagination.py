@@ -148,8 +148,10 @@ class ImaginedSimulator:
         state, streak = before.state, before.streak
         cut = torch.zeros_like(before.terminated)
         if len(running):
-            imagined, chunk = self.world_model.imagine(before.state.rows(running), actions[running])
-            state = _put(before.state, len(before.terminated), running, imagined)
+            everything = len(running) == len(before.terminated)
+            chosen = before.state if everything else before.state.rows(running)
+            imagined, chunk = self.world_model.imagine(chosen, actions[running])
+            state = imagined if everything else _put(before.state, len(before.terminated), running, imagined)
             step, streak, cut = self._write_running(step, chunk, running, streak)
         terminated = before.terminated | step.success.any(1)
         observation = self._next_observation(before.observation, step, ~before.ended)

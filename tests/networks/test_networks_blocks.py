@@ -9,6 +9,7 @@ from worldloop.networks.blocks import (
     FilmResBlock,
     PatchProjection,
     TransformerBlock,
+    fold_patches,
     num_groups,
 )
 from worldloop.networks.ema import EmaWeights
@@ -103,3 +104,8 @@ def test_patch_projection_starts_linear_and_keeps_pixels_apart() -> None:
     changed = (block(x) != block(y)).any(dim=1)
     assert changed.sum() == 2
     assert changed[:, 1, 2].all()
+
+
+def test_fold_patches_is_pixel_unshuffle() -> None:
+    x = torch.randn(2, 3, 8, 12)
+    assert torch.equal(fold_patches(x, 4), functional.pixel_unshuffle(x, 4))

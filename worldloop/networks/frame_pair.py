@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worldloop.networks.blocks import fold_patches
 from worldloop.networks.embeddings import find_points
 
 GRID = 16  # cells per side of the first convolution
@@ -47,7 +48,7 @@ class FramePairEncoder(nn.Module):
     def forward(self, first: Tensor, frame: Tensor) -> Tensor:
         if self.background is not None:
             first, frame = ((x - self.background) * CONTRAST for x in (first, frame))
-        h = self.stem(functional.pixel_unshuffle(torch.cat([first, frame], dim=1), self.patch))
+        h = self.stem(fold_patches(torch.cat([first, frame], dim=1), self.patch))
         for layer in self.fine:
             h = h + layer(functional.silu(h))
         h = functional.silu(h)

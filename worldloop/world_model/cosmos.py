@@ -65,6 +65,7 @@ class CosmosDenoiser(nn.Module):
                 f"frames of {size} pixels do not divide by cosmos.patch = {config.patch}: change either"
             )
         self.config, self.channels = config, channels
+        self.ignores_noise = config.prediction != "velocity"
         self.feature_dim = dim = config.num_heads * config.head_dim
         self.transformer = _make_transformer(config, channels, size, instruction_dim)
         condition_dim = actions_per_frame * action_dim + 2 * proprio_dim
@@ -106,7 +107,7 @@ class CosmosDenoiser(nn.Module):
         known = [conditioning.actions[:, 0].flatten(1), conditioning.proprio, conditioning.next_proprio[:, 0]]
         shift = self.condition(torch.cat(known, dim=1))
         # Where noise says nothing it would only have to be ignored; velocity cannot be told without it.
-        informative = noisy if self.config.prediction == "velocity" else noisy * t[:, None, None, None, None]
+        informative = noisy * t[:, None, None, None, None] if self.ignores_noise else noisy
         image = self._embed(informative, is_context=0.0)[:, 0] + self._see_window(memory.frames)
         tokens = torch.cat([self.reward_token.to(image.dtype).expand(B, 1, -1), image], dim=1)
         place = tuple(_prepend(table[-1], value) for table, value in ((self.cos, 1.0), (self.sin, 0.0)))

@@ -49,10 +49,14 @@ class FrameMemory(Rows):
 
 
 class Denoiser(Protocol):
-    """``frames_per_call`` is L; ``feature_dim`` is F of the tokens. ``instruction`` is [B, E], embedded."""
+    """``frames_per_call`` is L; ``feature_dim`` is F of the tokens. ``instruction`` is [B, E], embedded.
+
+    ``ignores_noise``: at t = 0 nothing depends on ``noisy``, so that nobody needs to draw it for a single step.
+    """
 
     frames_per_call: int
     feature_dim: int
+    ignores_noise: bool
 
     def remember(self, context: Tensor, instruction: Tensor) -> FrameMemory:
         """What it needs of the frames ``context`` [B, K, C, size, size], whatever comes next."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloop.networks.blocks import FilmResBlock, PatchProjection, TransformerBlock, make_mlp
+from worldloop.networks.blocks import FilmResBlock, PatchProjection, TransformerBlock, fold_patches, make_mlp
 from worldloop.networks.embeddings import PoseMaps, embed_time
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import HybridConfig
@@ -27,6 +27,7 @@ class HybridDenoiser(nn.Module):
     """`Denoiser` for one frame at a time; see the module's docstring."""
 
     frames_per_call = 1
+    ignores_noise = True
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class HybridDenoiser(nn.Module):
         background = self.background.to(now).expand_as(now)
         # at t = 0 the noise tells nothing and would only have to be ignored
         informative = noisy[:, 0] * t[:, None, None, None]
-        image = torch.cat([informative, now, now - previous, first, background], dim=1)
+        image = self._join([informative, now, now - previous, first, background])
         condition = self.condition(
             torch.cat(
                 [
@@ -109,7 +110,7 @@ class HybridDenoiser(nn.Module):
                 dim=1,
             )
         )
-        x = self._stem(image)
+        x = self.stem(fold_patches(image, self.patch)) + self.position
         if self.poses is not None:
             maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
             x = x + self.draw(torch.cat(maps, dim=1))
@@ -122,15 +123,18 @@ class HybridDenoiser(nn.Module):
         for block in self.up_blocks:
             x = block(x, condition)
         painted = functional.pixel_shuffle(self.out(functional.silu(x)), self.patch).float()
-        choice = painted[:, self.channels :].softmax(1)[:, :, None]
-        sources = torch.stack([now, first, background, painted[:, : self.channels]], dim=1)
-        data = (choice * sources).sum(1)
+        choice = painted[:, self.channels :].softmax(1)
+        data = choice[:, :1] * now
+        for i, source in enumerate((first, background, painted[:, : self.channels]), start=1):
+            data = torch.addcmul(data, choice[:, i : i + 1], source)
         return DenoiserOutput(data[:, None], tokens[:, None])
 
-    def _stem(self, image: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(image.device.type):  # cast before moving memory about
-            image = image.to(torch.get_autocast_dtype(image.device.type))
-        return self.stem(functional.pixel_unshuffle(image, self.patch)) + self.position
+    def _join(self, images: list[Tensor]) -> Tensor:
+        """Along channels, in the precision of what follows: cast before moving memory about."""
+        device = images[0].device.type
+        if torch.is_autocast_enabled(device):
+            images = [image.to(torch.get_autocast_dtype(device)) for image in images]
+        return torch.cat(images, dim=1)
 
     def _transform(self, x: Tensor, condition: Tensor, conditioning: Conditioning) -> Tensor:
         """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer, the reward token first."""
@@ -139,7 +143,7 @@ class HybridDenoiser(nn.Module):
         both = torch.cat([conditioning.proprio, conditioning.next_proprio[:, 0]], dim=1)
         proprio = self.proprio_tokens(both).reshape(B, 2, -1)
         reward = self.reward_token.to(actions.dtype).expand(B, 1, -1)
-        image = self.down(functional.pixel_unshuffle(x, 2)).flatten(2).transpose(1, 2) + self.token_position
+        image = self.down(fold_patches(x, 2)).flatten(2).transpose(1, 2) + self.token_position
         parts = [reward, actions, proprio, self.condition_token(condition)[:, None], image]
         tokens = torch.cat([p.to(image.dtype) for p in parts], dim=1)
         for block in self.blocks:

@@ -202,8 +202,11 @@ class VideoWorldModel(nn.Module):
 
     def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
         """One frame further by ``actions`` [B, s, A] in [-1, 1]; then the success logit and the expected PSNR, [B]."""
-        shape = tuple(state.context.shape[2:])
-        noise = row_normal(state.noise_key, state.step, shape).to(self.device)[:, None]
+        if self.config.num_sampler_steps == 1 and self.denoiser.ignores_noise:
+            noise = torch.zeros_like(state.context[:, :1])
+        else:
+            shape = tuple(state.context.shape[2:])
+            noise = row_normal(state.noise_key, state.step, shape).to(self.device)[:, None]
         with self._autocast():
             conditioning, next_proprio = self._condition(state.context, state.proprio, actions, state.instruction)
 
