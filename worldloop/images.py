@@ -13,7 +13,7 @@ def to_network(images: Tensor) -> Tensor:
     """u8 [..., h, w, 3] -> f32 [..., 3, h, w] in [-1, 1]."""
     if images.dtype != torch.uint8 or images.shape[-1] != 3:
         raise ValueError(f"expected uint8 [..., h, w, 3], got {images.dtype} {tuple(images.shape)}")
-    return images.movedim(-1, -3).float().div_(127.5).sub_(1.0)
+    return images.movedim(-1, -3).float().contiguous().div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
