@@ -152,7 +152,7 @@ def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
         config=asdict(world_model.config),
         spec=world_model.spec,
         normalisation=world_model.normalisation,
-        weights=world_model.state_dict(),
+        weights=world_model.trained_state(),
     )
     save_checkpoint(directory, checkpoint)
 
@@ -168,7 +168,7 @@ def load_world_model(directory: Path) -> VideoWorldModel:
             "version of worldloop; fit the world model again"
         ) from error
     model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
-    load_weights(model, checkpoint, directory)
+    load_weights(model, checkpoint, directory, model.frozen)
     return model.eval()
 
 
@@ -266,7 +266,7 @@ def find_simulator(checkpoint: Path) -> SimulatorConfig | None:
 def _world_model_config(values: dict[str, Any]) -> WorldModelConfig:
     defaults = WorldModelConfig()
     nested = {
-        f.name: type(getattr(defaults, f.name))(**values[f.name])
+        f.name: type(getattr(defaults, f.name))(**_tuples(values[f.name]))
         for f in fields(defaults)
         if is_dataclass(getattr(defaults, f.name)) and f.name in values
     }

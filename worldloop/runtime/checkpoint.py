@@ -94,10 +94,17 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
-def load_weights(module: torch.nn.Module, checkpoint: Checkpoint, directory: Path) -> None:
-    """Raises `WorldloopError` when names or shapes differ from the architecture that the config describes."""
+def load_weights(
+    module: torch.nn.Module, checkpoint: Checkpoint, directory: Path, frozen: frozenset[str] = frozenset()
+) -> None:
+    """Raises `WorldloopError` when names or shapes differ from the architecture that the config describes.
+
+    What is ``frozen`` stays as the module has it: a checkpoint does not store it.
+    """
     try:
-        module.load_state_dict(checkpoint.weights)
+        missing, unexpected = module.load_state_dict(checkpoint.weights, strict=False)
+        if unexpected or set(missing) - frozen:
+            raise RuntimeError(f"missing {sorted(set(missing) - frozen)[:3]}, unexpected {unexpected[:3]}")
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise WorldloopError(f"checkpoint {directory} does not fit its architecture: {first}") from error

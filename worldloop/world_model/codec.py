@@ -10,11 +10,15 @@ from worldloop import images
 
 
 class Codec(Protocol):
-    """``channels`` and ``size`` are the latent's; ``frames_per_latent`` is the codec's own temporal compression."""
+    """``channels`` and ``size`` are the latent's; ``frames_per_latent`` is the codec's own temporal compression.
+
+    ``limit``: imagined latents are held within -limit and limit.
+    """
 
     channels: int
     size: int
     frames_per_latent: int
+    limit: float
 
     def encode(self, frames: Tensor) -> Tensor:
         """u8 [..., h, w, 3] -> f32 [..., channels, size, size], about unit scale."""
@@ -30,6 +34,7 @@ class PixelCodec:
 
     channels = 3
     frames_per_latent = 1
+    limit = 1.0
 
     def __init__(self, image_size: int) -> None:
         self.size = image_size

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 DENOISERS = ("hybrid", "cosmos")
 PREDICTIONS = ("data", "velocity")
-CODECS = ("pixel",)
+CODECS = ("pixel", "wan")
 PRECISIONS = ("fp32", "bf16")
 VIDEO_LOSSES = ("l1", "mse")
 SUCCESS_LOSSES = ("bce", "mse")
@@ -101,7 +101,10 @@ class WorldModelConfig:
     """Architecture, losses and sampling of the world model."""
 
     denoiser: str = "hybrid"  # which denoiser: hybrid or cosmos
-    codec: str = "pixel"  # which codec: pixel
+    codec: str = "pixel"  # which codec: pixel, or wan (of pretrained)
+    pretrained: str = ""  # Cosmos-Predict2 Video2World pipeline, folder or Hub name; wants denoiser cosmos, codec wan
+    lora_rank: int = 16  # of the adapters that train a pretrained transformer; 0 trains all of it
+    text_tokens: int = 512  # of the instruction, to a pretrained transformer
     hybrid: HybridConfig = field(default_factory=HybridConfig)  # settings of the hybrid denoiser
     cosmos: CosmosConfig = field(default_factory=CosmosConfig)  # settings of the cosmos denoiser
     self_rollout: SelfRolloutConfig = field(default_factory=SelfRolloutConfig)  # training on own predictions
@@ -123,6 +126,13 @@ class WorldModelConfig:
         require_choice("world_model.video_loss", self.video_loss, VIDEO_LOSSES)
         require_choice("world_model.success_loss", self.success_loss, SUCCESS_LOSSES)
         require_choice("world_model.precision", self.precision, PRECISIONS)
+        if bool(self.pretrained) != (self.codec == "wan") or (self.pretrained and self.denoiser != "cosmos"):
+            raise ValueError(
+                "world_model.pretrained goes with world_model.denoiser cosmos and world_model.codec wan, got "
+                f"{self.pretrained!r}, {self.denoiser} and {self.codec}"
+            )
+        require_range("world_model.lora_rank", self.lora_rank, 0)
+        require_range("world_model.text_tokens", self.text_tokens, 1)
         require_range("world_model.num_sampler_steps", self.num_sampler_steps, 1)
         require_range("world_model.zero_time_share", self.zero_time_share, 0, 1)
         require_range("world_model.success_time_weight_max", self.success_time_weight_max, 1)

@@ -58,7 +58,9 @@ class CosmosDenoiser(nn.Module):
         action_dim: int,
         actions_per_frame: int,
         instruction_dim: int,
+        transformer: Any | None = None,
     ) -> None:
+        """``transformer``: a published one of the sizes of ``config``, see `pretrained`; else one from nothing."""
         super().__init__()
         if size % config.patch:
             raise WorldloopError(
@@ -67,12 +69,19 @@ class CosmosDenoiser(nn.Module):
         self.config, self.channels = config, channels
         self.ignores_noise = config.prediction != "velocity"
         self.feature_dim = dim = config.num_heads * config.head_dim
-        self.transformer = _make_transformer(config, channels, size, instruction_dim)
+        self.transformer = transformer or _make_transformer(config, channels, size, instruction_dim)
+        self.text_dim = int(self.transformer.config.text_embed_dim)
         condition_dim = actions_per_frame * action_dim + 2 * proprio_dim
         self.condition = make_mlp(condition_dim, config.condition_dim, 3 * dim)
+        if transformer is not None:  # what was published is not to be disturbed from the start
+            for parameter in self.condition[-1].parameters():
+                nn.init.zeros_(parameter)
         self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.feature_norm = nn.LayerNorm(dim)
         self.window = nn.Conv2d(CONTEXT_FRAMES * channels, dim, config.patch, stride=config.patch)
+        if transformer is not None:
+            nn.init.zeros_(self.window.weight)
+            nn.init.zeros_(self.window.bias)  # type: ignore[arg-type]
         grid = size // config.patch
         cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, CONTEXT_FRAMES + 1, size, size))
         self.register_buffer("cos", cos.reshape(CONTEXT_FRAMES + 1, grid * grid, -1), persistent=False)
@@ -83,7 +92,7 @@ class CosmosDenoiser(nn.Module):
         B, K = context.shape[:2]
         tokens = self._embed(context.flatten(0, 1)[:, None], is_context=1.0)[:, 0]
         tau = torch.full((B * K,), CLEAN_TIME, device=context.device)
-        text = instruction.repeat_interleave(K, dim=0)[:, None]
+        text = self._read_text(instruction).repeat_interleave(K, dim=0)
         kept: list[tuple[Tensor, Tensor]] = []
         place = self.cos[0], self.sin[0]  # attention within a frame does not see which
         self._transform(tokens, tau, None, text, place, lambda layer, keys, values: kept.append((keys, values)))
@@ -117,7 +126,9 @@ class CosmosDenoiser(nn.Module):
             past = rotate(past, self.cos[:CONTEXT_FRAMES].flatten(0, 1), self.sin[:CONTEXT_FRAMES].flatten(0, 1))
             return past, self._split(memory.values[:, :, layer].flatten(1, 2)).to(values)
 
-        tokens, embedded, temb = self._transform(tokens, 1 - t, shift, conditioning.instruction[:, None], place, recall)
+        tokens, embedded, temb = self._transform(
+            tokens, 1 - t, shift, self._read_text(conditioning.instruction), place, recall
+        )
         image = self.transformer.norm_out(tokens[:, -N:], embedded, temb)
         output = self._unpatch(self.transformer.proj_out(image)).float()
         if self.config.prediction == "velocity":
@@ -132,6 +143,10 @@ class CosmosDenoiser(nn.Module):
         if self.config.concat_padding_mask:
             channels.append(torch.zeros_like(channels[1]))
         return self.transformer.patch_embed(torch.cat(channels, dim=1)).flatten(2, 3)
+
+    def _read_text(self, instruction: Tensor) -> Tensor:
+        """[B, E] -> [B, E / text_dim, text_dim]: one token or many."""
+        return instruction.unflatten(1, (-1, self.text_dim))
 
     def _see_window(self, frames: Tensor) -> Tensor:
         """Tokens [B, N, D] of (first, previous, now) laid on each other, patch by patch."""

@@ -45,9 +45,9 @@ def compute_video_loss(kind: str, predicted: Tensor, target: Tensor, weights: Te
     return (per_pixel * weights).mean(dim=(1, 2, 3))
 
 
-def compute_latent_psnr_db(predicted: Tensor, target: Tensor) -> Tensor:
-    """[B] dB of latents [B, C, h, w] in [-1, 1], the peak-to-peak range as peak; at most 60."""
-    error = ((predicted - target) / 2).square().mean(dim=(1, 2, 3))
+def compute_latent_psnr_db(predicted: Tensor, target: Tensor, limit: float = 1.0) -> Tensor:
+    """[B] dB of latents [B, C, h, w] in [-limit, limit], the peak-to-peak range as peak; at most 60."""
+    error = ((predicted - target) / (2 * limit)).square().mean(dim=(1, 2, 3))
     return -10 * torch.log10(error.clamp_min(1e-6))
 
 

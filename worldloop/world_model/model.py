@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
+from worldloop import images
 from worldloop.interfaces import ImaginedChunk, Metrics, WorldModelOutput
 from worldloop.networks import flow
 from worldloop.networks.augment import shift_images
@@ -25,6 +27,7 @@ from worldloop.world_model.cosmos import CosmosDenoiser
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
 from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
+from worldloop.world_model.pretrained import T5Instruction, WanCodec, load_transformer, read_cosmos_config
 from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
 
@@ -67,15 +70,24 @@ class VideoWorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.spec = spec
-        self.codec = PixelCodec(spec.image_size)
-        self.instruction = InstructionEncoder(INSTRUCTION_DIM)
+        self.codec: PixelCodec | WanCodec
+        self.instruction: InstructionEncoder | T5Instruction
+        transformer, cosmos = None, config.cosmos
+        if config.pretrained:
+            cosmos = read_cosmos_config(config.pretrained, cosmos)
+            self.codec = WanCodec(config.pretrained, spec.image_size)
+            self.instruction = T5Instruction(config.pretrained, config.text_tokens)
+            transformer = load_transformer(config.pretrained, config.lora_rank)
+        else:
+            self.codec = PixelCodec(spec.image_size)
+            self.instruction = InstructionEncoder(INSTRUCTION_DIM)
         stacked = spec.actions_per_frame * spec.action_dim
         self.proprio_head = ProprioHead(spec.proprio_dim, stacked, self.codec.channels)
         sizes = (self.codec.channels, self.codec.size, spec.proprio_dim, spec.action_dim, spec.actions_per_frame)
         self.denoiser: HybridDenoiser | CosmosDenoiser
         match config.denoiser:
             case "cosmos":
-                self.denoiser = CosmosDenoiser(config.cosmos, *sizes, INSTRUCTION_DIM)
+                self.denoiser = CosmosDenoiser(cosmos, *sizes, INSTRUCTION_DIM, transformer)
             case _:
                 self.denoiser = HybridDenoiser(config.hybrid, *sizes, INSTRUCTION_DIM)
         self.success_head = SuccessHead(
@@ -88,6 +100,11 @@ class VideoWorldModel(nn.Module):
         self.register_buffer("action_high", torch.tensor(spec.action_high))
         self.register_buffer("positive_rate", torch.tensor(0.5))
         self.register_buffer("proprio_reach", torch.full((spec.proprio_dim,), LEAST_REACH))
+        self.frozen = frozenset(name for name, parameter in self.named_parameters() if not parameter.requires_grad)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state dict without what is frozen, which ``config.pretrained`` has."""
+        return {name: value for name, value in self.state_dict().items() if name not in self.frozen}
 
     @property
     def normalisation(self) -> Normalisation:
@@ -214,10 +231,10 @@ class VideoWorldModel(nn.Module):
                 return self.denoiser(noisy, t, state.memory, conditioning)
 
             output = sample(denoise, noise, self.config.num_sampler_steps)
-            frames = output.data.clamp(-1, 1)
+            frames = output.data.clamp(-self.codec.limit, self.codec.limit)
             logit = self.success_head(output.features, state.context[:, 0], frames, next_proprio[:, None])[:, 0]
             psnr_db = self.error_head(output.features)[:, 0]
-            memory = self.denoiser.shift(state.memory, output.data[:, 0].float().clamp(-1, 1), state.instruction)
+            memory = self.denoiser.shift(state.memory, frames[:, 0].float(), state.instruction)
         moved = ImaginationState(memory, next_proprio, state.instruction, state.noise_key, state.step + 1)
         return moved, logit, psnr_db
 
@@ -259,8 +276,9 @@ class VideoWorldModel(nn.Module):
             frame_logit = self.success_head.read_frame(*judged)
             expected_db = self.error_head(output.features)[:, 0]
         predicted = output.data[:, 0].float()
-        actual_db = losses.compute_latent_psnr_db(predicted.detach().clamp(-1, 1), target)
-        weights = losses.weigh_pixels(target, context[:, -1], context[:, 0], config.moved_weight, config.rare_weight)
+        limit = self.codec.limit
+        actual_db = losses.compute_latent_psnr_db(predicted.detach().clamp(-limit, limit), target, limit)
+        weights = self._weigh(clip, m)
         label = clip.success[:, m]
         by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, self.positive_rate)
         by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, self.positive_rate)
@@ -268,10 +286,17 @@ class VideoWorldModel(nn.Module):
             video=losses.compute_video_loss(config.video_loss, predicted, target, weights),
             success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
             error=self.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
-            next_latent=predicted.detach().clamp(-1, 1),
+            next_latent=predicted.detach().clamp(-limit, limit),
             next_proprio=next_proprio,
             is_prediction=t == 0,
         )
+
+    def _weigh(self, clip: Clip, m: int) -> Tensor:
+        """Weights [B, 1, size, size] of the latents of target ``m``, from the pixels of the real frames."""
+        now = clip.context[:, -1] if m == 0 else clip.frames[:, m - 1]
+        target, now, first = (images.to_network(f) for f in (clip.frames[:, m], now, clip.context[:, 0]))
+        weights = losses.weigh_pixels(target, now, first, self.config.moved_weight, self.config.rare_weight)
+        return weights if weights.shape[-1] == self.codec.size else adaptive_avg_pool2d(weights, self.codec.size)
 
     def _perturb(self, context: Tensor, generator: torch.Generator) -> Tensor:
         """Previous and now plus noise of a level drawn per row, up to ``context_noise``; the first stays clean."""

@@ -1,0 +1,162 @@
+"""Published Cosmos-Predict2 Video2World weights: the transformer under LoRA, the video codec and the text encoder.
+
+``folder`` is a pipeline in diffusers' layout (``transformer/ vae/ text_encoder/ tokenizer/``), or its name on the Hub,
+e.g. ``nvidia/Cosmos-Predict2-2B-Video2World``. Everything published stays as it is: what is trained, and what a
+checkpoint of ours stores, are the adapters (LoRA, arXiv:2106.09685) and our own modules.
+
+Departure from the published pipeline: a stored frame is encoded by itself. The codec's temporal compression, four
+frames to a latent after the first, would tie a step of an environment to four frames.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldloop import images
+from worldloop.types import WorldloopError
+from worldloop.world_model.config import CosmosConfig
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+LATENT_LIMIT = 4.0  # standard deviations; imagined latents go no further
+_FRAMES_AT_ONCE = 32  # through the codec
+
+
+def read_cosmos_config(folder: str, config: CosmosConfig) -> CosmosConfig:
+    """``config`` with the sizes of the published transformer; its prediction is the published one, velocity."""
+    values = _load("CosmosTransformer3DModel", folder, "transformer", only_config=True)
+    unknown = {
+        key: values[key]
+        for key, allowed in (("extra_pos_embed_type", None), ("use_crossattn_projection", False))
+        if values.get(key, allowed) != allowed
+    }
+    patch = values["patch_size"]
+    if unknown or patch[0] != 1 or patch[1] != patch[2] or values["in_channels"] != values["out_channels"] + 1:
+        raise WorldloopError(f"{folder} is no Cosmos-Predict2 Video2World transformer: {unknown or values}")
+    return replace(
+        config,
+        patch=patch[1],
+        num_layers=values["num_layers"],
+        num_heads=values["num_attention_heads"],
+        head_dim=values["attention_head_dim"],
+        mlp_ratio=values["mlp_ratio"],
+        adaln_lora_dim=values["adaln_lora_dim"],
+        rope_scale=tuple(values["rope_scale"]),
+        concat_padding_mask=values["concat_padding_mask"],
+        prediction="velocity",
+    )
+
+
+def load_transformer(folder: str, lora_rank: int) -> Any:
+    """The published transformer, frozen, with trainable adapters of ``lora_rank``; 0 trains all of it instead."""
+    transformer = _load("CosmosTransformer3DModel", folder, "transformer")
+    if lora_rank == 0:
+        return transformer.requires_grad_(True)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise WorldloopError("LoRA needs peft, which is not installed: pip install 'worldloop[cosmos]'") from error
+    transformer.requires_grad_(False)
+    adapters = LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=list(LORA_TARGETS))
+    return inject_adapter_in_model(adapters, transformer)
+
+
+class WanCodec(nn.Module):
+    """`Codec` by the pipeline's `AutoencoderKLWan`, frozen: latents of unit scale, one for each frame."""
+
+    frames_per_latent = 1
+    limit = LATENT_LIMIT
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, folder: str, image_size: int) -> None:
+        super().__init__()
+        self.vae = _load("AutoencoderKLWan", folder, "vae").eval().requires_grad_(False)
+        factor = 2 ** (len(self.vae.config.dim_mult) - 1)
+        if image_size % factor:
+            raise WorldloopError(
+                f"frames of {image_size} pixels do not divide by the codec's {factor}: change their size"
+            )
+        self.channels, self.size = int(self.vae.config.z_dim), image_size // factor
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.vae.config, f"latents_{name}"))
+            self.register_buffer(name, values[:, None, None], persistent=False)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        flat = images.to_network(frames.flatten(0, -4))
+        parts = [self.vae.encode(part[:, :, None]).latent_dist.mode()[:, :, 0] for part in flat.split(_FRAMES_AT_ONCE)]
+        return ((torch.cat(parts) - self.mean) / self.std).unflatten(0, frames.shape[:-3])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        flat = latents.flatten(0, -4) * self.std + self.mean
+        parts = [self.vae.decode(part[:, :, None]).sample[:, :, 0] for part in flat.split(_FRAMES_AT_ONCE)]
+        return images.to_uint8(torch.cat(parts)).unflatten(0, latents.shape[:-3])
+
+
+class T5Instruction(nn.Module):
+    """``forward(("push the cube", ...)) -> f32 [B, num_tokens dim]`` by the pipeline's text encoder.
+
+    The encoder, the largest part of all, is in memory only while an instruction is new. Padding is zero, as published.
+    """
+
+    device_of: Tensor
+
+    def __init__(self, folder: str, num_tokens: int) -> None:
+        super().__init__()
+        self.folder, self.num_tokens = folder, num_tokens
+        self._known: dict[str, Tensor] = {}
+        self.register_buffer("device_of", torch.zeros(0), persistent=False)
+
+    def forward(self, instructions: tuple[str, ...]) -> Tensor:
+        new = [text for text in dict.fromkeys(instructions) if text not in self._known]
+        if new:
+            self._known |= dict(zip(new, self._encode(new), strict=True))
+        return torch.stack([self._known[text] for text in instructions]).to(self.device_of.device)
+
+    @torch.no_grad()
+    def _encode(self, texts: list[str]) -> Tensor:
+        import transformers
+
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+            encoder = transformers.T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder").eval()
+        except (OSError, ValueError) as error:
+            raise WorldloopError(f"cannot load the text encoder of {self.folder}: {_first_line(error)}") from error
+        tokens = tokenizer(
+            texts, padding="max_length", max_length=self.num_tokens, truncation=True, return_tensors="pt"
+        )
+        hidden = encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state.float()
+        embedded = (hidden * tokens.attention_mask[:, :, None]).flatten(1)
+        del encoder
+        gc.collect()
+        return embedded
+
+
+def _load(kind: str, folder: str, part: str, only_config: bool = False) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise WorldloopError(
+            "world_model.pretrained needs diffusers, which is not installed: pip install 'worldloop[cosmos]'"
+        ) from error
+    local = Path(folder)
+    if local.exists() and not (local / part).is_dir():
+        raise WorldloopError(f"world_model.pretrained {folder} has no {part}/: it must be a whole diffusers pipeline")
+    loader = getattr(diffusers, kind)
+    try:
+        if only_config:
+            return loader.load_config(folder, subfolder=part)
+        return loader.from_pretrained(folder, subfolder=part)
+    except (OSError, ValueError, KeyError) as error:
+        raise WorldloopError(f"cannot load {part} of world_model.pretrained {folder}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
