@@ -75,6 +75,14 @@ def make_parser() -> argparse.ArgumentParser:
     play.add_argument("--no-simulator", action="store_true", help="the world model alone")
     play.add_argument("--open", action="store_true", help="open the page in the default browser")
 
+    export = commands.add_parser("export", help="a checked world model as a folder with a model card, or on the Hub")
+    export.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or a checked world model's directory"
+    )
+    export.add_argument("out", type=Path, metavar="DIR", help="folder to create")
+    export.add_argument("--push", metavar="OWNER/MODEL", default="", help="upload it to the Hugging Face Hub as well")
+    export.add_argument("--public", action="store_true", help="where --push makes a new repository; else private")
+
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, and the remedy")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     return parser

@@ -20,6 +20,7 @@ from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
 from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from worldloop.runtime.hub import HUB_NAME, fetch_from_hub
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.recorded import check_recorded, recorded_spec
 from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec
@@ -181,7 +182,8 @@ def make_env(checkpoint: str | Path, **options: Any) -> WorldModelEnv:
 def make_vector_env(checkpoint: str | Path, num_envs: int = 1, **options: Any) -> WorldModelVectorEnv:
     """``gymnasium.make_vec("worldloop/WorldModel-v0", num_envs=..., checkpoint=...)``.
 
-    - ``checkpoint``: a checked world model's directory, or a run directory, which means its latest world model
+    - ``checkpoint``: a checked world model's directory, its name on the Hub (owner/model), or a run directory, which
+      means its latest world model
     - ``task``: refused unless it is the checkpoint's own
     - ``starts``: an `Observation` of N rows to start from instead of the checkpoint's own
     - ``device``: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``
@@ -207,7 +209,12 @@ def _environment_parts(
 
 
 def find_world_model(directory: Path) -> Path:
-    """``directory``, or the latest world model of the run that it is; raises `WorldloopError` where it has none yet."""
+    """``directory``, or the latest world model of the run that it is, or the one of that name on the Hub.
+
+    Raises `WorldloopError` where there is none.
+    """
+    if not directory.exists() and HUB_NAME.fullmatch(str(directory)):
+        return fetch_from_hub(str(directory))
     if not (directory / "state.json").is_file():
         return directory
     path = RunDirectory(directory).read_state().world_model

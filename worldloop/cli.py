@@ -25,6 +25,8 @@ def execute(options: argparse.Namespace) -> int:
             return _sans(options)
         case "play":
             return _play(options)
+        case "export":
+            return _export(options)
         case _:
             from worldloop.doctor import run_doctor
 
@@ -182,6 +184,17 @@ def _play(options: argparse.Namespace) -> int:
         print("\nended")
     finally:
         server.close()
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from worldloop.build import find_world_model
+    from worldloop.runtime.hub import export_world_model, push_to_hub
+
+    export_world_model(find_world_model(options.checkpoint), options.out)
+    print(f"world model and model card written to {options.out}")
+    if options.push:
+        print(f"uploaded to {push_to_hub(options.out, options.push, private=not options.public)}")
     return 0
 
 
