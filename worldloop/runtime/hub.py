@@ -62,7 +62,8 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         "",
         f"# {name}",
         "",
-        f"An action-conditioned world model of {spec['task']} (\u201c{spec['instruction']}\u201d), as a Gymnasium environment: "
+        f"An action-conditioned world model of {spec['task']} (\u201c{spec['instruction']}\u201d), as a Gymnasium "
+        "environment: "
         f"{spec['image_size']} px, {rate:g} frames a second of {spec['actions_per_frame']} actions each "
         f"({', '.join(spec['action_names'])}; {spec['control_mode']}).",
         "",
@@ -72,7 +73,7 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         "",
         "## Checked on held-out episodes",
         "",
-        "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals in brackets.",
+        "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals.",
         "",
     ]
     sources = [source for source in card.figures if isinstance(card.figures[source], dict)]
