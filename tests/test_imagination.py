@@ -190,3 +190,29 @@ def test_the_best_value_needs_its_neighbour() -> None:
     assert find_best(values, valid, 0).tolist() == [9.0, 5.0, 3.0, -torch.inf]
     # a single high frame counts no more than the lower of its pair; the last valid one stands alone
     assert find_best(values, valid, 1).tolist() == [2.0, 4.0, 3.0, -torch.inf]
+
+
+class _Small(_Counting):
+    """A model on a device that holds no more than two rows."""
+
+    def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
+        if len(actions) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().imagine(state, actions)
+
+
+def test_rows_go_in_parts_where_memory_is_short() -> None:
+    actions = torch.arange(16, dtype=torch.float32).reshape(4, 4, 1) / 20
+    whole, small = _simulator(_Counting(), [0.0, 2.0, 1.0, 3.5]), _simulator(_Small(), [0.0, 2.0, 1.0, 3.5])
+    expected, actual = whole.step_chunk(actions), small.step_chunk(actions)
+    assert small.rows_at_once == 2
+    for name in ("frames", "proprio", "success_prob", "valid", "terminated", "truncated"):
+        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
+    assert torch.equal(small.save().state.position, whole.save().state.position)
+
+    class Tiny(_Counting):
+        def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        _simulator(Tiny(), [0.0, 2.0, 1.0]).step_chunk(actions[:3])

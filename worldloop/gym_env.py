@@ -63,6 +63,7 @@ class WorldModelVectorEnv(VectorEnv):
     - ``calibration``: how to read the heads, from the check of the world model
     - ``autoreset_mode``: Gymnasium's next-step (default), same-step (``final_obs``, ``final_info``) or disabled, in
       which ended rows wait for ``reset(options={"reset_mask": bool [num_envs]})``
+    - ``rows_at_once``: rows imagined together, 0 for all; halved where a GPU's memory does not hold them
 
     ``reset`` takes ``seed`` as an int (row i gets seed + i) or one per row, and in ``options`` also ``start`` int [n],
     or ``observation`` (an `Observation` of n rows), for the n rows that are reset. Bad input raises `WorldloopError`.
@@ -77,6 +78,7 @@ class WorldModelVectorEnv(VectorEnv):
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        rows_at_once: int = 0,
     ) -> None:
         if render_mode not in (None, *RENDER_MODES):
             raise WorldloopError(f"render_mode {render_mode!r} is not known: {' or '.join(RENDER_MODES)}")
@@ -99,7 +101,9 @@ class WorldModelVectorEnv(VectorEnv):
         self.single_action_space = make_action_space(world_model.spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._simulator = ImaginedSimulator(world_model, world_model.spec, calibration, num_envs)
+        self._simulator = ImaginedSimulator(
+            world_model, world_model.spec, calibration, num_envs, rows_at_once=rows_at_once
+        )
         self._calibration = calibration
         self.generators = [np.random.default_rng() for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, dtype=bool)

@@ -84,7 +84,8 @@ class ImaginedRows(Rows):
 class ImaginedSimulator:
     """`Simulator` over a world model, for up to ``num_envs`` rows.
 
-    Noise keys follow from ``seed`` unless `start` gives them.
+    Noise keys follow from ``seed`` unless `start` gives them. ``rows_at_once`` go through the world model together,
+    0 for all; where that is more than a GPU's memory holds, it is halved until it fits, and stays so.
     """
 
     def __init__(
@@ -95,12 +96,14 @@ class ImaginedSimulator:
         num_envs: int,
         seed: int = 0,
         truncates_uncertain: bool = False,
+        rows_at_once: int = 0,
     ) -> None:
         self.world_model = world_model
         self.spec = spec
         self.calibration = calibration
         self.num_envs = num_envs
         self.truncates_uncertain = truncates_uncertain
+        self.rows_at_once = rows_at_once or num_envs
         self._seed = seed
         self._num_resets = 0
         self._rows: ImaginedRows | None = None
@@ -150,7 +153,7 @@ class ImaginedSimulator:
         if len(running):
             everything = len(running) == len(before.terminated)
             chosen = before.state if everything else before.state.rows(running)
-            imagined, chunk = self.world_model.imagine(chosen, actions[running])
+            imagined, chunk = self._imagine(chosen, actions[running])
             state = imagined if everything else _put(before.state, len(before.terminated), running, imagined)
             step, streak, cut = self._write_running(step, chunk, running, streak)
         terminated = before.terminated | step.success.any(1)
@@ -162,6 +165,21 @@ class ImaginedSimulator:
 
     def close(self) -> None:
         self._rows = None
+
+    def _imagine(self, state: Any, actions: Tensor) -> tuple[Any, ImaginedChunk]:
+        """`WorldModel.imagine` in parts. It changes nothing, so that what ran out of memory may simply run again."""
+        while True:
+            parts = torch.arange(len(actions)).split(self.rows_at_once)
+            try:
+                if len(parts) == 1:
+                    return self.world_model.imagine(state, actions)
+                done = [self.world_model.imagine(state.rows(part), actions[part]) for part in parts]
+                return type(done[0][0]).cat([s for s, _ in done]), ImaginedChunk.cat([c for _, c in done])
+            except torch.OutOfMemoryError:
+                if self.rows_at_once == 1:
+                    raise
+                self.rows_at_once = max(1, min(self.rows_at_once, len(actions)) // 2)
+            torch.cuda.empty_cache()
 
     def _empty_step(self, rows: ImaginedRows, actions: Tensor) -> ChunkStep:
         before = rows.observation

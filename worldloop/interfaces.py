@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from worldloop.tensors import Rows
 from worldloop.types import (
     ActionChunk,
     ChunkStep,
@@ -105,7 +106,7 @@ class WorldModel(Protocol):
 
 
 @dataclass(frozen=True)
-class ImaginedChunk:
+class ImaginedChunk(Rows):
     """M imagined frames: ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S], ``success_logit`` f32 [B, M].
 
     ``expected_psnr_db`` f32 [B, M] is the model's own estimate of how close each frame is to what would be simulated;
