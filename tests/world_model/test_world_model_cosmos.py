@@ -32,20 +32,22 @@ def make_inputs() -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     return normal(B, 1, 3, size, size), normal(B, 8, 3, size, size), conditioning
 
 
-@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize(("padding", "height"), [(False, 16), (True, 16), (True, 8)])
 @torch.no_grad()
-def test_one_frame_is_what_diffusers_computes(padding: bool) -> None:
+def test_one_frame_is_what_diffusers_computes(padding: bool, height: int) -> None:
     """Same weights, one frame, no memory, no action, no reward token: the blocks, their order, time and patches."""
-    denoiser = make_denoiser(dataclasses.replace(TINY, concat_padding_mask=padding))
+    config = dataclasses.replace(TINY, concat_padding_mask=padding)
+    denoiser = CosmosDenoiser(config, 3, (height, 16), 4, 2, 3, instruction_dim=5)
     noisy, _, conditioning = make_inputs()
+    noisy = noisy[..., :height, :]
     tau = torch.tensor([0.3, 0.9])
     text = conditioning.instruction[:, None]
     theirs = denoiser.transformer(
         noisy.movedim(1, 2),
         timestep=tau,
         encoder_hidden_states=text,
-        condition_mask=torch.zeros(2, 1, 1, 16, 16),
-        padding_mask=torch.zeros(1, 1, 16, 16),
+        condition_mask=torch.zeros(2, 1, 1, height, 16),
+        padding_mask=torch.zeros(1, 1, height, 16),
     ).sample[:, :, 0]
     tokens = denoiser._embed(noisy, is_context=0.0)[:, 0]
     place = denoiser.cos[0], denoiser.sin[0]
@@ -72,6 +74,16 @@ def test_streaming_equals_computing_anew() -> None:
         streamed, full = (denoiser(noisy, t, m, conditioning) for m in (memory, anew))
         torch.testing.assert_close(streamed.data, full.data, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(streamed.features, full.features, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_pictures_need_not_be_square() -> None:
+    denoiser = CosmosDenoiser(TINY, 3, (8, 16), 4, 2, 3, instruction_dim=5)
+    noisy, video, conditioning = make_inputs()
+    memory = denoiser.remember(video[:, :3, :, :8], conditioning.instruction)
+    output = denoiser(noisy[..., :8, :], torch.zeros(2), memory, conditioning)
+    assert output.data.shape == (2, 1, 3, 8, 16)
+    assert output.features.shape == (2, 1, 1 + 2 * 4, 32)
 
 
 @torch.no_grad()

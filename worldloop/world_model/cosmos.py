@@ -53,23 +53,27 @@ class CosmosDenoiser(nn.Module):
         self,
         config: CosmosConfig,
         channels: int,
-        size: int,
+        size: int | tuple[int, int],
         proprio_dim: int,
         action_dim: int,
         actions_per_frame: int,
         instruction_dim: int,
         transformer: Any | None = None,
     ) -> None:
-        """``transformer``: a published one of the sizes of ``config``, see `pretrained`; else one from nothing."""
+        """``size``: of the latents, square or (height, width). ``transformer``: a published one of the sizes of
+        ``config``, see `pretrained`; else one from nothing.
+        """
         super().__init__()
-        if size % config.patch:
+        height, width = (size, size) if isinstance(size, int) else size
+        if height % config.patch or width % config.patch:
             raise WorldloopError(
                 f"frames of {size} pixels do not divide by cosmos.patch = {config.patch}: change either"
             )
         self.config, self.channels = config, channels
         self.ignores_noise = config.prediction != "velocity"
         self.feature_dim = dim = config.num_heads * config.head_dim
-        self.transformer = transformer or _make_transformer(config, channels, size, instruction_dim)
+        self.grid = height // config.patch, width // config.patch
+        self.transformer = transformer or _make_transformer(config, channels, max(height, width), instruction_dim)
         self.text_dim = int(self.transformer.config.text_embed_dim)
         condition_dim = actions_per_frame * action_dim + 2 * proprio_dim
         self.condition = make_mlp(condition_dim, config.condition_dim, 3 * dim)
@@ -82,10 +86,10 @@ class CosmosDenoiser(nn.Module):
         if transformer is not None:
             nn.init.zeros_(self.window.weight)
             nn.init.zeros_(self.window.bias)  # type: ignore[arg-type]
-        grid = size // config.patch
-        cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, CONTEXT_FRAMES + 1, size, size))
-        self.register_buffer("cos", cos.reshape(CONTEXT_FRAMES + 1, grid * grid, -1), persistent=False)
-        self.register_buffer("sin", sin.reshape(CONTEXT_FRAMES + 1, grid * grid, -1), persistent=False)
+        num_tokens = self.grid[0] * self.grid[1]
+        cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, CONTEXT_FRAMES + 1, height, width))
+        self.register_buffer("cos", cos.reshape(CONTEXT_FRAMES + 1, num_tokens, -1), persistent=False)
+        self.register_buffer("sin", sin.reshape(CONTEXT_FRAMES + 1, num_tokens, -1), persistent=False)
 
     def remember(self, context: Tensor, instruction: Tensor) -> CosmosMemory:
         """Keys and values of the frames ``context`` [B, K, C, h, w]; ``instruction`` [B, E]."""
@@ -199,9 +203,9 @@ class CosmosDenoiser(nn.Module):
 
     def _unpatch(self, tokens: Tensor) -> Tensor:
         """[B, N, patch patch C] -> [B, C, h, w], in the order of the published model."""
-        p, grid = self.config.patch, round(tokens.shape[1] ** 0.5)
-        cells = tokens.reshape(len(tokens), grid, grid, p, p, self.channels)
-        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.channels, grid * p, grid * p)
+        p, (rows, columns) = self.config.patch, self.grid
+        cells = tokens.reshape(len(tokens), rows, columns, p, p, self.channels)
+        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.channels, rows * p, columns * p)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
