@@ -6,7 +6,8 @@ Departures from the published model (arXiv:2511.00062; Cosmos2VideoToWorldPipeli
   remembered frame attends to itself alone, and the frame in the making to itself and all remembered ones. What a frame
   contributes to later ones is then a function of that frame: its keys and values are computed once, and a rollout
   that keeps them (`shift`) equals one that computes them anew (`remember`), whatever the window.
-- Keys are kept unrotated and rotated where they stand in the window: first, previous, now, next at 0, 1, 2, 3.
+- Places in the window, not times: first, previous, now, next stand at 0, 1, 2, 3, and what was "now" is turned back by
+  one when it becomes "previous".
 - Actions and proprio, now and next, enter through an MLP whose output is added to the time embedding of every adaptive
   layer norm (World-VLA-Loop, arXiv:2602.06508); a reward token without a place joins the frame in the making.
 - The frame in the making also starts from a linear look at the patches of (first, previous, now) in its place: without
@@ -36,7 +37,10 @@ CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeli
 
 @dataclass(frozen=True)
 class CosmosMemory(FrameMemory):
-    """Beside the frames [B, K, C, h, w] their normed, unrotated ``keys`` and ``values`` [B, K, G, N, D]."""
+    """Beside the frames [B, K, C, h, w] their ``keys``, normed and rotated to their place, and ``values``.
+
+    Both are [B, K, G, N, D].
+    """
 
     keys: Tensor
     values: Tensor
@@ -48,6 +52,8 @@ class CosmosDenoiser(nn.Module):
     frames_per_call = 1
     cos: Tensor
     sin: Tensor
+    cos_back: Tensor
+    sin_back: Tensor
 
     def __init__(
         self,
@@ -90,9 +96,12 @@ class CosmosDenoiser(nn.Module):
         cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, CONTEXT_FRAMES + 1, height, width))
         self.register_buffer("cos", cos.reshape(CONTEXT_FRAMES + 1, num_tokens, -1), persistent=False)
         self.register_buffer("sin", sin.reshape(CONTEXT_FRAMES + 1, num_tokens, -1), persistent=False)
+        # of the angle from "now" back to "previous"
+        self.register_buffer("cos_back", self.cos[1] * self.cos[2] + self.sin[1] * self.sin[2], persistent=False)
+        self.register_buffer("sin_back", self.sin[1] * self.cos[2] - self.cos[1] * self.sin[2], persistent=False)
 
     def remember(self, context: Tensor, instruction: Tensor) -> CosmosMemory:
-        """Keys and values of the frames ``context`` [B, K, C, h, w]; ``instruction`` [B, E]."""
+        """Keys and values of the frames ``context`` [B, K, C, h, w], now being the last; ``instruction`` is [B, E]."""
         B, K = context.shape[:2]
         tokens = self._embed(context.flatten(0, 1)[:, None], is_context=1.0)[:, 0]
         tau = torch.full((B * K,), CLEAN_TIME, device=context.device)
@@ -101,15 +110,17 @@ class CosmosDenoiser(nn.Module):
         place = self.cos[0], self.sin[0]  # attention within a frame does not see which
         self._transform(tokens, tau, None, text, place, lambda layer, keys, values: kept.append((keys, values)))
         keys, values = (torch.stack([pair[i] for pair in kept], dim=1).unflatten(0, (B, K)) for i in (0, 1))
-        return CosmosMemory(context, keys, values)
+        cos, sin = (table[CONTEXT_FRAMES - K : CONTEXT_FRAMES, None] for table in (self.cos, self.sin))
+        return CosmosMemory(context, self._rotate_joined(keys, cos, sin), values)
 
     def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> CosmosMemory:
         """`remember` of (first, now, ``latent`` [B, C, h, w]), at the cost of one frame."""
         assert isinstance(memory, CosmosMemory)
         new = self.remember(latent[:, None], instruction)
+        previous = self._rotate_joined(memory.keys[:, -1], self.cos_back, self.sin_back)
         return CosmosMemory(
             shift_frames(memory.frames, latent),
-            shift_frames(memory.keys, new.keys[:, 0].to(memory.keys)),
+            torch.stack([memory.keys[:, 0], previous, new.keys[:, 0].to(previous)], dim=1),
             shift_frames(memory.values, new.values[:, 0].to(memory.values)),
         )
 
@@ -126,9 +137,8 @@ class CosmosDenoiser(nn.Module):
         place = tuple(_prepend(table[-1], value) for table, value in ((self.cos, 1.0), (self.sin, 0.0)))
 
         def recall(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            past = self._split(memory.keys[:, :, layer].flatten(1, 2)).to(keys)
-            past = rotate(past, self.cos[:CONTEXT_FRAMES].flatten(0, 1), self.sin[:CONTEXT_FRAMES].flatten(0, 1))
-            return past, self._split(memory.values[:, :, layer].flatten(1, 2)).to(values)
+            past = (self._split(kept[:, :, layer].flatten(1, 2)) for kept in (memory.keys, memory.values))
+            return tuple(kept.to(values) for kept in past)  # type: ignore[return-value]
 
         tokens, embedded, temb = self._transform(
             tokens, 1 - t, shift, self._read_text(conditioning.instruction), place, recall
@@ -195,6 +205,11 @@ class CosmosDenoiser(nn.Module):
         values = self._split(attention.to_v(seen))
         return attention.norm_q(query).to(values), attention.norm_k(keys).to(values), values
 
+    def _rotate_joined(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Keys [..., N, D] of all heads, rotated by tables [..., N, head_dim]."""
+        heads = keys.unflatten(-1, (self.config.num_heads, -1)).transpose(-2, -3)
+        return rotate(heads, cos[..., None, :, :], sin[..., None, :, :]).transpose(-2, -3).flatten(-2)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
 
@@ -209,7 +224,7 @@ class CosmosDenoiser(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding [B, heads, T, head_dim] by ``cos`` and ``sin`` [T, head_dim], halves paired."""
+    """Rotary embedding [..., heads, T, head_dim] by ``cos`` and ``sin`` [..., T, head_dim], halves paired."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x) + torch.cat([-second, first], dim=-1) * sin.to(x)
 
