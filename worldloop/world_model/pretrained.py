@@ -87,6 +87,10 @@ class WanCodec(nn.Module):
             values = torch.tensor(getattr(self.vae.config, f"latents_{name}"))
             self.register_buffer(name, values[:, None, None], persistent=False)
 
+    def train(self, mode: bool = True) -> WanCodec:
+        """It stays as it was published, whatever is trained around it."""
+        return super().train(False)
+
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         flat = images.to_network(frames.flatten(0, -4))
