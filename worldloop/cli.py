@@ -154,6 +154,7 @@ def _play(options: argparse.Namespace) -> int:
     from worldloop.build import find_simulator, make_play_session
     from worldloop.config import load_config
     from worldloop.play.server import PlayServer
+    from worldloop.runtime.progress import remember_interrupt
 
     simulator = load_config(options.config).simulator if options.config else find_simulator(options.checkpoint)
     if options.no_simulator:
@@ -172,14 +173,15 @@ def _play(options: argparse.Namespace) -> int:
 
     server = PlayServer(make_session, options.port)
     try:
-        if note:
-            print(note)
-        print(f"playing {options.checkpoint} at\n{server.url}\nCtrl-C ends it", flush=True)
-        if options.open:
-            import webbrowser
+        with remember_interrupt():  # also where whoever started this ignores it, as a shell does in the background
+            if note:
+                print(note)
+            print(f"playing {options.checkpoint} at\n{server.url}\nCtrl-C ends it", flush=True)
+            if options.open:
+                import webbrowser
 
-            webbrowser.open(server.url)
-        server.serve_forever()
+                webbrowser.open(server.url)
+            server.serve_forever()
     except KeyboardInterrupt:
         print("\nended")
     finally:
