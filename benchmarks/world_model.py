@@ -18,6 +18,7 @@ rounds of the ratio within each, with its lowest and highest.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -116,12 +117,11 @@ def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[
     )
     env.reset(seed=0)
     env.action_space.seed(0)
-    actions = [env.action_space.sample() for _ in range(8)]
-    counter = iter(range(10**9))
+    actions = itertools.cycle([env.action_space.sample() for _ in range(8)])
     s = env.single_action_space.shape[0]
 
     def step() -> int:
-        env.step(actions[next(counter) % len(actions)])
+        env.step(next(actions))
         return batch * s
 
     return step, env

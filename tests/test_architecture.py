@@ -18,7 +18,7 @@ FLOORS: dict[int, set[str]] = {
     0: {"", "tensors", "types", "interfaces", "images", "randomness", "statistics", "files"},
     1: {"networks"},
     2: {"sans", "sim", "world_model", "policy", "executability", "value", "rl", "metrics"},
-    3: {"imagination", "open_loop", "rollout", "gym_env", "window", "play"},
+    3: {"imagination", "open_loop", "rollout", "gym_env", "gym_vector_env", "window", "play"},
     4: {"stages"},
     5: {"runtime"},
     6: {"config", "build", "session", "loop", "doctor", "__main__"},  # and every module whose name starts with `cli`

@@ -12,7 +12,8 @@ import torch
 from omegaconf import OmegaConf
 
 from worldloop.config import LoopConfig, PolicyConfig, SimulatorConfig, build_config
-from worldloop.gym_env import WorldModelEnv, WorldModelVectorEnv
+from worldloop.gym_env import WorldModelEnv
+from worldloop.gym_vector_env import WorldModelVectorEnv
 from worldloop.imagination import Calibration
 from worldloop.interfaces import Policy, Simulator
 from worldloop.play.session import PlaySession

@@ -39,6 +39,11 @@ class WorldloopError(Exception):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in the one line that a `WorldloopError` has room for."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @dataclass(frozen=True)
 class Landmark:
     """A point that the check of a world model follows, e.g. ``object`` or ``effector``.

@@ -128,6 +128,7 @@ def test_store_round_trip(recording: Path, store, assert_same) -> None:
     episodes, spec = _read(config), recorded_spec(config)
     ref = store.append(episodes, "000-recorded-000", spec)
     assert store.append(_read(config), "000-recorded-000", spec) == ref  # what an interrupted import does again
+    assert "NaN" not in (store.shard_path(ref.name) / "meta/stats.json").read_text()
     version = store.snapshot("v000", [ref])
     cache = store.open_cache(version)
     for i, (stored, episode) in enumerate(zip(store.episodes(version), episodes, strict=True)):

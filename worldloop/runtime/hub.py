@@ -14,7 +14,7 @@ from typing import Any
 from worldloop.files import read_json, whole_directory
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import CHECKPOINT_SCHEMA_VERSION
-from worldloop.types import WorldloopError
+from worldloop.types import WorldloopError, first_line
 
 FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -96,7 +96,7 @@ def push_to_hub(directory: Path, name: str, private: bool = True) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="World model and its check's figures")
     except Exception as error:  # no network, no login, no rights: the Hub's client raises its own and httpx's errors
-        failure = WorldloopError(f"cannot upload {directory} to {name}: {_first_line(error)}; `hf auth login` logs in")
+        failure = WorldloopError(f"cannot upload {directory} to {name}: {first_line(error)}; `hf auth login` logs in")
         failure.exit_code = 1
         raise failure from error
     return f"https://huggingface.co/{name}"
@@ -109,7 +109,7 @@ def fetch_from_hub(name: str) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=[*FILES, "README.md"]))
     except Exception as error:  # as above
         raise WorldloopError(
-            f"checkpoint {name} does not exist here, and cannot be had from the Hub: {_first_line(error)}"
+            f"checkpoint {name} does not exist here, and cannot be had from the Hub: {first_line(error)}"
         ) from error
 
 
@@ -119,12 +119,8 @@ def _import_hub() -> Any:
     except ImportError as error:
         raise WorldloopError(
             "the Hub needs huggingface_hub, which is not installed: pip install huggingface_hub"
-        ) from (error)
+        ) from error
     return huggingface_hub
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _format(value: Any, unit: str) -> str:

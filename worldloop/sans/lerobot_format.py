@@ -93,11 +93,13 @@ def _image_stats(histogram: np.ndarray, num_frames: int) -> Stats:
 
 
 def _vector_stats(values: np.ndarray) -> Stats:
-    """LeRobot's statistics of [n, d] over n."""
+    """LeRobot's statistics of [n, d] over the n that are known; zeros where none is. JSON has no NaN."""
     values = values.reshape(len(values), -1).astype(np.float64)
+    known = values[np.isfinite(values).all(axis=1)]
+    count, values = len(known), known if len(known) else np.zeros((1, values.shape[1]))
     quantiles = np.quantile(values, list(_QUANTILES.values()), axis=0)
     stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-    return stats | dict(zip(_QUANTILES, quantiles, strict=True)) | {"count": np.array([len(values)])}
+    return stats | dict(zip(_QUANTILES, quantiles, strict=True)) | {"count": np.array([count])}
 
 
 def _huggingface_metadata(features: Features) -> dict[bytes, bytes]:

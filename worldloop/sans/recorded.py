@@ -24,7 +24,7 @@ from worldloop.images import resize
 from worldloop.randomness import derive_seed
 from worldloop.sans.labels import read_labels
 from worldloop.sans.lerobot_format import IMAGE_PREFIX, require_data_extra
-from worldloop.types import Episode, EpisodeMeta, SimulatorSpec, Split, WorldloopError
+from worldloop.types import Episode, EpisodeMeta, SimulatorSpec, Split, WorldloopError, first_line
 
 VARIANT = "recorded"
 _MIN_WIDTH = 1e-3  # of an action's range, so that an action that was never moved can still be normalised
@@ -133,18 +133,18 @@ def count_recorded(config: RecordedConfig) -> int:
     return len(open_recording(config).rows)
 
 
-def check_recorded(config: RecordedConfig) -> None:
-    """Raise `WorldloopError` where metadata or labels are not as an import needs them; reads no frame."""
+def check_recorded(config: RecordedConfig) -> Recording:
+    """`open_recording`, and `WorldloopError` too where nothing says what succeeds; reads no frame."""
     recording = open_recording(config)
-    if config.success_key:
-        return
-    if not config.labels:
+    if not config.success_key and not config.labels:
         boolean = [key for key, feature in recording.features.items() if feature["dtype"] == "bool"]
         raise WorldloopError(
             f"nothing says which episodes of {recording.root} succeed: give simulator.recorded.success_key (boolean "
             f"columns: {', '.join(boolean) or 'none'}), or label them: worldloop sans label {recording.root} LABELS"
         )
-    read_labels(Path(config.labels), len(recording.rows))
+    if not config.success_key:
+        read_labels(Path(config.labels), len(recording.rows))
+    return recording
 
 
 def read_recorded(config: RecordedConfig, spec: SimulatorSpec) -> Iterator[Episode]:
@@ -152,14 +152,13 @@ def read_recorded(config: RecordedConfig, spec: SimulatorSpec) -> Iterator[Episo
 
     A share of each outcome is held out for validation, by hash of the episode's id.
     """
-    check_recorded(config)
-    recording = open_recording(config)
+    recording = check_recorded(config)
     dataset = _open_dataset(recording)
     keys = [config.state_key, config.action_key, *([config.success_key] if config.success_key else [])]
     columns = dataset.hf_dataset.with_format("numpy", columns=keys)
     first_success = _find_success(config, recording, columns)
     is_success = {number: step is not None for number, step in first_success.items()}
-    splits = _split(config, is_success)
+    splits = _split(spec.task, config.validation_share, is_success)
     for number, step in first_success.items():
         begin, end = recording.rows[number]
         rows = columns[int(begin) : int(end)]
@@ -254,12 +253,12 @@ def _find_success(config: RecordedConfig, recording: Recording, columns: Any) ->
     return found
 
 
-def _split(config: RecordedConfig, is_success: dict[int, bool]) -> dict[int, Split]:
+def _split(task: str, validation_share: float, is_success: dict[int, bool]) -> dict[int, Split]:
     splits: dict[int, Split] = dict.fromkeys(is_success, "train")
     for outcome in (True, False):
         numbers = [number for number, value in is_success.items() if value == outcome]
-        numbers.sort(key=lambda number: derive_seed("split", _episode_id(config.task, number)))
-        held_out = round(len(numbers) * config.validation_share)
+        numbers.sort(key=lambda number: derive_seed("split", _episode_id(task, number)))
+        held_out = round(len(numbers) * validation_share)
         for number in numbers[:held_out]:
             splits[number] = "validation"
     return splits
@@ -327,5 +326,4 @@ def _open_dataset(recording: Recording) -> Any:
     try:
         return LeRobotDataset(f"local/{recording.root.name}", root=recording.root, return_uint8=True)
     except Exception as error:  # LeRobot raises many kinds, down to hub errors for a missing local file
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WorldloopError(f"LeRobot cannot open the dataset {recording.root}: {line}") from error
+        raise WorldloopError(f"LeRobot cannot open the dataset {recording.root}: {first_line(error)}") from error

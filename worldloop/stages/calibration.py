@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from worldloop.imagination import Calibration
@@ -65,7 +66,7 @@ def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:
     if len(label) == 0 or label.all() or not label.any():
         return Calibration()
     scale, bias = fit_temperature(logit, label)
-    probability = 0.5 * (1 + np.tanh((scale * logit + bias) / 2))  # the sigmoid, without overflow
+    probability = expit(scale * logit + bias)
     threshold = float(np.clip(best_threshold(probability, label), 0.2, 0.8))
     return Calibration(round(scale, 6), round(bias, 6), round(threshold, 6))
 

@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from worldloop.networks.blocks import attend, make_mlp
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import CosmosConfig
-from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory, shift_frames
+from worldloop.world_model.denoiser import CONTEXT_FRAMES, Conditioning, DenoiserOutput, FrameMemory, shift_frames
 
-CONTEXT_FRAMES = 3
 CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeline's sigma_conditioning
 
 
@@ -83,15 +82,12 @@ class CosmosDenoiser(nn.Module):
         self.text_dim = int(self.transformer.config.text_embed_dim)
         condition_dim = actions_per_frame * action_dim + 2 * proprio_dim
         self.condition = make_mlp(condition_dim, config.condition_dim, 3 * dim)
-        if transformer is not None:  # what was published is not to be disturbed from the start
-            for parameter in self.condition[-1].parameters():
-                nn.init.zeros_(parameter)
         self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.feature_norm = nn.LayerNorm(dim)
         self.window = nn.Conv2d(CONTEXT_FRAMES * channels, dim, config.patch, stride=config.patch)
-        if transformer is not None:
-            nn.init.zeros_(self.window.weight)
-            nn.init.zeros_(self.window.bias)  # type: ignore[arg-type]
+        if transformer is not None:  # what was published is not to be disturbed from the start
+            for parameter in (*self.condition[-1].parameters(), *self.window.parameters()):
+                nn.init.zeros_(parameter)
         num_tokens = self.grid[0] * self.grid[1]
         cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, CONTEXT_FRAMES + 1, height, width))
         self.register_buffer("cos", cos.reshape(CONTEXT_FRAMES + 1, num_tokens, -1), persistent=False)
@@ -110,14 +106,14 @@ class CosmosDenoiser(nn.Module):
         place = self.cos[0], self.sin[0]  # attention within a frame does not see which
         self._transform(tokens, tau, None, text, place, lambda layer, keys, values: kept.append((keys, values)))
         keys, values = (torch.stack([pair[i] for pair in kept], dim=1).unflatten(0, (B, K)) for i in (0, 1))
-        cos, sin = (table[CONTEXT_FRAMES - K : CONTEXT_FRAMES, None] for table in (self.cos, self.sin))
-        return CosmosMemory(context, self._rotate_joined(keys, cos, sin), values)
+        cos, sin = (table[CONTEXT_FRAMES - K : CONTEXT_FRAMES, None, None] for table in (self.cos, self.sin))
+        return CosmosMemory(context, self._join(rotate(self._split(keys), cos, sin)), values)
 
     def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> CosmosMemory:
         """`remember` of (first, now, ``latent`` [B, C, h, w]), at the cost of one frame."""
         assert isinstance(memory, CosmosMemory)
         new = self.remember(latent[:, None], instruction)
-        previous = self._rotate_joined(memory.keys[:, -1], self.cos_back, self.sin_back)
+        previous = self._join(rotate(self._split(memory.keys[:, -1]), self.cos_back, self.sin_back))
         return CosmosMemory(
             shift_frames(memory.frames, latent),
             torch.stack([memory.keys[:, 0], previous, new.keys[:, 0].to(previous)], dim=1),
@@ -205,16 +201,13 @@ class CosmosDenoiser(nn.Module):
         values = self._split(attention.to_v(seen))
         return attention.norm_q(query).to(values), attention.norm_k(keys).to(values), values
 
-    def _rotate_joined(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Keys [..., N, D] of all heads, rotated by tables [..., N, head_dim]."""
-        heads = keys.unflatten(-1, (self.config.num_heads, -1)).transpose(-2, -3)
-        return rotate(heads, cos[..., None, :, :], sin[..., None, :, :]).transpose(-2, -3).flatten(-2)
-
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
+        """[..., T, D] -> [..., heads, T, head_dim]."""
+        return x.unflatten(-1, (self.config.num_heads, -1)).transpose(-2, -3)
 
     def _join(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)
+        """Inverse of `_split`."""
+        return x.transpose(-2, -3).flatten(-2)
 
     def _unpatch(self, tokens: Tensor) -> Tensor:
         """[B, N, patch patch C] -> [B, C, h, w], in the order of the published model."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from worldloop.tensors import Rows
 
+CONTEXT_FRAMES = 3  # first of the episode, previous, now
+
 
 @dataclass(frozen=True)
 class Conditioning:

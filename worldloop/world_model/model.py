@@ -32,7 +32,6 @@ from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
 
 INSTRUCTION_DIM = 32
-CONTEXT_FRAMES = 3  # first of the episode, previous, now
 POSITIVE_RATE_DECAY = 0.99
 ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
 JUDGEMENT_NOISE = 0.1  # largest noise on what the success head learns from: [-1, 1] images, normalised proprio

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloop import images
-from worldloop.types import WorldloopError
+from worldloop.types import WorldloopError, first_line
 from worldloop.world_model.config import CosmosConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -132,7 +132,7 @@ class T5Instruction(nn.Module):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
             encoder = transformers.T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder").eval()
         except (OSError, ValueError) as error:
-            raise WorldloopError(f"cannot load the text encoder of {self.folder}: {_first_line(error)}") from error
+            raise WorldloopError(f"cannot load the text encoder of {self.folder}: {first_line(error)}") from error
         tokens = tokenizer(
             texts, padding="max_length", max_length=self.num_tokens, truncation=True, return_tensors="pt"
         )
@@ -159,8 +159,4 @@ def _load(kind: str, folder: str, part: str, only_config: bool = False) -> Any:
             return loader.load_config(folder, subfolder=part)
         return loader.from_pretrained(folder, subfolder=part)
     except (OSError, ValueError, KeyError) as error:
-        raise WorldloopError(f"cannot load {part} of world_model.pretrained {folder}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WorldloopError(f"cannot load {part} of world_model.pretrained {folder}: {first_line(error)}") from error
