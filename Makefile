@@ -17,8 +17,8 @@ loop:  ## the closed loop on ManiSkill's PushCube-v1: 22 minutes on two cores
 	@sh scripts/setup.sh --require-rendering
 	$(BIN)/worldloop run configs/pushcube_cpu.yaml $(ARGS)
 
-test: setup  ## all tests: under 10 minutes on two cores
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## all tests: 7 minutes on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
