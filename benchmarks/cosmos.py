@@ -6,10 +6,11 @@
 Random weights: speed does not depend on them. No ray, mani_skill or lerobot. Measured in rounds that take every row in
 turn; a ratio is the median over rounds of the ratio within each.
 
-- ``video``: 25 frames at 256x256 and 480x832, that is six latents of 32x32 and 60x104 after a given one, by the
-  2B architecture in bf16, with and without `AutoencoderKLWan` decoding them. Rows: 1, 2 and 4 sampler steps;
-  the memory carried along (cached) or computed anew at every sampler step; eager or `torch.compile`; and diffusers' own
-  transformer and Euler scheduler denoising the frame beside its window without a memory (stock).
+- ``video``: 25 frames at 256x256 and 480x832, that is six latents of 32x32 and 60x104 after a given one, each made in
+  sight of all before it (a context of seven), by the 2B architecture in bf16, with and without `AutoencoderKLWan`
+  decoding them. Rows: 1, 2 and 4 sampler steps; the memory carried along (cached) or computed anew at every sampler
+  step; eager or `torch.compile`; and diffusers' own transformer and Euler scheduler denoising the frame beside its
+  window without a memory (stock).
 - ``batch``: frames per second of a 100 M network on 64 px pixels, one sampler step, many rows.
 """
 
@@ -29,17 +30,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.context_frames import shift_frames
 from worldloop.world_model.config import CosmosConfig
-from worldloop.world_model.cosmos import CLEAN_TIME, CONTEXT_FRAMES, CosmosDenoiser, CosmosMemory
-from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, shift_frames
+from worldloop.world_model.cosmos import CLEAN_TIME, CosmosDenoiser, CosmosMemory
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
 from worldloop.world_model.sampler import sample
 
 PUBLISHED = CosmosConfig(
     patch=2, num_layers=28, num_heads=16, head_dim=128, adaln_lora_dim=256, rope_scale=(1.0, 3.0, 3.0),
-    concat_padding_mask=True, prediction="velocity",
+    concat_padding_mask=True, num_context_frames=7, prediction="velocity",
 )  # fmt: skip
 HUNDRED_MILLION = CosmosConfig(patch=8, num_layers=12, num_heads=12, head_dim=64, adaln_lora_dim=128)
-TINY = {"num_layers": 2, "num_heads": 2, "head_dim": 16, "adaln_lora_dim": 8}
+TINY: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "head_dim": 16, "adaln_lora_dim": 8}
 SIZES = {"256x256": (32, 32), "480x832": (60, 104)}
 NUM_LATENTS = 6  # after the given one: 1 + 4 * 6 frames
 TEXT_TOKENS, TEXT_DIM = 512, 1024
@@ -73,7 +75,7 @@ class Stream:
             )
         self.denoiser = denoiser.to(on.device, on.dtype).eval()
         like: dict[str, Any] = {"device": on.device, "dtype": on.dtype}
-        self.frames = torch.randn(batch, CONTEXT_FRAMES, channels, *size, **like)
+        self.frames = torch.randn(batch, config.num_context_frames, channels, *size, **like)
         self.noise = torch.randn(batch, 1, channels, *size, **like)
         width = max(text_tokens, 1) * self.denoiser.text_dim
         self.conditioning = Conditioning(
@@ -117,7 +119,7 @@ class Stream:
         """diffusers' transformer over the window and the frame in the making, and its Euler scheduler."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler: Any = FlowMatchEulerDiscreteScheduler()
         B, K, _, h, w = self.frames.shape
         text = self.denoiser._read_text(self.conditioning.instruction)
         mask = torch.ones(B, 1, K + 1, h, w).to(self.frames)
@@ -149,7 +151,7 @@ def make_decoder(on: Machine, tiny: bool) -> Callable[[Tensor], Tensor]:
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
-    vae = AutoencoderKLWan(base_dim=8, num_res_blocks=1) if tiny else AutoencoderKLWan()
+    vae: Any = AutoencoderKLWan(base_dim=8, num_res_blocks=1) if tiny else AutoencoderKLWan()
     vae = vae.to(on.device, on.dtype).eval()
     return lambda latents: vae.decode(latents.permute(1, 2, 0, 3, 4)).sample
 

@@ -11,8 +11,9 @@ rounds of the ratio within each, with its lowest and highest.
   anti-aliasing; rendering after every action, and only where the world model would give a frame
 - cosmos, cached | uncached: `CosmosDenoiser` at its default size with random weights, four sampler steps, batch 16: the
   memory of the window carried along, or computed anew at every sampler step as a full-window sampler does
-- stock: diffusers' transformer of the same size over the same four frames, all denoised at once, with its Euler
+- stock: diffusers' transformer of the same size over the same frames, all denoised at once, with its Euler
   flow-matching scheduler, batch 16
+- of 3 | 8: frames that the memory holds, `cosmos.num_context_frames`
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import torch
 
 BATCHES = (1, 16, 128)
 COSMOS_BATCH, COSMOS_STEPS = 16, 4
+COSMOS_CONTEXTS = (3, 8)
 HORIZON = 60  # frames over which the cost per frame is followed
 
 
@@ -118,7 +120,7 @@ def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[
     env.reset(seed=0)
     env.action_space.seed(0)
     actions = itertools.cycle([env.action_space.sample() for _ in range(8)])
-    s = env.single_action_space.shape[0]
+    s = env.unwrapped.world_spec.actions_per_frame  # type: ignore[attr-defined]
 
     def step() -> int:
         env.step(next(actions))
@@ -127,19 +129,21 @@ def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[
     return step, env
 
 
-def make_cosmos_steps(size: int, device: torch.device) -> dict[str, Callable[[], int]]:
+def make_cosmos_steps(size: int, num_context_frames: int, device: torch.device) -> dict[str, Callable[[], int]]:
     """One frame of ``COSMOS_BATCH`` rows by the cached, uncached and stock path; each returns its number of frames."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    from worldloop.context_frames import shift_frames
     from worldloop.world_model.config import CosmosConfig
-    from worldloop.world_model.cosmos import CONTEXT_FRAMES, CosmosDenoiser
-    from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, shift_frames
+    from worldloop.world_model.cosmos import CosmosDenoiser
+    from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
     from worldloop.world_model.sampler import sample
 
-    B = COSMOS_BATCH
+    B, K = COSMOS_BATCH, num_context_frames
     torch.manual_seed(0)
-    denoiser = CosmosDenoiser(replace(CosmosConfig(), prediction="velocity"), 3, size, 25, 4, 5, 32).to(device).eval()
-    frames = torch.rand(B, CONTEXT_FRAMES, 3, size, size, device=device) * 2 - 1
+    config = replace(CosmosConfig(), prediction="velocity", num_context_frames=K)
+    denoiser = CosmosDenoiser(config, 3, size, 25, 4, 5, 32).to(device).eval()
+    frames = torch.rand(B, K, 3, size, size, device=device) * 2 - 1
     conditioning = Conditioning(
         *(torch.zeros(shape, device=device) for shape in ((B, 1, 5, 4), (B, 25), (B, 1, 25), (B, 32)))
     )
@@ -162,9 +166,9 @@ def make_cosmos_steps(size: int, device: torch.device) -> dict[str, Callable[[],
         window[0] = shift_frames(window[0], sample(denoise, noise, COSMOS_STEPS).data[:, 0].clamp(-1, 1))
         return B
 
-    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
     text = conditioning.instruction[:, None]
-    mask = torch.ones(B, 1, CONTEXT_FRAMES + 1, size, size, device=device)
+    mask = torch.ones(B, 1, K + 1, size, size, device=device)
     mask[:, :, -1] = 0
     clean = frames.movedim(1, 2)
 
@@ -172,14 +176,14 @@ def make_cosmos_steps(size: int, device: torch.device) -> dict[str, Callable[[],
         scheduler.set_timesteps(COSMOS_STEPS, device=device)
         latents = noise.movedim(1, 2)
         for t in scheduler.timesteps:
-            times = torch.zeros(B, 1, CONTEXT_FRAMES + 1, 1, 1, device=device)
+            times = torch.zeros(B, 1, K + 1, 1, 1, device=device)
             times[:, :, -1] = t / scheduler.config.num_train_timesteps
             video = torch.cat([clean, latents], dim=2)
             output = denoiser.transformer(video, timestep=times, encoder_hidden_states=text, condition_mask=mask).sample
             latents = scheduler.step(output[:, :, -1:], t, latents).prev_sample
         return B
 
-    return {"cosmos, cached": cached, "cosmos, uncached": uncached, "cosmos, stock": stock}
+    return {f"cosmos of {K}, cached": cached, f"cosmos of {K}, uncached": uncached, f"cosmos of {K}, stock": stock}
 
 
 def summarise(values: list[float]) -> dict[str, float]:
@@ -208,8 +212,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.maniskill
     }
     rows |= {name: simulator.measure for name, simulator in simulators.items()}
-    for name, step in make_cosmos_steps(spec.image_size, device).items():
-        rows[name] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
+    for context in COSMOS_CONTEXTS:
+        for name, step in make_cosmos_steps(spec.image_size, context, device).items():
+            rows[name] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
     measured: dict[str, list[float]] = {name: [] for name in rows}
     display.open("benchmark", (options.rounds + 1) * len(rows), "measurement")
     for number in range(options.rounds + 1):
@@ -240,8 +245,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "ratios": {
             "world model / ManiSkill every step": ratio(best, "ManiSkill, every step"),
             "world model / ManiSkill chunk ends": ratio(best, "ManiSkill, chunk ends"),
-            "cosmos cached / uncached": ratio("cosmos, cached", "cosmos, uncached"),
-            "cosmos cached / stock": ratio("cosmos, cached", "cosmos, stock"),
+        }
+        | {
+            f"cosmos of {K}, cached / {other}": ratio(f"cosmos of {K}, cached", f"cosmos of {K}, {other}")
+            for K in COSMOS_CONTEXTS
+            for other in ("uncached", "stock")
         },
         "milliseconds_per_frame_over_horizon": follow_horizon(envs[16]),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

@@ -39,7 +39,7 @@ def plan_push(server: PlayServer, start: int) -> list[list[float]]:
         observation = simulator.reset(session.moments[0].simulated.state[None])
         policy: Any = make_scripted_policy(spec, ("expert",), torch.zeros(1, dtype=torch.long), spec.actions_per_frame)
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
-        actions = []
+        actions: list[list[float]] = []
         succeeded = False
         while not succeeded and len(actions) < MAX_FRAMES:
             mean = policy.act(observation, None).actions.mean(1, keepdim=True)
@@ -97,7 +97,8 @@ def main() -> None:
         thread.join()
         server.close()
     pictures[-2 - len(MISS)].save(options.out / "play.png", optimize=True)  # the last moment of the expert's game
-    small = [picture.resize((530, 465), Image.Resampling.LANCZOS).quantize(112, dither=0) for picture in pictures]
+    shape = 530, 465
+    small = [p.resize(shape, Image.Resampling.LANCZOS).quantize(112, dither=Image.Dither.NONE) for p in pictures]
     small[0].save(
         options.out / "play.gif", save_all=True, append_images=small[1:], loop=0, optimize=True,
         duration=[900, *[350] * (len(small) - 2), 1500],

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldloop.context_frames import NUM_CONTEXT_FRAMES, fill_context
 from worldloop.interfaces import ImaginedChunk, WorldModel
 from worldloop.randomness import make_row_keys
 from worldloop.tensors import Rows
@@ -118,7 +119,7 @@ class ImaginedSimulator:
 
     def start(self, observation: Observation, noise_key: Tensor, rows: Tensor | None = None) -> Observation:
         """`reset` with one noise key per row, int64 [B]: rows that share a key share the world model's noise."""
-        observation = replace(observation, frames=_three(observation.frames), sim_state=None)
+        observation = replace(observation, frames=fill_context(observation.frames, NUM_CONTEXT_FRAMES), sim_state=None)
         ended = torch.zeros(len(observation), dtype=torch.bool)
         state = self.world_model.start(observation, noise_key)
         fresh = ImaginedRows(observation, state, ended, ended, torch.zeros(len(observation), dtype=torch.long))
@@ -260,9 +261,3 @@ def _put[RowsT: Rows](into: RowsT, num_rows: int, rows: Tensor, values: RowsT) -
     order = torch.arange(num_rows)
     order[rows] = num_rows + torch.arange(len(rows))
     return type(into).cat([into, values]).rows(order)
-
-
-def _three(frames: Tensor) -> Tensor:
-    """(first, previous, now) from a context of any length K >= 1."""
-    previous = frames[:, -2] if frames.shape[1] > 1 else frames[:, -1]
-    return torch.stack([frames[:, 0], previous, frames[:, -1]], dim=1)

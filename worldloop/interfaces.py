@@ -84,7 +84,12 @@ class WorldState(Protocol):
 
 
 class WorldModel(Protocol):
+    """``num_context_frames`` is K of the clips that it learns from, see `worldloop.types.Clip`."""
+
     spec: SimulatorSpec
+
+    @property
+    def num_context_frames(self) -> int: ...
 
     def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput: ...
 
@@ -119,20 +124,25 @@ class ImaginedChunk(Rows):
     expected_psnr_db: Tensor | None = None
 
 
-class Policy(Protocol):
-    """``version`` names the weights, ``temperature`` is that of sampling and of every log-probability."""
+class Actor(Protocol):
+    """What a rollout needs of a policy; ``version`` names the weights."""
 
     version: str
-    temperature: float
-
-    def fit_image_statistics(self, frames: Tensor) -> None:
-        """Called once before cloning with all frames to imitate, u8 [N, h, w, 3]; may do nothing."""
-        ...
 
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
         """Sample with one noise key per row (a function of the key and ``observation.env_step``), or take the
         most likely actions when ``noise_key`` is ``None``. No gradients.
         """
+        ...
+
+
+class Policy(Actor, Protocol):
+    """``temperature`` is that of sampling and of every log-probability."""
+
+    temperature: float
+
+    def fit_image_statistics(self, frames: Tensor) -> None:
+        """Called once before cloning with all frames to imitate, u8 [N, h, w, 3]; may do nothing."""
         ...
 
     def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
@@ -156,6 +166,7 @@ class VideoReward(Protocol):
 
 __all__ = [
     "ActionChunk",
+    "Actor",
     "ChunkStep",
     "Critic",
     "ImaginedChunk",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.interfaces import Policy, Simulator
+from worldloop.interfaces import Actor, Simulator
 from worldloop.sans.outcomes import classify_outcome
 from worldloop.types import (
     ActionChunk,
@@ -91,7 +91,7 @@ class RolloutJob:
 
 
 def run_rollout(
-    policy: Policy,
+    policy: Actor,
     simulator: Simulator,
     start: Tensor | Observation,
     noise_key: Tensor | None,

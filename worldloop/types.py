@@ -321,7 +321,7 @@ class ChunkStep(Rows):
 class Clip(Rows):
     """A training window: K context frames, then M frame steps to predict.
 
-    - ``context`` u8 [B, K, h, w, 3]: (first of the episode, previous, now) for K = 3
+    - ``context`` u8 [B, K, h, w, 3]: see `worldloop.context_frames`
     - ``context_proprio`` f32 [B, S]: now
     - ``actions`` f32 [B, M, s, A]: lead from now to each target frame
     - ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets

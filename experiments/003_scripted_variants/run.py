@@ -27,11 +27,12 @@ from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import TerminalDisplay
 from worldloop.sim.variants import SCRIPTED_VARIANTS
 from worldloop.statistics import Rate
-from worldloop.types import OUTCOMES, Episode, InitialStates
+from worldloop.types import OUTCOMES, Episode, InitialStates, Split
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1")
 BLOCK = 10
+VALIDATION: Split = "validation"
 
 
 def make_jobs(config: LoopConfig, states: InitialStates, variant: str) -> Iterator[RolloutJob]:
@@ -44,7 +45,7 @@ def make_jobs(config: LoopConfig, states: InitialStates, variant: str) -> Iterat
             chunk_length=config.chunk_length,
             noise_key=keys[block.start : block.stop],
             iteration=0,
-            splits=("validation",) * len(block),
+            splits=(VALIDATION,) * len(block),
             policy=None,
             temperature=None,
             variants=(variant,) * len(block),

@@ -28,6 +28,7 @@ from worldloop.sans.store import SansStore
 from worldloop.stages.branch_figures import average
 from worldloop.statistics import auc, bootstrap_interval
 from worldloop.types import WorldloopError
+from worldloop.world_model.denoiser import FrameMemory
 
 HERE = Path(__file__).resolve().parent
 RESETS = {"nothing": (), "proprio": ("proprio",), "frame": ("frame",), "both": ("frame", "proprio")}
@@ -47,7 +48,7 @@ def imagine(world_model: Any, dataset: ClipDataset, episodes: torch.Tensor, rese
         logit.append(chunk.success_logit.float())
         if "frame" in reset:
             real = world_model.codec.encode(truth.frames[:, m : m + 1])
-            state = replace(state, context=torch.cat([state.context[:, :-1], real], dim=1))
+            state = replace(state, memory=FrameMemory(torch.cat([state.context[:, :-1], real], dim=1)))
         if "proprio" in reset:
             state = replace(state, proprio=true_proprio[:, m])
     return Branches(torch.cat(frames, 1), torch.cat(proprio, 1), torch.cat(logit, 1), truth)

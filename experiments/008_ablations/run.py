@@ -34,6 +34,7 @@ from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, bootstrap_interval
 from worldloop.types import Clip
+from worldloop.world_model.denoiser import FrameMemory
 from worldloop.world_model.heads import SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
 from worldloop.world_model.self_rollout import SelfRolloutPool
@@ -108,12 +109,15 @@ def patch(arm: str) -> None:
                 keep = self.candidates[:, 1] < self.num_open_steps[self.candidates[:, 0]]
                 self.candidates, self.candidate_motion = self.candidates[keep], self.candidate_motion[keep]
 
-        ClipDataset.__init__ = without_what_follows  # type: ignore[method-assign]
+        ClipDataset.__init__ = without_what_follows  # type: ignore[method-assign, assignment]
     if arm == "no_anchor":
         forward = HybridDenoiser.forward
 
-        def without_first(self: HybridDenoiser, noisy: Tensor, t: Tensor, context: Tensor, conditioning: Any) -> Any:
-            return forward(self, noisy, t, torch.cat([context[:, -1:], context[:, 1:]], dim=1), conditioning)
+        def without_first(
+            self: HybridDenoiser, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Any
+        ) -> Any:
+            frames = torch.cat([memory.frames[:, -1:], memory.frames[:, 1:]], dim=1)
+            return forward(self, noisy, t, FrameMemory(frames), conditioning)
 
         HybridDenoiser.forward = without_first  # type: ignore[method-assign]
 

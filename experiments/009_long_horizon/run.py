@@ -189,7 +189,7 @@ def fit(out: Path) -> None:
     }
     curves = {name: curve(values) for name, values in by_frame.items()}
     assert branches.expected_psnr_db is not None
-    result = {
+    result: dict[str, Any] = {
         "schema_version": 1,
         "overrides": OVERRIDES,
         "num_episodes": len(episodes),

@@ -43,6 +43,9 @@ def test_candidates_are_the_steps_of_the_split(dataset) -> None:
 def test_clip_is_aligned_in_time(dataset) -> None:
     clip = dataset.load(torch.tensor([[4, 2], [0, 0], [1, 1]]), num_frames=2)
     assert stamps(clip.context) == [[[5, 0], [5, 1], [5, 2]], [[1, 0], [1, 0], [1, 0]], [[2, 0], [2, 0], [2, 1]]]
+    longer = dataset.load(clip.index, num_frames=2, num_context_frames=5).context
+    assert stamps(longer)[0] == [[5, 0], [5, 0], [5, 0], [5, 1], [5, 2]]
+    assert stamps(longer)[2] == [[2, 0], [2, 0], [2, 0], [2, 0], [2, 1]]
     assert stamps(clip.frames) == [[[5, 3], [5, 4]], [[1, 1], [1, 2]], [[2, 2], [2, 3]]]
     assert clip.context_proprio[:, 0].tolist() == [502, 100, 201]
     assert clip.proprio[..., 0].tolist() == [[503, 504], [101, 102], [202, 203]]

@@ -56,17 +56,19 @@ def test_one_frame_is_what_diffusers_computes(padding: bool, height: int) -> Non
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("num_context_frames", [3, 5])
 @torch.no_grad()
-def test_streaming_equals_computing_anew() -> None:
+def test_streaming_equals_computing_anew(num_context_frames: int) -> None:
     """Eight frames, one by one: what `shift` carries along equals `remember` of the window, and so do the outputs."""
-    denoiser = make_denoiser()
+    K = num_context_frames
+    denoiser = make_denoiser(dataclasses.replace(TINY, num_context_frames=K))
     noisy, video, conditioning = make_inputs()
-    window = video[:, [0, 0, 0]]
+    window = video[:, [0] * K]
     memory = denoiser.remember(window, conditioning.instruction)
     t = torch.tensor([0.0, 0.7])
     for now in range(1, video.shape[1]):
         memory = denoiser.shift(memory, video[:, now], conditioning.instruction)
-        window = video[:, [0, now - 1, now]]
+        window = video[:, [0, *(max(now - back, 0) for back in range(K - 2, -1, -1))]]
         anew = denoiser.remember(window, conditioning.instruction)
         assert torch.equal(memory.frames, window)
         torch.testing.assert_close(memory.keys, anew.keys, atol=1e-5, rtol=1e-4)
@@ -84,6 +86,19 @@ def test_pictures_need_not_be_square() -> None:
     output = denoiser(noisy[..., :8, :], torch.zeros(2), memory, conditioning)
     assert output.data.shape == (2, 1, 3, 8, 16)
     assert output.features.shape == (2, 1, 1 + 2 * 4, 32)
+
+
+@torch.no_grad()
+def test_a_longer_memory_reads_every_frame_of_it() -> None:
+    denoiser = make_denoiser(dataclasses.replace(TINY, num_context_frames=6))
+    noisy, video, conditioning = make_inputs()
+    before = denoiser(noisy, torch.zeros(2), denoiser.remember(video[:, :6], conditioning.instruction), conditioning)
+    for slot in range(6):
+        changed = video[:, :6].clone()
+        changed[:, slot] += 1
+        memory = denoiser.remember(changed, conditioning.instruction)
+        after = denoiser(noisy, torch.zeros(2), memory, conditioning)
+        assert (after.features - before.features).abs().max() > 1e-3, slot
 
 
 @torch.no_grad()
@@ -148,7 +163,7 @@ def test_velocity_is_the_published_parametrisation() -> None:
 
 def make_model(**changes: object) -> VideoWorldModel:
     torch.manual_seed(0)
-    config = tiny_config(denoiser="cosmos", cosmos=TINY, **changes)
+    config = tiny_config(**{"denoiser": "cosmos", "cosmos": TINY} | changes)
     return VideoWorldModel(config, toy_spec(), toy_normalisation())
 
 
@@ -183,6 +198,34 @@ def test_the_world_model_learns_and_dreams_with_it() -> None:
         torch.testing.assert_close(end.memory.keys, whole.memory.keys, atol=1e-3, rtol=1e-3)
     fork, _ = model.imagine(half.rows([2, 2]), actions[[2, 2], 4:])
     torch.testing.assert_close(fork.memory.frames[0], fork.memory.frames[1])
+
+
+def test_training_meets_every_length_of_a_past() -> None:
+    """As a rollout does that starts with two frames and fills up; where three are all there is, nothing changes."""
+    numbers = torch.arange(6.0).reshape(1, 6, 1, 1, 1).expand(64, -1, 3, 16, 16)
+    model = make_model(cosmos=dataclasses.replace(TINY, num_context_frames=6), context_noise=0.0)
+    seen = model._perturb(numbers, torch.Generator().manual_seed(0))[:, :, 0, 0, 0]
+    lengths = {(0, *(max(frame, oldest) for frame in range(1, 6))) for oldest in range(1, 5)}
+    assert {tuple(row) for row in seen.int().tolist()} == lengths
+    short = numbers[:, :3]
+    assert torch.equal(make_model(context_noise=0.0)._perturb(short, torch.Generator()), short)
+
+
+def test_a_longer_memory_trains_and_fills_up() -> None:
+    data = ToyEpisodes(8)
+    model = make_model(cosmos=dataclasses.replace(TINY, num_context_frames=5))
+    generator = torch.Generator().manual_seed(0)
+    clip = data.load(data.choose(4, generator), 1)
+    clip = dataclasses.replace(clip, context=clip.context[:, [0, 0, 0, 1, 2]])
+    output = model(clip, generator)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    state, chunk = model.eval().imagine(
+        model.start(data.first_observation(4), torch.arange(4)), data.actions[:4, :3].flatten(1, 2)
+    )
+    latents = model.codec.encode(chunk.frames)
+    assert (state.context[:, -3:] - latents).abs().max() < 0.02  # rounded to 256 levels
+    assert torch.equal(state.context[:, 0], state.context[:, 1])
 
 
 def test_refuses_a_size_that_does_not_divide() -> None:

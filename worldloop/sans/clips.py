@@ -9,25 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.sans.cache import VersionCache
 from worldloop.types import Clip, Landmark, Observation, Split
 
-NUM_CONTEXT_FRAMES = 3
 
-
-def _context_rows(now: np.ndarray) -> np.ndarray:
-    """int64 [..., 3]: the rows (first of the episode, previous, now)."""
-    return np.stack([np.zeros_like(now), np.maximum(now - 1, 0), now], axis=-1)
+def _context_rows(now: np.ndarray, num_frames: int) -> np.ndarray:
+    """int64 [..., K]: the rows (first of the episode, ..., previous, now), or now alone for K = 1."""
+    rows = np.maximum(now[..., None] - np.arange(num_frames - 1, -1, -1), 0)
+    if num_frames > 1:
+        rows[..., 0] = 0
+    return rows
 
 
 def make_observation(
     cache: VersionCache, camera: str, index: np.ndarray, num_context_frames: int = NUM_CONTEXT_FRAMES
 ) -> Observation:
-    """The `Observation` at ``index`` int64 [B, 2] = (episode, frame 0..F); K = 3 or 1 context frames."""
-    if num_context_frames not in (1, NUM_CONTEXT_FRAMES):
-        raise ValueError(f"num_context_frames is {num_context_frames}, allowed: 1, {NUM_CONTEXT_FRAMES}")
+    """The `Observation` at ``index`` int64 [B, 2] = (episode, frame 0..F); K = 1 or at least 3 context frames."""
+    if num_context_frames != 1 and num_context_frames < NUM_CONTEXT_FRAMES:
+        raise ValueError(f"num_context_frames is {num_context_frames}, allowed: 1, or {NUM_CONTEXT_FRAMES} and more")
     episode, now = index[:, 0], index[:, 1]
-    rows = _context_rows(now)[:, -num_context_frames:]
+    rows = _context_rows(now, num_context_frames)
     sim_state = torch.from_numpy(cache.frames("sim_state", episode, now))
     return Observation(
         frames=torch.from_numpy(cache.frames(f"frames.{camera}", episode[:, None], rows)),
@@ -63,8 +65,8 @@ class ClipDataset:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def load(self, index: Tensor, num_frames: int) -> Clip:
-        """The clips at ``index`` int64 [B, 2] with M = ``num_frames`` target frame steps.
+    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip:
+        """The clips at ``index`` int64 [B, 2] with M = ``num_frames`` target frame steps and K context frames.
 
         Past the episode's end the last frame repeats, actions are zeros (hold) and ``valid`` is false.
         """
@@ -79,7 +81,7 @@ class ClipDataset:
         rows, column = step + 1, episode[:, None]
         actions = self.cache.steps("actions", column, step)
         actions[~is_inside] = 0.0
-        observation = make_observation(self.cache, self.camera, array)
+        observation = make_observation(self.cache, self.camera, array, num_context_frames)
         assert observation.proprio is not None
         return Clip(
             context=observation.frames,

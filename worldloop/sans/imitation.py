@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from worldloop.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.sans.cache import VersionCache
-from worldloop.sans.clips import NUM_CONTEXT_FRAMES, make_observation
+from worldloop.sans.clips import make_observation
 from worldloop.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split, WorldloopError
 
 

@@ -8,6 +8,7 @@ the frames it will meet in imagination.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
     pool = SelfRolloutPool(
         config.batch_size, model.config.self_rollout.share, torch.from_numpy(dataset.cache.num_steps)
     )
+    load = partial(dataset.load, num_context_frames=model.num_context_frames)
     pool_from = 0 if refit else int(config.self_rollout_start * num_steps)
     generator = make_generator(context.seed, state.iteration, "fit_world_model", fit_number)
     first = state.world_model_steps
@@ -84,9 +86,9 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
     ):
         for step in range(num_steps):
             if step >= pool_from:
-                clip = pool.compose(lambda count: sampler.sample(generator, count), dataset.load)
+                clip = pool.compose(lambda count: sampler.sample(generator, count), load)
             else:
-                clip = dataset.load(sampler.sample(generator, config.batch_size), 1)
+                clip = load(sampler.sample(generator, config.batch_size), 1)
             output = model(clip.to(context.device), generator)
             grad_norm = optimisation.step(output.loss)
             ema.update(model)

@@ -6,8 +6,8 @@ Departures from the published model (arXiv:2511.00062; Cosmos2VideoToWorldPipeli
   remembered frame attends to itself alone, and the frame in the making to itself and all remembered ones. What a frame
   contributes to later ones is then a function of that frame: its keys and values are computed once, and a rollout
   that keeps them (`shift`) equals one that computes them anew (`remember`), whatever the window.
-- Places in the window, not times: first, previous, now, next stand at 0, 1, 2, 3, and what was "now" is turned back by
-  one when it becomes "previous".
+- Places in the window, not times: the episode's first frame stands at 0, now at K - 1, the frame in the making at K;
+  when a frame joins, the others but the first are turned back by one place.
 - Actions and proprio, now and next, enter through an MLP whose output is added to the time embedding of every adaptive
   layer norm (World-VLA-Loop, arXiv:2602.06508); a reward token without a place joins the frame in the making.
 - The frame in the making also starts from a linear look at the patches of (first, previous, now) in its place: without
@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldloop.context_frames import NUM_CONTEXT_FRAMES, shift_frames
 from worldloop.networks.blocks import attend, make_mlp
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import CosmosConfig
-from worldloop.world_model.denoiser import CONTEXT_FRAMES, Conditioning, DenoiserOutput, FrameMemory, shift_frames
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
 CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeline's sigma_conditioning
 
@@ -75,6 +76,7 @@ class CosmosDenoiser(nn.Module):
                 f"frames of {size} pixels do not divide by cosmos.patch = {config.patch}: change either"
             )
         self.config, self.channels = config, channels
+        self.num_context_frames = K = config.num_context_frames
         self.ignores_noise = config.prediction != "velocity"
         self.feature_dim = dim = config.num_heads * config.head_dim
         self.grid = height // config.patch, width // config.patch
@@ -84,20 +86,20 @@ class CosmosDenoiser(nn.Module):
         self.condition = make_mlp(condition_dim, config.condition_dim, 3 * dim)
         self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.feature_norm = nn.LayerNorm(dim)
-        self.window = nn.Conv2d(CONTEXT_FRAMES * channels, dim, config.patch, stride=config.patch)
+        self.window = nn.Conv2d(NUM_CONTEXT_FRAMES * channels, dim, config.patch, stride=config.patch)
         if transformer is not None:  # what was published is not to be disturbed from the start
             for parameter in (*self.condition[-1].parameters(), *self.window.parameters()):
                 nn.init.zeros_(parameter)
         num_tokens = self.grid[0] * self.grid[1]
-        cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, CONTEXT_FRAMES + 1, height, width))
-        self.register_buffer("cos", cos.reshape(CONTEXT_FRAMES + 1, num_tokens, -1), persistent=False)
-        self.register_buffer("sin", sin.reshape(CONTEXT_FRAMES + 1, num_tokens, -1), persistent=False)
-        # of the angle from "now" back to "previous"
+        cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, K + 1, height, width))
+        self.register_buffer("cos", cos.reshape(K + 1, num_tokens, -1), persistent=False)
+        self.register_buffer("sin", sin.reshape(K + 1, num_tokens, -1), persistent=False)
+        # of the angle from one place back to the one before, which is the same everywhere
         self.register_buffer("cos_back", self.cos[1] * self.cos[2] + self.sin[1] * self.sin[2], persistent=False)
         self.register_buffer("sin_back", self.sin[1] * self.cos[2] - self.cos[1] * self.sin[2], persistent=False)
 
     def remember(self, context: Tensor, instruction: Tensor) -> CosmosMemory:
-        """Keys and values of the frames ``context`` [B, K, C, h, w], now being the last; ``instruction`` is [B, E]."""
+        """Keys and values of the frames ``context`` [B, K or 1, C, h, w]: all, or now; ``instruction`` is [B, E]."""
         B, K = context.shape[:2]
         tokens = self._embed(context.flatten(0, 1)[:, None], is_context=1.0)[:, 0]
         tau = torch.full((B * K,), CLEAN_TIME, device=context.device)
@@ -106,22 +108,22 @@ class CosmosDenoiser(nn.Module):
         place = self.cos[0], self.sin[0]  # attention within a frame does not see which
         self._transform(tokens, tau, None, text, place, lambda layer, keys, values: kept.append((keys, values)))
         keys, values = (torch.stack([pair[i] for pair in kept], dim=1).unflatten(0, (B, K)) for i in (0, 1))
-        cos, sin = (table[CONTEXT_FRAMES - K : CONTEXT_FRAMES, None, None] for table in (self.cos, self.sin))
+        cos, sin = (table[:-1][-K:, None, None] for table in (self.cos, self.sin))
         return CosmosMemory(context, self._join(rotate(self._split(keys), cos, sin)), values)
 
     def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> CosmosMemory:
-        """`remember` of (first, now, ``latent`` [B, C, h, w]), at the cost of one frame."""
+        """`remember` with ``latent`` [B, C, h, w] next, at the cost of one frame."""
         assert isinstance(memory, CosmosMemory)
         new = self.remember(latent[:, None], instruction)
-        previous = self._join(rotate(self._split(memory.keys[:, -1]), self.cos_back, self.sin_back))
+        recent = self._join(rotate(self._split(memory.keys[:, 2:]), self.cos_back, self.sin_back))
         return CosmosMemory(
             shift_frames(memory.frames, latent),
-            torch.stack([memory.keys[:, 0], previous, new.keys[:, 0].to(previous)], dim=1),
+            torch.cat([memory.keys[:, :1], recent, new.keys.to(recent)], dim=1),
             shift_frames(memory.values, new.values[:, 0].to(memory.values)),
         )
 
     def forward(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
-        """See `Denoiser`: L = 1; ``memory`` is of (first, previous, now)."""
+        """See `Denoiser`: L = 1."""
         assert isinstance(memory, CosmosMemory)
         B, N = len(noisy), self.cos.shape[1]
         known = [conditioning.actions[:, 0].flatten(1), conditioning.proprio, conditioning.next_proprio[:, 0]]
@@ -160,7 +162,7 @@ class CosmosDenoiser(nn.Module):
 
     def _see_window(self, frames: Tensor) -> Tensor:
         """Tokens [B, N, D] of (first, previous, now) laid on each other, patch by patch."""
-        first, previous, now = frames.unbind(1)
+        first, previous, now = frames[:, 0], frames[:, -2], frames[:, -1]
         return self.window(torch.cat([now, now - previous, now - first], dim=1)).flatten(2).transpose(1, 2)
 
     def _transform(

@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from worldloop.tensors import Rows
-
-CONTEXT_FRAMES = 3  # first of the episode, previous, now
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,10 @@ class DenoiserOutput:
 
 @dataclass(frozen=True)
 class FrameMemory(Rows):
-    """What a denoiser keeps of the past: ``frames`` f32 [B, K, C, size, size], latents of (first, previous, now)."""
+    """What a denoiser keeps of the past.
+
+    ``frames`` f32 [B, K, C, size, size]: latents of the episode's first frame and of the K - 1 latest, now last.
+    """
 
     frames: Tensor
 
@@ -51,12 +51,13 @@ class FrameMemory(Rows):
 
 
 class Denoiser(Protocol):
-    """``frames_per_call`` is L; ``feature_dim`` is F of the tokens. ``instruction`` is [B, E], embedded.
+    """``frames_per_call`` is L, ``num_context_frames`` K, ``feature_dim`` F of the tokens; ``instruction`` is [B, E].
 
     ``ignores_noise``: at t = 0 nothing depends on ``noisy``, so that nobody needs to draw it for a single step.
     """
 
     frames_per_call: int
+    num_context_frames: int
     feature_dim: int
     ignores_noise: bool
 
@@ -65,14 +66,9 @@ class Denoiser(Protocol):
         ...
 
     def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> FrameMemory:
-        """The same as `remember` of (first, now, ``latent`` [B, C, size, size]), and often cheaper."""
+        """The same as `remember` of `shift_frames`, ``latent`` [B, C, size, size] being next, and often cheaper."""
         ...
 
     def __call__(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
         """``noisy`` [B, L, C, size, size] at time ``t`` [B] of the flow path, after what ``memory`` holds."""
         ...
-
-
-def shift_frames(frames: Tensor, following: Tensor) -> Tensor:
-    """What belongs to (first, previous, now), [B, 3, ...], and to the next frame, [B, ...] -> (first, now, next)."""
-    return torch.stack([frames[:, 0], frames[:, -1], following], dim=1)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worldloop.context_frames import NUM_CONTEXT_FRAMES, shift_frames
 from worldloop.networks.blocks import FilmResBlock, PatchProjection, TransformerBlock, fold_patches, make_mlp
 from worldloop.networks.embeddings import PoseMaps, embed_time
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import HybridConfig
-from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory, shift_frames
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
 NUM_SOURCES = 4  # now, first, background, painted
 
@@ -27,6 +28,7 @@ class HybridDenoiser(nn.Module):
     """`Denoiser` for one frame at a time; see the module's docstring."""
 
     frames_per_call = 1
+    num_context_frames = NUM_CONTEXT_FRAMES
     ignores_noise = True
 
     def __init__(

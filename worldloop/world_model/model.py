@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from worldloop import images
+from worldloop.context_frames import NUM_CONTEXT_FRAMES, fill_context, shift_frames
 from worldloop.interfaces import ImaginedChunk, Metrics, WorldModelOutput
 from worldloop.networks import flow
 from worldloop.networks.augment import shift_images
@@ -110,6 +111,10 @@ class VideoWorldModel(nn.Module):
         return Normalisation(self.proprio_mean, self.proprio_std)
 
     @property
+    def num_context_frames(self) -> int:
+        return self.denoiser.num_context_frames
+
+    @property
     def device(self) -> torch.device:
         return self.proprio_mean.device
 
@@ -138,7 +143,7 @@ class VideoWorldModel(nn.Module):
             steps.append(step)
             own = step.is_prediction
             latent = torch.where(own[:, None, None, None], step.next_latent, targets[:, m])
-            context = torch.stack([context[:, 0], context[:, -1], latent], dim=1)
+            context = shift_frames(context, latent)
             proprio = torch.where(own[:, None], step.next_proprio, real_proprio[:, m])
         return self._gather(clip, steps)
 
@@ -157,12 +162,10 @@ class VideoWorldModel(nn.Module):
         return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1)
 
     def start(self, context: Observation, noise_key: Tensor) -> ImaginationState:
-        """Start from an observation with K >= 1 frames; a missing previous frame is the frame now."""
+        """Start from an observation with one frame or more; what is missing is filled up, see `fill_context`."""
         if context.proprio is None:
             raise WorldloopError("the world model needs proprio in its context: use an observation that has it")
-        frames = context.frames.to(self.device)
-        previous = frames[:, -2] if frames.shape[1] > 1 else frames[:, -1]
-        frames = torch.stack([frames[:, 0], previous, frames[:, -1]], dim=1)
+        frames = fill_context(context.frames.to(self.device), self.num_context_frames)
         with torch.no_grad():
             instruction = self.instruction(context.instruction).float()
         return self.restore(
@@ -298,7 +301,17 @@ class VideoWorldModel(nn.Module):
         return weights if weights.shape[-1] == self.codec.size else adaptive_avg_pool2d(weights, self.codec.size)
 
     def _perturb(self, context: Tensor, generator: torch.Generator) -> Tensor:
-        """Previous and now plus noise of a level drawn per row, up to ``context_noise``; the first stays clean."""
+        """What imagination may find instead of ``context``, drawn per row: less of a past, and noise.
+
+        A rollout starts with the latest two frames and fills up, see `fill_context`. Noise is of a level up to
+        ``context_noise``; the episode's first frame stays clean.
+        """
+        K = context.shape[1]
+        if K > NUM_CONTEXT_FRAMES:
+            oldest = torch.randint(1, K - 1, (len(context), 1), generator=generator)
+            order = torch.arange(K).expand(len(context), -1)
+            order = torch.where(order == 0, order, torch.maximum(order, oldest)).to(context.device)
+            context = context[torch.arange(len(context), device=context.device)[:, None], order]
         if not self.config.context_noise:
             return context
         noise = torch.randn(context[:, 1:].shape, generator=generator)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from worldloop.context_frames import shift_frames
 from worldloop.interfaces import WorldModelOutput
 from worldloop.tensors import Rows
 from worldloop.types import Clip
@@ -85,7 +86,7 @@ class SelfRolloutPool:
         predicted = output.is_prediction.cpu()
         advanced = _PoolRows(
             index=torch.stack([clip.index[:, 0], clip.index[:, 1] + 1], dim=1),
-            context=torch.stack([clip.context[:, 0], clip.context[:, -1], output.next_frames.to(clip.context)], dim=1),
+            context=shift_frames(clip.context, output.next_frames.to(clip.context)),
             proprio=output.next_proprio.to(clip.context_proprio),
             depth=depth + 1,
         )
