@@ -183,9 +183,9 @@ class _Improvement:
         config, began = self.config, time.perf_counter()
         index = self._start_states()
         groups = torch.arange(len(index)).repeat_interleave(config.group_size)
-        start = self.dataset.observation(index).rows(groups)
+        start = self.dataset.observation(index)
         seed_parts = (self.context.seed, self.iteration, "improve_policy", update)
-        world_keys = make_row_keys(len(index), *seed_parts, "world_model")[groups]
+        world_keys = make_row_keys(len(index), *seed_parts, "world_model")
         policy_keys = make_row_keys(len(groups), *seed_parts, "policy")
         simulator = ImaginedSimulator(
             self.world_model,
@@ -195,16 +195,22 @@ class _Improvement:
             truncates_uncertain=config.truncates_uncertain,
         )
         self.policy.eval()
+
+        def begin() -> Observation:
+            """What a group has in common is computed once."""
+            simulator.start(start, world_keys)
+            return simulator.restore(simulator.save().rows(groups))
+
         rollout = run_rollout(
             self.policy,
             simulator,
-            start,
+            start.rows(groups),
             policy_keys,
             initial_state_id=tuple(f"{e}/{f}" for e, f in index[groups].tolist()),
             group_id=groups,
             max_chunks=config.imagination_horizon,
             origin="imagined",
-            reset=lambda: simulator.start(start, world_keys),
+            reset=begin,
         )
         return rollout, time.perf_counter() - began
 
