@@ -24,6 +24,7 @@ from worldloop.sim.variants import SCRIPTED_VARIANTS
 from worldloop.stages.check_world_model import CheckWorldModelConfig
 from worldloop.stages.clone_policy import ClonePolicyConfig
 from worldloop.stages.collect_episodes import CollectEpisodesConfig
+from worldloop.stages.distil_world_model import DistilWorldModelConfig
 from worldloop.stages.evaluate_policy import EvaluatePolicyConfig
 from worldloop.stages.fit_world_model import FitWorldModelConfig
 from worldloop.stages.improve_policy import ImprovePolicyConfig
@@ -98,6 +99,7 @@ class LoopConfig:
     seed_dataset: SeedDatasetConfig = field(default_factory=SeedDatasetConfig)
     clone_policy: ClonePolicyConfig = field(default_factory=ClonePolicyConfig)
     fit_world_model: FitWorldModelConfig = field(default_factory=FitWorldModelConfig)
+    distil_world_model: DistilWorldModelConfig = field(default_factory=DistilWorldModelConfig)
     check_world_model: CheckWorldModelConfig = field(default_factory=CheckWorldModelConfig)
     improve_policy: ImprovePolicyConfig = field(default_factory=ImprovePolicyConfig)
     promote_policy: PromotePolicyConfig = field(default_factory=PromotePolicyConfig)
@@ -120,6 +122,12 @@ class LoopConfig:
             raise ValueError(
                 f"chunk_length {self.chunk_length} must be a multiple of simulator.{self.simulator.kind}."
                 f"actions_per_frame {per_frame}"
+            )
+        teacher, student = self.world_model.num_sampler_steps, self.distil_world_model.num_sampler_steps
+        if self.distil_world_model.num_steps and (teacher % student or teacher == student):
+            raise ValueError(
+                f"distil_world_model.num_sampler_steps {student} must divide world_model.num_sampler_steps {teacher} "
+                "and be fewer"
             )
         for variant in self.seed_dataset.episodes if self.simulator.kind in SIMULATORS else ():
             if variant not in SCRIPTED_VARIANTS:

@@ -19,6 +19,7 @@ from worldloop.stages import (
     check_world_model,
     clone_policy,
     collect_episodes,
+    distil_world_model,
     evaluate_policy,
     fit_world_model,
     import_dataset,
@@ -29,29 +30,25 @@ from worldloop.stages import (
 from worldloop.stages.state import LoopState
 from worldloop.types import WorldloopError
 
-RECORDED = (("import_dataset",), ("fit_world_model", "check_world_model"))  # iterations 0 and 1, without a simulator
+FITTING = ("fit_world_model", "distil_world_model", "check_world_model")
+RECORDED = (("import_dataset",), FITTING)  # iterations 0 and 1, without a simulator
 FIRST_ITERATION = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
-ITERATION = (
-    "fit_world_model",
-    "check_world_model",
-    "improve_policy",
-    "promote_policy",
-    "evaluate_policy",
-    "collect_episodes",
-)
+ITERATION = (*FITTING, "improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
 STAGES = tuple(dict.fromkeys((*FIRST_ITERATION, *ITERATION, *RECORDED[0])))
 
 
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The stages of one iteration. The last one collects nothing, since no iteration would read it."""
-    if config.simulator.kind == "recorded":
-        return RECORDED[iteration]
-    stages: tuple[str, ...] = FIRST_ITERATION if iteration == 0 else ITERATION
-    if config.improve_policy.method == "imitate_successes":
-        stages = tuple(s for s in stages if s not in ("fit_world_model", "check_world_model"))
+    is_recorded = config.simulator.kind == "recorded"
+    stages = RECORDED[iteration] if is_recorded else FIRST_ITERATION if iteration == 0 else ITERATION
+    skipped: set[str] = set()
+    if config.distil_world_model.num_steps == 0:
+        skipped |= {"distil_world_model"}
+    if config.improve_policy.method == "imitate_successes" and not is_recorded:
+        skipped |= set(FITTING)
     if iteration == config.num_iterations:
-        stages = tuple(s for s in stages if s != "collect_episodes")
-    return stages
+        skipped |= {"collect_episodes"}
+    return tuple(stage for stage in stages if stage not in skipped)
 
 
 def advance(config: LoopConfig, state: LoopState) -> LoopState:
@@ -90,6 +87,10 @@ def run_stage(
             state = clone_policy.run(state, config.clone_policy, context)
         case "fit_world_model":
             state = fit_world_model.run(state, config.fit_world_model, config.clips, context)
+        case "distil_world_model":
+            state = distil_world_model.run(
+                state, config.distil_world_model, config.fit_world_model, config.clips, context
+            )
         case "check_world_model":
             state = check_world_model.run(state, config.check_world_model, context)
         case "improve_policy":

@@ -30,8 +30,9 @@ from worldloop.sans.shard import shard_ref
 from worldloop.session import Executor, Session
 from worldloop.stages import branch_figures, fit_world_model
 from worldloop.stages.calibration import calibrate
-from worldloop.stages.check_world_model import align, describe, imagine_episodes
+from worldloop.stages.check_world_model import align, describe
 from worldloop.stages.data import open_clips
+from worldloop.stages.held_out import imagine_episodes
 from worldloop.stages.simulate import make_jobs, restrict, run_jobs
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, balanced_accuracy, bootstrap_interval

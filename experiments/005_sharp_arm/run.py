@@ -27,7 +27,7 @@ from worldloop.config import load_config
 from worldloop.runtime.progress import TerminalDisplay
 from worldloop.sans.store import SansStore
 from worldloop.session import Session
-from worldloop.stages import check_world_model, fit_world_model
+from worldloop.stages import check_world_model, fit_world_model, held_out
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, bootstrap_interval
@@ -101,7 +101,7 @@ def fit(arm: str, data: Path, out: Path) -> None:
     world_model = context.load_world_model(state.world_model).eval()
     dataset = open_clips(context, VERSION, "validation")
     episodes = dataset.episode_index(source="policy")
-    own = check_world_model.imagine_episodes(world_model, dataset, episodes, 64, context)
+    own = held_out.imagine_episodes(world_model, dataset, episodes, 64, context)
     record = state.records[1]
     result = {
         "arm": arm,

@@ -29,7 +29,7 @@ from worldloop.interfaces import WorldModelOutput
 from worldloop.runtime.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
 from worldloop.session import Session
-from worldloop.stages import check_world_model, fit_world_model
+from worldloop.stages import check_world_model, fit_world_model, held_out
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, bootstrap_interval
@@ -141,9 +141,9 @@ def fit(arm: str, run: Path, out: Path) -> None:
     world_model = context.load_world_model(state.world_model).eval()
     dataset = open_clips(context, VERSION, "validation")
     own: dict[str, Any] = {}
-    for source, names in check_world_model.SOURCES.items():
+    for source, names in held_out.SOURCES.items():
         episodes = dataset.episode_index(source=names)
-        branches = check_world_model.imagine_episodes(world_model, dataset, episodes, 64, context).branches
+        branches = held_out.imagine_episodes(world_model, dataset, episodes, 64, context).branches
         k, valid = branches.frames_after_success, branches.truth.valid
         own[source] = {
             "logit": find_best(branches.logit, valid, k).tolist(),

@@ -31,7 +31,7 @@ from worldloop.sans.store import SansStore
 from worldloop.session import Session
 from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator
 from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
-from worldloop.stages import check_world_model, fit_world_model
+from worldloop.stages import check_world_model, fit_world_model, held_out
 from worldloop.stages.branch_figures import measure_state_error, positions, see
 from worldloop.stages.data import open_clips
 from worldloop.stages.state import LoopState
@@ -178,7 +178,7 @@ def fit(out: Path) -> None:
     probe, _ = check_world_model.fit_probe(state, config.check_world_model, context)
     dataset = open_clips(context, "long", "validation")
     episodes = dataset.episode_index(variant="reach_push_return")
-    branches = check_world_model.imagine_episodes(world_model, dataset, episodes, LONG, context).branches
+    branches = held_out.imagine_episodes(world_model, dataset, episodes, LONG, context).branches
     landmarks = context.spec.landmarks
     imagined, simulated = (see(probe, branches, frames) for frames in (branches.frames, branches.truth.frames))
     by_frame = measure_state_error(branches, imagined, simulated, positions(branches, dataset, landmarks), landmarks)

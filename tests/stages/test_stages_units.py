@@ -14,9 +14,10 @@ from worldloop.metrics.video import compute_psnr
 from worldloop.open_loop import Branches
 from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
-from worldloop.stages.calibration import OpenLoop, calibrate, find_distrust, is_calibrated_on
+from worldloop.stages.calibration import calibrate, find_distrust, is_calibrated_on
 from worldloop.stages.check_world_model import align
 from worldloop.stages.evaluate_policy import compare_outcomes
+from worldloop.stages.held_out import OpenLoop
 from worldloop.stages.improve_policy import compute_returns
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,20 +12,10 @@ from torch import Tensor
 from worldloop.imagination import Calibration
 from worldloop.metrics.video import compute_psnr
 from worldloop.open_loop import Branches
+from worldloop.stages.held_out import OpenLoop
 from worldloop.statistics import auc, best_threshold, fit_temperature
-from worldloop.types import Outcome
 
 MIN_CALIBRATION_EPISODES = 8  # of each outcome
-
-
-@dataclass(frozen=True)
-class OpenLoop:
-    """Whole episodes of one source, open loop: ``logit`` f [n] is the highest confirmed, ``is_success`` bool [n]."""
-
-    logit: np.ndarray
-    is_success: np.ndarray
-    outcomes: tuple[Outcome, ...]
-    branches: Branches
 
 
 def is_calibrated_on(result: OpenLoop, by_source: dict[str, OpenLoop]) -> bool:

@@ -22,7 +22,7 @@ from worldloop.imagination import Calibration
 from worldloop.metrics.alignment import compute_alignment, with_interval
 from worldloop.metrics.frame_probe import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.metrics.lpips import compute_lpips
-from worldloop.open_loop import Branches, cut_branches, imagine_branches
+from worldloop.open_loop import Branches, cut_branches
 from worldloop.randomness import make_generator
 from worldloop.sans.clips import ClipDataset
 from worldloop.stages.branch_figures import (
@@ -38,14 +38,14 @@ from worldloop.stages.branch_figures import (
     see_outcomes,
     summarise,
 )
-from worldloop.stages.calibration import OpenLoop, calibrate, find_distrust, fit_calibration, is_calibrated_on
+from worldloop.stages.calibration import calibrate, find_distrust, fit_calibration, is_calibrated_on
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
+from worldloop.stages.held_out import SOURCES, OpenLoop, imagine, imagine_episodes
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, best_threshold
 from worldloop.types import Landmark, Observation
 
-SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",), "recorded": ("recorded",)}
 NUM_STARTS = 64  # observations that the checkpoint carries, for an environment to start from
 HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of world_model_check, besides state errors
 
@@ -156,32 +156,6 @@ def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context)
     return probe, best_threshold(see_outcomes(truth, see(probe, truth, clip.frames)), success)
 
 
-def imagine_episodes(
-    world_model: Any, dataset: ClipDataset, episodes: Tensor, batch_size: int, context: Context
-) -> OpenLoop:
-    """Open loop over the whole of each episode, from its first frame."""
-    index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
-    num_frames = int(dataset.cache.num_steps[episodes.numpy()].max())
-    branches = _imagine(world_model, dataset, index, num_frames, batch_size, context)
-    outcomes = tuple(dataset.cache.metas[e].outcome for e in episodes.tolist())
-    return OpenLoop(branches.best_logit.numpy(), branches.succeeds.numpy(), outcomes, branches)
-
-
-def _imagine(
-    world_model: Any, dataset: ClipDataset, index: Tensor, num_frames: int, batch_size: int, context: Context
-) -> Branches:
-    with context.progress(len(index), "branch") as progress:
-        return imagine_branches(
-            world_model,
-            dataset,
-            index,
-            num_frames,
-            batch_size=batch_size,
-            key=(context.seed, "check_world_model", num_frames),
-            on_batch=progress.advance,
-        )
-
-
 def measure_horizons(
     world_model: Any, dataset: ClipDataset, episodes: Tensor, config: CheckWorldModelConfig, context: Context
 ) -> list[dict[str, Any]]:
@@ -193,7 +167,7 @@ def measure_horizons(
     for chunks in config.reset_every:
         num_frames = chunks * frames_per_chunk
         index = cut_branches(dataset, episodes, num_frames)
-        branches = _imagine(world_model, dataset, index, num_frames, config.batch_size, context)
+        branches = imagine(world_model, dataset, index, num_frames, config.batch_size, context)
         scores = best_by_episode(branches, episodes)
         whole = compute_alignment(scores, success, outcomes, 0.0)["auc"]
         figures.append({"chunks": chunks, "episodes": {"auc": whole}, "branches": align_branches(branches)})

@@ -57,39 +57,77 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
     sampler = BalancedClipSampler(dataset, sampling)
     refit = bool(state.world_model)
     if refit:
-        model = context.load_world_model(state.world_model)
+        model = context.load_world_model(state.teacher or state.world_model)
     else:
         normalisation = context.store.version(state.dataset).normalisation
         model = context.new_world_model(normalisation, derive_seed(context.seed, "world_model"))
     model = model.to(context.device).train()
     if fit_number == 1:
         fit_proprio(model, dataset, sampler, state.iteration, config, context)
-    ema = EmaWeights(model, model.config.ema_decay)
     num_steps = config.num_refit_steps if refit else config.num_steps
+    averaged = train(
+        model,
+        dataset,
+        sampler,
+        config,
+        context,
+        name="fit_world_model",
+        num_steps=num_steps,
+        learning_rate=config.refit_learning_rate if refit else config.learning_rate,
+        pool_from=0 if refit else int(config.self_rollout_start * num_steps),
+        generator=make_generator(context.seed, state.iteration, "fit_world_model", fit_number),
+        first_step=state.world_model_steps,
+    )
+    path = name_checkpoint(state.iteration, "world_model", fit_number)
+    context.save_world_model(averaged, path)
+    steps = state.world_model_steps + num_steps
+    state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
+    return replace(state, calibration=None, distrust="")
+
+
+def name_checkpoint(iteration: int, name: str, fit_number: int) -> str:
+    """Relative to the run directory."""
+    return f"checkpoints/iteration_{iteration:03d}/{name}" + (f"_{fit_number}" if fit_number > 1 else "")
+
+
+def train(
+    model: Any,
+    dataset: ClipDataset,
+    sampler: BalancedClipSampler,
+    config: FitWorldModelConfig,
+    context: Context,
+    *,
+    name: str,
+    num_steps: int,
+    learning_rate: float,
+    pool_from: int,
+    generator: torch.Generator,
+    first_step: int,
+    teacher: Any | None = None,
+) -> Any:
+    """Optimizer steps on ``model``, with the self-rollout pool from step ``pool_from`` on; returns averaged weights.
+
+    ``name`` is that of the TensorBoard writer and of its tags, whose steps begin at ``first_step``.
+    """
+    ema = EmaWeights(model, model.config.ema_decay)
     optimisation = Optimisation(
         model.parameters(),
-        learning_rate=config.refit_learning_rate if refit else config.learning_rate,
+        learning_rate=learning_rate,
         num_steps=num_steps,
         weight_decay=config.weight_decay,
-        name="fit_world_model",
+        name=name,
     )
     pool = SelfRolloutPool(
         config.batch_size, model.config.self_rollout.share, torch.from_numpy(dataset.cache.num_steps)
     )
     load = partial(dataset.load, num_context_frames=model.num_context_frames)
-    pool_from = 0 if refit else int(config.self_rollout_start * num_steps)
-    generator = make_generator(context.seed, state.iteration, "fit_world_model", fit_number)
-    first = state.world_model_steps
-    with (
-        context.progress(num_steps, "step") as progress,
-        context.writer("fit_world_model", purge_step=first) as writer,
-    ):
+    with context.progress(num_steps, "step") as progress, context.writer(name, purge_step=first_step) as writer:
         for step in range(num_steps):
             if step >= pool_from:
                 clip = pool.compose(lambda count: sampler.sample(generator, count), load)
             else:
                 clip = load(sampler.sample(generator, config.batch_size), 1)
-            output = model(clip.to(context.device), generator)
+            output = model(clip.to(context.device), generator, teacher)
             grad_norm = optimisation.step(output.loss)
             ema.update(model)
             if step >= pool_from:
@@ -97,12 +135,8 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
             progress.advance(loss=float(output.loss.detach()))
             if step % 20 == 0:
                 values = {**output.metrics, "loss": float(output.loss.detach()), "grad_norm": grad_norm}
-                writer.scalars(first + step, {f"fit_world_model/{k}": float(v) for k, v in values.items()})
-    path = f"checkpoints/iteration_{state.iteration:03d}/world_model" + (f"_{fit_number}" if fit_number > 1 else "")
-    context.save_world_model(ema.module, path)
-    return replace(
-        state, world_model=path, world_model_steps=first + num_steps, num_fits=fit_number, calibration=None, distrust=""
-    )
+                writer.scalars(first_step + step, {f"{name}/{k}": float(v) for k, v in values.items()})
+    return ema.module
 
 
 def fit_proprio(

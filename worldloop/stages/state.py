@@ -19,7 +19,8 @@ class LoopState:
     - ``clone``, ``policy``, ``world_model``: checkpoint directories ("" before there is one); ``clone`` is iteration
       0's policy
     - ``candidates``: checkpoints of the last improvement, in the order of training, that await promotion
-    - ``world_model_steps``: optimizer steps that led to ``world_model``; ``num_fits``: fits of this iteration so far
+    - ``teacher``: what was fitted, and fits go on from; ``world_model`` is that, or its student of fewer sampler steps
+    - ``world_model_steps``: optimizer steps on world models so far; ``num_fits``: fits of this iteration so far
     - ``calibration``: scale, bias and threshold of the success head
     - ``distrust``: why no policy may be improved in ``world_model``, "" where one may
     - ``validation_success``: outcomes of ``policy`` on the validation states, for the paired promotion test
@@ -36,6 +37,7 @@ class LoopState:
     policy: str = ""
     candidates: tuple[str, ...] = ()
     world_model: str = ""
+    teacher: str = ""
     world_model_steps: int = 0
     num_fits: int = 0
     distrust: str = ""

@@ -118,11 +118,16 @@ class VideoWorldModel(nn.Module):
     def device(self) -> torch.device:
         return self.proprio_mean.device
 
-    def forward(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput:
-        return self.compute_loss(clip, generator)
+    def forward(
+        self, clip: Clip, generator: torch.Generator, teacher: VideoWorldModel | None = None
+    ) -> WorldModelOutput:
+        return self.compute_loss(clip, generator, teacher)
 
-    def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput:
-        """The joint loss of M frames, each predicted from the one before.
+    def compute_loss(
+        self, clip: Clip, generator: torch.Generator, teacher: VideoWorldModel | None = None
+    ) -> WorldModelOutput:
+        """The joint loss of M frames, each predicted from the one before; of ``teacher`` instead of the real frames,
+        see `lead`, where there is one.
 
         From the second frame on the context is the model's own detached prediction, of frame and proprio, where that
         was made without a look at the target, else the real one. ``generator`` is a CPU generator; only valid frames
@@ -139,7 +144,7 @@ class VideoWorldModel(nn.Module):
         steps: list[_Step] = []
         for m in range(targets.shape[1]):
             target = targets[:, m], real_proprio[:, m]
-            step = self._train_step(clip, m, context, *target, proprio, instruction, generator)
+            step = self._train_step(clip, m, context, *target, proprio, instruction, generator, teacher)
             steps.append(step)
             own = step.is_prediction
             latent = torch.where(own[:, None, None, None], step.next_latent, targets[:, m])
@@ -219,6 +224,36 @@ class VideoWorldModel(nn.Module):
             output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), memory, conditioning)
         return output.features[:, 0].float()
 
+    @torch.no_grad()
+    def lead(
+        self,
+        noisy: Tensor,
+        step: Tensor,
+        num_steps: int,
+        context: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        instruction: tuple[str, ...],
+    ) -> Tensor:
+        """What a student that samples in ``num_steps`` has to predict at its ``step`` int64 [B] of ``noisy`` [B, ...].
+
+        From there this model takes as many of its own steps as the student's one covers; the result is the data
+        [B, ...] with which one Euler step ends in the same place (progressive distillation, arXiv:2202.00512, section
+        3, on this flow path, all halvings at once). ``num_steps`` divides ``config.num_sampler_steps``.
+        """
+        own = self.config.num_sampler_steps
+        covered = own // num_steps
+        with self._autocast():
+            embedded = self.instruction(instruction)
+            conditioning, _ = self._condition(context, proprio, actions, embedded)
+            memory = self.denoiser.remember(context, embedded)
+            reached = noisy
+            for i in range(covered):
+                t, t_next = ((step * covered + k) / own for k in (i, i + 1))
+                output = self.denoiser(reached[:, None], t, memory, conditioning)
+                reached = flow.euler_step(reached, output.data[:, 0].float(), t, t_next)
+        return flow.data_from_velocity(noisy, (reached - noisy) * num_steps, step / num_steps)
+
     def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
         """One frame further by ``actions`` [B, s, A] in [-1, 1]; then the success logit and the expected PSNR, [B]."""
         if self.config.num_sampler_steps == 1 and self.denoiser.ignores_noise:
@@ -229,13 +264,16 @@ class VideoWorldModel(nn.Module):
         with self._autocast():
             conditioning, next_proprio = self._condition(state.context, state.proprio, actions, state.instruction)
 
+            outputs: list[DenoiserOutput] = []
+
             def denoise(noisy: Tensor, t: Tensor) -> DenoiserOutput:
-                return self.denoiser(noisy, t, state.memory, conditioning)
+                outputs.append(self.denoiser(noisy, t, state.memory, conditioning))
+                return outputs[-1]
 
             output = sample(denoise, noise, self.config.num_sampler_steps)
             frames = output.data.clamp(-self.codec.limit, self.codec.limit)
             logit = self.success_head(output.features, state.context[:, 0], frames, next_proprio[:, None])[:, 0]
-            psnr_db = self.error_head(output.features)[:, 0]
+            psnr_db = self.error_head(outputs[0].features)[:, 0]  # it learned from what noise alone begins with
             memory = self.denoiser.shift(state.memory, frames[:, 0].float(), state.instruction)
         moved = ImaginationState(memory, next_proprio, state.instruction, state.noise_key, state.step + 1)
         return moved, logit, psnr_db
@@ -262,16 +300,24 @@ class VideoWorldModel(nn.Module):
         proprio: Tensor,
         instruction: Tensor,
         generator: torch.Generator,
+        teacher: VideoWorldModel | None,
     ) -> _Step:
         B = len(target)
         config = self.config
-        t = flow.sample_times(B, config.zero_time_share, generator).to(self.device)
+        if teacher is None:
+            t = flow.sample_times(B, config.zero_time_share, generator).to(self.device)
+        else:
+            step = torch.randint(config.num_sampler_steps, (B,), generator=generator).to(self.device)
+            t = step / config.num_sampler_steps
         noise = torch.randn(target.shape, generator=generator).to(self.device)
         seen = self._perturb(context, generator)
         actions = self._scale_actions(clip.actions[:, m])
+        noisy = flow.interpolate(noise, target, t)
+        aim = target
+        if teacher is not None:
+            aim = teacher.lead(noisy, step, config.num_sampler_steps, seen, proprio, actions, clip.instruction)
         with self._autocast():
             conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
-            noisy = flow.interpolate(noise, target, t)
             output = self.denoiser(noisy[:, None], t, self.denoiser.remember(seen, instruction), conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
             judged = self._vary_judgement(context[:, 0], target, target_proprio, generator)
@@ -285,7 +331,7 @@ class VideoWorldModel(nn.Module):
         by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, self.positive_rate)
         by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, self.positive_rate)
         return _Step(
-            video=losses.compute_video_loss(config.video_loss, predicted, target, weights),
+            video=losses.compute_video_loss(config.video_loss, predicted, aim, weights),
             success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
             error=self.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
             next_latent=predicted.detach().clamp(-limit, limit),
