@@ -75,13 +75,16 @@ class ResourcesConfig:
     cpus_per_simulator: float = 0.0  # what Ray reserves for a simulator actor; 0 shares the trainer's processors
     trainer_cpus: float = 1.0  # what Ray reserves for the stage actor
     trainer_gpus: float = 0.0  # what Ray reserves for the stage actor
+    max_retries: int = 3  # of what a process was at when it died, a simulator's block or (with Ray) the stage
     ray_address: str = ""  # cluster to join; "" takes RAY_ADDRESS, or starts a local one
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"resources.device {self.device!r} is not one of auto, cpu, cuda")
-        if self.num_threads < 1 or self.num_simulators < 0:
-            raise ValueError("resources.num_threads must be at least 1 and resources.num_simulators at least 0")
+        if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0:
+            raise ValueError(
+                "resources.num_threads must be at least 1, resources.num_simulators and max_retries at least 0"
+            )
 
 
 @dataclass(frozen=True)

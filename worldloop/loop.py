@@ -109,7 +109,7 @@ def run_stage(
 
 def make_runtime(config: LoopConfig, display: Display) -> Any:
     if config.runtime == "inline":
-        return InlineRuntime(config.resources.num_simulators, display)
+        return InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
     from worldloop.runtime.ray import RayRuntime
 
     return RayRuntime(
@@ -118,6 +118,7 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
         cpus_per_simulator=config.resources.cpus_per_simulator,
         trainer_cpus=config.resources.trainer_cpus,
         trainer_gpus=config.resources.trainer_gpus,
+        max_retries=config.resources.max_retries,
         display=display,
     )
 

@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml")
     display = TerminalDisplay()
-    runtime = InlineRuntime(config.resources.num_simulators, display)
+    runtime = InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
     path = HERE / "result.json"
     tasks: dict[str, Any] = json.loads(path.read_text())["tasks"] if path.exists() else {}
     try:

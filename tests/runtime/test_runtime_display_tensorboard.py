@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import RemoteDisplay, replay
 from worldloop.runtime.tensorboard import encode_gif, headline_scalars, open_writer
 
@@ -40,13 +39,6 @@ def test_remote_progress_is_replayed_in_order_and_merged() -> None:
         ("open", "stage", 3, "step"), ("advance", 3, {"loss": 1.0}), ("log", "done"), ("close",),
     ]  # fmt: skip
     assert remote.drain() == []
-
-
-def test_inline_map_keeps_the_order_with_and_without_workers() -> None:
-    for workers in (0, 2):
-        runtime = InlineRuntime(workers, _Recorder())
-        assert list(runtime.map(abs, [-3, 1, -2, 5])) == [3, 1, 2, 5]
-        runtime.close()
 
 
 def test_a_gif_holds_every_frame() -> None:

@@ -8,10 +8,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from worldloop.runtime.progress import Display
+from worldloop.types import WorldloopError
 
+SIMULATOR_DIED = (
+    "a simulator's process died again and again on the same block (killed, or out of memory); "
+    "lower resources.num_simulators or simulator.*.num_envs, then run again: it resumes"
+)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -23,11 +29,15 @@ def _initialise_worker() -> None:
 
 
 class InlineRuntime:
-    """``num_simulators`` 0 runs simulator work in this process."""
+    """``num_simulators`` 0 runs simulator work in this process.
 
-    def __init__(self, num_simulators: int, display: Display) -> None:
+    Where a simulator process dies, all are started anew and do again what was not done, ``max_retries`` times a block.
+    """
+
+    def __init__(self, num_simulators: int, max_retries: int, display: Display) -> None:
         self.display = display
         self._num_simulators = num_simulators
+        self._max_retries = max_retries
         self._pool: ProcessPoolExecutor | None = None
 
     def run_stage(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -39,10 +49,24 @@ class InlineRuntime:
         if self._num_simulators == 0:
             yield from map(function, items)
             return
+        left = list(items)
+        retries = 0
+        while left:
+            try:
+                for result in self._start_pool().map(function, left):
+                    left, retries = left[1:], 0
+                    yield result
+            except BrokenProcessPool as error:
+                self.close()
+                retries += 1
+                if retries > self._max_retries:
+                    raise WorldloopError(SIMULATOR_DIED) from error
+
+    def _start_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._num_simulators, mp_context=context, initializer=_initialise_worker)
-        yield from self._pool.map(function, items)
+        return self._pool
 
     def close(self) -> None:
         """End the workers at once: whatever they still do is not needed."""

@@ -2,6 +2,9 @@
 
 The only import of ray. Stages alternate and never compute at the same time, so simulator actors may share the
 processors of the training actor: ``resources.cpus_per_simulator`` is what Ray is told to reserve for each.
+
+An actor that dies (killed, out of memory, its node lost) is started again by Ray, and does again what it was at: a
+simulator its block, the stage actor the whole stage. Both give what they would have given, see `worldloop.loop`.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from worldloop.runtime.inline import SIMULATOR_DIED
 from worldloop.runtime.progress import Display, RemoteDisplay, replay
 from worldloop.types import WorldloopError
 
 POLL_INTERVAL_S = 0.5
+MAX_RESTARTS = 100  # of one actor within a run
 
 
 class _SimulatorActor:
@@ -30,9 +35,13 @@ class _ActorExecutor:
         self._actors = actors
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        from ray.exceptions import RayActorError
         from ray.util import ActorPool
 
-        yield from ActorPool(self._actors).map(lambda actor, item: actor.execute.remote(function, item), list(items))
+        try:
+            yield from ActorPool(self._actors).map(lambda actor, item: actor.execute.remote(function, item), [*items])
+        except RayActorError as error:
+            raise WorldloopError(SIMULATOR_DIED) from error
 
 
 class _StageActor:
@@ -63,6 +72,7 @@ class RayRuntime:
         cpus_per_simulator: float,
         trainer_cpus: float,
         trainer_gpus: float,
+        max_retries: int,
         display: Display,
     ) -> None:
         import ray
@@ -73,31 +83,39 @@ class RayRuntime:
         self._owns_cluster = not address and not ray.is_initialized()
         if not ray.is_initialized():
             _connect(ray, address)
-        self._require({"CPU": max(trainer_cpus, cpus_per_simulator), "GPU": trainer_gpus})
-        simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator)
-        self._simulators: list[Any] = [simulator.remote() for _ in range(max(1, num_simulators))]
-        stage = ray.remote(_StageActor).options(num_cpus=trainer_cpus, num_gpus=trainer_gpus, max_concurrency=2)
+        count = max(1, num_simulators)
+        simulators = [{"CPU": cpus_per_simulator}] * count
+        self._require([{"CPU": trainer_cpus, "GPU": trainer_gpus}, *simulators])
+        restarts: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": max_retries}
+        simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
+        self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
+        stage = ray.remote(_StageActor).options(
+            num_cpus=trainer_cpus, num_gpus=trainer_gpus, max_concurrency=2, **restarts
+        )
         self._stage: Any = stage.remote(self._simulators)
 
-    def _require(self, wanted: dict[str, float]) -> None:
-        have = self._ray.cluster_resources()
-        for name, amount in wanted.items():
-            if amount > have.get(name, 0):
-                self.close()
-                raise WorldloopError(
-                    f"the config asks Ray for {amount:g} {name} for one actor, the cluster has {have.get(name, 0):g}: "
-                    "lower resources.* or join a larger cluster"
-                )
+    def _require(self, actors: list[dict[str, float]]) -> None:
+        """Raise where the cluster could never hold all ``actors`` at once: Ray would wait forever."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        missing = find_missing(actors, nodes)
+        if missing:
+            self.close()
+            raise WorldloopError(f"the config asks Ray for {missing}: lower resources.* or join a larger cluster")
 
     def run_stage(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(*arguments, executor, display)`` in the stage actor; its progress is shown here."""
         ray = self._ray
         result = self._stage.run.remote(function, arguments)
         done: list[Any] = []
-        while not done:
-            done, _ = ray.wait([result], timeout=POLL_INTERVAL_S)
-            replay(ray.get(self._stage.drain.remote()), self.display)
-        value = ray.get(result)
+        try:
+            while not done:
+                done, _ = ray.wait([result], timeout=POLL_INTERVAL_S)
+                replay(ray.get(self._stage.drain.remote()), self.display)
+            value = ray.get(result)
+        except ray.exceptions.RayActorError as error:
+            raise WorldloopError(
+                "the stage's process died again and again (killed, or out of memory); run again: it resumes"
+            ) from error
         if isinstance(value, WorldloopError):
             raise value
         return value
@@ -121,3 +139,16 @@ def _connect(ray: Any, address: str) -> None:
         raise WorldloopError(
             f"cannot reach Ray{' at ' + address if address else ''}: {reason}; start a cluster, or use runtime=inline"
         ) from error
+
+
+def find_missing(actors: list[dict[str, float]], nodes: list[dict[str, float]]) -> str:
+    """What ``nodes`` lack to hold all ``actors``, "" if nothing: the largest actor on one node, and all together."""
+    for name in ("CPU", "GPU"):
+        largest = max(actor.get(name, 0) for actor in actors)
+        total = sum(actor.get(name, 0) for actor in actors)
+        have = [node.get(name, 0) for node in nodes]
+        if largest > max(have, default=0):
+            return f"{largest:g} {name} for one actor, the largest node has {max(have, default=0):g}"
+        if total > sum(have):
+            return f"{total:g} {name} for all actors together, the cluster has {sum(have):g}"
+    return ""

@@ -1,0 +1,98 @@
+"""Actors of a local Ray cluster: they die in the middle of their work, and the work is done all the same."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldloop.runtime.progress import TerminalDisplay
+from worldloop.runtime.ray import RayRuntime, find_missing
+from worldloop.types import WorldloopError
+
+
+def test_what_a_cluster_lacks() -> None:
+    two_nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]
+    assert find_missing([{"CPU": 6.0}, {"CPU": 2.0}], two_nodes) == ""
+    assert find_missing([{"CPU": 9.0}], two_nodes) == "9 CPU for one actor, the largest node has 8"
+    assert find_missing([{"CPU": 4.0}] * 4, two_nodes) == "16 CPU for all actors together, the cluster has 12"
+    assert find_missing([{"CPU": 1.0, "GPU": 2.0}], two_nodes) == "2 GPU for one actor, the largest node has 1"
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[RayRuntime]:
+    address = os.environ.pop("RAY_ADDRESS", None)
+    runtime = RayRuntime(
+        address="",
+        num_simulators=2,
+        cpus_per_simulator=0.0,
+        trainer_cpus=1.0,
+        trainer_gpus=0.0,
+        max_retries=2,
+        display=TerminalDisplay(),
+    )
+    yield runtime
+    runtime.close()
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+
+
+def make_stage(folder: Path, times: int, kills_stage: bool) -> Any:
+    """A stage that squares numbers on simulators; the simulator of number 2, or the stage, dies ``times`` times.
+
+    Nested functions, because those travel to the actors by value.
+    """
+
+    def die() -> None:
+        died = len(list(folder.iterdir()))
+        if died < times:
+            (folder / str(died)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def square(number: int) -> int:
+        if number == 2 and not kills_stage:
+            die()
+        return number**2
+
+    def stage(executor: Any, display: Any) -> list[int]:
+        results = list(executor.map(square, range(6)))
+        if kills_stage:
+            die()
+        return results
+
+    return stage
+
+
+@pytest.mark.parametrize("kills_stage", [False, True])
+def test_the_work_of_an_actor_that_died_is_done_again(runtime: RayRuntime, tmp_path: Path, kills_stage: bool) -> None:
+    assert runtime.run_stage(make_stage(tmp_path, 2, kills_stage)) == [0, 1, 4, 9, 16, 25]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("kills_stage", "message"), [(False, "simulator's process died"), (True, "stage's process died")]
+)
+def test_work_that_always_kills_its_actor_is_one_clear_error(
+    runtime: RayRuntime, tmp_path: Path, kills_stage: bool, message: str
+) -> None:
+    with pytest.raises(WorldloopError, match=message):
+        runtime.run_stage(make_stage(tmp_path, 100, kills_stage))
+    assert len(list(tmp_path.iterdir())) == 3
+    after = tmp_path / "after"
+    after.mkdir()
+    assert runtime.run_stage(make_stage(after, 0, kills_stage)) == [0, 1, 4, 9, 16, 25]  # the actors live on
+
+
+def test_a_cluster_that_is_too_small_says_so_at_once(runtime: RayRuntime) -> None:
+    with pytest.raises(WorldloopError, match="CPU for all actors together, the cluster has"):
+        RayRuntime(
+            address="",
+            num_simulators=1000,
+            cpus_per_simulator=1.0,
+            trainer_cpus=1.0,
+            trainer_gpus=0.0,
+            max_retries=2,
+            display=TerminalDisplay(),
+        )
