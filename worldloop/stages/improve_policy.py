@@ -4,10 +4,10 @@ Each group starts from one real state (an episode's first frame, or one in the m
 the world model's noise among its members and differs only in the policy's samples. The return of a row is 1 if it was
 declared a success, else the highest calibrated success probability it reached.
 
-After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL. Departures: the policy continues from the promoted one
-(``restart_from``), rewards are calibrated on imagined frames and not cut at a hand-set threshold, a share of the groups
-starts in the middle of real episodes (keyframe starts), rollouts end after ``imagination_horizon`` chunks, and a critic
-may value where they were cut off (``num_critic_steps``).
+After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL. Departures: the policy continues from the promoted one, or
+from one that imitates every success in SANS (``restart_from``), rewards are calibrated on imagined frames and not cut
+at a hand-set threshold, a share of the groups starts in the middle of real episodes (keyframe starts), rollouts end
+after ``imagination_horizon`` chunks, and a critic may value where they were cut off (``num_critic_steps``).
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ from worldloop.stages.state import LoopState
 from worldloop.types import ActionChunk, Observation
 
 METHODS = ("grpo", "imitate_successes")
+STARTS = ("policy", "clone", "successes")
 
 
 @dataclass(frozen=True)
 class ImprovePolicyConfig:
     method: str = "grpo"  # grpo | imitate_successes (control: clone every success in SANS, no world model)
-    restart_from: str = "policy"  # policy (the last promoted one) | clone (iteration 0's, as in the paper)
+    restart_from: str = "policy"  # policy (last promoted) | clone (iteration 0's, as in the paper) | successes
     num_updates: int = 30  # rounds of imagined rollouts
     groups_per_update: int = 24  # real start states per round
     group_size: int = 8  # imagined rollouts per start state
@@ -66,14 +67,14 @@ class ImprovePolicyConfig:
     uncertainty_penalty: float = 0.0  # off a row's return per dB its worst frame is expected below what can be trusted
     truncates_uncertain: bool = False  # end a rollout, unsuccessful, at its first frame below what can be trusted
     num_candidates: int = 3  # checkpoints, evenly spaced over the updates, among which promotion chooses
-    num_imitation_steps: int = 900  # optimizer steps of imitate_successes, which has more episodes than the clone had
+    num_imitation_steps: int = 900  # optimizer steps of imitating successes, which are more episodes than the clone had
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"improve_policy.method {self.method!r} is not one of {', '.join(METHODS)}")
-        if self.restart_from not in ("policy", "clone"):
-            raise ValueError(f"improve_policy.restart_from {self.restart_from!r} is not one of policy, clone")
+        if self.restart_from not in STARTS:
+            raise ValueError(f"improve_policy.restart_from {self.restart_from!r} is not one of {', '.join(STARTS)}")
         counts = ("num_updates", "groups_per_update", "num_epochs", "minibatch_size", "imagination_horizon")
         for name in (*counts, "num_imitation_steps"):
             if getattr(self, name) < 1:
@@ -99,19 +100,25 @@ class ImprovePolicyConfig:
 def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig, context: Context) -> LoopState:
     """Make ``state.candidates`` in the world model (grpo), or one from all successes (imitate_successes).
 
-    A world model that its check distrusts makes none.
+    A world model that its check distrusts makes none. Where GRPO starts from a policy that imitates every success in
+    SANS (``restart_from: successes``), that is a candidate too.
     """
     path = f"checkpoints/iteration_{state.iteration:03d}/policy"
+    start = state.clone if config.restart_from == "clone" else state.policy
+    imitated: tuple[str, ...] = ()
+    if config.method == "imitate_successes" or config.restart_from == "successes":
+        start = path if config.method == "imitate_successes" else f"{path}_of_successes"
+        imitate(state, replace(clone, num_steps=config.num_imitation_steps), context, EVERY_SUCCESS, start)
+        imitated = (start,)
     if config.method == "imitate_successes":
-        imitate(state, replace(clone, num_steps=config.num_imitation_steps), context, EVERY_SUCCESS, path)
-        return replace(state, candidates=(path,))
+        return replace(state, candidates=imitated)
     if state.distrust:
-        context.log(f"policy left as it is: {state.distrust}")
-        return replace(state, candidates=()).record(improvement_skipped=state.distrust)
-    improvement = _Improvement(state, config, context)
+        context.log(f"no policy is improved: {state.distrust}")
+        return replace(state, candidates=imitated).record(improvement_skipped=state.distrust)
+    improvement = _Improvement(state, config, start, context)
     candidates, figures = improvement.train(path)
     context.log(f"imagined success {figures['first']:.3f} -> {figures['last']:.3f} over {config.num_updates} updates")
-    return replace(state, candidates=candidates).record(
+    return replace(state, candidates=(*imitated, *candidates)).record(
         imagined_success_in_training={"first_update": figures["first"], "last_update": figures["last"]},
         imagined_frames=int(figures["frames"]),
         **improvement.critic_figures,
@@ -121,9 +128,8 @@ def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig,
 class _Improvement:
     """The models, start states and optimizer of one stage."""
 
-    def __init__(self, state: LoopState, config: ImprovePolicyConfig, context: Context) -> None:
+    def __init__(self, state: LoopState, config: ImprovePolicyConfig, start: str, context: Context) -> None:
         self.config, self.context, self.iteration = config, context, state.iteration
-        start = state.clone if config.restart_from == "clone" else state.policy
         self.policy = context.load_policy(start).to(context.device)
         self.reference = context.load_policy(start).to(context.device).eval()
         for model in (self.policy, self.reference):
