@@ -8,8 +8,10 @@ per training seed, all from the same iteration 0 (same demonstrations, clone and
 (a) loop     the closed loop as configured
 (b) shuffled rewards permuted over all imagined rows, gate off: same compute, no information in the reward
 (c) imitate  behaviour cloning on every success in SANS, scripted and collected, at the same number of real episodes
+(d) both     the loop, where GRPO starts from such a clone of every success instead of the last promoted policy
 
 Arms are forked from (a) where they first differ, so nothing is computed twice. Interrupted, the same command goes on.
+An arm that branches off at the first improvement may also be added to a loop that has ended.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from worldloop.config import LoopConfig, load_config, to_yaml
 from worldloop.loop import run_loop
+from worldloop.runtime.card import read_card
 from worldloop.runtime.run_directory import RunDirectory
+from worldloop.stages.state import LoopState
 from worldloop.statistics import Rate, bootstrap_interval, paired_gain
 
 HERE = Path(__file__).resolve().parent
@@ -47,8 +53,13 @@ ARMS = {
     "loop": [],
     "shuffled": ["improve_policy.shuffle_rewards=true", "promote_policy.gate=false"],
     "imitate": ["improve_policy.method=imitate_successes"],
+    "both": ["improve_policy.restart_from=successes"],
 }
-FORK_AT = {"shuffled": (1, "improve_policy"), "imitate": (1, "fit_world_model")}
+FORK_AT = {"shuffled": (1, "improve_policy"), "imitate": (1, "fit_world_model"), "both": (1, "improve_policy")}
+CHECKED = (  # what iteration 1's record holds when its check has ended
+    "iteration", "env_steps", "num_fits", "reward_alignment", "world_model_check", "psnr_db", "ssim", "lpips",
+    "lpips_reason",
+)  # fmt: skip
 
 
 def configure(arm: str, seed: int, settings: str, overrides: list[str]) -> LoopConfig:
@@ -66,11 +77,48 @@ def fork(source: RunDirectory, arm: str, seed: int, settings: str, overrides: li
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source.path, partial, ignore=shutil.ignore_patterns(".lock"))
     (partial / "config.yaml").write_text(to_yaml(config))
-    if arm == "imitate":
-        state = source.read_state()
-        state = type(state).from_dict({**state.to_dict(), "next_stage": "improve_policy"})
-        RunDirectory(partial).write_state(state)
+    state = source.read_state()
+    if not state.next_stage:
+        rewind(RunDirectory(partial))
+    elif arm == "imitate":
+        RunDirectory(partial).write_state(replace(state, next_stage="improve_policy"))
     partial.rename(target)
+
+
+def rewind(directory: RunDirectory) -> None:
+    """Put a loop that has ended back to where iteration 1's improvement began."""
+    state = directory.read_state()
+    first, second = state.records[:2]
+    fits = second["num_fits"]
+    world_model = "checkpoints/iteration_001/world_model" + (f"_{fits}" if fits > 1 else "")
+    for version in sorted((directory.path / "sans/versions").glob("v*.json"))[2:]:
+        version.unlink()  # the store drops the shards that no version knows
+    for left in (directory.path / "checkpoints").glob("iteration_00[12]/*"):
+        if left != directory.path / world_model:
+            shutil.rmtree(left)
+    directory.write_state(
+        LoopState(
+            iteration=1,
+            next_stage="improve_policy",
+            dataset="v001",
+            clone=state.clone,
+            policy=state.clone,
+            world_model=world_model,
+            teacher=world_model,
+            world_model_steps=count_steps(directory, fits),
+            num_fits=fits,
+            calibration=vars(read_card(directory.path / world_model).calibration),
+            evaluation_success=state.evaluation_success[:1],
+            env_steps=first["env_steps"],
+            records=(first, {k: second[k] for k in CHECKED if k in second} | {"env_steps": first["env_steps"]}),
+        )
+    )
+
+
+def count_steps(directory: RunDirectory, fits: int) -> int:
+    """Optimizer steps of iteration 1's fits."""
+    config = OmegaConf.create(directory.read_config()).fit_world_model
+    return int(config.num_steps + (fits - 1) * config.num_refit_steps)
 
 
 def run_seed(seed: int, arms: list[str], settings: str, overrides: list[str]) -> None:
@@ -83,6 +131,8 @@ def run_seed(seed: int, arms: list[str], settings: str, overrides: list[str]) ->
         run_loop(config, state.next_stage)
     for arm in arms:
         if arm != "loop":
+            if FORK_AT[arm] == (1, "improve_policy"):
+                fork(directory, arm, seed, settings, overrides)
             run_loop(configure(arm, seed, settings, overrides))
 
 
@@ -177,7 +227,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    colours = {"loop": "tab:blue", "shuffled": "tab:gray", "imitate": "tab:orange"}
+    colours = {"loop": "tab:blue", "shuffled": "tab:gray", "imitate": "tab:orange", "both": "tab:green"}
     for number, (arm, values) in enumerate(result["arms"].items()):
         for run in values["runs"]:
             rate = [s["rate"] for s in run["success"]]
