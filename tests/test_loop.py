@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from worldloop.cli import format_report
+from worldloop.cli_report import format_report
 from worldloop.config import load_config
 from worldloop.loop import list_stages, run_loop
 from worldloop.types import WorldloopError
@@ -219,7 +219,7 @@ def test_no_policy_is_improved_in_a_model_that_is_not_good_enough(tmp_path: Path
     assert "below check_world_model.required_auc 1.0" in entry["improvement_skipped"]
     assert entry["promoted"] is False
     assert state.policy == state.clone
-    assert "policy left as it is: AUC" in format_report(directory.path)
+    assert "no policy improved in it: AUC" in format_report(directory.path)
 
 
 def test_the_control_that_imitates_needs_no_world_model(tmp_path: Path) -> None:

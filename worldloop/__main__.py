@@ -12,6 +12,7 @@ STAGE_NAMES = (
     "seed_dataset",
     "clone_policy",
     "fit_world_model",
+    "distil_world_model",
     "check_world_model",
     "improve_policy",
     "promote_policy",
@@ -43,6 +44,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the results of a run")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+
+    status = commands.add_parser("status", help="what a run is doing, also one that runs elsewhere")
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+
+    compare = commands.add_parser("compare", help="two runs: success on the same states, cost, what they differ in")
+    compare.add_argument("run_a", type=Path, metavar="RUN_A")
+    compare.add_argument("run_b", type=Path, metavar="RUN_B")
 
     sans = commands.add_parser("sans", help="look at a run's dataset")
     actions = sans.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)

@@ -18,8 +18,16 @@ def execute(options: argparse.Namespace) -> int:
             return _run(options.config, options.overrides)
         case "stage":
             return _run(options.config, options.overrides, only_stage=options.name)
-        case "report":
-            print(format_report(options.run_dir))
+        case "report" | "status" | "compare":
+            from worldloop.cli_report import format_comparison, format_report, format_status
+
+            match options.command:
+                case "report":
+                    print(format_report(options.run_dir))
+                case "status":
+                    print(format_status(options.run_dir))
+                case _:
+                    print(format_comparison(options.run_a, options.run_b))
             return 0
         case "sans":
             return _sans(options)
@@ -40,6 +48,7 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
         raise WorldloopError(f"unknown stage {only_stage!r}; stages: {', '.join(STAGE_NAMES)}")
     # Set before torch is imported: thread pools are sized when it is.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    from worldloop.cli_report import format_report
     from worldloop.config import load_config
     from worldloop.loop import run_loop
     from worldloop.runtime.progress import remember_interrupt
@@ -55,64 +64,6 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
         directory = run_loop(config, only_stage)
     print(format_report(directory.path))
     return 0
-
-
-def format_report(run_dir: Path) -> str:
-    """Success per iteration with intervals, world-model figures, and where the time went."""
-    from worldloop.runtime.run_directory import RunDirectory
-
-    directory = RunDirectory(run_dir)
-    results = directory.read_results()
-    lines = [f"{run_dir}", "", "iteration  simulated success, 95 %      gain over clone       imagined  promoted"]
-    for entry in results["iterations"]:
-        success, gain, imagined = entry["simulated_success"], entry["paired_gain"], entry["imagined_success"]
-        cells = [
-            f"{entry['iteration']:>9}",
-            "  " + (_interval(success, "rate") if success else "-").ljust(19),
-            (f"{success['k']}/{success['n']}" if success else "").ljust(9),
-            (_interval(gain, "gain", signed=True) if gain and entry["iteration"] else "-").ljust(22),
-            (f"{imagined['rate']:.3f}" if imagined else "-").ljust(9),
-            {True: "yes", False: "no", None: "-"}[entry["promoted"]],
-        ]
-        lines.append(" ".join(cells).rstrip())
-    lines += ["", *_alignment_lines(results), *_timing_lines(directory.read_timings())]
-    lines.append(f"dashboards: tensorboard --logdir {run_dir / 'tensorboard'}")
-    return "\n".join(lines)
-
-
-def _interval(figures: dict[str, float], name: str, signed: bool = False) -> str:
-    style = "+.3f" if signed else ".3f"
-    return f"{figures[name]:{style}} ({figures['low']:{style}}, {figures['high']:{style}})"
-
-
-def _alignment_lines(results: dict[str, Any]) -> list[str]:
-    lines = []
-    for entry in results["iterations"]:
-        for source, figures in (entry["reward_alignment"] or {}).items():
-            if isinstance(figures, dict) and figures["auc"]:
-                auc, accuracy = figures["auc"], figures["balanced_accuracy"]
-                lines.append(
-                    f"world model {entry['iteration']}, {source:<9} AUC {_interval(auc, 'value')}"
-                    f" bal. acc. {accuracy['value']:.3f}, n {figures['n']}"
-                )
-        if entry.get("improvement_skipped"):
-            lines.append(f"world model {entry['iteration']}, policy left as it is: {entry['improvement_skipped']}")
-        if entry["psnr_db"] is not None:
-            lines.append(f"world model {entry['iteration']}, PSNR {entry['psnr_db']:.1f} dB, SSIM {entry['ssim']:.3f}")
-    return [*lines, ""] if lines else []
-
-
-def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
-    if not timings:
-        return []
-    total = sum(t["seconds"] for t in timings)
-    by_stage: dict[str, float] = {}
-    for entry in timings:
-        by_stage[entry["stage"]] = by_stage.get(entry["stage"], 0.0) + entry["seconds"]
-    peak = max(t["peak_memory_mib"] for t in timings)
-    lines = [f"{total / 60:.1f} min in stages, peak {peak / 1024:.1f} GiB in the stages' process:"]
-    lines += [f"  {stage:<18} {seconds:8.1f} s" for stage, seconds in by_stage.items()]
-    return [*lines, ""]
 
 
 def _sans(options: argparse.Namespace) -> int:

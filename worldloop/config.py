@@ -230,15 +230,20 @@ def to_yaml(config: LoopConfig) -> str:
 _FREE_KEYS = ("runtime", "resources", "run_root", "run_name")
 
 
-def find_differences(stored: str, config: LoopConfig) -> list[str]:
-    """Keys whose values differ between a stored YAML and ``config``, of those that results depend on."""
+def find_differences(stored: str, other: str) -> list[str]:
+    """Keys whose values differ between two stored YAMLs, of those that results depend on, as ``key (old -> new)``.
+
+    A key that an earlier worldloop did not have counts as its default, which is what that did.
+    """
 
     def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(node, dict):
             return {k: v for key, child in node.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
         return {prefix.rstrip("."): node}
 
-    old = flatten(OmegaConf.to_container(OmegaConf.create(stored)))
-    new = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(config))))
+    defaults, old, new = (
+        flatten(OmegaConf.to_container(OmegaConf.create(yaml))) for yaml in (to_yaml(LoopConfig()), stored, other)
+    )
+    old, new = defaults | old, defaults | new
     keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
     return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]

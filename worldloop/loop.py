@@ -13,6 +13,7 @@ from worldloop.config import LoopConfig, find_differences, to_yaml
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import Display, TerminalDisplay
 from worldloop.runtime.run_directory import RunDirectory
+from worldloop.runtime.status import StatusDisplay
 from worldloop.runtime.tensorboard import write_iteration
 from worldloop.session import Executor, Session
 from worldloop.stages import (
@@ -132,7 +133,7 @@ def open_run(config: LoopConfig) -> RunDirectory:
     if not directory.exists:
         directory.create(to_yaml(config))
         return directory
-    differences = find_differences(directory.read_config(), config)
+    differences = find_differences(directory.read_config(), to_yaml(config))
     if differences:
         directory.unlock()
         shown = ", ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
@@ -145,8 +146,9 @@ def open_run(config: LoopConfig) -> RunDirectory:
 def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     """Run what is left of the loop, or only its next stage, which must then be ``only_stage``."""
     directory = open_run(config)
-    display = TerminalDisplay()
+    display = StatusDisplay(TerminalDisplay(), directory.path)
     runtime = None
+    outcome = "failed"
     try:
         state = directory.read_state()
         if not state.dataset:
@@ -161,7 +163,15 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
             state = _run_next(config, state, directory, runtime, display)
             if only_stage:
                 break
+        outcome = "stopped" if state.next_stage else "ended"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        raise
+    except WorldloopError as error:
+        outcome = f"failed: {error}"
+        raise
     finally:
+        display.end(outcome)
         if runtime is not None:
             runtime.close()
         directory.unlock()
@@ -169,12 +179,12 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
 
 
 def _run_next(
-    config: LoopConfig, state: LoopState, directory: RunDirectory, runtime: Any, display: Display
+    config: LoopConfig, state: LoopState, directory: RunDirectory, runtime: Any, display: StatusDisplay
 ) -> LoopState:
     began = time.monotonic()
     name, iteration = state.next_stage, state.iteration
     stages = list_stages(config, iteration)
-    display.log(f"iteration {iteration}/{config.num_iterations}, stage {stages.index(name) + 1}/{len(stages)}: {name}")
+    display.begin(iteration, config.num_iterations, name, stages.index(name) + 1, len(stages))
     new_state, peak_memory_mib = runtime.run_stage(run_stage, state, config, str(directory.path))
     new_state = advance(config, new_state)
     directory.add_timing(iteration, name, time.monotonic() - began, peak_memory_mib)

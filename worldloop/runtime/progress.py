@@ -50,7 +50,7 @@ def _format(figures: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
-def _minutes(seconds: float) -> str:
+def format_minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
@@ -90,7 +90,7 @@ class TerminalDisplay:
             remaining = (self._total - self._count) / rate
             self.log(
                 f"  {self._label} {self._count}/{self._total} {self._unit}s, {rate:.2g}/s, "
-                f"{_minutes(remaining)} left {_format(figures)}"
+                f"{format_minutes(remaining)} left {_format(figures)}"
             )
 
     def close(self) -> None:

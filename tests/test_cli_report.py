@@ -1,0 +1,101 @@
+"""What `worldloop status` and `worldloop compare` print."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from worldloop.__main__ import main
+from worldloop.cli_report import format_comparison, format_status
+from worldloop.config import load_config, to_yaml
+from worldloop.runtime.run_directory import RunDirectory
+from worldloop.types import WorldloopError
+
+DEBUG = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
+
+
+def test_a_run_that_has_ended_says_so(debug_run: Path) -> None:
+    assert format_status(debug_run).startswith(f"{debug_run}: ended, 0:")
+    assert (debug_run / "logs/iteration_001_evaluate_policy.jsonl").is_file()
+
+
+def running(tmp_path: Path, pid: int, **changes: object) -> Path:
+    now = time.time()
+    status = {
+        "schema_version": 1, "state": "running", "pid": pid, "host": socket.gethostname(), "iteration": 1,
+        "num_iterations": 2, "stage": "improve_policy", "stage_number": 3, "num_stages": 6, "stage_began": now - 130,
+        "updated": now - 5, "progress": {"unit": "update", "count": 7, "total": 28, "began": now - 70, "figures":
+        {"imagined_success": 0.5}},
+    }  # fmt: skip
+    (tmp_path / "status.json").write_text(json.dumps(status | changes))
+    return tmp_path
+
+
+def test_a_run_that_is_running_shows_where_it_is(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        directory = RunDirectory(running(tmp_path, process.pid))
+        for stage, seconds in (("improve_policy", 190.0), ("promote_policy", 60.0)):
+            directory.add_timing(0, stage, seconds, 1.0)
+        lines = format_status(tmp_path).splitlines()
+        process.communicate(b"\n")
+    assert lines[0] == f"{tmp_path}: running, process {process.pid} on {socket.gethostname()}"
+    assert lines[1] == "iteration 1/2, stage 3/6: improve_policy, for 2:10"
+    assert lines[2] == "  [#####---------------] 7/28 updates, 0.1/s, 3:30 left, imagined_success 0.500"
+    assert lines[3] in (f"about {t} to the end of this iteration, as long as in the last one" for t in ("2:00", "1:59"))
+    assert max(map(len, lines[1:])) <= 80
+    assert "its process is gone, last seen 0:05 ago" in format_status(tmp_path)
+
+
+def test_a_run_elsewhere_may_have_died(tmp_path: Path) -> None:
+    directory = running(tmp_path, 1, host="node-7", updated=time.time() - 600)
+    assert "running, process 1 on node-7, no sign of life for 10:0" in format_status(directory)
+
+
+def test_two_runs_are_compared_on_the_same_states(debug_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(debug_run, other)
+    directory = RunDirectory(other)
+    state = directory.read_state()
+    better = (state.evaluation_success[0], (True,) * len(state.evaluation_success[1]))
+    values = {**state.to_dict(), "evaluation_success": better}
+    directory.write_state(type(state).from_dict(values))
+    config = load_config(
+        DEBUG, ["runtime=inline", "num_iterations=1", "clone_policy.num_steps=7", "run_root=elsewhere"]
+    )
+    (other / "config.yaml").write_text(to_yaml(config))
+    text = format_comparison(debug_run, other)
+    rate = sum(state.evaluation_success[1]) / len(better[1])
+    assert "success on the same 40 states" in text
+    assert "+0.000 (+0.000, +0.000)  p 1.000" in text.splitlines()[4]
+    assert f"  iteration 1  {rate:.3f} 1.000  {1 - rate:+.3f} (" in text
+    assert "clone_policy.num_steps (100 -> 7)" in text
+    assert "run_root" not in text
+    assert max(map(len, text.splitlines()[2:])) <= 80
+    assert format_comparison(debug_run, debug_run).endswith("the same settings")
+
+
+def test_runs_on_other_states_are_not_compared(debug_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(debug_run, other)
+    directory = RunDirectory(other)
+    states = directory.read_initial_states("evaluation")
+    assert states is not None
+    directory.write_initial_states(states.select(range(1, len(states))))
+    with pytest.raises(WorldloopError, match="were evaluated on different states"):
+        format_comparison(debug_run, other)
+
+
+@pytest.mark.parametrize("command", [["status", "."], ["compare", ".", "."]])
+def test_no_run_is_one_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("worldloop: . has no ")
+    assert error.count("\n") == 1
