@@ -42,8 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
     stage.add_argument("config", type=Path)
     stage.add_argument("overrides", nargs="*", metavar="key=value")
 
-    report = commands.add_parser("report", help="print the results of a run")
+    report = commands.add_parser("report", help="the results of a run: a table, or one HTML file with plots and videos")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page instead")
 
     status = commands.add_parser("status", help="what a run is doing, also one that runs elsewhere")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")

@@ -22,6 +22,11 @@ def execute(options: argparse.Namespace) -> int:
             from worldloop.cli_report import format_comparison, format_report, format_status
 
             match options.command:
+                case "report" if options.html:
+                    from worldloop.cli_html import write_html_report
+
+                    write_html_report(options.run_dir, options.html)
+                    print(f"report written to {options.html}")
                 case "report":
                     print(format_report(options.run_dir))
                 case "status":
