@@ -43,3 +43,13 @@ def test_seeds_are_stable_and_distinct() -> None:
     assert derive_seed("a", 1) == 6962120981034877120  # stored runs depend on this value
     assert derive_seed("a", 11) != derive_seed("a1", 1)
     assert len({derive_seed(0, i) for i in range(1000)}) == 1000
+
+
+def test_a_level_is_drawn_along_the_top() -> None:
+    frames = torch.full((3, 32, 8, 3), 9, dtype=torch.uint8)
+    drawn = images.draw_level(frames, torch.tensor([0.0, 0.5, 1.7]), (10, 20, 30))
+    assert (drawn[:, 2:] == 9).all()
+    assert (frames == 9).all()
+    lit = (drawn[:, :2] == torch.tensor([10, 20, 30])).all(-1)
+    assert lit.sum(2).tolist() == [[0, 0], [4, 4], [8, 8]]
+    assert (drawn[1, :2, 4:] == 0).all()

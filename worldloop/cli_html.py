@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.store import SansStore
 from worldloop.types import OUTCOMES
 
-MAX_VIDEOS = 8
-_TAG = re.compile(r"check_world_model/(scripted|on_policy|recorded)_(success|near_success|failure)_(\d+)")
 COLOURS = {"success": "#2a9d5c", "near_success": "#e0a526", "failure": "#b9483f"}
 LINES = {"on_policy": "#1f6fb2", "scripted": "#8c9aa8", "recorded": "#1f6fb2"}
 
@@ -33,7 +30,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
     state, timings = directory.read_state(), directory.read_timings()
     store = SansStore(run_dir / "sans")
     counts = count_episodes(store, state.dataset)
-    videos, no_videos = find_videos(run_dir / "tensorboard")
+    videos, no_videos = find_videos(run_dir / "tensorboard", records)
     config_yaml = directory.read_config()
     config: Any = OmegaConf.create(config_yaml)
     environment = run_dir / "environment.json"
@@ -181,27 +178,27 @@ def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
     return counts
 
 
-def find_videos(log_dir: Path) -> tuple[list[dict[str, str]], str]:
+def find_videos(log_dir: Path, records: list[dict[str, Any]]) -> tuple[list[dict[str, str]], str]:
     """GIFs of the last check, as ``{data (base64), caption}``, and why there are none."""
-    folder = log_dir / "check_world_model"
-    if not folder.is_dir():
+    checked = [r for r in records if _sources(r)]
+    if not checked:
         return [], "no world model has been checked yet"
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
         return [], "tensorboard is not installed (pip install 'worldloop[dashboard]')"
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events = EventAccumulator(str(log_dir / "check_world_model"), size_guidance={"images": 0})
     events.Reload()
-    found = [(event, tag) for tag in events.Tags()["images"] for event in events.Images(tag)]
-    last = max((event.step for event, _ in found), default=0)
+    tags = set(events.Tags()["images"])
     videos = []
-    for event, tag in found:
-        if event.step == last:
-            source, outcome, number = _TAG.fullmatch(tag).groups()  # type: ignore[union-attr]
-            caption = f"{source}: simulated {outcome} (episode {int(number)})".replace("_", "-")
-            videos.append({"data": base64.b64encode(event.encoded_image_string).decode(), "caption": caption})
-    videos.sort(key=lambda video: not video["caption"].startswith("on-policy"))
-    return videos[:MAX_VIDEOS], "check_world_model.num_videos is 0"
+    for source, _ in reversed(_sources(checked[-1])):
+        for video in checked[-1]["world_model_check"][source].get("videos", []):
+            tag = f"check_world_model/{source}_{video['name']}"
+            shown = [e for e in (events.Images(tag) if tag in tags else []) if e.step == checked[-1]["iteration"]]
+            caption = f"{source}, {video['name'].split('_')[0]}: simulated {video['outcome']}, ".replace("_", "-")
+            caption += f"imagined success {video['imagined_success']:.2f} (episode {video['episode']})"
+            videos += [{"data": base64.b64encode(e.encoded_image_string).decode(), "caption": caption} for e in shown]
+    return videos, "none were kept (check_world_model.num_videos)"
 
 
 def draw(chart: Callable[[Any, Any], bool], data: Any) -> str:

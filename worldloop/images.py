@@ -34,3 +34,12 @@ def resize(images: Tensor, size: int) -> Tensor:
         images.movedim(-1, 1).float(), (size, size), mode="bilinear", antialias=True, align_corners=False
     )
     return scaled.round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
+
+
+def draw_level(frames: Tensor, level: Tensor, colour: tuple[int, int, int]) -> Tensor:
+    """u8 [F, h, w, 3] with a bar along the top, on black, as long as ``level`` f32 [F] in [0, 1] says."""
+    drawn = frames.clone()
+    height, width = max(2, frames.shape[1] // 16), frames.shape[2]
+    filled = torch.arange(width) < (level.clamp(0, 1) * width).round()[:, None]
+    drawn[:, :height] = torch.where(filled[:, None, :, None], torch.tensor(colour, dtype=torch.uint8), 0).to(drawn)
+    return drawn

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from worldloop.config import load_config
+from worldloop.imagination import Calibration
 from worldloop.loop import advance, list_stages
 from worldloop.metrics.video import compute_psnr
 from worldloop.open_loop import Branches
 from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
 from worldloop.stages.calibration import calibrate, find_distrust, is_calibrated_on
-from worldloop.stages.check_world_model import align
+from worldloop.stages.check_world_model import align, choose_videos
 from worldloop.stages.evaluate_policy import compare_outcomes
 from worldloop.stages.held_out import OpenLoop
 from worldloop.stages.improve_policy import compute_returns
@@ -278,3 +279,20 @@ def test_imagined_and_simulated_outcomes_of_the_same_states() -> None:
     assert never["imagined_success_precision"] is None
     assert never["imagined_success_precision_reason"] == "no such success"
     assert never["imagined_success_recall"]["rate"] == 0
+
+
+def test_the_worst_judged_episodes_are_shown_and_some_of_the_best() -> None:
+    """Wrong by .1, .9, .3, .7, .02 and .05, in this order; the last is a failure."""
+    probability = np.array([0.9, 0.1, 0.7, 0.7, 0.98, 0.05])
+    success = [True, True, True, False, True, False]
+    logit = np.log(probability / (1 - probability)).tolist()
+    shown = choose_videos(_open_loop(logit, success), Calibration(), 4)
+    assert [(v["name"], v["episode"], v["outcome"]) for v in shown] == [
+        ("worst_1", 1, "success"),
+        ("worst_2", 3, "failure"),
+        ("best_1", 4, "success"),
+        ("best_2", 5, "failure"),
+    ]
+    assert [v["imagined_success"] for v in shown] == [0.1, 0.7, 0.98, 0.05]
+    assert choose_videos(_open_loop(logit, success), Calibration(), 0) == []
+    assert len(choose_videos(_open_loop(logit[:1], success[:1]), Calibration(), 4)) == 1

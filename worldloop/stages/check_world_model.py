@@ -12,12 +12,14 @@ reinforcement learning lives on telling the policy's successes from its failures
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.images import draw_level
 from worldloop.imagination import Calibration
 from worldloop.metrics.alignment import compute_alignment, with_interval
 from worldloop.metrics.frame_probe import FrameProbe, ProbeBatch, fit_frame_probe
@@ -46,6 +48,7 @@ from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, best_threshold
 from worldloop.types import Landmark, Observation
 
+GREEN, RED = (60, 200, 90), (210, 70, 60)
 NUM_STARTS = 64  # observations that the checkpoint carries, for an environment to start from
 HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of world_model_check, besides state errors
 
@@ -53,7 +56,7 @@ HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of wo
 @dataclass(frozen=True)
 class CheckWorldModelConfig:
     batch_size: int = 64  # episodes imagined at once
-    num_videos: int = 4  # imagined | simulated pairs written to TensorBoard, per source
+    num_videos: int = 4  # imagined | simulated pairs in TensorBoard, per source: half of them the worst judged
     max_episodes: int = 400  # validation episodes per source, at most (the latest)
     reset_every: tuple[int, ...] = (1, 2, 4)  # chunks after which the context is reset to reality, besides never
     probe_steps: int = 600  # optimizer steps of the frame probe; 0: no state error, visual alignment, action following
@@ -106,7 +109,9 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         context.log(f"{name}: " + describe(alignment[name]))
         check[name] = measure(result, dataset, probe, threshold, context.spec.landmarks) | {"horizon": horizons[name]}
         context.log(f"{name}: " + describe_check(check[name]))
-    _write(by_source, check, config.num_videos, state.iteration, context)
+    for name, result in by_source.items():
+        check[name]["videos"] = choose_videos(result, calibration, config.num_videos)
+    _write(by_source, check, calibration, state.iteration, context)
     summary = {name: summarise_for_card(alignment[name], check[name]) for name in by_source}
     context.save_card(state.world_model, calibration, summary, choose_starts(state, context))
     figures = fidelity(by_source, check)
@@ -268,19 +273,59 @@ def fidelity(by_source: dict[str, OpenLoop], check: dict[str, Any]) -> dict[str,
     return figures | {"lpips": round(float(torch.cat(values).mean()), 4)}
 
 
-def _write(by_source: dict[str, OpenLoop], check: dict[str, Any], count: int, iteration: int, context: Context) -> None:
-    """Scalars of every metric, and videos: imagined on the left, simulated on the right, half of them successes."""
+def choose_videos(result: OpenLoop, calibration: Calibration, count: int) -> list[dict[str, Any]]:
+    """Whom to show: the half where imagined and simulated outcome disagree most, and the half where they agree best.
+
+    Of the latter as many successes as failures, where there are. ``{"name", "row", "episode", "outcome",
+    "imagined_success"}``, the last being the calibrated probability.
+    """
+    probability = calibration.probability(torch.from_numpy(result.logit)).numpy()
+    wrong = np.abs(probability - result.is_success)
+    order = np.argsort(-wrong, kind="stable")
+    worst = order[: (count + 1) // 2]
+    right = [row for row in order[::-1] if row not in worst]
+    by_outcome = [[row for row in right if result.is_success[row] == outcome] for outcome in (True, False)]
+    best = [row for pair in zip_longest(*by_outcome) for row in pair if row is not None]
+    chosen = [(f"worst_{n}", row) for n, row in enumerate(worst, 1)]
+    chosen += [(f"best_{n}", row) for n, row in enumerate(best[: count - len(worst)], 1)]
+    return [
+        {
+            "name": name,
+            "row": int(row),
+            "episode": int(result.branches.truth.index[row, 0]),
+            "outcome": result.outcomes[row],
+            "imagined_success": round(float(probability[row]), 4),
+        }
+        for name, row in chosen
+    ]
+
+
+def _write(
+    by_source: dict[str, OpenLoop], check: dict[str, Any], calibration: Calibration, iteration: int, context: Context
+) -> None:
+    """Scalars of every metric, and videos: imagined on the left, simulated on the right.
+
+    The bar above the imagined frames is their calibrated success probability, green from the threshold on; that above
+    the simulated ones is full once the episode has succeeded.
+    """
     fps = context.spec.hz / context.spec.actions_per_frame
     with context.writer("check_world_model", purge_step=iteration) as writer:
         for name, result in by_source.items():
             writer.scalars(iteration, {f"check_world_model/{name}_{k}": v for k, v in flatten(check[name]).items()})
             b = result.branches
-            wanted = [*np.flatnonzero(result.is_success)[: -(-count // 2)], *np.flatnonzero(~result.is_success)]
-            for row in wanted[:count]:
+            for video in check[name]["videos"]:
+                row = video["row"]
                 length = int(b.truth.valid[row].sum())
-                pair = torch.cat([b.frames[row, :length], b.truth.frames[row, :length]], dim=2)
-                tag = f"check_world_model/{name}_{result.outcomes[row]}_{int(b.truth.index[row, 0]):05d}"
-                writer.video(tag, iteration, pair, fps)
+                probability = calibration.probability(b.logit[row, :length])
+                shows = (probability >= calibration.threshold)[:, None, None, None]
+                imagined = torch.where(
+                    shows,
+                    draw_level(b.frames[row, :length], probability, GREEN),
+                    draw_level(b.frames[row, :length], probability, RED),
+                )
+                simulated = draw_level(b.truth.frames[row, :length], b.truth.success[row, :length], GREEN)
+                pair = torch.cat([imagined, simulated], dim=2)
+                writer.video(f"check_world_model/{name}_{video['name']}", iteration, pair, fps)
 
 
 def flatten(check: dict[str, Any]) -> dict[str, float]:
