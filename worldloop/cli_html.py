@@ -171,8 +171,7 @@ def tabulate_cost(records: list[dict[str, Any]], timings: list[dict[str, Any]]) 
 def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
     """``source, iteration`` -> outcome -> episodes of the SANS version called ``version``, in order of collection."""
     counts: dict[str, dict[str, int]] = {}
-    for episode in store.episodes(store.version(version)) if version else []:
-        meta = episode.meta
+    for meta in store.metas(store.version(version)) if version else []:
         row = counts.setdefault(f"{meta.source}, {meta.iteration}", dict.fromkeys(OUTCOMES, 0))
         row[meta.outcome] += 1
     return counts

@@ -68,6 +68,31 @@ def test_cut_cache_is_rebuilt(store, make_episode, assert_same) -> None:
     assert_same(store.open_cache(version).episode(0), episode)
 
 
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [("proprio.npy", -3), ("proprio.npy", 70), ("cache.json", -40)],
+    ids=["a value", "a header", "the index"],
+)
+def test_a_cache_with_a_flipped_bit_is_rebuilt(store, make_episode, assert_same, file, place) -> None:
+    episode = make_episode(1, 4)
+    version = store.snapshot("v1", [store.append([episode], "a")])
+    path = next((store.root / "cache").rglob(file))
+    intact = path.read_bytes()
+    damaged = bytearray(intact)
+    damaged[place] ^= 1
+    path.write_bytes(bytes(damaged))
+    assert_same(store.open_cache(version).episode(0), episode)
+    assert path.read_bytes() == intact
+
+
+def test_unreadable_episode_table_is_one_clear_error(store, make_episode) -> None:
+    version = store.snapshot("v1", [store.append([make_episode(1, 4)], "bad")])
+    table = store.root / "shards/bad/meta/episodes/chunk-000/file-000.parquet"
+    table.write_bytes(table.read_bytes()[:-20])
+    with pytest.raises(WorldloopError, match=r"shard 'bad' is unreadable .*delete its directory"):
+        store.summary(version)
+
+
 def test_remove_caches_keeps_those_in_use(store, make_episode) -> None:
     version = store.snapshot("v1", [store.append([make_episode(1)], "a")])
     store.append([make_episode(2)], "b")

@@ -2,13 +2,15 @@
 
 One directory per shard, keyed by the shard's hash, so a new shard costs only its own decoding and versions share
 parts. Arrays of all episodes lie end to end: frame arrays have F + 1 rows per episode, step arrays F. A cache can be
-deleted at any time; it is built again from the shards.
+deleted at any time; it is built again from the shards, also where its files no longer match their hashes.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import tokenize
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from worldloop.files import disk_errors, to_json, whole_directory
+from worldloop.files import disk_errors, hash_file, to_json, whole_directory
 from worldloop.sans.shard import ShardRef, meta_to_json
 from worldloop.types import Episode, EpisodeMeta, WorldloopError
 
-CACHE_SCHEMA_VERSION = 1
+CACHE_SCHEMA_VERSION = 2
 _FRAME_ARRAYS = ("proprio", "sim_state")
 _STEP_ARRAYS = ("actions", "valid", "rewards", "success", "distances_m")
 _HEADER_BYTES = 128  # of an .npy file of ours
@@ -69,7 +71,12 @@ def build_part(cache_root: Path, ref: ShardRef, episodes: Iterable[Episode]) -> 
             for file in files.values():
                 file.close()
         index = {"schema_version": CACHE_SCHEMA_VERSION, "shard_sha256": ref.sha256, "episodes": records}
-        (partial / "cache.json").write_bytes(to_json(index | {"arrays": sorted(files)}))
+        index |= {"arrays": {name: hash_file(partial / f"{name}.npy") for name in sorted(files)}}
+        (partial / "cache.json").write_bytes(to_json(index | {"sha256": _hash_index(index)}))
+
+
+def _hash_index(index: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json({k: v for k, v in index.items() if k != "sha256"})).hexdigest()
 
 
 def _open_npy(path: Path, like: np.ndarray, rows: int) -> BinaryIO:
@@ -91,15 +98,22 @@ class CachePart:
     records: tuple[dict[str, Any], ...]
 
 
-def open_part(cache_root: Path, ref: ShardRef) -> CachePart | None:
-    """Map the part of ``ref``; ``None`` where it is absent, from another schema or cut short (then build it)."""
+def open_part(cache_root: Path, ref: ShardRef, verify: bool = True) -> CachePart | None:
+    """Map the part of ``ref``; ``None`` where it is absent, from another schema or damaged (then build it).
+
+    Without ``verify`` only its index is compared with its hash, not the arrays.
+    """
     directory = part_directory(cache_root, ref)
     try:
         index = json.loads((directory / "cache.json").read_bytes())
         if index["schema_version"] != CACHE_SCHEMA_VERSION or index["shard_sha256"] != ref.sha256:
             return None
+        if index["sha256"] != _hash_index(index):
+            return None
+        if verify and any(hash_file(directory / f"{name}.npy") != known for name, known in index["arrays"].items()):
+            return None
         arrays = {name: _map_npy(directory / f"{name}.npy") for name in index["arrays"]}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, tokenize.TokenError):  # the last is numpy's, of a bad header
         return None
     return CachePart(arrays, tuple(index["episodes"]))
 
@@ -110,9 +124,11 @@ def _map_npy(path: Path) -> np.ndarray:
     return array.view(np.ndarray)
 
 
-def ensure_part(cache_root: Path, ref: ShardRef, read_episodes: Callable[[], Iterable[Episode]]) -> CachePart:
-    """The part of ``ref``, built from ``read_episodes()`` where it is absent; safe among concurrent processes."""
-    part = open_part(cache_root, ref)
+def ensure_part(
+    cache_root: Path, ref: ShardRef, read_episodes: Callable[[], Iterable[Episode]], verify: bool = True
+) -> CachePart:
+    """The part of ``ref``, built from ``read_episodes()`` where absent or damaged; safe among several processes."""
+    part = open_part(cache_root, ref, verify)
     if part is not None:
         return part
     with disk_errors(f"the cache of shard {ref.name!r}"):

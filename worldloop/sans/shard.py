@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from worldloop.sans.lerobot_format import (
     vector_feature,
 )
 from worldloop.tensors import check_dtype
-from worldloop.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec, WorldloopError
+from worldloop.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec, WorldloopError, first_line
 
 SHARD_SCHEMA_VERSION = 1
 MANIFEST = "worldloop.json"
@@ -267,17 +268,31 @@ def read_metas(directory: Path) -> list[tuple[EpisodeMeta, bool, bool]]:
     import pyarrow.parquet as pq
 
     columns = [f"worldloop/{key}" for key in (*_META_TYPES, "terminated", "truncated")]
-    table = pq.read_table(directory / "meta/episodes/chunk-000/file-000.parquet", columns=columns)
+    with _damage(directory):
+        rows = pq.read_table(directory / "meta/episodes/chunk-000/file-000.parquet", columns=columns).to_pylist()
     metas = []
-    for row in table.to_pylist():
+    for row in rows:
         fields = {key: row[f"worldloop/{key}"] for key in _META_TYPES}
         if fields["schema_version"] > EPISODE_SCHEMA_VERSION:
             raise WorldloopError(
                 f"shard {directory.name!r} holds episodes of schema_version {fields['schema_version']}, this worldloop "
                 f"reads up to {EPISODE_SCHEMA_VERSION}: install a newer worldloop"
             )
-        metas.append((EpisodeMeta(**fields), row["worldloop/terminated"], row["worldloop/truncated"]))
+        with _damage(directory):
+            metas.append((EpisodeMeta(**fields), row["worldloop/terminated"], row["worldloop/truncated"]))
     return metas
+
+
+@contextmanager
+def _damage(directory: Path) -> Iterator[None]:
+    """What pyarrow and our own types say of broken bytes, as one clear error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorldloopError(
+            f"shard {directory.name!r} is unreadable ({first_line(error)}): restore it from a copy, or delete its "
+            "directory and run the stage that made it again"
+        ) from error
 
 
 def read_shard(directory: Path) -> Iterator[Episode]:

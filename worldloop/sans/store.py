@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloop.files import check_name, read_json, to_json, whole_directory, write_file
-from worldloop.sans.cache import VersionCache, ensure_part, part_directory
+from worldloop.sans.cache import CachePart, VersionCache, ensure_part, part_directory
 from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
 from worldloop.sans.shard import (
     ShardLayout,
@@ -28,7 +28,7 @@ from worldloop.sans.shard import (
     verify_shard,
     write_shard,
 )
-from worldloop.types import Episode, Normalisation, SimulatorSpec, WorldloopError
+from worldloop.types import Episode, EpisodeMeta, Normalisation, SimulatorSpec, WorldloopError
 
 VERSION_SCHEMA_VERSION = 1
 _SUMMARY_KEYS = ("task", "source", "variant", "outcome", "split", "iteration")
@@ -204,15 +204,24 @@ class SansStore:
         for ref in version.shards:
             yield from read_shard(self.shard_path(ref.name))
 
+    def metas(self, version: SansVersion) -> list[EpisodeMeta]:
+        """Of all episodes, in their order, without touching a frame."""
+        return [meta for ref in version.shards for meta, _, _ in read_metas(self.shard_path(ref.name))]
+
     def open_cache(self, version: SansVersion, verify: bool = True) -> VersionCache:
-        """The decoded cache, built where absent; with ``verify`` a corrupt shard is refused by name first."""
+        """The decoded cache, built where absent; with ``verify`` a corrupt shard is refused by name first.
+
+        So is a damaged cache built again; without ``verify`` only its index is looked at.
+        """
         if verify:
             self.verify(version)
-        return self._open_parts(version.shards)
+        return self._open_parts(version.shards, verify)
 
-    def _open_parts(self, refs: tuple[ShardRef, ...]) -> VersionCache:
-        parts = [ensure_part(self.cache_root, ref, partial(read_shard, self.shard_path(ref.name))) for ref in refs]
-        return VersionCache(parts)
+    def _open_parts(self, refs: tuple[ShardRef, ...], verify: bool = True) -> VersionCache:
+        def ensure(ref: ShardRef) -> CachePart:
+            return ensure_part(self.cache_root, ref, partial(read_shard, self.shard_path(ref.name)), verify)
+
+        return VersionCache([ensure(ref) for ref in refs])
 
     def remove_caches(self, keep: Sequence[SansVersion] = ()) -> int:
         """Delete cached parts that no version of ``keep`` uses; returns the bytes freed."""
@@ -239,6 +248,6 @@ class SansStore:
 
     def summary(self, version: SansVersion) -> dict[str, Any]:
         """Counts of episodes by task, source, variant, outcome, split and iteration."""
-        metas = [meta for ref in version.shards for meta, _, _ in read_metas(self.shard_path(ref.name))]
+        metas = self.metas(version)
         counts = {key: dict(sorted(Counter(getattr(m, key) for m in metas).items())) for key in _SUMMARY_KEYS}
         return {"name": version.name, "num_episodes": len(metas), "num_frames": version.num_frames} | counts

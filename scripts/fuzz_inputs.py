@@ -1,0 +1,231 @@
+"""Damage the inputs of every command, one file at a time, and see whether each is one clear error or a clean run.
+
+    python scripts/fuzz_inputs.py [--trials 240] [--seed 0] [--out fuzz.json]
+
+A small run of the toy is copied for every trial; one of its files, or a config, is truncated, emptied, deleted, gets
+bits flipped or noise, or has a value replaced where it is JSON or YAML. Then the commands that read such a file run in
+this process. A finding is a traceback, more than one line of error, more than a minute, or a change to another file of
+the dataset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = (
+    "runtime=inline",
+    "num_iterations=1",
+    "resources.num_simulators=0",
+    "fit_world_model.num_steps=4",
+    "fit_world_model.num_proprio_steps=4",
+    "clone_policy.num_steps=4",
+    "check_world_model.probe_steps=2",
+    "check_world_model.required_auc=0",
+    "check_world_model.reset_every=[]",
+    "improve_policy.num_updates=2",
+)
+SECONDS = 60
+VALUES: tuple[Any, ...] = (None, -1, 0, 1e30, "", "x", [], {}, True, [1, 2], {"a": 1}, "../../etc", 3.5)
+
+
+def damage_bytes(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    kind = rng.choice(("truncated", "empty", "bits", "noise"))
+    if kind == "truncated":
+        return kind, data[: rng.randrange(max(1, len(data)))]
+    if kind == "empty":
+        return kind, b""
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 3, 20))):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    if kind == "noise":
+        at = rng.randrange(len(changed))
+        changed[at : at + 64] = rng.randbytes(min(64, len(changed) - at))
+    return kind, bytes(changed)
+
+
+def damage_values(value: Any, rng: random.Random) -> str:
+    """Replace or delete one value somewhere inside ``value``, in place; says which."""
+    path = []
+    while True:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = rng.choice(list(keys))
+        path.append(str(key))
+        if isinstance(value[key], (dict, list)) and value[key] and rng.random() < 0.8:
+            value = value[key]
+            continue
+        if isinstance(value, dict) and rng.random() < 0.25:
+            del value[key]
+            return f"without {'.'.join(path)}"
+        value[key] = rng.choice(VALUES)
+        return f"{'.'.join(path)} = {value[key]!r}"
+
+
+def damage(path: Path, rng: random.Random) -> str:
+    data = path.read_bytes()
+    if rng.random() < 0.1:
+        path.unlink()
+        return "deleted"
+    if path.suffix in (".json", ".yaml") and rng.random() < 0.6:
+        from omegaconf import OmegaConf
+
+        value = json.loads(data) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.load(path))
+        what = damage_values(value, rng)
+        path.write_text(json.dumps(value))  # which is YAML, too
+        return what
+    what, changed = damage_bytes(data, rng)
+    path.write_bytes(changed)
+    return what
+
+
+def list_commands(run: Path, intact: Path, target: str, folder: Path) -> list[list[str]]:
+    """The command lines that read ``target``."""
+    sans, config = str(run / "sans"), str(run / "config.yaml")
+    go_on = ["check_world_model", config, f"run_root={run.parent}", "run_name=debug"]
+    if target == "config":
+        return [["stage", "promote_policy", str(folder / "config.yaml"), f"run_root={folder / 'new'}"]]
+    commands = [["stage", *go_on], ["report", str(run)], ["status", str(run)], ["compare", str(intact), str(run)]]
+    if target.startswith("sans/"):
+        commands = [["sans", "verify", sans], ["sans", "show", sans], ["sans", "list", sans], ["stage", *go_on]]
+        commands += [["sans", "merge", sans, "--out", str(folder / "merged")]]
+    if target.startswith("checkpoints/"):
+        commands += [["export", str(run), str(folder / "exported")], ["report", str(run), "--html", str(folder / "r")]]
+    return commands
+
+
+def execute(command: list[str]) -> tuple[int | None, str, str]:
+    """Exit code (``None``: an exception escaped), what it printed as errors, and the exception."""
+    from worldloop.__main__ import main
+
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"longer than {SECONDS} s")
+
+    out, err = io.StringIO(), io.StringIO()
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return main(command), err.getvalue(), ""
+    except SystemExit as error:
+        return int(error.code or 0), err.getvalue(), ""
+    except BaseException:
+        return None, err.getvalue(), traceback.format_exc()
+    finally:
+        signal.alarm(0)
+
+
+def hash_dataset(run: Path) -> dict[str, str]:
+    files = [p for part in ("shards", "versions") for p in (run / "sans" / part).rglob("*") if p.is_file()]
+    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def make_run(folder: Path) -> Path:
+    """A run that stands before its check, all of whose files have been written by the stages before and after."""
+    from worldloop.config import load_config
+    from worldloop.loop import run_loop
+    from worldloop.runtime.run_directory import RunDirectory
+
+    config = load_config(ROOT / "configs/debug.yaml", [f"run_root={folder}", *SETTINGS])
+    before = None
+    directory = RunDirectory(folder / "debug")
+    while (state := directory.read_state()).next_stage:
+        if state.next_stage == "check_world_model":
+            before = state
+        run_loop(config, state.next_stage)
+    assert before is not None
+    values = {**before.to_dict(), "evaluation_success": state.evaluation_success}
+    directory.write_state(type(state).from_dict(values))
+    return directory.path
+
+
+def list_targets(run: Path) -> list[str]:
+    files = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.stat().st_size)
+    return [name for name in files if "tfevents" not in name and ".lock" not in name and not name.startswith("logs/")]
+
+
+def try_once(number: int, intact: Path, folder: Path, rng: random.Random) -> list[dict[str, Any]]:
+    """One damaged file and all commands that read it; what was found, and the exit codes under ``codes``."""
+    run = folder / "run/debug"
+    shutil.copytree(intact, run)
+    target = "config" if number % 6 == 0 else rng.choice(list_targets(run))
+    if target == "config":
+        shutil.copy(ROOT / "configs/debug.yaml", folder / "config.yaml")
+        what = damage(folder / "config.yaml", rng)
+    else:
+        what = damage(run / target, rng)
+    before = hash_dataset(run)
+    results = []
+    for command in list_commands(run, intact, target, folder):
+        code, error, escaped = execute(command)
+        lines = [line for line in error.splitlines() if line.startswith("worldloop: ")]
+        finding = ""
+        if escaped:
+            finding = escaped
+        elif code not in (0, 1, 2):
+            finding = f"exit code {code}"
+        elif code and (len(lines) != 1 or not error.rstrip().endswith(lines[-1])):
+            finding = f"not one line of error: {error}"
+        changed = [k for k, v in hash_dataset(run).items() if k in before and before[k] != v]
+        if changed:
+            finding += f" changed {changed}"
+        results.append({"target": target, "damage": what, "command": command[:2], "code": code, "finding": finding})
+        if code and not finding:
+            results[-1]["error"] = lines[-1]
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=240)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    base = Path(tempfile.mkdtemp(prefix="wl-fuzz-"))
+    codes: Counter[str] = Counter()
+    findings, targets = [], set()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            intact = make_run(base)
+        for number in range(options.trials):
+            folder = base / f"trial{number}"
+            for result in try_once(number, intact, folder, random.Random(options.seed * 100_003 + number)):
+                targets.add(result["target"])
+                codes[f"exit {result['code']}"] += 1
+                if result["finding"]:
+                    findings.append(result)
+                    print(f"{number}: {result['command']} on {result['target']} ({result['damage']})", flush=True)
+                    print("    " + result["finding"].strip().replace("\n", "\n    ")[-1500:], flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    summary = {
+        "schema_version": 1,
+        "trials": options.trials,
+        "seed": options.seed,
+        "files": len(targets),
+        "commands": sum(codes.values()),
+        "by_exit_code": dict(codes),
+        "findings": findings,
+    }
+    if options.out:
+        options.out.write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"{options.trials} damaged inputs, {summary['commands']} commands, {dict(codes)}, {len(findings)} findings")
+    raise SystemExit(bool(findings))
+
+
+if __name__ == "__main__":
+    main()
