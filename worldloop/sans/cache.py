@@ -113,7 +113,7 @@ def open_part(cache_root: Path, ref: ShardRef, verify: bool = True) -> CachePart
         if verify and any(hash_file(directory / f"{name}.npy") != known for name, known in index["arrays"].items()):
             return None
         arrays = {name: _map_npy(directory / f"{name}.npy") for name in index["arrays"]}
-    except (OSError, ValueError, KeyError, TypeError, tokenize.TokenError):  # the last is numpy's, of a bad header
+    except (OSError, EOFError, ValueError, KeyError, TypeError, tokenize.TokenError):  # the last: numpy, a bad header
         return None
     return CachePart(arrays, tuple(index["episodes"]))
 
