@@ -99,3 +99,26 @@ def test_no_run_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith("worldloop: . has no ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("timings.json", '{"schema_version": 1}'),
+        ("timings.json", '{"schema_version": 1, "stages": [{"stage": 3}]}'),
+        ("results.json", '{"schema_version": 1, "iterations": [{"iteration": 0}]}'),
+        ("results.json", '{"schema_version": 1, "iterations": 7}'),
+        ("status.json", '{"schema_version": 1, "state": "running"}'),
+    ],
+)
+def test_files_of_other_contents_are_one_line(
+    debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, text: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(debug_run, run)
+    (run / file).write_text(text)
+    command = "status" if file == "status.json" else "report"
+    assert main([command, str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "is not what worldloop wrote" in error
+    assert error.count("\n") == 1

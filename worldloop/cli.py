@@ -19,21 +19,10 @@ def execute(options: argparse.Namespace) -> int:
         case "stage":
             return _run(options.config, options.overrides, only_stage=options.name)
         case "report" | "status" | "compare":
-            from worldloop.cli_report import format_comparison, format_report, format_status
+            from worldloop.files import malformed
 
-            match options.command:
-                case "report" if options.html:
-                    from worldloop.cli_html import write_html_report
-
-                    write_html_report(options.run_dir, options.html)
-                    print(f"report written to {options.html}")
-                case "report":
-                    print(format_report(options.run_dir))
-                case "status":
-                    print(format_status(options.run_dir))
-                case _:
-                    print(format_comparison(options.run_a, options.run_b))
-            return 0
+            with malformed("what the run has recorded", "restore its results.json, state.json and status.json"):
+                return _report(options)
         case "sans":
             return _sans(options)
         case "play":
@@ -68,6 +57,24 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
     with remember_interrupt():
         directory = run_loop(config, only_stage)
     print(format_report(directory.path))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from worldloop.cli_report import format_comparison, format_report, format_status
+
+    match options.command:
+        case "report" if options.html:
+            from worldloop.cli_html import write_html_report
+
+            write_html_report(options.run_dir, options.html)
+            print(f"report written to {options.html}")
+        case "report":
+            print(format_report(options.run_dir))
+        case "status":
+            print(format_status(options.run_dir))
+        case _:
+            print(format_comparison(options.run_a, options.run_b))
     return 0
 
 

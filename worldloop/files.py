@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worldloop.types import WorldloopError
+from worldloop.types import WorldloopError, first_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -124,6 +124,16 @@ def read_json(path: Path, what: str, newest_schema: int, remedy: str) -> dict[st
             f"{what} has schema_version {schema}, this worldloop reads up to {newest_schema}: install a newer worldloop"
         )
     return value
+
+
+@contextmanager
+def malformed(what: str, remedy: str) -> Iterator[None]:
+    """What it raises to look into a file that parses and holds something else, as one clear ``WorldloopError``."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise WorldloopError(f"{what} is not what worldloop wrote ({reason}); {remedy}") from error
 
 
 def hash_file(path: Path) -> str:

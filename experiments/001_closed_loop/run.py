@@ -17,6 +17,7 @@ An arm that branches off at the first improvement may also be added to a loop th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -60,6 +61,12 @@ CHECKED = (  # what iteration 1's record holds when its check has ended
     "iteration", "env_steps", "num_fits", "reward_alignment", "world_model_check", "psnr_db", "ssim", "lpips",
     "lpips_reason",
 )  # fmt: skip
+
+IMPROVEMENT = (  # what iteration 1's record says of its improvement
+    "validation_success", "imagined_success_in_training", "imagined_success", "imagined_minus_simulated",
+    "imagined_success_precision", "imagined_success_recall",
+)  # fmt: skip
+COLOURS = {"loop": "tab:blue", "shuffled": "tab:gray", "imitate": "tab:orange", "both": "tab:green"}
 
 
 def configure(arm: str, seed: int, settings: str, overrides: list[str]) -> LoopConfig:
@@ -158,8 +165,36 @@ def collect(seeds: list[int], arms: list[str], settings: str, overrides: list[st
             "imagined_success": pool_imagined(ordered),
             "runs": ordered,
         }
+    result["iteration_1"] = compare_first_iteration(seeds, settings, overrides)
     result["loop_minus"] = {arm: compare(result["arms"]["loop"], result["arms"][arm]) for arm in ARMS if arm != "loop"}
     return result
+
+
+def compare_first_iteration(seeds: list[int], settings: str, overrides: list[str]) -> dict[str, Any]:
+    """What every arm has reached after one iteration, from the same episodes; also of runs that have not ended."""
+    reached: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
+    records: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
+    for arm, seed in itertools.product(ARMS, seeds):
+        config = configure(arm, seed, settings, overrides)
+        directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+        state = directory.read_state() if directory.exists else None
+        if state is not None and len(state.evaluation_success) > 1:
+            reached[arm][seed] = [np.array(s) for s in state.evaluation_success[:2]]
+            records[arm][seed] = state.records[1]
+    comparison: dict[str, Any] = {}
+    for arm, runs in reached.items():
+        others = {
+            other: average([runs[s][1].astype(int) - known[s][1] for s in runs if s in known])
+            for other, known in reached.items()
+            if other != arm
+        }
+        comparison[arm] = {
+            "success": {s: Rate.of(outcomes[1]).to_dict() for s, outcomes in runs.items()},
+            "gain": average([outcomes[1].astype(int) - outcomes[0] for outcomes in runs.values()]),
+            "minus": {other: value for other, value in others.items() if value},
+            "records": {s: {k: r[k] for k in IMPROVEMENT if k in r} for s, r in records[arm].items()},
+        }
+    return comparison
 
 
 def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
@@ -227,17 +262,35 @@ def plot(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    colours = {"loop": "tab:blue", "shuffled": "tab:gray", "imitate": "tab:orange", "both": "tab:green"}
     for number, (arm, values) in enumerate(result["arms"].items()):
         for run in values["runs"]:
             rate = [s["rate"] for s in run["success"]]
             error = [[s["rate"] - s["low"] for s in run["success"]], [s["high"] - s["rate"] for s in run["success"]]]
             x = np.arange(len(rate)) + 0.06 * (number - 1) + 0.02 * run["seed"]
             label = arm if run is values["runs"][0] else None
-            axes.errorbar(x, rate, yerr=error, color=colours[arm], capsize=2, marker="o", lw=1, label=label)
+            axes.errorbar(x, rate, yerr=error, color=COLOURS[arm], capsize=2, marker="o", lw=1, label=label)
     axes.set(xlabel="iteration", ylabel="simulated success (95 % Wilson)", ylim=(0, 1))
     axes.set_xticks(range(3), ["0 (clone)", "1", "2"])
     axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def plot_first_iteration(result: dict[str, Any], path: Path) -> None:
+    """Success after one iteration, arm by arm, a point per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.6))
+    arms = [arm for arm, values in result["iteration_1"].items() if values["success"]]
+    for x, arm in enumerate(arms):
+        for number, rate in enumerate(result["iteration_1"][arm]["success"].values()):
+            error = [[rate["rate"] - rate["low"]], [rate["high"] - rate["rate"]]]
+            axes.errorbar(x + 0.12 * (number - 1), rate["rate"], yerr=error, color=COLOURS[arm], capsize=2, marker="o")
+    axes.set(ylabel="simulated success after iteration 1 (95 % Wilson)", ylim=(0, 1))
+    axes.set_xticks(range(len(arms)), arms)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -258,8 +311,9 @@ def main() -> None:
     result = collect(options.seeds, options.arms, settings, options.overrides)
     path.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, path.with_name("success.png" if settings == "first" else f"success_{settings}.png"))
+    plot_first_iteration(result, path.with_name(f"iteration_1_{settings}.png"))
     for arm, values in result["arms"].items():
-        print(arm, values["pooled_gain"])
+        print(arm, values["pooled_gain"], "after iteration 1:", result["iteration_1"][arm]["minus"])
     print("loop minus", result["loop_minus"])
 
 

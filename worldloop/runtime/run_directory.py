@@ -20,11 +20,12 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from worldloop.files import read_json, to_json, write_file
+from worldloop.files import malformed, read_json, to_json, write_file
 from worldloop.stages.state import STATE_SCHEMA_VERSION, LoopState
 from worldloop.types import InitialStates, Split, WorldloopError
 
 RESULTS_SCHEMA_VERSION = 1
+_TIMING = ("iteration", "stage", "seconds", "peak_memory_mib", "finished")
 _REMEDY = "restore it, or delete the run directory and run again"
 _PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", "numpy", "worldloop")
 
@@ -88,7 +89,9 @@ class RunDirectory:
         path = self.path / "timings.json"
         if not path.exists():
             return []
-        return list(read_json(path, f"timings {path}", 1, _REMEDY)["stages"])
+        value = read_json(path, f"timings {path}", 1, "delete it: only the report reads it")
+        with malformed(f"timings {path}", "delete it: only the report reads it"):
+            return [{key: entry[key] for key in _TIMING} for entry in value["stages"]]
 
     def add_timing(self, iteration: int, stage: str, seconds: float, peak_memory_mib: float) -> None:
         entry = {

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worldloop.files import check_name, read_json, to_json, whole_directory, write_file
+from worldloop.files import check_name, malformed, read_json, to_json, whole_directory, write_file
 from worldloop.sans.cache import CachePart, VersionCache, ensure_part, part_directory
 from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
 from worldloop.sans.shard import (
@@ -192,7 +192,9 @@ class SansStore:
             known = ", ".join(self.list_versions()) or "none"
             raise WorldloopError(f"no version {name!r} in {self.root} (there are: {known})")
         what, remedy = f"version {name!r}", "restore it from a copy, or run the stage that made it again"
-        return SansVersion.from_json(read_json(path, what, VERSION_SCHEMA_VERSION, remedy))
+        value = read_json(path, what, VERSION_SCHEMA_VERSION, remedy)
+        with malformed(what, remedy):
+            return SansVersion.from_json(value)
 
     def verify(self, version: SansVersion) -> None:
         """Hash every file of every shard; the first that differs raises ``WorldloopError`` naming its shard."""
