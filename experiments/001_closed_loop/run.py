@@ -289,7 +289,7 @@ def plot_first_iteration(result: dict[str, Any], path: Path) -> None:
         for number, rate in enumerate(result["iteration_1"][arm]["success"].values()):
             error = [[rate["rate"] - rate["low"]], [rate["high"] - rate["rate"]]]
             axes.errorbar(x + 0.12 * (number - 1), rate["rate"], yerr=error, color=COLOURS[arm], capsize=2, marker="o")
-    axes.set(ylabel="simulated success after iteration 1 (95 % Wilson)", ylim=(0, 1))
+    axes.set(ylabel="simulated success (95 % Wilson)", ylim=(0, 1), title="after iteration 1, three training seeds")
     axes.set_xticks(range(len(arms)), arms)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
