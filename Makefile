@@ -18,7 +18,7 @@ loop:  ## the closed loop on ManiSkill's PushCube-v1: 22 minutes on two cores
 	$(BIN)/worldloop run configs/pushcube_cpu.yaml $(ARGS)
 
 test: setup  ## all tests: 7 minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
