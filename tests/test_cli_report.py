@@ -1,6 +1,7 @@
 """What `worldloop status` and `worldloop compare` print."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ DEBUG = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
 
 
 def test_a_run_that_has_ended_says_so(debug_run: Path) -> None:
-    assert format_status(debug_run).startswith(f"{debug_run}: ended, 0:")
+    assert re.fullmatch(rf"{re.escape(str(debug_run))}: ended, \d+:\d\d ago", format_status(debug_run))
     assert (debug_run / "logs/iteration_001_evaluate_policy.jsonl").is_file()
 
 
