@@ -21,7 +21,9 @@ def execute(options: argparse.Namespace) -> int:
         case "report" | "status" | "compare":
             from worldloop.files import malformed
 
-            with malformed("what the run has recorded", "restore its results.json, state.json and status.json"):
+            runs = [options.run_a, options.run_b] if options.command == "compare" else [options.run_dir]
+            named = " or ".join(map(str, runs))
+            with malformed(f"what {named} has recorded", "restore its results.json, state.json and status.json"):
                 return _report(options)
         case "sans":
             return _sans(options)

@@ -35,7 +35,8 @@ def write_html_report(run_dir: Path, out: Path) -> None:
     config: Any = OmegaConf.create(config_yaml)
     environment = run_dir / "environment.json"
     commit = read_json(environment, "environment.json", 1, "delete it")["git_commit"] if environment.is_file() else ""
-    template = Environment(autoescape=select_autoescape(default=True)).from_string(_read_template())
+    page = (Path(__file__).parent / "report.html").read_text()
+    template = Environment(autoescape=select_autoescape(default=True)).from_string(page)
     html = template.render(
         name=run_dir.resolve().name,
         task=OmegaConf.select(config, f"simulator.{config.simulator.kind}.task") or config.simulator.kind,
@@ -61,13 +62,6 @@ def write_html_report(run_dir: Path, out: Path) -> None:
         environment=environment.read_text() if environment.is_file() else "",
     )
     write_file(out, html.encode(), str(out))
-
-
-def _read_template() -> str:
-    """The macros stand last in the file, for readers, and have to come first."""
-    text = (Path(__file__).parent / "report.html").read_text()
-    page, macros = text.split("{%- macro chart", 1)
-    return "{%- macro chart" + macros + page
 
 
 def show(figures: dict[str, Any] | None, name: str, style: str = ".3f") -> str:

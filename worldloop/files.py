@@ -128,7 +128,7 @@ def read_json(path: Path, what: str, newest_schema: int, remedy: str) -> dict[st
 
 @contextmanager
 def malformed(what: str, remedy: str) -> Iterator[None]:
-    """What it raises to look into a file that parses and holds something else, as one clear ``WorldloopError``."""
+    """Within it, the errors of reading a file that parses but holds something else become one ``WorldloopError``."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

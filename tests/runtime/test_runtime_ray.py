@@ -21,18 +21,22 @@ def test_what_a_cluster_lacks() -> None:
     assert find_missing([{"CPU": 1.0, "GPU": 2.0}], two_nodes) == "2 GPU for one actor, the largest node has 1"
 
 
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[RayRuntime]:
-    address = os.environ.pop("RAY_ADDRESS", None)
-    runtime = RayRuntime(
+def start(num_simulators: int, cpus_per_simulator: float) -> RayRuntime:
+    return RayRuntime(
         address="",
-        num_simulators=2,
-        cpus_per_simulator=0.0,
+        num_simulators=num_simulators,
+        cpus_per_simulator=cpus_per_simulator,
         trainer_cpus=1.0,
         trainer_gpus=0.0,
         max_retries=2,
         display=TerminalDisplay(),
     )
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[RayRuntime]:
+    address = os.environ.pop("RAY_ADDRESS", None)
+    runtime = start(num_simulators=2, cpus_per_simulator=0.0)
     yield runtime
     runtime.close()
     if address is not None:
@@ -87,12 +91,4 @@ def test_work_that_always_kills_its_actor_is_one_clear_error(
 
 def test_a_cluster_that_is_too_small_says_so_at_once(runtime: RayRuntime) -> None:
     with pytest.raises(WorldloopError, match="CPU for all actors together, the cluster has"):
-        RayRuntime(
-            address="",
-            num_simulators=1000,
-            cpus_per_simulator=1.0,
-            trainer_cpus=1.0,
-            trainer_gpus=0.0,
-            max_retries=2,
-            display=TerminalDisplay(),
-        )
+        start(num_simulators=1000, cpus_per_simulator=1.0)

@@ -200,17 +200,6 @@ def test_the_world_model_learns_and_dreams_with_it() -> None:
     torch.testing.assert_close(fork.memory.frames[0], fork.memory.frames[1])
 
 
-def test_training_meets_every_length_of_a_past() -> None:
-    """As a rollout does that starts with two frames and fills up; where three are all there is, nothing changes."""
-    numbers = torch.arange(6.0).reshape(1, 6, 1, 1, 1).expand(64, -1, 3, 16, 16)
-    model = make_model(cosmos=dataclasses.replace(TINY, num_context_frames=6), context_noise=0.0)
-    seen = model._perturb(numbers, torch.Generator().manual_seed(0))[:, :, 0, 0, 0]
-    lengths = {(0, *(max(frame, oldest) for frame in range(1, 6))) for oldest in range(1, 5)}
-    assert {tuple(row) for row in seen.int().tolist()} == lengths
-    short = numbers[:, :3]
-    assert torch.equal(make_model(context_noise=0.0)._perturb(short, torch.Generator()), short)
-
-
 def test_a_longer_memory_trains_and_fills_up() -> None:
     data = ToyEpisodes(8)
     model = make_model(cosmos=dataclasses.replace(TINY, num_context_frames=5))

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from worldloop import images
-from worldloop.context_frames import NUM_CONTEXT_FRAMES, fill_context, shift_frames
+from worldloop.context_frames import fill_context, shift_frames
 from worldloop.interfaces import ImaginedChunk, Metrics, WorldModelOutput
 from worldloop.networks import flow
-from worldloop.networks.augment import shift_images
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.randomness import row_normal
 from worldloop.types import Clip, Normalisation, Observation, SimulatorSpec, WorldloopError
@@ -31,12 +30,11 @@ from worldloop.world_model.hybrid import HybridDenoiser
 from worldloop.world_model.pretrained import T5Instruction, WanCodec, load_transformer, read_cosmos_config
 from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
+from worldloop.world_model.variation import vary_context, vary_judged
 
 INSTRUCTION_DIM = 32
 POSITIVE_RATE_DECAY = 0.99
 ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
-JUDGEMENT_NOISE = 0.1  # largest noise on what the success head learns from: [-1, 1] images, normalised proprio
-JUDGEMENT_SHIFT = 32  # the largest shift of those frames is their side's length over this
 LEAST_REACH = 3.0  # standard deviations from the mean that imagined proprio may always go
 
 
@@ -310,7 +308,7 @@ class VideoWorldModel(nn.Module):
             step = torch.randint(config.num_sampler_steps, (B,), generator=generator).to(self.device)
             t = step / config.num_sampler_steps
         noise = torch.randn(target.shape, generator=generator).to(self.device)
-        seen = self._perturb(context, generator)
+        seen = vary_context(context, config.context_noise, generator)
         actions = self._scale_actions(clip.actions[:, m])
         noisy = flow.interpolate(noise, target, t)
         aim = target
@@ -320,7 +318,7 @@ class VideoWorldModel(nn.Module):
             conditioning, next_proprio = self._condition(seen, proprio, actions, instruction)
             output = self.denoiser(noisy[:, None], t, self.denoiser.remember(seen, instruction), conditioning)
             token_logit = self.success_head.read_tokens(output.features)[:, 0]
-            judged = self._vary_judgement(context[:, 0], target, target_proprio, generator)
+            judged = vary_judged(context[:, 0], target, target_proprio, generator)
             frame_logit = self.success_head.read_frame(*judged)
             expected_db = self.error_head(output.features)[:, 0]
         predicted = output.data[:, 0].float()
@@ -345,38 +343,6 @@ class VideoWorldModel(nn.Module):
         target, now, first = (images.to_network(f) for f in (clip.frames[:, m], now, clip.context[:, 0]))
         weights = losses.weigh_pixels(target, now, first, self.config.moved_weight, self.config.rare_weight)
         return weights if weights.shape[-1] == self.codec.size else adaptive_avg_pool2d(weights, self.codec.size)
-
-    def _perturb(self, context: Tensor, generator: torch.Generator) -> Tensor:
-        """What imagination may find instead of ``context``, drawn per row: less of a past, and noise.
-
-        A rollout starts with the latest two frames and fills up, see `fill_context`. Noise is of a level up to
-        ``context_noise``; the episode's first frame stays clean.
-        """
-        K = context.shape[1]
-        if K > NUM_CONTEXT_FRAMES:
-            oldest = torch.randint(1, K - 1, (len(context), 1), generator=generator)
-            order = torch.arange(K).expand(len(context), -1)
-            order = torch.where(order == 0, order, torch.maximum(order, oldest)).to(context.device)
-            context = context[torch.arange(len(context), device=context.device)[:, None], order]
-        if not self.config.context_noise:
-            return context
-        noise = torch.randn(context[:, 1:].shape, generator=generator)
-        level = torch.rand(len(context), 1, 1, 1, 1, generator=generator) * self.config.context_noise
-        return torch.cat([context[:, :1], context[:, 1:] + (noise * level).to(context)], dim=1)
-
-    def _vary_judgement(
-        self, first: Tensor, target: Tensor, proprio: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the success head's frame reader learns from: real frames, shifted together, and proprio, with noise.
-
-        Without shifts it learns a few hundred episodes by heart. The noise's level is drawn per row.
-        """
-        pair = torch.stack([first, target], dim=1)
-        first, target = shift_images(pair, self.codec.size // JUDGEMENT_SHIFT, generator).unbind(1)
-        level = torch.rand(len(target), generator=generator) * JUDGEMENT_NOISE
-        target = target + (torch.randn(target.shape, generator=generator) * level[:, None, None, None]).to(target)
-        proprio = proprio + (torch.randn(proprio.shape, generator=generator) * level[:, None]).to(proprio)
-        return first, target, proprio
 
     def _gather(self, clip: Clip, steps: list[_Step]) -> WorldModelOutput:
         valid = clip.valid.float()
