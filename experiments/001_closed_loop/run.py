@@ -5,10 +5,10 @@
 
 `first` is the loop as it was first built, `trusted` the repetition with the later world model and longer fits. Arms,
 per training seed, all from the same iteration 0 (same demonstrations, clone and first collection):
-(a) loop     the closed loop as configured
+(a) loop     the closed loop; GRPO goes on from the last promoted policy
 (b) shuffled rewards permuted over all imagined rows, gate off: same compute, no information in the reward
 (c) imitate  behaviour cloning on every success in SANS, scripted and collected, at the same number of real episodes
-(d) both     the loop, where GRPO starts from such a clone of every success instead of the last promoted policy
+(d) both     the loop as it is configured since: GRPO starts from such a clone of every success
 
 Arms are forked from (a) where they first differ, so nothing is computed twice. Interrupted, the same command goes on.
 An arm that branches off at the first improvement may also be added to a loop that has ended.
@@ -51,8 +51,8 @@ RUN_ROOTS = {"first": "runs/001_closed_loop", "trusted": "runs/001_closed_loop_t
 RESULTS = {"first": HERE / "result.json", "trusted": HERE / "result_trusted.json"}
 NO_MATTER = ("run_root=", "runtime=", "resources.")  # overrides about the machine, not the experiment
 ARMS = {
-    "loop": [],
-    "shuffled": ["improve_policy.shuffle_rewards=true", "promote_policy.gate=false"],
+    "loop": ["improve_policy.restart_from=policy"],
+    "shuffled": ["improve_policy.restart_from=policy", "improve_policy.shuffle_rewards=true", "promote_policy.gate=false"],
     "imitate": ["improve_policy.method=imitate_successes"],
     "both": ["improve_policy.restart_from=successes"],
 }

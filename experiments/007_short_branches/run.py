@@ -31,6 +31,7 @@ COMMON = [
     "resources.num_simulators=1",
     "num_iterations=1",
     "check_world_model.required_auc=0",
+    "improve_policy.restart_from=policy",
     "improve_policy.num_candidates=1",
     "promote_policy.gate=false",
     "evaluate_policy.num_states=300",

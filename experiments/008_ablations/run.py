@@ -1,7 +1,7 @@
 """Experiment 008: what makes a world model's reward trustworthy?
 
     python experiments/008_ablations/run.py fit ARM RUN OUT      # RUN: a run directory with SANS version v001
-    python experiments/008_ablations/run.py report OUT ...       # every OUT of fit: result.json and arms.png here
+    python experiments/008_ablations/run.py report [OUT ...]     # the OUTs of fit into result.json; arms.png
 
 ``fit`` trains one world model from nothing on a run's scripted episodes and those of its clone, with the settings of
 ``configs/pushcube_cpu.yaml`` but for the arm's one change, and imagines the held-out episodes. Equal steps, one
@@ -143,6 +143,8 @@ def fit(arm: str, run: Path, out: Path) -> None:
     own: dict[str, Any] = {}
     for source, names in held_out.SOURCES.items():
         episodes = dataset.episode_index(source=names)
+        if not len(episodes):
+            continue
         branches = held_out.imagine_episodes(world_model, dataset, episodes, 64, context).branches
         k, valid = branches.frames_after_success, branches.truth.valid
         own[source] = {
@@ -165,10 +167,11 @@ def fit(arm: str, run: Path, out: Path) -> None:
 FIGURES = ("auc", "auc_of_single_frames", "auc_of_outcome_classifier", "auc_scripted", "psnr_db", "object_error_cm_end")
 
 
-def summarise(result: dict[str, Any]) -> dict[str, float]:
+def summarise(result: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of one fit: its figures, and what every held-out episode of the policy got."""
     own, check = result["episodes"]["on_policy"], result["world_model_check"]["on_policy"]
     scripted = result["episodes"]["scripted"]
-    return {
+    figures = {
         "auc": auc(np.array(own["logit"]), np.array(own["is_success"])),
         "auc_of_single_frames": auc(np.array(own["logit_of_single_frames"]), np.array(own["is_success"])),
         "auc_of_outcome_classifier": check["visual_alignment"]["imagined"]["auc"]["value"],
@@ -176,17 +179,25 @@ def summarise(result: dict[str, Any]) -> dict[str, float]:
         "psnr_db": check["psnr_db"]["mean"]["value"],
         "object_error_cm_end": check["object_error_cm"]["end"]["value"],
     }
+    return {
+        **{name: result[name] for name in ("arm", "seed", "fit_s")},
+        **{name: round(value, 4) for name, value in figures.items()},
+        "auc_interval": interval(own),
+        "n_scripted": len(scripted["logit"]),
+        "logit": [round(logit, 3) for logit in own["logit"]],
+        "is_success": [int(succeeds) for succeeds in own["is_success"]],
+    }
 
 
-def compare_auc(results: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+def compare_auc(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean over seeds of the arm's on-policy AUC minus that of `now`, resampling held-out episodes within each seed."""
     by_seed = {r["seed"]: r for r in base}
-    pairs = [(r["episodes"]["on_policy"], by_seed[r["seed"]]["episodes"]["on_policy"]) for r in results]
+    pairs = [(r, by_seed[r["seed"]]) for r in runs]
 
     def difference(index: list[np.ndarray]) -> float:
         values = []
         for (a, b), rows in zip(pairs, index, strict=True):
-            label = np.array(a["is_success"])[rows]
+            label = np.array(a["is_success"], dtype=bool)[rows]
             values.append(auc(np.array(a["logit"])[rows], label) - auc(np.array(b["logit"])[rows], label))
         return float(np.mean(values))
 
@@ -199,32 +210,33 @@ def compare_auc(results: list[dict[str, Any]], base: list[dict[str, Any]]) -> di
 
 
 def report(outs: list[Path]) -> None:
-    results = [json.loads((out / "result.json").read_text()) for out in outs]
+    """Add the fits to those in result.json; a fit of the same arm and seed takes the place of the old one."""
+    path = HERE / "result.json"
+    kept = json.loads(path.read_text())["runs"] if path.exists() else []
+    added = [summarise(json.loads((out / "result.json").read_text())) for out in outs]
+    runs = sorted({(r["arm"], r["seed"]): r for r in [*kept, *added]}.values(), key=lambda r: r["seed"])
     arms: dict[str, Any] = {}
-    by_arm = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in ARMS}
-    for arm, runs in by_arm.items():
-        if runs:
-            figures = [{k: round(v, 4) for k, v in summarise(r).items()} for r in runs]
+    by_arm = {arm: [r for r in runs if r["arm"] == arm] for arm in ARMS}
+    for arm, own in by_arm.items():
+        if own:
             arms[arm] = {
-                "seeds": [{"seed": r["seed"], "fit_s": r["fit_s"], **f} for r, f in zip(runs, figures, strict=True)],
-                "mean": {name: round(float(np.mean([f[name] for f in figures])), 4) for name in FIGURES},
-                "auc_minus_now": compare_auc(runs, by_arm["now"]) if arm != "now" else None,
-                "auc_interval": [interval(r) for r in runs],
+                "seeds": [r["seed"] for r in own],
+                "mean": {name: round(float(np.mean([r[name] for r in own])), 4) for name in FIGURES},
+                "auc_minus_now": compare_auc(own, by_arm["now"]) if arm != "now" else None,
             }
-    result = {"schema_version": 1, "common": COMMON, "arm_overrides": ARMS, "arms": arms}
-    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {"schema_version": 2, "common": COMMON, "arm_overrides": ARMS, "arms": arms, "runs": runs}
+    path.write_text(json.dumps(result) + "\n")
     for arm, entry in arms.items():
-        print(f"{arm:22s}", entry["mean"], entry["auc_minus_now"], len(entry["seeds"]))
-    plot(arms)
+        print(f"{arm:22s}", entry["mean"], entry["auc_minus_now"], entry["seeds"])
+    plot(arms, by_arm)
 
 
-def interval(result: dict[str, Any]) -> dict[str, float]:
-    own = result["episodes"]["on_policy"]
+def interval(own: dict[str, Any]) -> dict[str, float]:
     low, high = bootstrap_interval(auc, np.array(own["logit"]), np.array(own["is_success"]))
     return {"low": round(low, 4), "high": round(high, 4), "n": len(own["logit"])}
 
 
-def plot(arms: dict[str, Any]) -> None:
+def plot(arms: dict[str, Any], by_arm: dict[str, list[dict[str, Any]]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -232,8 +244,8 @@ def plot(arms: dict[str, Any]) -> None:
 
     figure, panels = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
     for axes, name in zip(panels, ("auc", "psnr_db", "object_error_cm_end"), strict=True):
-        for y, entry in enumerate(arms.values()):
-            axes.plot([s[name] for s in entry["seeds"]], [y] * len(entry["seeds"]), "o", alpha=0.6)
+        for y, (arm, entry) in enumerate(arms.items()):
+            axes.plot([r[name] for r in by_arm[arm]], [y] * len(by_arm[arm]), "o", alpha=0.6)
             axes.plot([entry["mean"][name]] * 2, [y - 0.3, y + 0.3], "k-")
         axes.set_yticks(range(len(arms)), [a.replace("_", " ") for a in arms], fontsize=8)
         axes.set_title(f"{name}, on-policy", fontsize=9)
@@ -249,7 +261,7 @@ def main() -> None:
     command.add_argument("arm", choices=ARMS)
     command.add_argument("run", type=Path)
     command.add_argument("out", type=Path)
-    commands.add_parser("report").add_argument("outs", type=Path, nargs="+")
+    commands.add_parser("report").add_argument("outs", type=Path, nargs="*")
     given = parser.parse_args()
     fit(given.arm, given.run, given.out) if given.command == "fit" else report(given.outs)
 

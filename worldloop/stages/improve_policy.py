@@ -4,8 +4,8 @@ Each group starts from one real state (an episode's first frame, or one in the m
 the world model's noise among its members and differs only in the policy's samples. The return of a row is 1 if it was
 declared a success, else the highest calibrated success probability it reached.
 
-After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL. Departures: the policy continues from the promoted one, or
-from one that imitates every success in SANS (``restart_from``), rewards are calibrated on imagined frames and not cut
+After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL. Departures: GRPO starts from a policy that imitates every
+success in SANS, the paper's from iteration 0's clone (``restart_from``), rewards are calibrated on imagined frames and not cut
 at a hand-set threshold, a share of the groups starts in the middle of real episodes (keyframe starts), rollouts end
 after ``imagination_horizon`` chunks, and a critic may value where they were cut off (``num_critic_steps``).
 """
@@ -48,7 +48,7 @@ STARTS = ("policy", "clone", "successes")
 @dataclass(frozen=True)
 class ImprovePolicyConfig:
     method: str = "grpo"  # grpo | imitate_successes (control: clone every success in SANS, no world model)
-    restart_from: str = "policy"  # policy (last promoted) | clone (iteration 0's, as in the paper) | successes
+    restart_from: str = "successes"  # successes (all in SANS, imitated) | policy (last promoted) | clone (iteration 0's)
     num_updates: int = 30  # rounds of imagined rollouts
     groups_per_update: int = 24  # real start states per round
     group_size: int = 8  # imagined rollouts per start state
