@@ -52,7 +52,11 @@ RESULTS = {"first": HERE / "result.json", "trusted": HERE / "result_trusted.json
 NO_MATTER = ("run_root=", "runtime=", "resources.")  # overrides about the machine, not the experiment
 ARMS = {
     "loop": ["improve_policy.restart_from=policy"],
-    "shuffled": ["improve_policy.restart_from=policy", "improve_policy.shuffle_rewards=true", "promote_policy.gate=false"],
+    "shuffled": [
+        "improve_policy.restart_from=policy",
+        "improve_policy.shuffle_rewards=true",
+        "promote_policy.gate=false",
+    ],
     "imitate": ["improve_policy.method=imitate_successes"],
     "both": ["improve_policy.restart_from=successes"],
 }

@@ -5,9 +5,9 @@ the world model's noise among its members and differs only in the policy's sampl
 declared a success, else the highest calibrated success probability it reached.
 
 After World-VLA-Loop (arXiv 2602.06508) and SimpleVLA-RL. Departures: GRPO starts from a policy that imitates every
-success in SANS, the paper's from iteration 0's clone (``restart_from``), rewards are calibrated on imagined frames and not cut
-at a hand-set threshold, a share of the groups starts in the middle of real episodes (keyframe starts), rollouts end
-after ``imagination_horizon`` chunks, and a critic may value where they were cut off (``num_critic_steps``).
+success in SANS, the paper's from iteration 0's clone (``restart_from``), rewards are calibrated on imagined frames and
+not cut at a hand-set threshold, a share of the groups starts in the middle of real episodes (keyframe starts), rollouts
+end after ``imagination_horizon`` chunks, and a critic may value where they were cut off (``num_critic_steps``).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STARTS = ("policy", "clone", "successes")
 @dataclass(frozen=True)
 class ImprovePolicyConfig:
     method: str = "grpo"  # grpo | imitate_successes (control: clone every success in SANS, no world model)
-    restart_from: str = "successes"  # successes (all in SANS, imitated) | policy (last promoted) | clone (iteration 0's)
+    restart_from: str = "successes"  # successes (imitates all in SANS) | policy (last promoted) | clone (the first)
     num_updates: int = 30  # rounds of imagined rollouts
     groups_per_update: int = 24  # real start states per round
     group_size: int = 8  # imagined rollouts per start state
