@@ -15,7 +15,18 @@ PACKAGE = ROOT / "worldloop"
 MAX_LINES = 400  # lines that are not blank
 
 FLOORS: dict[int, set[str]] = {
-    0: {"", "tensors", "types", "interfaces", "images", "context_frames", "randomness", "statistics", "files"},
+    0: {
+        "",
+        "tensors",
+        "types",
+        "interfaces",
+        "images",
+        "context_frames",
+        "randomness",
+        "statistics",
+        "files",
+        "workers",
+    },
     1: {"networks"},
     2: {"sans", "sim", "world_model", "policy", "executability", "value", "rl", "metrics"},
     3: {"imagination", "open_loop", "rollout", "gym_env", "gym_vector_env", "window", "play"},

@@ -34,6 +34,13 @@ from worldloop.types import WorldloopError
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
+MICROBATCHED = (  # what falls into num_microbatches equal parts
+    "clone_policy.batch_size",
+    "fit_world_model.batch_size",
+    "fit_world_model.proprio_batch_size",
+    "improve_policy.groups_per_update",
+    "improve_policy.minibatch_size",
+)
 SIMULATORS = ("maniskill", "toy", "recorded")
 
 
@@ -67,20 +74,26 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """What the loop may use. No result depends on ``num_simulators`` or on the runtime."""
+    """What the loop may use. No result depends on ``num_simulators`` or on the runtime; on ``num_workers`` only in the
+    order in which floats are added.
+    """
 
     device: str = "auto"  # auto | cpu | cuda: where networks train and imagine
     num_threads: int = 2  # processor threads of training and imagination
     num_simulators: int = 2  # simulator processes; 0 simulates in the stage's own process (inline only)
     cpus_per_simulator: float = 0.0  # what Ray reserves for a simulator actor; 0 shares the trainer's processors
-    trainer_cpus: float = 1.0  # what Ray reserves for the stage actor
-    trainer_gpus: float = 0.0  # what Ray reserves for the stage actor
+    num_workers: int = 1  # data-parallel workers of training stages (Ray Train); divides num_microbatches
+    trainer_cpus: float = 1.0  # what Ray reserves for the stage actor, and for each worker of a training stage
+    trainer_gpus: float = 0.0  # the same
+    keep_every_s: float = 300.0  # seconds after which a training stage keeps what it has done; 0: never
     max_retries: int = 3  # of what a process was at when it died, a simulator's block or (with Ray) the stage
     ray_address: str = ""  # cluster to join; "" takes RAY_ADDRESS, or starts a local one
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"resources.device {self.device!r} is not one of auto, cpu, cuda")
+        if self.num_workers < 1 or self.keep_every_s < 0:
+            raise ValueError("resources.num_workers must be at least 1, resources.keep_every_s at least 0")
         if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0:
             raise ValueError(
                 "resources.num_threads must be at least 1, resources.num_simulators and max_retries at least 0"
@@ -94,6 +107,7 @@ class LoopConfig:
     runtime: str = "ray"  # ray | inline (no Ray: everything in and below this process)
     seed: int = 0  # of everything that is drawn, except validation and evaluation states
     num_iterations: int = 2  # iterations after iteration 0, the clone
+    num_microbatches: int = 1  # parts of every training batch, gone through one after the other and shared by workers
     chunk_length: int = 5  # actions per policy call; a multiple of the simulator's actions_per_frame
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -115,6 +129,7 @@ class LoopConfig:
             raise ValueError(f"runtime {self.runtime!r} is not one of {', '.join(RUNTIMES)}")
         if self.num_iterations < 0 or self.chunk_length < 1:
             raise ValueError("num_iterations must be at least 0 and chunk_length at least 1")
+        self._check_microbatches()
         if self.simulator.kind == "recorded" and self.num_iterations != 1:
             raise ValueError(
                 f"num_iterations is {self.num_iterations}, allowed with simulator.kind recorded: 1, since nothing is "
@@ -137,6 +152,19 @@ class LoopConfig:
                 raise ValueError(
                     f"seed_dataset.episodes: {variant!r} is not one of the scripted variants "
                     f"{', '.join(SCRIPTED_VARIANTS)}"
+                )
+
+    def _check_microbatches(self) -> None:
+        parts, workers = self.num_microbatches, self.resources.num_workers
+        if parts < 1 or parts % workers:
+            raise ValueError(f"num_microbatches {parts} must be a multiple of resources.num_workers {workers}")
+        if workers > 1 and self.runtime != "ray":
+            raise ValueError(f"resources.num_workers {workers} needs runtime ray, not {self.runtime}")
+        for key in MICROBATCHED:
+            section, name = key.split(".")
+            if getattr(getattr(self, section), name) % parts:
+                raise ValueError(
+                    f"{key} {getattr(getattr(self, section), name)} is no multiple of num_microbatches {parts}"
                 )
 
 
@@ -230,20 +258,28 @@ def to_yaml(config: LoopConfig) -> str:
 _FREE_KEYS = ("runtime", "resources", "run_root", "run_name")
 
 
+def list_settings(config: LoopConfig) -> dict[str, Any]:
+    """``section.key`` -> value of what differs from the defaults, and the seed."""
+    defaults, values = _flatten(to_yaml(LoopConfig())), _flatten(to_yaml(config))
+    return {k: v for k, v in values.items() if k == "seed" or v != defaults.get(k)}
+
+
+def _flatten(yaml: str) -> dict[str, Any]:
+    def walk(node: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {k: v for key, child in node.items() for k, v in walk(child, f"{prefix}{key}.").items()}
+        return {prefix.rstrip("."): node}
+
+    return walk(OmegaConf.to_container(OmegaConf.create(yaml)), "")
+
+
 def find_differences(stored: str, other: str) -> list[str]:
     """Keys whose values differ between two stored YAMLs, of those that results depend on, as ``key (old -> new)``.
 
     A key that an earlier worldloop did not have counts as its default, which is what that did.
     """
 
-    def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-        if isinstance(node, dict):
-            return {k: v for key, child in node.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
-        return {prefix.rstrip("."): node}
-
-    defaults, old, new = (
-        flatten(OmegaConf.to_container(OmegaConf.create(yaml))) for yaml in (to_yaml(LoopConfig()), stored, other)
-    )
+    defaults, old, new = (_flatten(yaml) for yaml in (to_yaml(LoopConfig()), stored, other))
     old, new = defaults | old, defaults | new
     keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
     return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]

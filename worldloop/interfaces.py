@@ -93,6 +93,14 @@ class WorldModel(Protocol):
 
     def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput: ...
 
+    def measure(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        """What `take_in` needs of a part of a batch: counts, which add up, and extremes, whose largest counts."""
+        ...
+
+    def take_in(self, counts: Tensor, extremes: Tensor) -> None:
+        """Statistics of the data that the model keeps, brought up to date before the losses of a training batch."""
+        ...
+
     def compute_proprio_loss(self, clip: Clip) -> Tensor:
         """What the proprio head alone learns from, with gradients for nothing else; M frames, unrolled."""
         ...

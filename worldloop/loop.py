@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloop.build import check_networks
-from worldloop.config import LoopConfig, find_differences, to_yaml
+from worldloop.config import LoopConfig, find_differences, list_settings, to_yaml
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import Display, TerminalDisplay
 from worldloop.runtime.run_directory import RunDirectory
@@ -35,6 +35,7 @@ FITTING = ("fit_world_model", "distil_world_model", "check_world_model")
 RECORDED = (("import_dataset",), FITTING)  # iterations 0 and 1, without a simulator
 FIRST_ITERATION = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
 ITERATION = (*FITTING, "improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
+TRAINING = ("clone_policy", "fit_world_model", "distil_world_model", "improve_policy")  # on several workers, if any
 STAGES = tuple(dict.fromkeys((*FIRST_ITERATION, *ITERATION, *RECORDED[0])))
 
 
@@ -117,6 +118,7 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
         address=config.resources.ray_address,
         num_simulators=config.resources.num_simulators,
         cpus_per_simulator=config.resources.cpus_per_simulator,
+        num_workers=config.resources.num_workers,
         trainer_cpus=config.resources.trainer_cpus,
         trainer_gpus=config.resources.trainer_gpus,
         max_retries=config.resources.max_retries,
@@ -185,11 +187,14 @@ def _run_next(
     name, iteration = state.next_stage, state.iteration
     stages = list_stages(config, iteration)
     display.begin(iteration, config.num_iterations, name, stages.index(name) + 1, len(stages))
-    new_state, peak_memory_mib = runtime.run_stage(run_stage, state, config, str(directory.path))
+    new_state, peak_memory_mib = runtime.run_stage(
+        run_stage, state, config, str(directory.path), trains=name in TRAINING
+    )
     new_state = advance(config, new_state)
     directory.add_timing(iteration, name, time.monotonic() - began, peak_memory_mib)
     if new_state.iteration != iteration or not new_state.next_stage:
-        write_iteration(directory.path / "tensorboard", new_state.records[iteration])
+        tensorboard = directory.path / "tensorboard"
+        write_iteration(tensorboard, new_state.records[iteration], directory.read_timings(), list_settings(config))
     directory.write_state(new_state)
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
     return new_state

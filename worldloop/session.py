@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +17,10 @@ from worldloop.rollout import RolloutJob
 from worldloop.runtime.card import WorldModelCard, write_card
 from worldloop.runtime.progress import Display
 from worldloop.runtime.run_directory import RunDirectory
-from worldloop.runtime.tensorboard import StageWriter, open_writer
+from worldloop.runtime.tensorboard import SilentWriter, open_writer
 from worldloop.sans.store import SansStore
 from worldloop.types import Episode, InitialStates, Normalisation, Observation, Split
+from worldloop.workers import Workers
 
 # Validation and evaluation states are the same for every run and seed; training states follow the run's seed.
 _FIXED_SEED = 0
@@ -50,6 +51,9 @@ class Session:
         self.spec = build.build_spec(config.simulator)
         self.store = SansStore(run_dir / "sans")
         self.device = build.choose_device(config.resources.device)
+        self.workers = Workers.of_process_group()
+        self.num_microbatches = config.num_microbatches
+        self.keep_every_s = config.resources.keep_every_s
         self._stage, self._executor, self._display = stage, executor, display
         torch.set_num_threads(config.resources.num_threads)
 
@@ -61,7 +65,9 @@ class Session:
         finally:
             self._display.close()
 
-    def writer(self, name: str, purge_step: int) -> AbstractContextManager[StageWriter]:
+    def writer(self, name: str, purge_step: int) -> AbstractContextManager[Any]:
+        if not self.workers.is_first:
+            return nullcontext(SilentWriter())
         return open_writer(self.run_dir / "tensorboard" / name, purge_step)
 
     def log(self, line: str) -> None:
@@ -92,7 +98,9 @@ class Session:
         return build.load_policy(self.run_dir / path)
 
     def save_policy(self, policy: Any, path: str) -> None:
-        build.save_policy(policy, self.run_dir / path, self.config.policy, version=path)
+        if self.workers.is_first:
+            build.save_policy(policy, self.run_dir / path, self.config.policy, version=path)
+        self.workers.wait()
 
     def new_world_model(self, normalisation: Normalisation, seed: int) -> Any:
         return build.build_world_model(self.config.world_model, self.spec, normalisation, seed)
@@ -101,7 +109,9 @@ class Session:
         return build.load_world_model(self.run_dir / path)
 
     def save_world_model(self, world_model: Any, path: str) -> None:
-        build.save_world_model(world_model, self.run_dir / path)
+        if self.workers.is_first:
+            build.save_world_model(world_model, self.run_dir / path)
+        self.workers.wait()
 
     def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:
         write_card(self.run_dir / path, WorldModelCard(calibration, figures, starts))

@@ -25,6 +25,16 @@ def check_dtype(name: str, array: Tensor | np.ndarray, dtype: Any) -> None:
         raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype}")
 
 
+def prefix(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` with ``name.`` before each key."""
+    return {f"{name}.{key}": value for key, value in tensors.items()}
+
+
+def strip(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `prefix`: those of ``tensors`` whose key begins with ``name.``, without it."""
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
 class Rows:
     """Row indexing and device moves for a dataclass whose tensor (and tuple) fields start with B."""
 

@@ -26,6 +26,7 @@ def start(num_simulators: int, cpus_per_simulator: float) -> RayRuntime:
         address="",
         num_simulators=num_simulators,
         cpus_per_simulator=cpus_per_simulator,
+        num_workers=2,
         trainer_cpus=1.0,
         trainer_gpus=0.0,
         max_retries=2,
@@ -92,3 +93,43 @@ def test_work_that_always_kills_its_actor_is_one_clear_error(
 def test_a_cluster_that_is_too_small_says_so_at_once(runtime: RayRuntime) -> None:
     with pytest.raises(WorldloopError, match="CPU for all actors together, the cluster has"):
         start(num_simulators=1000, cpus_per_simulator=1.0)
+
+
+def make_training_stage(folder: Path, end: str) -> Any:
+    """A stage on two workers, of which the second dies once; then it ``end``s well, or with a clear error."""
+
+    def stage(executor: Any, display: Any) -> Any:
+        import torch
+
+        from worldloop.types import WorldloopError
+        from worldloop.workers import Workers
+
+        workers = Workers.of_process_group()
+        display.log(f"worker {workers.rank}")
+        if workers.rank == 1 and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        total = int(workers.sum(torch.tensor(workers.rank + 1)))
+        if end == "error" and not workers.is_first:
+            raise WorldloopError("the loss became nan")
+        return total, workers
+
+    return stage
+
+
+@pytest.mark.slow
+def test_training_workers_add_up_and_are_started_again(
+    runtime: RayRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from worldloop.workers import Workers
+
+    assert runtime.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, Workers(0, 2))
+    shown = capsys.readouterr().err
+    assert "attempt 1 of 3" in shown
+    assert "worker 0" in shown
+    assert "worker 1" not in shown
+    with pytest.raises(WorldloopError, match="the loss became nan"):
+        runtime.run_stage(make_training_stage(tmp_path, "error"), trains=True)
+    after = tmp_path / "after"
+    after.mkdir()
+    assert runtime.run_stage(make_stage(after, 0, False)) == [0, 1, 4, 9, 16, 25]  # the stage actor is back

@@ -1,5 +1,6 @@
 """The parts of stages that are pure: splits, returns, the optimizer recipe, calibration, the order of stages."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
 from worldloop.stages.state import LoopState
 from worldloop.types import ActionChunk, ChunkStep, Clip, Observation, WorldloopError
+from worldloop.workers import Workers
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 
@@ -98,13 +100,50 @@ def test_a_row_that_is_cut_off_counts_what_the_critic_says() -> None:
     assert compute_returns(rollout, 0, last_value=value).tolist() == pytest.approx([0.6, 1.0, 0.1])
 
 
+def test_optimisation_goes_on_where_it_was_kept() -> None:
+    def begin() -> tuple[nn.Linear, Optimisation]:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        return layer, Optimisation(layer.parameters(), learning_rate=0.1, num_steps=20, warmup_steps=4)
+
+    def take(layer: nn.Linear, optimisation: Optimisation, steps: range) -> None:
+        for step in steps:
+            optimisation.backward(layer(torch.full((1, 3), float(step))).square().sum())
+            optimisation.step()
+
+    layer, whole = begin()
+    take(layer, whole, range(7))
+    kept, weights = whole.state_dict(), {k: v.clone() for k, v in layer.state_dict().items()}
+    kept = {name: value.clone() for name, value in kept.items()}
+    take(layer, whole, range(7, 12))
+    other, resumed = begin()
+    other.load_state_dict(weights)
+    resumed.load_state_dict(kept)
+    assert resumed.learning_rate == 0.1 * (0.1 + 0.45 * (1 + math.cos(math.pi * 7 / 20)))
+    take(other, resumed, range(7, 12))
+    assert torch.equal(other.weight, layer.weight)
+    assert resumed.learning_rate == whole.learning_rate
+
+
+def test_micro_batches_add_up_to_one_batch() -> None:
+    weight, rows = nn.Parameter(torch.ones(3)), torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3], [1, 1, 1]])
+    optimisation = Optimisation([weight], learning_rate=0.1, num_steps=4)
+    for part, share in zip(rows.split([1, 3]), Workers().shares([torch.tensor(1), torch.tensor(3)]), strict=True):
+        optimisation.backward((part @ weight).mean() * share)
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, rows.mean(0))
+    optimisation.step()
+    assert weight.grad is None
+
+
 def test_optimisation_warms_up_decays_and_clips() -> None:
     weight = nn.Parameter(torch.ones(2, 2))
     optimisation = Optimisation([weight], learning_rate=0.1, num_steps=100, warmup_steps=10, weight_decay=0.0)
     rates = []
     for _ in range(100):
         rates.append(optimisation.learning_rate)
-        norm = optimisation.step((weight * 1e4).sum())
+        optimisation.backward((weight * 1e4).sum())
+        norm = optimisation.step()
     assert norm == pytest.approx(2e4)
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == pytest.approx(0.1, rel=0.05)
@@ -115,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     weight = nn.Parameter(torch.ones(2, 2))
     optimisation = Optimisation([weight], learning_rate=0.1, num_steps=10, name="fit_world_model")
     with pytest.raises(WorldloopError, match="fit_world_model: the loss became nan"):
-        optimisation.step(weight.sum() * float("nan"))
+        optimisation.backward(weight.sum() * float("nan"))
     assert torch.equal(weight, torch.ones(2, 2))
 
 

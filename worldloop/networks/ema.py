@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from worldloop.tensors import prefix, strip
 
 
 class EmaWeights[ModuleT: nn.Module]:
     """``module`` holds the average of ``source``'s weights with ``decay`` per update.
 
     The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not dominated by
-    the initial weights. Integer buffers are copied. ``num_updates`` belongs into a checkpoint beside ``module``.
+    the initial weights. Integer buffers are copied.
     """
 
     def __init__(self, source: ModuleT, decay: float) -> None:
@@ -21,6 +23,13 @@ class EmaWeights[ModuleT: nn.Module]:
         self.decay = decay
         self.num_updates = 0
         self.module: ModuleT = copy.deepcopy(source).eval().requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"num_updates": torch.tensor(self.num_updates), **prefix("module", self.module.state_dict())}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        self.num_updates = int(tensors["num_updates"])
+        self.module.load_state_dict(strip("module", tensors))
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:

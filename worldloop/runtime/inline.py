@@ -40,8 +40,8 @@ class InlineRuntime:
         self._max_retries = max_retries
         self._pool: ProcessPoolExecutor | None = None
 
-    def run_stage(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(*arguments, executor, display)`` in this process."""
+    def run_stage(self, function: Callable[..., Any], *arguments: Any, trains: bool = False) -> Any:
+        """``function(*arguments, executor, display)`` in this process, whether or not the stage ``trains``."""
         return function(*arguments, self, self.display)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -99,6 +99,22 @@ class TerminalDisplay:
             self._bar = None
 
 
+class SilentDisplay:
+    """Shows nothing: for the workers that are not the first."""
+
+    def log(self, line: str) -> None:
+        pass
+
+    def open(self, label: str, total: int, unit: str) -> None:
+        pass
+
+    def advance(self, count: int, figures: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class RemoteDisplay:
     """Collects events; `drain` hands them over, with advances of one bar merged."""
 
@@ -123,6 +139,11 @@ class RemoteDisplay:
     def close(self) -> None:
         with self._lock:
             self._events.append(("close", ()))
+
+    def extend(self, events: list[tuple[str, tuple[Any, ...]]]) -> None:
+        """Take over what another one has drained."""
+        with self._lock:
+            self._events += events
 
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         with self._lock:

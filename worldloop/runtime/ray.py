@@ -1,10 +1,12 @@
-"""The Ray runtime: every stage runs in an actor, simulator work on a pool of simulator actors.
+"""The Ray runtime: every stage runs in an actor, simulator work on a pool of simulator actors, training on workers.
 
-The only import of ray. Stages alternate and never compute at the same time, so simulator actors may share the
-processors of the training actor: ``resources.cpus_per_simulator`` is what Ray is told to reserve for each.
+Ray is imported here and in `worldloop.runtime.ray_train` alone. Stages alternate and never compute at the same time, so
+simulator actors may share the processors of the training actor: ``resources.cpus_per_simulator`` is what Ray is told to
+reserve for each. While several workers train, the stage actor is gone, and its processors and GPU are theirs.
 
 An actor that dies (killed, out of memory, its node lost) is started again by Ray, and does again what it was at: a
-simulator its block, the stage actor the whole stage. Both give what they would have given, see `worldloop.loop`.
+simulator its block, the stage actor its stage, from what that has kept. Both give what they would have given, see
+`worldloop.loop`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 from worldloop.runtime.inline import SIMULATOR_DIED
 from worldloop.runtime.progress import Display, RemoteDisplay, replay
+from worldloop.runtime.ray_train import Coordinator, TrainingGroup
 from worldloop.types import WorldloopError
 
 POLL_INTERVAL_S = 0.5
@@ -47,13 +50,12 @@ class _ActorExecutor:
 class _StageActor:
     """Runs stages; a second thread of it answers `drain` while a stage runs."""
 
-    def __init__(self, simulators: list[Any]) -> None:
-        self._executor = _ActorExecutor(simulators)
+    def __init__(self) -> None:
         self._display = RemoteDisplay()
 
-    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], simulators: list[Any]) -> Any:
         try:
-            return function(*arguments, self._executor, self._display)
+            return function(*arguments, _ActorExecutor(simulators), self._display)
         except WorldloopError as error:
             return error
 
@@ -70,6 +72,7 @@ class RayRuntime:
         address: str,
         num_simulators: int,
         cpus_per_simulator: float,
+        num_workers: int,
         trainer_cpus: float,
         trainer_gpus: float,
         max_retries: int,
@@ -78,6 +81,8 @@ class RayRuntime:
         import ray
 
         self.display = display
+        self._group = TrainingGroup(num_workers, trainer_cpus, trainer_gpus)
+        self._max_retries = max_retries
         self._ray = ray
         address = address or os.environ.get("RAY_ADDRESS", "")
         self._owns_cluster = not address and not ray.is_initialized()
@@ -85,14 +90,17 @@ class RayRuntime:
             _connect(ray, address)
         count = max(1, num_simulators)
         simulators = [{"CPU": cpus_per_simulator}] * count
-        self._require([{"CPU": trainer_cpus, "GPU": trainer_gpus}, *simulators])
+        self._require([{"CPU": trainer_cpus, "GPU": trainer_gpus}] * num_workers + simulators)
         restarts: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": max_retries}
         simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
         self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
-        stage = ray.remote(_StageActor).options(
+        self._stage_actor = ray.remote(_StageActor).options(
             num_cpus=trainer_cpus, num_gpus=trainer_gpus, max_concurrency=2, **restarts
         )
-        self._stage: Any = stage.remote(self._simulators)
+        # without max_concurrency of its own a coordinator would neither show nor take in anything while it trains
+        self._coordinator_actor = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=4, **restarts)
+        self._stage: Any = None  # the stage actor, or the coordinator
+        self._is_coordinator = False
 
     def _require(self, actors: list[dict[str, float]]) -> None:
         """Raise where the cluster could never hold all ``actors`` at once: Ray would wait forever."""
@@ -102,10 +110,18 @@ class RayRuntime:
             self.close()
             raise WorldloopError(f"the config asks Ray for {missing}: lower resources.* or join a larger cluster")
 
-    def run_stage(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(*arguments, executor, display)`` in the stage actor; its progress is shown here."""
+    def run_stage(self, function: Callable[..., Any], *arguments: Any, trains: bool = False) -> Any:
+        """``function(*arguments, executor, display)`` in the stage actor; its progress is shown here.
+
+        A stage that ``trains`` runs on the training workers, if there are several.
+        """
         ray = self._ray
-        result = self._stage.run.remote(function, arguments)
+        on_workers = trains and self._group.num_workers > 1
+        self._start_stage_actor(on_workers)
+        if on_workers:
+            result = self._stage.train.remote(function, arguments, self._group, self._max_retries)
+        else:
+            result = self._stage.run.remote(function, arguments, self._simulators)
         done: list[Any] = []
         try:
             while not done:
@@ -119,6 +135,15 @@ class RayRuntime:
         if isinstance(value, WorldloopError):
             raise value
         return value
+
+    def _start_stage_actor(self, is_coordinator: bool) -> None:
+        """Exactly one of the two lives: the stage actor would hold what the workers need."""
+        if self._stage is not None and self._is_coordinator == is_coordinator:
+            return
+        if self._stage is not None:
+            self._ray.kill(self._stage)
+        self._stage = (self._coordinator_actor if is_coordinator else self._stage_actor).remote()
+        self._is_coordinator = is_coordinator
 
     def close(self) -> None:
         """Kill this run's actors; shut the cluster down only if this run started it."""

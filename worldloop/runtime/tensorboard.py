@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,26 @@ LAYOUT = {
         ],
         "reward alignment, AUC": ["Multiline", ["loop/alignment_.*_auc$"]],
     },
+    "What did it cost?": {
+        "seconds per stage": ["Multiline", ["cost/.*_seconds$"]],
+        "peak memory per stage, MiB": ["Multiline", ["cost/.*_peak_memory_mib$"]],
+        "environment steps so far": ["Multiline", ["loop/env_steps$"]],
+    },
+    "What is in SANS?": {
+        "scripted episodes, by outcome": ["Multiline", ["sans/scripted_.*$"]],
+        "the policy's episodes of each iteration, by outcome": ["Multiline", ["sans/policy_.*$"]],
+    },
 }
+
+
+class SilentWriter:
+    """Writes nothing: for the workers that are not the first."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None:
+        pass
 
 
 class StageWriter:
@@ -88,12 +108,49 @@ def open_writer(log_dir: Path, purge_step: int) -> Iterator[StageWriter]:
         writer.close()
 
 
-def write_iteration(log_dir: Path, record: dict[str, Any]) -> None:
-    """The per-iteration headline scalars of ``record`` (see docs/metrics.md), at step = iteration."""
+def write_iteration(
+    log_dir: Path, record: dict[str, Any], timings: list[dict[str, Any]], settings: dict[str, Any]
+) -> None:
+    """One iteration's ``record``, and the run's ``timings`` so far (see docs/metrics.md), at step = iteration.
+
+    ``settings`` are what the HPARAMS page shows beside the latest success: keys and values that are no defaults.
+    """
     iteration = record["iteration"]
+    values = headline_scalars(record) | cost_scalars([t for t in timings if t["iteration"] == iteration])
     with open_writer(log_dir / "loop", purge_step=iteration) as writer:
         writer.layout(LAYOUT)
-        writer.scalars(iteration, headline_scalars(record))
+        writer.scalars(iteration, values | episode_scalars(record))
+    if record.get("simulated_success"):
+        write_settings(log_dir / "settings", settings, {"settings/success": record["simulated_success"]["rate"]})
+
+
+def write_settings(log_dir: Path, settings: dict[str, Any], figures: dict[str, float]) -> None:
+    """For the HPARAMS page, in place of what was there."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(log_dir, ignore_errors=True)
+    plain = {k: v if isinstance(v, str | bool | int | float) else str(v) for k, v in settings.items()}
+    with SummaryWriter(log_dir=str(log_dir)) as writer:
+        writer.add_hparams(plain, figures, run_name=".")
+
+
+def cost_scalars(timings: list[dict[str, Any]]) -> dict[str, float]:
+    """Tag -> seconds and peak memory of each stage; of a stage that ran twice, the sum and the maximum."""
+    values: dict[str, float] = {}
+    for entry in timings:
+        seconds, memory = f"cost/{entry['stage']}_seconds", f"cost/{entry['stage']}_peak_memory_mib"
+        values[seconds] = values.get(seconds, 0.0) + entry["seconds"]
+        values[memory] = max(values.get(memory, 0.0), entry["peak_memory_mib"])
+    return values
+
+
+def episode_scalars(record: dict[str, Any]) -> dict[str, float]:
+    """Tag -> how many episodes of each outcome the iteration recorded, scripted ones and the policy's."""
+    values: dict[str, float] = {}
+    for source in ("scripted", "policy"):
+        counts = record.get("scripted_episodes" if source == "scripted" else "collected_episodes") or {}
+        values |= {f"sans/{source}_{outcome}": float(count) for outcome, count in counts.items()}
+    return values
 
 
 def headline_scalars(record: dict[str, Any]) -> dict[str, float]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from worldloop.randomness import derive_seed, make_generator
+from worldloop.interfaces import Metrics
+from worldloop.randomness import derive_seed
 from worldloop.sans.imitation import EXPERT_DEMONSTRATIONS, EpisodeSelection, ImitationDataset
 from worldloop.stages.context import Context
+from worldloop.stages.data import open_cache
+from worldloop.stages.microbatches import add_metrics, make_generators, sum_metrics
 from worldloop.stages.optimisation import PRECISIONS, Optimisation, autocast
+from worldloop.stages.partial import KeptGenerator, PartialStage, drop_partial
 from worldloop.stages.state import LoopState
+
+NAME = "clone_policy"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ def run(state: LoopState, config: ClonePolicyConfig, context: Context) -> LoopSt
 def imitate(state: LoopState, config: ClonePolicyConfig, context: Context, select: EpisodeSelection, path: str) -> None:
     """Train a fresh policy on the ``select``ed episodes of the dataset; save it at ``path``."""
     version = context.store.version(state.dataset)
-    dataset = ImitationDataset(context.store.open_cache(version), select, context.spec.camera)
+    dataset = ImitationDataset(open_cache(context, state.dataset), select, context.spec.camera)
     seed = derive_seed(context.seed, state.iteration, "clone_policy")
     policy = context.new_policy(version.normalisation, seed).to(context.device).train()
     policy.fit_image_statistics(dataset.images())
@@ -47,21 +53,35 @@ def imitate(state: LoopState, config: ClonePolicyConfig, context: Context, selec
         learning_rate=config.learning_rate,
         num_steps=config.num_steps,
         weight_decay=config.weight_decay,
-        name="clone_policy",
+        name=NAME,
+        workers=context.workers,
     )
-    generator = make_generator(context.seed, state.iteration, "clone_policy/batches")
+    generators = make_generators(context, context.seed, state.iteration, "clone_policy/batches")
+    kept = PartialStage(
+        context,
+        NAME,
+        {"policy": policy, "optimisation": optimisation},
+        {number: {"generator": KeptGenerator(generator)} for number, generator in generators.items()},
+    )
+    size = config.batch_size // context.num_microbatches
     first = state.iteration * config.num_steps
     context.log(f"imitating {len(dataset.episodes)} episodes ({', '.join(select.sources)})")
-    with (
-        context.progress(config.num_steps, "step") as progress,
-        context.writer("clone_policy", purge_step=first) as writer,
-    ):
-        for step in range(config.num_steps):
-            batch = dataset.sample(generator, config.batch_size, context.chunk_length).to(context.device)
-            with autocast(context.device, config.precision):
-                loss, metrics = policy.compute_imitation_loss(batch, generator)
-            metrics["grad_norm"] = optimisation.step(loss)
-            progress.advance(loss=float(loss.detach()))
+    done = kept.resume()
+    with context.progress(config.num_steps - done, "step") as progress, context.writer(NAME, first + done) as writer:
+        for step in range(done, config.num_steps):
+            batches = [dataset.sample(generator, size, context.chunk_length) for generator in generators.values()]
+            shares = context.workers.shares([batch.valid.sum() for batch in batches])
+            metrics: Metrics = {}
+            for batch, share, generator in zip(batches, shares, generators.values(), strict=True):
+                with autocast(context.device, config.precision):
+                    loss, own = policy.compute_imitation_loss(batch.to(context.device), generator)
+                optimisation.backward(loss * share.to(context.device))
+                add_metrics(metrics, {**own, "loss": float(loss.detach())}, float(share))
+            grad_norm = optimisation.step()
+            kept.keep(step + 1)
+            progress.advance(loss=metrics.pop("loss"))
             if step % 20 == 0:
-                writer.scalars(first + step, {f"clone_policy/{k}": v for k, v in metrics.items()})
+                values = {**sum_metrics(metrics, context.workers), "grad_norm": grad_norm}
+                writer.scalars(first + step, {f"{NAME}/{k}": v for k, v in values.items()})
     context.save_policy(policy, path)
+    drop_partial(context, NAME)

@@ -13,6 +13,7 @@ from worldloop.imagination import Calibration
 from worldloop.rollout import RolloutJob
 from worldloop.sans.store import SansStore
 from worldloop.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Split
+from worldloop.workers import Workers
 
 
 class Progress(Protocol):
@@ -32,7 +33,9 @@ class Writer(Protocol):
 class Context(Protocol):
     """Everything a stage may touch outside its own config.
 
-    ``device`` is where networks train; ``precision`` of a network is its own config. ``seed`` is the run's.
+    ``device`` is where networks train; ``precision`` of a network is its own config. ``seed`` is the run's. Training
+    batches fall into ``num_microbatches`` parts, shared by ``workers``; what a stage has done is kept every
+    ``keep_every_s``. Only the first of the workers writes, logs and shows progress: the others' calls do nothing.
     """
 
     run_dir: Path
@@ -42,6 +45,9 @@ class Context(Protocol):
     spec: SimulatorSpec
     store: SansStore
     simulator_config: Any
+    workers: Workers  # in a training stage: who else trains
+    num_microbatches: int
+    keep_every_s: float
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import ClipDataset
 from worldloop.stages.context import Context
 from worldloop.types import Split
@@ -9,5 +10,15 @@ from worldloop.types import Split
 
 def open_clips(context: Context, version: str, split: Split) -> ClipDataset:
     """Clips of ``split`` in the SANS version called ``version``; a corrupt shard is refused by name."""
+    return ClipDataset(open_cache(context, version), split, context.spec.camera)
+
+
+def open_cache(context: Context, version: str) -> VersionCache:
+    """The decoded cache of ``version``; of several workers the first makes it, where it has to be made."""
+    workers = context.workers
+    if not workers.is_first:
+        workers.wait()
     cache = context.store.open_cache(context.store.version(version))
-    return ClipDataset(cache, split, context.spec.camera)
+    if workers.is_first:
+        workers.wait()
+    return cache

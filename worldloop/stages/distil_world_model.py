@@ -15,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldloop.metrics.video import compute_psnr
-from worldloop.randomness import make_generator
 from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
 from worldloop.stages.calibration import is_calibrated_on
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.fit_world_model import FitWorldModelConfig, name_checkpoint, train
 from worldloop.stages.held_out import SOURCES, OpenLoop, imagine_episodes
+from worldloop.stages.microbatches import make_generators
+from worldloop.stages.partial import drop_partial
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, bootstrap_interval
+
+NAME = "distil_world_model"
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,11 @@ def run(
         BalancedClipSampler(dataset, sampling),
         fitting,
         context,
-        name="distil_world_model",
+        name=NAME,
         num_steps=config.num_steps,
         learning_rate=config.learning_rate,
         pool_from=0,
-        generator=make_generator(context.seed, state.iteration, "distil_world_model", state.num_fits),
+        generators=make_generators(context, context.seed, state.iteration, NAME, state.num_fits),
         first_step=state.world_model_steps,
         teacher=teacher,
     ).eval()
@@ -84,9 +87,11 @@ def run(
     context.log(f"student of {config.num_sampler_steps} steps: " + (f"refused, {lost}" if lost else describe(figures)))
     state = replace(state, world_model_steps=state.world_model_steps + config.num_steps).record(distillation=figures)
     if lost:
+        drop_partial(context, NAME)
         return state
     path = name_checkpoint(state.iteration, "world_model_student", state.num_fits)
     context.save_world_model(student, path)
+    drop_partial(context, NAME)
     return replace(state, world_model=path)
 
 

@@ -13,14 +13,20 @@ from typing import Any
 
 import torch
 
+from worldloop.interfaces import Metrics
 from worldloop.networks.ema import EmaWeights
-from worldloop.randomness import derive_seed, make_generator
+from worldloop.randomness import derive_seed
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
+from worldloop.stages.microbatches import add_metrics, make_generators, sum_metrics
 from worldloop.stages.optimisation import Optimisation
+from worldloop.stages.partial import Kept, KeptGenerator, PartialStage, drop_partial, has_partial
 from worldloop.stages.state import LoopState
+from worldloop.types import Clip
 from worldloop.world_model.self_rollout import SelfRolloutPool
+
+NAME = "fit_world_model"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
         normalisation = context.store.version(state.dataset).normalisation
         model = context.new_world_model(normalisation, derive_seed(context.seed, "world_model"))
     model = model.to(context.device).train()
-    if fit_number == 1:
+    if fit_number == 1 and not has_partial(context, NAME):
         fit_proprio(model, dataset, sampler, state.iteration, config, context)
     num_steps = config.num_refit_steps if refit else config.num_steps
     averaged = train(
@@ -71,15 +77,16 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
         sampler,
         config,
         context,
-        name="fit_world_model",
+        name=NAME,
         num_steps=num_steps,
         learning_rate=config.refit_learning_rate if refit else config.learning_rate,
         pool_from=0 if refit else int(config.self_rollout_start * num_steps),
-        generator=make_generator(context.seed, state.iteration, "fit_world_model", fit_number),
+        generators=make_generators(context, context.seed, state.iteration, "fit_world_model", fit_number),
         first_step=state.world_model_steps,
     )
     path = name_checkpoint(state.iteration, "world_model", fit_number)
     context.save_world_model(averaged, path)
+    drop_partial(context, NAME)
     steps = state.world_model_steps + num_steps
     state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
     return replace(state, calibration=None, distrust="")
@@ -88,6 +95,24 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
 def name_checkpoint(iteration: int, name: str, fit_number: int) -> str:
     """Relative to the run directory."""
     return f"checkpoints/iteration_{iteration:03d}/{name}" + (f"_{fit_number}" if fit_number > 1 else "")
+
+
+class _Part:
+    """What belongs to one micro-batch: where its draws come from, and its own share of the self-rollout pool."""
+
+    def __init__(self, model: Any, dataset: ClipDataset, batch_size: int, generator: torch.Generator) -> None:
+        self.generator, self.batch_size = generator, batch_size
+        share, num_steps = model.config.self_rollout.share, torch.from_numpy(dataset.cache.num_steps)
+        self.pool = SelfRolloutPool(batch_size, share, num_steps)
+        self.load = partial(dataset.load, num_context_frames=model.num_context_frames)
+
+    def compose(self, sampler: BalancedClipSampler, from_pool: bool) -> Clip:
+        if from_pool:
+            return self.pool.compose(lambda count: sampler.sample(self.generator, count), self.load)
+        return self.load(sampler.sample(self.generator, self.batch_size), 1)
+
+    def kept(self) -> dict[str, Kept]:
+        return {"generator": KeptGenerator(self.generator), "pool": self.pool}
 
 
 def train(
@@ -101,41 +126,57 @@ def train(
     num_steps: int,
     learning_rate: float,
     pool_from: int,
-    generator: torch.Generator,
+    generators: dict[int, torch.Generator],
     first_step: int,
     teacher: Any | None = None,
 ) -> Any:
     """Optimizer steps on ``model``, with the self-rollout pool from step ``pool_from`` on; returns averaged weights.
 
-    ``name`` is that of the TensorBoard writer and of its tags, whose steps begin at ``first_step``.
+    ``name`` is that of the TensorBoard writer, of its tags, whose steps begin at ``first_step``, and of what is kept of
+    the stage until the caller drops it. ``generators`` are those of this worker's micro-batches.
     """
     ema = EmaWeights(model, model.config.ema_decay)
+    workers = context.workers
     optimisation = Optimisation(
         model.parameters(),
         learning_rate=learning_rate,
         num_steps=num_steps,
         weight_decay=config.weight_decay,
         name=name,
+        workers=workers,
     )
-    pool = SelfRolloutPool(
-        config.batch_size, model.config.self_rollout.share, torch.from_numpy(dataset.cache.num_steps)
+    size = config.batch_size // context.num_microbatches
+    parts = {number: _Part(model, dataset, size, generator) for number, generator in generators.items()}
+    kept = PartialStage(
+        context,
+        name,
+        {"model": model, "ema": ema, "optimisation": optimisation},
+        {number: part.kept() for number, part in parts.items()},
     )
-    load = partial(dataset.load, num_context_frames=model.num_context_frames)
-    with context.progress(num_steps, "step") as progress, context.writer(name, purge_step=first_step) as writer:
-        for step in range(num_steps):
-            if step >= pool_from:
-                clip = pool.compose(lambda count: sampler.sample(generator, count), load)
-            else:
-                clip = load(sampler.sample(generator, config.batch_size), 1)
-            output = model(clip.to(context.device), generator, teacher)
-            grad_norm = optimisation.step(output.loss)
+    done = kept.resume()
+    with context.progress(num_steps - done, "step") as progress, context.writer(name, first_step + done) as writer:
+        for step in range(done, num_steps):
+            pooled = step >= pool_from
+            clips = [part.compose(sampler, pooled) for part in parts.values()]
+            measured = [model.measure(clip) for clip in clips]
+            counts, reach = (torch.stack(values) for values in zip(*measured, strict=True))
+            model.take_in(workers.sum(counts.sum(0)), workers.maximum(reach.amax(0)))
+            metrics: Metrics = {}
+            for part, clip, share in zip(
+                parts.values(), clips, workers.shares([clip.valid.sum() for clip in clips]), strict=True
+            ):
+                output = model(clip.to(context.device), part.generator, teacher)
+                optimisation.backward(output.loss * share.to(context.device))
+                add_metrics(metrics, output.metrics, float(share))
+                if pooled:
+                    part.pool.update(clip, output)
+            grad_norm = optimisation.step()
             ema.update(model)
-            if step >= pool_from:
-                pool.update(clip, output)
-            progress.advance(loss=float(output.loss.detach()))
+            kept.keep(step + 1)
+            progress.advance(loss=metrics["loss"])
             if step % 20 == 0:
-                values = {**output.metrics, "loss": float(output.loss.detach()), "grad_norm": grad_norm}
-                writer.scalars(first_step + step, {f"{name}/{k}": float(v) for k, v in values.items()})
+                values = {**sum_metrics(metrics, workers), "grad_norm": grad_norm}
+                writer.scalars(first_step + step, {f"{name}/{k}": v for k, v in values.items()})
     return ema.module
 
 
@@ -150,23 +191,31 @@ def fit_proprio(
     """Train the proprio head on its own unrolled predictions; nothing else of ``model`` gets a gradient."""
     if config.num_proprio_steps == 0:
         return
+    workers = context.workers
     optimisation = Optimisation(
         model.parameters(),
         learning_rate=config.proprio_learning_rate,
         num_steps=config.num_proprio_steps,
         weight_decay=config.weight_decay,
         name="fit_world_model (proprio head)",
+        workers=workers,
     )
-    generator = make_generator(context.seed, iteration, "fit_world_model/proprio")
+    generators = make_generators(context, context.seed, iteration, "fit_world_model/proprio")
+    size = config.proprio_batch_size // context.num_microbatches
     first = (iteration - 1) * config.num_proprio_steps
     with (
         context.progress(config.num_proprio_steps, "proprio step") as progress,
         context.writer("fit_world_model_proprio", purge_step=first) as writer,
     ):
         for step in range(config.num_proprio_steps):
-            clip = dataset.load(sampler.sample(generator, config.proprio_batch_size), config.proprio_frames)
-            loss = model.compute_proprio_loss(clip.to(context.device))
-            optimisation.step(loss)
-            progress.advance(loss=float(loss.detach()))
+            clips = [dataset.load(sampler.sample(g, size), config.proprio_frames) for g in generators.values()]
+            total = 0.0
+            for clip, share in zip(clips, workers.shares([clip.valid.sum() for clip in clips]), strict=True):
+                loss = model.compute_proprio_loss(clip.to(context.device)) * share.to(context.device)
+                optimisation.backward(loss)
+                total += float(loss.detach())
+            optimisation.step()
+            progress.advance(loss=total)
             if step % 20 == 0:
-                writer.scalars(first + step, {"fit_world_model/loss_proprio": float(loss.detach())})
+                values = sum_metrics({"loss_proprio": total}, workers)
+                writer.scalars(first + step, {f"fit_world_model/{k}": v for k, v in values.items()})

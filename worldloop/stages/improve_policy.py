@@ -12,6 +12,7 @@ end after ``imagination_horizon`` chunks, and a critic may value where they were
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from worldloop.imagination import Calibration, ImaginedSimulator, find_best
+from worldloop.interfaces import Metrics
 from worldloop.networks.ema import EmaWeights
-from worldloop.randomness import make_generator, make_row_keys
+from worldloop.randomness import make_row_keys
 from worldloop.rl.critic import Critic
 from worldloop.rl.grpo import (
     GroupAdvantages,
@@ -36,11 +38,14 @@ from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages.clone_policy import ClonePolicyConfig, imitate
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
+from worldloop.stages.microbatches import add_metrics, make_generators, name_draws, sum_metrics
 from worldloop.stages.optimisation import Optimisation
+from worldloop.stages.partial import KeptGenerator, PartialStage, drop_partial, has_partial
 from worldloop.stages.policy_value import fit_policy_value
 from worldloop.stages.state import LoopState
 from worldloop.types import ActionChunk, Observation
 
+NAME = "improve_policy"
 METHODS = ("grpo", "imitate_successes")
 STARTS = ("policy", "clone", "successes")
 
@@ -108,7 +113,8 @@ def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig,
     imitated: tuple[str, ...] = ()
     if config.method == "imitate_successes" or config.restart_from == "successes":
         start = path if config.method == "imitate_successes" else f"{path}_of_successes"
-        imitate(state, replace(clone, num_steps=config.num_imitation_steps), context, EVERY_SUCCESS, start)
+        if not has_partial(context, NAME):
+            imitate(state, replace(clone, num_steps=config.num_imitation_steps), context, EVERY_SUCCESS, start)
         imitated = (start,)
     if config.method == "imitate_successes":
         return replace(state, candidates=imitated)
@@ -117,6 +123,7 @@ def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig,
         return replace(state, candidates=imitated).record(improvement_skipped=state.distrust)
     improvement = _Improvement(state, config, start, context)
     candidates, figures = improvement.train(path)
+    drop_partial(context, NAME)
     context.log(f"imagined success {figures['first']:.3f} -> {figures['last']:.3f} over {config.num_updates} updates")
     return replace(state, candidates=(*imitated, *candidates)).record(
         imagined_success_in_training={"first_update": figures["first"], "last_update": figures["last"]},
@@ -140,7 +147,7 @@ class _Improvement:
         self.dataset = open_clips(context, state.dataset, "train")
         self.episodes = self.dataset.episode_index()
         self.policy_episodes = self.dataset.episode_index(source="policy")
-        self.generator = make_generator(context.seed, state.iteration, "improve_policy")
+        self.generators = make_generators(context, context.seed, state.iteration, NAME)
         self.critic: Critic | None = None
         self.critic_figures: dict[str, Any] = {}
         if config.num_critic_steps:
@@ -151,51 +158,53 @@ class _Improvement:
             num_steps=10**9,
             weight_decay=0.0,
             warmup_steps=4,
-            name="improve_policy",
+            name=NAME,
+            workers=context.workers,
         )
 
     def train(self, path: str) -> tuple[tuple[str, ...], dict[str, float]]:
         """All updates; returns the candidates' checkpoints, the imagined success before and after, and all frames."""
         config, context = self.config, self.context
-        saved_after = np.linspace(0, config.num_updates, config.num_candidates + 1).round()[1:]
-        candidates: list[str] = []
+        saved_after = np.linspace(0, config.num_updates, config.num_candidates + 1).round()[1:].astype(int).tolist()
         first = (self.iteration - 1) * config.num_updates
-        imagined: list[float] = []
-        num_frames = 0.0
+        history = _History()
+        kept = PartialStage(
+            context,
+            NAME,
+            {"policy": self.policy, "averaged": self.averaged, "optimisation": self.optimisation, "history": history},
+            {number: {"generator": KeptGenerator(generator)} for number, generator in self.generators.items()},
+        )
+        done = kept.resume()
         with (
-            context.progress(config.num_updates, "update") as progress,
-            context.writer("improve_policy", purge_step=first) as writer,
+            context.progress(config.num_updates - done, "update") as progress,
+            context.writer(NAME, purge_step=first + done) as writer,
         ):
-            for update in range(config.num_updates):
-                rollout, seconds = self.imagine(update)
-                metrics = self.improve(rollout)
-                metrics["imagined_success_rate"] = float(rollout.success.float().mean())
-                imagined.append(metrics["imagined_success_rate"])
-                writer.scalars(first + update, {f"improve_policy/{k}": v for k, v in metrics.items()})
-                running = rollout.valid[:, :: context.chunk_length].sum()
-                frames = float(running) * context.chunk_length / context.spec.actions_per_frame
-                num_frames += frames
-                writer.scalars(first + update, {"improve_policy/imagined_frames_per_s": frames / seconds})
+            for update in range(done, config.num_updates):
+                began = time.perf_counter()
+                rollouts = [self.imagine(update, number) for number in self.generators]
+                seconds = time.perf_counter() - began
+                metrics = self.improve(rollouts)
+                history.add(metrics["imagined_success_rate"], metrics["imagined_frames"])
+                metrics["imagined_frames_per_s"] = metrics.pop("imagined_frames") / seconds
+                writer.scalars(first + update, {f"{NAME}/{k}": v for k, v in metrics.items()})
                 if update + 1 in saved_after:
-                    candidates.append(f"{path}_after_{update + 1:03d}")
-                    context.save_policy(self.averaged.module, candidates[-1])
+                    context.save_policy(self.averaged.module, f"{path}_after_{update + 1:03d}")
+                kept.keep(update + 1)
                 progress.advance(imagined_success=metrics["imagined_success_rate"])
-        tail = imagined[-max(1, len(imagined) // 5) :]
-        last = round(sum(tail) / len(tail), 6)
-        return tuple(candidates), {"first": round(imagined[0], 6), "last": last, "frames": num_frames}
+        return tuple(f"{path}_after_{update:03d}" for update in saved_after), history.summarise()
 
-    def imagine(self, update: int) -> tuple[Rollout, float]:
-        """One round of grouped rollouts, and how long it took."""
-        config, began = self.config, time.perf_counter()
-        index = self._start_states()
+    def imagine(self, update: int, number: int) -> Rollout:
+        """The grouped rollouts of one micro-batch in one round."""
+        config, context = self.config, self.context
+        index = self._start_states(self.generators[number])
         groups = torch.arange(len(index)).repeat_interleave(config.group_size)
         start = self.dataset.observation(index)
-        seed_parts = (self.context.seed, self.iteration, "improve_policy", update)
-        world_keys = make_row_keys(len(index), *seed_parts, "world_model")
-        policy_keys = make_row_keys(len(groups), *seed_parts, "policy")
+        draws = name_draws(context, number, context.seed, self.iteration, NAME, update)
+        world_keys = make_row_keys(len(index), *draws, "world_model")
+        policy_keys = make_row_keys(len(groups), *draws, "policy")
         simulator = ImaginedSimulator(
             self.world_model,
-            self.context.spec,
+            context.spec,
             self.calibration,
             len(groups),
             truncates_uncertain=config.truncates_uncertain,
@@ -207,7 +216,7 @@ class _Improvement:
             simulator.start(start, world_keys)
             return simulator.restore(simulator.save().rows(groups))
 
-        rollout = run_rollout(
+        return run_rollout(
             self.policy,
             simulator,
             start.rows(groups),
@@ -218,14 +227,13 @@ class _Improvement:
             origin="imagined",
             reset=begin,
         )
-        return rollout, time.perf_counter() - began
 
-    def _start_states(self) -> Tensor:
+    def _start_states(self, generator: torch.Generator) -> Tensor:
         """int64 [N, 2] of (episode, frame): first frames of any episode, and frames in the middle of a policy's own.
 
         The middle of a scripted failure is a place the policy never gets to.
         """
-        generator, num_groups = self.generator, self.config.groups_per_update
+        num_groups = self.config.groups_per_update // self.context.num_microbatches
         num_middle = round(num_groups * self.config.mid_episode_share) if len(self.policy_episodes) else 0
 
         def draw(episodes: Tensor, count: int) -> Tensor:
@@ -237,38 +245,67 @@ class _Improvement:
         starts = [torch.stack([first, torch.zeros_like(first)], 1), torch.stack([middle, frame], 1)]
         return torch.cat(starts)
 
-    def improve(self, rollout: Rollout) -> dict[str, float]:
-        """Advantages of one round and the optimizer steps on it."""
-        config = self.config
+    def improve(self, rollouts: list[Rollout]) -> dict[str, float]:
+        """Advantages of one round, a rollout per micro-batch of this worker, and the optimizer steps on it."""
+        config, workers = self.config, self.context.workers
+        metrics: Metrics = {}
+        decisions: list[_Decisions | None] = []
+        for rollout, generator in zip(rollouts, self.generators.values(), strict=True):
+            groups, figures = self._judge(rollout, generator)
+            add_metrics(metrics, figures)
+            decisions.append(_flatten(rollout, groups))
+        size = config.minibatch_size // self.context.num_microbatches
+        longest = torch.tensor(max(0 if d is None else math.ceil(len(d.advantages) / size) for d in decisions))
+        num_minibatches = int(workers.maximum(longest))
+        self.policy.train()
+        for _ in range(config.num_epochs):
+            orders = [
+                () if d is None else torch.randperm(len(d.advantages), generator=g).split(size)
+                for d, g in zip(decisions, self.generators.values(), strict=True)
+            ]
+            for step in range(num_minibatches):
+                chosen = [(d, o[step]) for d, o in zip(decisions, orders, strict=True) if d and step < len(o)]
+                add_metrics(metrics, self._update(chosen), 1 / (num_minibatches * config.num_epochs))
+        return sum_metrics(metrics, workers)
+
+    def _judge(self, rollout: Rollout, generator: torch.Generator) -> tuple[GroupAdvantages, dict[str, float]]:
+        """The advantages of one micro-batch, and its share of the round's metrics."""
+        config, context = self.config, self.context
         returns = compute_returns(
             rollout,
-            self.context.spec.frames_after_success,
+            context.spec.frames_after_success,
             config.uncertainty_penalty,
             self.calibration.floor_db,
             None if self.critic is None else self.critic.value(rollout.steps[-1].observation),
         )
         if config.shuffle_rewards:
-            returns = shuffle_returns(returns, self.generator)
+            returns = shuffle_returns(returns, generator)
         groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
-        metrics: dict[str, float] = {
-            "return_mean": float(returns.mean()),
-            "groups_dropped": float(groups.num_dropped),
-        }
+        means = {"return_mean": returns.mean(), "imagined_success_rate": rollout.success.float().mean()}
         if (lowest := rollout.lowest_expected_psnr_db) is not None:
-            metrics["uncertain_share"] = float((lowest < self.calibration.floor_db).float().mean())
-        decisions = _flatten(rollout, groups)
-        if decisions is None:
-            return metrics
-        totals: dict[str, list[float]] = {}
-        self.policy.train()
-        for _ in range(config.num_epochs):
-            order = torch.randperm(len(decisions.advantages), generator=self.generator)
-            for index in order.split(config.minibatch_size):
-                for name, value in self._update(decisions, index).items():
-                    totals.setdefault(name, []).append(value)
-        return metrics | {name: sum(values) / len(values) for name, values in totals.items()}
+            means["uncertain_share"] = (lowest < self.calibration.floor_db).float().mean()
+        running = rollout.valid[:, :: context.chunk_length].sum()
+        return groups, {
+            **{name: float(mean) / context.num_microbatches for name, mean in means.items()},
+            "groups_dropped": float(groups.num_dropped),
+            "imagined_frames": float(running) * context.chunk_length / context.spec.actions_per_frame,
+        }
 
-    def _update(self, decisions: _Decisions, index: Tensor) -> dict[str, float]:
+    def _update(self, chosen: list[tuple[_Decisions, Tensor]]) -> dict[str, float]:
+        """One optimizer step on the chosen rows of this worker's micro-batches, of which some may have none left."""
+        workers = self.context.workers
+        metrics: Metrics = {}
+        shares = workers.shares([decisions.valid[index].sum() for decisions, index in chosen])
+        for (decisions, index), share in zip(chosen, shares, strict=True):
+            loss, figures = self._compute_loss(decisions, index)
+            self.optimisation.backward(loss * share.to(loss.device))
+            add_metrics(metrics, figures, float(share))
+        metrics["grad_norm"] = self.optimisation.step() / workers.size
+        self.averaged.update(self.policy)
+        return metrics
+
+    def _compute_loss(self, decisions: _Decisions, index: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The mean over the valid actions of the rows at ``index``, and metrics."""
         config, device = self.config, self.context.device
         observation = decisions.observation.rows(index).to(device)
         chunk = decisions.chunk.rows(index).to(device)
@@ -288,10 +325,34 @@ class _Improvement:
             kl = compute_kl_penalty(log_probs, reference, valid)
             loss = loss + config.kl_coefficient * kl
             metrics["kl_to_start"] = float(kl.detach())
-        metrics["loss"] = float(loss.detach())
-        metrics["grad_norm"] = self.optimisation.step(loss)
-        self.averaged.update(self.policy)
-        return metrics
+        return loss, metrics | {"loss": float(loss.detach())}
+
+
+class _History:
+    """The imagined success of every round so far, and all imagined frames."""
+
+    def __init__(self) -> None:
+        self.success: list[float] = []
+        self.num_frames = 0.0
+
+    def add(self, success: float, num_frames: float) -> None:
+        self.success.append(success)
+        self.num_frames += num_frames
+
+    def summarise(self) -> dict[str, float]:
+        """The first round's success, the mean of the last fifth, and the frames."""
+        tail = self.success[-max(1, len(self.success) // 5) :]
+        return {
+            "first": round(self.success[0], 6),
+            "last": round(sum(tail) / len(tail), 6),
+            "frames": self.num_frames,
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"success": torch.tensor(self.success).double(), "num_frames": torch.tensor(self.num_frames).double()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        self.success, self.num_frames = tensors["success"].tolist(), float(tensors["num_frames"])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloop.types import WorldloopError
+from worldloop.workers import Workers
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -19,10 +20,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Optimisation:
-    """``step(loss)`` does backward, clipping, the update and the schedule.
+    """``backward(loss)`` once or more, for parts of a batch whose losses add up, then ``step()``.
 
-    Weight decay leaves out vectors (biases, norms, embeddings' gains). Raises `WorldloopError` on a loss that is not
-    finite, naming the stage, before the weights are touched.
+    A step adds up the gradients of all ``workers``, clips them, updates and goes on in the schedule. Weight decay
+    leaves out vectors (biases, norms, embeddings' gains). Raises `WorldloopError` on a loss that is not finite, naming
+    the stage, before the weights are touched.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Optimisation:
         warmup_steps: int = 20,
         max_grad_norm: float = 1.0,
         name: str = "training",
+        workers: Workers | None = None,
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         groups = [
@@ -50,17 +53,50 @@ class Optimisation:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
         self.max_grad_norm = max_grad_norm
         self.name = name
+        self.workers = workers or Workers()
+        self.num_steps = 0
 
-    def step(self, loss: Tensor) -> float:
-        """One update; returns the gradient norm before clipping."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss`` to those of this step."""
         if not torch.isfinite(loss):
             raise WorldloopError(f"{self.name}: the loss became {float(loss)}; lower the learning rate")
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+
+    def step(self) -> float:
+        """One update; returns the gradient norm before clipping."""
+        self.workers.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_steps += 1
         return float(norm)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors only: the optimizer's, of each parameter by its number, and the count of steps."""
+        tensors = {"num_steps": torch.tensor(self.num_steps)}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{number}.{name}": value for name, value in values.items()}
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Go on where the optimisation stood whose `state_dict` this was; of the same parameters and settings."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key != "num_steps":
+                number, name = key.split(".")
+                state.setdefault(int(number), {})[name] = value
+        self.num_steps = int(tensors["num_steps"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        rates = [
+            rate * schedule(self.num_steps)
+            for rate, schedule in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.scheduler.load_state_dict(
+            {**self.scheduler.state_dict(), "last_epoch": self.num_steps, "_last_lr": rates, "lr_lambdas": [None, None]}
+        )
 
     @property
     def learning_rate(self) -> float:

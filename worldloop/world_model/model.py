@@ -129,7 +129,7 @@ class VideoWorldModel(nn.Module):
 
         From the second frame on the context is the model's own detached prediction, of frame and proprio, where that
         was made without a look at the target, else the real one. ``generator`` is a CPU generator; only valid frames
-        count. The proprio head gets no gradient here, see `compute_proprio_loss`.
+        count. The proprio head gets no gradient here, see `compute_proprio_loss`; buffers are left to `take_in`.
         """
         clip = clip.to(self.device)
         context = self.codec.encode(clip.context)
@@ -138,7 +138,6 @@ class VideoWorldModel(nn.Module):
         real_proprio = self.normalisation.normalise(clip.proprio)
         with self._autocast():
             instruction = self.instruction(clip.instruction)
-        self._update_statistics(clip, real_proprio)
         steps: list[_Step] = []
         for m in range(targets.shape[1]):
             target = targets[:, m], real_proprio[:, m]
@@ -149,6 +148,24 @@ class VideoWorldModel(nn.Module):
             context = shift_frames(context, latent)
             proprio = torch.where(own[:, None], step.next_proprio, real_proprio[:, m])
         return self._gather(clip, steps)
+
+    @torch.no_grad()
+    def measure(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        """What `take_in` needs of a batch, or of a part of one: success frames and valid frames, [2], whose sums over
+        the parts count, and how far normalised proprio goes, [S], whose maximum does.
+        """
+        valid = clip.valid.float()
+        counts = torch.stack([(clip.success * valid).sum(), valid.sum()]).to(self.device)
+        proprio = self.normalisation.normalise(clip.proprio.to(self.device))
+        return counts, (proprio.abs() * valid[..., None].to(self.device)).amax(dim=(0, 1))
+
+    @torch.no_grad()
+    def take_in(self, counts: Tensor, reach: Tensor) -> None:
+        """Before the losses of every training batch: the share of success frames, averaged over batches, balances
+        the success loss; imagined proprio may go as far as real proprio did.
+        """
+        self.positive_rate.lerp_(counts[0] / counts[1].clamp_min(1), 1 - POSITIVE_RATE_DECAY)
+        self.proprio_reach.copy_(torch.maximum(self.proprio_reach, reach))
 
     def compute_proprio_loss(self, clip: Clip) -> Tensor:
         """Mean absolute error of normalised proprio over M frames, unrolled on the head's own predictions.
@@ -367,16 +384,6 @@ class VideoWorldModel(nn.Module):
             next_proprio=first.next_proprio * self.proprio_std + self.proprio_mean,
             is_prediction=first.is_prediction & clip.valid[:, 0],
         )
-
-    @torch.no_grad()
-    def _update_statistics(self, clip: Clip, proprio: Tensor) -> None:
-        """The share of success frames, averaged over batches, balances the success loss; proprio [B, M, S] reached."""
-        if self.training:
-            valid = clip.valid.float()
-            rate = (clip.success * valid).sum() / valid.sum().clamp_min(1)
-            self.positive_rate.lerp_(rate, 1 - POSITIVE_RATE_DECAY)
-            reached = (proprio.abs() * valid[..., None]).amax(dim=(0, 1))
-            self.proprio_reach.copy_(torch.maximum(self.proprio_reach, reached))
 
     def _scale_actions(self, actions: Tensor) -> Tensor:
         """Environment units -> [-1, 1] by the simulator's bounds."""

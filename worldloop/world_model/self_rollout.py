@@ -9,7 +9,7 @@ the persistent pool spreads the unrolling over steps, as in pool-trained neural 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,13 @@ class SelfRolloutPool:
 
     def __len__(self) -> int:
         return 0 if self._pool is None else len(self._pool)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Between steps; empty where nothing is pooled yet."""
+        return {} if self._pool is None else {f.name: getattr(self._pool, f.name) for f in fields(self._pool)}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        self._pool = _PoolRows(**tensors) if tensors else None
 
     def compose(self, choose: Callable[[int], Tensor], load: Callable[[Tensor, int], Clip]) -> Clip:
         """The next batch: the pooled rows first, then fresh ones.
