@@ -30,6 +30,7 @@ from worldloop.stages import (
 )
 from worldloop.stages.state import LoopState
 from worldloop.types import WorldloopError
+from worldloop.workers import Workers
 
 FITTING = ("fit_world_model", "distil_world_model", "check_world_model")
 RECORDED = (("import_dataset",), FITTING)  # iterations 0 and 1, without a simulator
@@ -79,7 +80,8 @@ def run_stage(
 ) -> tuple[LoopState, float]:
     """Execute ``state.next_stage``; returns the new state and the peak memory in MiB of this process."""
     name = state.next_stage
-    context: Any = Session(config, Path(run_dir), name, executor, display)
+    workers = Workers.of_process_group() if name in TRAINING else None
+    context: Any = Session(config, Path(run_dir), name, executor, display, workers)
     match name:
         case "seed_dataset":
             state = seed_dataset.run(state, config.seed_dataset, context)

@@ -42,7 +42,15 @@ class _Bar:
 class Session:
     """See `worldloop.stages.context.Context`."""
 
-    def __init__(self, config: LoopConfig, run_dir: Path, stage: str, executor: Executor, display: Display) -> None:
+    def __init__(
+        self,
+        config: LoopConfig,
+        run_dir: Path,
+        stage: str,
+        executor: Executor,
+        display: Display,
+        workers: Workers | None = None,
+    ) -> None:
         self.config = config
         self.run_dir = run_dir
         self.seed = config.seed
@@ -51,7 +59,7 @@ class Session:
         self.spec = build.build_spec(config.simulator)
         self.store = SansStore(run_dir / "sans")
         self.device = build.choose_device(config.resources.device)
-        self.workers = Workers.of_process_group()
+        self.workers = workers or Workers()
         self.num_microbatches = config.num_microbatches
         self.keep_every_s = config.resources.keep_every_s
         self._stage, self._executor, self._display = stage, executor, display

@@ -2,7 +2,7 @@
 
 Ray is imported here and in `worldloop.runtime.ray_train` alone. Stages alternate and never compute at the same time, so
 simulator actors may share the processors of the training actor: ``resources.cpus_per_simulator`` is what Ray is told to
-reserve for each. While several workers train, the stage actor is gone, and its processors and GPU are theirs.
+reserve for each. Several training workers take the place of the stage actor, see `worldloop.runtime.ray_train`.
 
 An actor that dies (killed, out of memory, its node lost) is started again by Ray, and does again what it was at: a
 simulator its block, the stage actor its stage, from what that has kept. Both give what they would have given, see
@@ -53,9 +53,9 @@ class _StageActor:
     def __init__(self) -> None:
         self._display = RemoteDisplay()
 
-    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], simulators: list[Any]) -> Any:
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
         try:
-            return function(*arguments, _ActorExecutor(simulators), self._display)
+            return function(*arguments, executor, self._display)
         except WorldloopError as error:
             return error
 
@@ -81,8 +81,6 @@ class RayRuntime:
         import ray
 
         self.display = display
-        self._group = TrainingGroup(num_workers, trainer_cpus, trainer_gpus)
-        self._max_retries = max_retries
         self._ray = ray
         address = address or os.environ.get("RAY_ADDRESS", "")
         self._owns_cluster = not address and not ray.is_initialized()
@@ -94,13 +92,15 @@ class RayRuntime:
         restarts: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": max_retries}
         simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
         self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
-        self._stage_actor = ray.remote(_StageActor).options(
-            num_cpus=trainer_cpus, num_gpus=trainer_gpus, max_concurrency=2, **restarts
-        )
-        # without max_concurrency of its own a coordinator would neither show nor take in anything while it trains
-        self._coordinator_actor = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=4, **restarts)
-        self._stage: Any = None  # the stage actor, or the coordinator
-        self._is_coordinator = False
+        if num_workers > 1:
+            # every worker may be waiting in a call of its own
+            coordinator = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=num_workers + 4, **restarts)
+            self._stage: Any = coordinator.remote(TrainingGroup(num_workers, trainer_cpus, trainer_gpus, max_retries))
+        else:
+            stage = ray.remote(_StageActor).options(
+                num_cpus=trainer_cpus, num_gpus=trainer_gpus, max_concurrency=2, **restarts
+            )
+            self._stage = stage.remote()
 
     def _require(self, actors: list[dict[str, float]]) -> None:
         """Raise where the cluster could never hold all ``actors`` at once: Ray would wait forever."""
@@ -113,15 +113,10 @@ class RayRuntime:
     def run_stage(self, function: Callable[..., Any], *arguments: Any, trains: bool = False) -> Any:
         """``function(*arguments, executor, display)`` in the stage actor; its progress is shown here.
 
-        A stage that ``trains`` runs on the training workers, if there are several.
+        Where there are several training workers: on all of them if the stage ``trains``, else on the first.
         """
         ray = self._ray
-        on_workers = trains and self._group.num_workers > 1
-        self._start_stage_actor(on_workers)
-        if on_workers:
-            result = self._stage.train.remote(function, arguments, self._group, self._max_retries)
-        else:
-            result = self._stage.run.remote(function, arguments, self._simulators)
+        result = self._stage.run.remote(function, arguments, _ActorExecutor(self._simulators), trains)
         done: list[Any] = []
         try:
             while not done:
@@ -135,15 +130,6 @@ class RayRuntime:
         if isinstance(value, WorldloopError):
             raise value
         return value
-
-    def _start_stage_actor(self, is_coordinator: bool) -> None:
-        """Exactly one of the two lives: the stage actor would hold what the workers need."""
-        if self._stage is not None and self._is_coordinator == is_coordinator:
-            return
-        if self._stage is not None:
-            self._ray.kill(self._stage)
-        self._stage = (self._coordinator_actor if is_coordinator else self._stage_actor).remote()
-        self._is_coordinator = is_coordinator
 
     def close(self) -> None:
         """Kill this run's actors; shut the cluster down only if this run started it."""

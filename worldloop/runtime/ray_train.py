@@ -1,15 +1,17 @@
-"""A training stage on data-parallel workers: the same stage function on each of them, under Ray Train.
+"""Several data-parallel workers instead of one stage actor: a worker group of Ray Train that lives as long as the run.
 
-Ray Train places the workers and sets up their `torch.distributed` process group; what they add up and who writes is
-the stage's business, see `worldloop.workers`. A worker that dies ends the attempt. The next goes on from what the stage
-has kept, see `worldloop.stages.partial`.
+Ray Train places the workers, sets up their `torch.distributed` process group, and starts all of them again when one
+dies; that takes it half a minute, so the group is kept from stage to stage. A training stage runs on every worker, see
+`worldloop.workers` for what they add up and who writes; any other stage runs on the first alone. Begun again, a stage
+goes on from what it has kept, see `worldloop.stages.partial`.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,59 +24,80 @@ SHOW_INTERVAL_S = 0.5
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """How many workers there are, and what Ray reserves for each."""
+    """How many workers there are, what Ray reserves for each, and how often one stage may lose one of them."""
 
     num_workers: int
     cpus: float
     gpus: float
+    max_retries: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A stage: ``function(*arguments, executor, display)`` on every worker, or on the first."""
+
+    number: int
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    executor: Any
+    on_all: bool
 
 
 class Coordinator:
-    """An actor that starts the workers of one stage after the other, shows what they show, and starts them again."""
+    """An actor that stands where the stage actor stands for one worker: it hands stages to the group."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: TrainingGroup) -> None:
+        self._group = group
         self._display = RemoteDisplay()
+        self._changed = threading.Condition()
+        self._task: _Task | None = None  # None while there is nothing to do
+        self._number, self._starts = 0, 0
         self._value: Any = None
+        self._server: threading.Thread | None = None
 
-    def train(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], group: TrainingGroup, max_retries: int
-    ) -> Any:
-        """What ``function(*arguments, executor, display)`` returns on the first worker, or its `WorldloopError`."""
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
+        """What the stage returns on the first worker, or the `WorldloopError` that ended it."""
         import ray
-        from ray.train import RunConfig, ScalingConfig, TrainingFailedError
-        from ray.train.torch import TorchConfig, TorchTrainer
 
-        own = ray.get_runtime_context().current_actor
-        for attempt in range(max_retries + 1):
-            self._value = None
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = TorchTrainer(
-                    _work,
-                    train_loop_config={"function": function, "arguments": arguments, "coordinator": own},
-                    scaling_config=ScalingConfig(
-                        num_workers=group.num_workers,
-                        use_gpu=group.gpus > 0,
-                        resources_per_worker={"CPU": group.cpus, "GPU": group.gpus},
-                    ),
-                    torch_config=TorchConfig(backend=BACKEND["gpu" if group.gpus else "cpu"]),
-                    run_config=RunConfig(storage_path=folder),
-                )
-                try:
-                    trainer.fit()
-                except TrainingFailedError as error:
-                    if isinstance(self._value, WorldloopError):
-                        return self._value
-                    reason = str(error).strip().splitlines()[-1][:200]
-                    self._display.log(f"  a worker died ({reason}); attempt {attempt + 1} of {max_retries + 1}")
-                    continue
+        if self._server is None:
+            own = ray.get_runtime_context().current_actor
+            self._server = threading.Thread(target=self._serve, args=(own,), daemon=True)
+            self._server.start()
+        with self._changed:
+            self._number, self._starts = self._number + 1, 0
+            self._task = _Task(self._number, function, arguments, executor, trains)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._task is None)
             return self._value
-        times = f"{max_retries + 1} times in one stage"
-        return WorldloopError(f"training workers died {times} (killed, or out of memory); run again: it resumes")
 
-    def deliver(self, value: Any) -> None:
-        """From a worker: what the stage returned, or the error that ended it."""
-        if not isinstance(self._value, WorldloopError):
-            self._value = value
+    def take(self, rank: int, done: int) -> _Task:
+        """From a worker: the next stage that it has a part in, after the one with the number ``done``."""
+
+        def has_part() -> bool:
+            task = self._task
+            return task is not None and task.number > done and (task.on_all or rank == 0)
+
+        with self._changed:
+            self._changed.wait_for(has_part)
+            assert self._task is not None
+            return self._task
+
+    def start(self) -> None:
+        """From the first worker of a group that has just been started."""
+        with self._changed:
+            if self._task is None:
+                return
+            self._starts += 1
+            if self._starts > 1:
+                self._display.log(f"  a worker died; attempt {self._starts} of {self._group.max_retries + 1}")
+            if self._starts > self._group.max_retries + 1:
+                self._end(WorldloopError(f"training workers {_DIED.format(times=self._starts - 1)}"))
+
+    def deliver(self, number: int, value: Any) -> None:
+        """From a worker: what stage ``number`` returned, or the error that ended it."""
+        with self._changed:
+            if self._task is not None and self._task.number == number:
+                self._end(value)
 
     def show(self, events: list[tuple[str, tuple[Any, ...]]]) -> None:
         """From the first worker: what it shows."""
@@ -83,10 +106,37 @@ class Coordinator:
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         return self._display.drain()
 
+    def _end(self, value: Any) -> None:
+        self._task, self._value = None, value
+        self._changed.notify_all()
 
-class _NoSimulators:
-    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        raise RuntimeError("a stage that simulates does not run on training workers")
+    def _serve(self, own: Any) -> None:
+        """Keep a group of workers until this actor ends."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        group = self._group
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"coordinator": own},
+                scaling_config=ScalingConfig(
+                    num_workers=group.num_workers,
+                    use_gpu=group.gpus > 0,
+                    resources_per_worker={"CPU": group.cpus, "GPU": group.gpus},
+                ),
+                torch_config=TorchConfig(backend=BACKEND["gpu" if group.gpus else "cpu"]),
+                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
+            )
+            try:
+                trainer.fit()
+            except Exception as error:  # whatever ends it, the stage that waits must not wait forever
+                with self._changed:
+                    self._end(WorldloopError(f"Ray Train gave up: {str(error).strip().splitlines()[-1][:300]}"))
+                    self._server = None
+
+
+_DIED = "died {times} times in one stage (killed, or out of memory); run again: it resumes"
 
 
 class _SentDisplay(RemoteDisplay):
@@ -111,18 +161,28 @@ class _SentDisplay(RemoteDisplay):
 
 
 def _work(config: dict[str, Any]) -> None:
+    """One worker: stage after stage, until the coordinator is gone."""
     import ray
+    from ray.exceptions import RayActorError
 
     from worldloop.workers import Workers
 
     coordinator = config["coordinator"]
-    is_first = Workers.of_process_group().is_first
-    display: Any = _SentDisplay(coordinator) if is_first else SilentDisplay()
+    rank, done = Workers.of_process_group().rank, 0
+    display: Any = SilentDisplay() if rank else _SentDisplay(coordinator)
     try:
-        value = config["function"](*config["arguments"], _NoSimulators(), display)
-    except WorldloopError as error:
-        ray.get(coordinator.deliver.remote(error))
-        raise
-    if is_first:
-        display.send()
-        ray.get(coordinator.deliver.remote(value))
+        if rank == 0:
+            ray.get(coordinator.start.remote())
+        while True:
+            task = ray.get(coordinator.take.remote(rank, done))
+            try:
+                value = task.function(*task.arguments, task.executor, display)
+            except WorldloopError as error:
+                ray.get(coordinator.deliver.remote(task.number, error))
+                raise  # the others may be waiting for this worker: all of them begin anew
+            done = task.number
+            if rank == 0:
+                display.send()
+                ray.get(coordinator.deliver.remote(done, value))
+    except RayActorError:
+        return
