@@ -98,8 +98,9 @@ def drill(folder: Path) -> dict[str, Any]:
             return run(["job", "submit", *options, "--", *entry], env)
 
         def status(name: str) -> str:
-            shown = run(["job", "status", "--address", address, name], with_token).stdout
-            return next((s for s in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING") if s in shown), "PENDING")
+            said = run(["job", "status", "--address", address, name], with_token)
+            shown = (said.stdout + said.stderr).upper()
+            return next((s for s in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if s in shown), shown)
 
         refused = submit("stranger", with_token | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         figures["wrong_token_refused"] = refused.returncode != 0

@@ -196,7 +196,9 @@ def _run_next(
     directory.add_timing(iteration, name, time.monotonic() - began, peak_memory_mib)
     if new_state.iteration != iteration or not new_state.next_stage:
         tensorboard = directory.path / "tensorboard"
-        write_iteration(tensorboard, new_state.records[iteration], directory.read_timings(), list_settings(config))
+        write_iteration(
+            tensorboard, new_state.records[: iteration + 1], directory.read_timings(), list_settings(config)
+        )
     directory.write_state(new_state)
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
     return new_state

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from worldloop.runtime.progress import RemoteDisplay, replay
-from worldloop.runtime.tensorboard import encode_gif, headline_scalars, open_writer
+from worldloop.runtime.tensorboard import encode_gif, headline_scalars, open_writer, write_iteration
 
 
 class _Recorder:
@@ -73,3 +73,34 @@ def test_headline_scalars_leave_out_what_is_null() -> None:
     assert values["loop/simulated_success_rate"] == 0.25
     assert values["loop/promoted"] == 1.0
     assert not any("imagined" in tag or "psnr" in tag for tag in values)
+
+
+def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothing_else(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    rate = {"k": 1, "n": 4, "rate": 0.25, "low": 0.1, "high": 0.6}
+    record = {"iteration": 0, "simulated_success": rate, "scripted_episodes": {"failure": 3, "success": 2}}
+    timings = [
+        {"iteration": 0, "stage": "fit_world_model", "seconds": 2.0, "peak_memory_mib": 300},
+        {"iteration": 0, "stage": "fit_world_model", "seconds": 3.0, "peak_memory_mib": 200},
+    ]
+    write_iteration(tmp_path, [record], timings, {"seed": 3, "resources.device": "cpu"})
+    events = EventAccumulator(str(tmp_path / "loop"))
+    events.Reload()
+    assert events.Scalars("cost/fit_world_model_seconds")[0].value == 5.0
+    assert events.Scalars("cost/fit_world_model_peak_memory_mib")[0].value == 300
+    assert events.Scalars("sans/scripted_failure")[0].value == 3
+    stored = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    pages = {page.title: page.chart for page in layout_pb2.Layout.FromString(stored).category}
+    assert [chart.title for chart in pages["Is the policy better?"]] == ["success on evaluation states"]
+    (series,) = pages["Is the policy better?"][0].margin.series
+    stem = "loop/simulated_success"
+    assert (series.value, series.lower, series.upper) == (f"{stem}_rate", f"{stem}_low", f"{stem}_high")
+    (scripted,) = pages["What is in SANS?"]
+    assert [line.value for line in scripted.margin.series] == ["sans/scripted_success", "sans/scripted_failure"]
+    settings = EventAccumulator(str(tmp_path / "settings"))
+    settings.Reload()
+    assert settings.Scalars("settings/success")[0].value == 0.25
+    plugin = settings.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    assert b"resources.device" in plugin.content

@@ -5,41 +5,58 @@ from __future__ import annotations
 import io
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-LAYOUT = {
-    "Is the policy better?": {
-        "success on evaluation states": [
-            "Margin",
-            ["loop/simulated_success_rate", "loop/simulated_success_low", "loop/simulated_success_high"],
-        ],
-        "gain over the clone, same states": [
-            "Margin",
-            ["loop/paired_gain", "loop/paired_gain_low", "loop/paired_gain_high"],
-        ],
-    },
-    "Can I trust the world model?": {
-        "imagined and simulated success": [
-            "Multiline",
-            ["loop/imagined_success_rate$", "loop/simulated_success_rate$"],
-        ],
-        "reward alignment, AUC": ["Multiline", ["loop/alignment_.*_auc$"]],
-    },
-    "What did it cost?": {
-        "seconds per stage": ["Multiline", ["cost/.*_seconds$"]],
-        "peak memory per stage, MiB": ["Multiline", ["cost/.*_peak_memory_mib$"]],
-        "environment steps so far": ["Multiline", ["loop/env_steps$"]],
-    },
-    "What is in SANS?": {
-        "scripted episodes, by outcome": ["Multiline", ["sans/scripted_.*$"]],
-        "the policy's episodes of each iteration, by outcome": ["Multiline", ["sans/policy_.*$"]],
-    },
-}
+from worldloop.types import OUTCOMES
+
+Charts = dict[str, dict[str, list[tuple[str, ...]]]]  # page -> chart -> lines, each (tag,) or (tag, lower, upper)
+
+
+def plan_charts(stages: list[str]) -> Charts:
+    """The custom scalars page: the questions that a person has, in order; ``stages`` are those that have run."""
+
+    def band(tag: str) -> tuple[str, ...]:
+        stem = tag.removesuffix("_rate")
+        return tag, f"{stem}_low", f"{stem}_high"
+
+    return {
+        "Is the policy better?": {
+            "success on evaluation states": [band("loop/simulated_success_rate")],
+            "gain over the clone, same states": [band("loop/paired_gain")],
+        },
+        "Can I trust the world model?": {
+            "imagined and simulated success": [
+                band("loop/imagined_success_rate"),
+                band("loop/simulated_success_rate"),
+            ],
+            "imagined minus simulated": [band("loop/imagined_minus_simulated")],
+            "reward alignment, AUC": [band(f"loop/alignment_{s}_auc") for s in ("on_policy", "scripted", "recorded")],
+            "calibration error": [(f"loop/alignment_{s}_ece",) for s in ("on_policy", "scripted", "recorded")],
+        },
+        "What did it cost?": {
+            "seconds per stage": [(f"cost/{stage}_seconds",) for stage in stages],
+            "peak memory per stage, MiB": [(f"cost/{stage}_peak_memory_mib",) for stage in stages],
+            "environment steps so far": [("loop/env_steps",)],
+        },
+        "What is in SANS?": {
+            f"{whose} episodes of each iteration, by outcome": [(f"sans/{source}_{outcome}",) for outcome in OUTCOMES]
+            for whose, source in (("scripted", "scripted"), ("the policy's", "policy"))
+        },
+    }
+
+
+def choose_charts(charts: Charts, seen: set[str]) -> Charts:
+    """Without the lines that nothing was written for: TensorBoard would warn of each."""
+    kept = {
+        page: {title: [line for line in lines if seen.issuperset(line)] for title, lines in content.items()}
+        for page, content in charts.items()
+    }
+    return {page: {title: lines for title, lines in content.items() if lines} for page, content in kept.items()}
 
 
 class SilentWriter:
@@ -76,8 +93,32 @@ class StageWriter:
         writer = self._writer._get_file_writer()
         writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
-    def layout(self, layout: dict[str, Any]) -> None:
-        self._writer.add_custom_scalars(layout)
+    def layout(self, charts: Charts) -> None:
+        """Lines with their bands, for which TensorBoard neither smooths nor hides outliers; a line alone has none."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+        def draw(lines: list[tuple[str, ...]]) -> layout_pb2.MarginChartContent:
+            bands = [line if len(line) == 3 else line * 3 for line in lines]
+            series = [layout_pb2.MarginChartContent.Series(value=v, lower=low, upper=high) for v, low, high in bands]
+            return layout_pb2.MarginChartContent(series=series)
+
+        pages = [
+            layout_pb2.Category(
+                title=page,
+                chart=[layout_pb2.Chart(title=title, margin=draw(lines)) for title, lines in content.items()],
+            )
+            for page, content in charts.items()
+        ]
+        layout = layout_pb2.Layout(category=pages).SerializeToString()
+        # Not the plugin's own summary.pb, which wants tensorflow, nor add_custom_scalars: one line per chart.
+        value = Summary.Value(
+            tag=metadata.CONFIG_SUMMARY_TAG,
+            tensor=TensorProto(dtype="DT_STRING", string_val=[layout]),
+            metadata=metadata.create_summary_metadata(),
+        )
+        self._writer._get_file_writer().add_summary(Summary(value=[value]))
 
     def close(self) -> None:
         self._writer.close()
@@ -109,16 +150,18 @@ def open_writer(log_dir: Path, purge_step: int) -> Iterator[StageWriter]:
 
 
 def write_iteration(
-    log_dir: Path, record: dict[str, Any], timings: list[dict[str, Any]], settings: dict[str, Any]
+    log_dir: Path, records: Sequence[dict[str, Any]], timings: list[dict[str, Any]], settings: dict[str, Any]
 ) -> None:
-    """One iteration's ``record``, and the run's ``timings`` so far (see docs/metrics.md), at step = iteration.
+    """The last of ``records``, with its stages' ``timings`` (see docs/metrics.md), at step = iteration.
 
     ``settings`` are what the HPARAMS page shows beside the latest success: keys and values that are no defaults.
     """
-    iteration = record["iteration"]
+    record, iteration = records[-1], records[-1]["iteration"]
     values = headline_scalars(record) | cost_scalars([t for t in timings if t["iteration"] == iteration])
+    seen = {tag for earlier in records for tag in headline_scalars(earlier) | episode_scalars(earlier)}
+    charts = plan_charts(sorted({t["stage"] for t in timings}))
     with open_writer(log_dir / "loop", purge_step=iteration) as writer:
-        writer.layout(LAYOUT)
+        writer.layout(choose_charts(charts, seen | set(cost_scalars(timings))))
         writer.scalars(iteration, values | episode_scalars(record))
     if record.get("simulated_success"):
         write_settings(log_dir / "settings", settings, {"settings/success": record["simulated_success"]["rate"]})
@@ -170,7 +213,11 @@ def headline_scalars(record: dict[str, Any]) -> dict[str, float]:
         if isinstance(figures, dict):
             for metric in ("auc", "balanced_accuracy"):
                 if figures[metric] is not None and figures[metric]["value"] is not None:
-                    values[f"loop/alignment_{source}_{metric}"] = figures[metric]["value"]
+                    name = f"loop/alignment_{source}_{metric}"
+                    values[name] = figures[metric]["value"]
+                    values |= {f"{name}_{k}": figures[metric][k] for k in ("low", "high")}
+            if (error := figures.get("expected_calibration_error")) is not None:
+                values[f"loop/alignment_{source}_ece"] = error["value"]
     for name in ("psnr_db", "ssim", "lpips", "env_steps"):
         if record.get(name) is not None:
             values[f"loop/{name}"] = record[name]
