@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -62,17 +63,11 @@ class Node:
     """One node of the cluster; all its processes are of one session, which `kill` ends at once."""
 
     def __init__(self, number: int, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            NAMES[number],
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--block",
-        ]
+        # Ray's own folder apart on each node, as on two machines: a file in it says what the node's address is
+        mount = f'mount -t tmpfs none {folder / "ray"} && exec "$@"'
+        apart = ["unshare", "-m", "sh", "-c", mount, "sh"] if number else []
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+        command = ["ip", "netns", "exec", NAMES[number], *apart, *ray]
         command += [f"--node-ip-address={(HEAD, WORKER)[number]}", "--disable-usage-stats", *arguments]
         with open(folder / f"node{number}.log", "a") as log:
             self.process = subprocess.Popen(
@@ -92,6 +87,7 @@ class Node:
 
 def drill(folder: Path, num_workers: int) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     parts = f"num_microbatches={num_workers}"
     loop = [sys.executable, "-m", "worldloop", "run", str(ROOT / "configs/debug.yaml"), *SMALL, parts]
     subprocess.run([*loop, "runtime=inline", f"run_root={folder / 'alone'}"], env=environment, check=True)
