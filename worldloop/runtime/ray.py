@@ -12,6 +12,8 @@ simulator its block, the stage actor its stage, from what that has kept. Both gi
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from worldloop.runtime.ray_train import Coordinator, TrainingGroup
 from worldloop.types import WorldloopError
 
 POLL_INTERVAL_S = 0.5
+WAIT_S = 15.0  # for an actor that is being started again, before a person is told
 MAX_RESTARTS = 100  # of one actor within a run
 
 
@@ -30,21 +33,49 @@ class _SimulatorActor:
     def execute(self, function: Callable[[Any], Any], item: Any) -> Any:
         return function(item)
 
+    def is_there(self) -> bool:
+        return True
+
 
 class _ActorExecutor:
-    """`map` over a pool of simulator actors, results in order."""
+    """`map` over a pool of simulator actors, results in order.
 
-    def __init__(self, actors: list[Any]) -> None:
-        self._actors = actors
+    Not Ray's own retries: while a lost node has not been found out, calls fail at once, and those would be used up.
+    """
+
+    def __init__(self, actors: list[Any], max_retries: int) -> None:
+        self._actors, self._max_retries = actors, max_retries
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        import ray
         from ray.exceptions import RayActorError
-        from ray.util import ActorPool
 
-        try:
-            yield from ActorPool(self._actors).map(lambda actor, item: actor.execute.remote(function, item), [*items])
-        except RayActorError as error:
-            raise WorldloopError(SIMULATOR_DIED) from error
+        waiting = deque(enumerate(items))
+        retries = [0] * len(waiting)
+        results: dict[int, Any] = {}
+        idle = deque(self._actors)
+        running: dict[Any, tuple[Any, int, Any]] = {}  # a call -> its actor, the item's number (-1: a question), item
+        for number in range(len(waiting)):
+            while number not in results:
+                while waiting and idle:
+                    actor, (index, item) = idle.popleft(), waiting.popleft()
+                    running[actor.execute.remote(function, item)] = actor, index, item
+                (call,), _ = ray.wait([*running], num_returns=1)
+                actor, index, item = running.pop(call)
+                try:
+                    result = ray.get(call)
+                    idle.append(actor)
+                    if index >= 0:
+                        results[index] = result
+                except RayActorError as error:
+                    if index >= 0:
+                        retries[index] += 1
+                        if retries[index] > self._max_retries:
+                            raise WorldloopError(SIMULATOR_DIED) from error
+                        waiting.appendleft((index, item))
+                    time.sleep(POLL_INTERVAL_S)
+                    running[actor.is_there.remote()] = actor, -1, None
+            yield results.pop(number)
 
 
 class _StageActor:
@@ -58,6 +89,9 @@ class _StageActor:
             return function(*arguments, executor, self._display)
         except WorldloopError as error:
             return error
+
+    def is_there(self) -> bool:
+        return True
 
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         return self._display.drain()
@@ -89,7 +123,8 @@ class RayRuntime:
         count = max(1, num_simulators)
         simulators = [{"CPU": cpus_per_simulator}] * count
         self._require([{"CPU": trainer_cpus, "GPU": trainer_gpus}] * num_workers + simulators)
-        restarts: dict[str, Any] = {"max_restarts": MAX_RESTARTS, "max_task_retries": max_retries}
+        restarts: dict[str, Any] = {"max_restarts": MAX_RESTARTS}
+        self._max_retries = max_retries
         simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
         self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
         if num_workers > 1:
@@ -115,21 +150,46 @@ class RayRuntime:
 
         Where there are several training workers: on all of them if the stage ``trains``, else on the first.
         """
+        executor = _ActorExecutor(self._simulators, self._max_retries)
+        for attempt in range(self._max_retries + 1):
+            if attempt:
+                self.display.log(f"  the stage's process is gone; attempt {attempt + 1} of {self._max_retries + 1}")
+                self._wait_for_stage_actor()
+            try:
+                value = self._watch(self._stage.run.remote(function, arguments, executor, trains))
+            except self._ray.exceptions.RayActorError:
+                continue
+            if isinstance(value, WorldloopError):
+                raise value
+            return value
+        raise WorldloopError(
+            "the stage's process died again and again (killed, or out of memory); run again: it resumes"
+        )
+
+    def _watch(self, result: Any) -> Any:
+        """What the stage returns; meanwhile its progress is shown."""
         ray = self._ray
-        result = self._stage.run.remote(function, arguments, _ActorExecutor(self._simulators), trains)
         done: list[Any] = []
-        try:
-            while not done:
-                done, _ = ray.wait([result], timeout=POLL_INTERVAL_S)
+        while not done:
+            done, _ = ray.wait([result], timeout=POLL_INTERVAL_S)
+            if not done:
                 replay(ray.get(self._stage.drain.remote()), self.display)
-            value = ray.get(result)
-        except ray.exceptions.RayActorError as error:
-            raise WorldloopError(
-                "the stage's process died again and again (killed, or out of memory); run again: it resumes"
-            ) from error
-        if isinstance(value, WorldloopError):
-            raise value
+        value = ray.get(result)
+        replay(ray.get(self._stage.drain.remote()), self.display)
         return value
+
+    def _wait_for_stage_actor(self) -> None:
+        """Until Ray has started it again, which may want a node that is still to come."""
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                self._ray.get(self._stage.is_there.remote(), timeout=WAIT_S)
+                return
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
+                time.sleep(POLL_INTERVAL_S)
+            if time.monotonic() - began > WAIT_S and not told:
+                self.display.log("  waiting for the cluster to have room for the stage's process again")
+                told = True
 
     def close(self) -> None:
         """Kill this run's actors; shut the cluster down only if this run started it."""

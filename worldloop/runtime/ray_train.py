@@ -106,6 +106,9 @@ class Coordinator:
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         return self._display.drain()
 
+    def is_there(self) -> bool:
+        return True
+
     def _end(self, value: Any) -> None:
         self._task, self._value = None, value
         self._changed.notify_all()
