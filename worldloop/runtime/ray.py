@@ -154,6 +154,7 @@ class RayRuntime:
         for attempt in range(self._max_retries + 1):
             if attempt:
                 self.display.log(f"  the stage's process is gone; attempt {attempt + 1} of {self._max_retries + 1}")
+                self._ray.kill(self._stage, no_restart=False)  # out of reach is not dead: never two at one stage
                 self._wait_for_stage_actor()
             try:
                 value = self._watch(self._stage.run.remote(function, arguments, executor, trains))
