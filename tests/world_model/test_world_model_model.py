@@ -232,13 +232,29 @@ def test_state_dict_restores_everything_but_config(trained: VideoWorldModel) -> 
     assert torch.equal(copy.imagine(state, actions)[1].frames, trained.imagine(state, actions)[1].frames)
 
 
+def test_parts_of_a_batch_add_up_to_its_statistics() -> None:
+    data, model = ToyEpisodes(4), make_model()
+    clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 1)
+    success, valid = torch.tensor([[1.0], [0.0], [1.0]]), torch.tensor([[True], [True], [False]])
+    clip = dataclasses.replace(clip, success=success, valid=valid)
+    counts, reach = model.measure(clip)
+    assert counts.tolist() == [1.0, 2.0]
+    parts = [model.measure(clip.rows([i])) for i in range(3)]
+    torch.testing.assert_close(torch.stack([c for c, _ in parts]).sum(0), counts)
+    torch.testing.assert_close(torch.stack([r for _, r in parts]).amax(0), reach)
+    model.take_in(torch.tensor([1.0, 10.0]), reach)
+    assert float(model.positive_rate) == pytest.approx(0.99 * 0.5 + 0.01 * 0.1)
+
+
 def test_imagined_proprio_stays_where_real_proprio_has_been() -> None:
     data, model = ToyEpisodes(4), make_model()
     clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 1)
     far = clip.proprio.clone()
     far[0, 0, 1] = model.proprio_mean[1] + 7 * model.proprio_std[1]
-    model(dataclasses.replace(clip, proprio=far), torch.Generator().manual_seed(0))
+    model.take_in(*model.measure(dataclasses.replace(clip, proprio=far)))
     torch.testing.assert_close(model.proprio_reach, torch.tensor([3.0, 7.0]))
+    model.take_in(*model.measure(clip))
+    torch.testing.assert_close(model.proprio_reach, torch.tensor([3.0, 7.0]))  # what was once reached stays so
     with torch.no_grad():
         list(model.proprio_head.parameters())[-1].fill_(2.0)  # two standard deviations further with every frame
     state = model.eval().start(data.first_observation(2), torch.arange(2))
