@@ -102,11 +102,16 @@ def test_no_run_is_one_line(
     assert error.count("\n") == 1
 
 
+BAD_TIMING = """{"schema_version": 1, "stages": [
+    {"iteration": 0, "stage": ["a"], "seconds": 1, "peak_memory_mib": 1, "finished": ""}]}"""
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
         ("timings.json", '{"schema_version": 1}'),
         ("timings.json", '{"schema_version": 1, "stages": [{"stage": 3}]}'),
+        ("timings.json", BAD_TIMING),
         ("results.json", '{"schema_version": 1, "iterations": [{"iteration": 0}]}'),
         ("results.json", '{"schema_version": 1, "iterations": 7}'),
         ("status.json", '{"schema_version": 1, "state": "running"}'),

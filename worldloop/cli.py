@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,8 @@ def execute(options: argparse.Namespace) -> int:
         case "stage":
             return _run(options.config, options.overrides, only_stage=options.name)
         case "report" | "status" | "compare":
-            from worldloop.files import malformed
-
             runs = [options.run_a, options.run_b] if options.command == "compare" else [options.run_dir]
-            named = " or ".join(map(str, runs))
-            with malformed(f"what {named} has recorded", "restore its results.json, state.json and status.json"):
+            with _reading(*runs):
                 return _report(options)
         case "sans":
             return _sans(options)
@@ -58,8 +56,17 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
         )
     with remember_interrupt():
         directory = run_loop(config, only_stage)
-    print(format_report(directory.path))
+    with _reading(directory.path):
+        print(format_report(directory.path))
     return 0
+
+
+def _reading(*runs: Path) -> AbstractContextManager[None]:
+    """Within it, what is wrong with the records of ``runs`` is one clear error."""
+    from worldloop.files import malformed
+
+    remedy = "restore its results.json, state.json and status.json"
+    return malformed(f"what {' or '.join(map(str, runs))} has recorded", remedy)
 
 
 def _report(options: argparse.Namespace) -> int:

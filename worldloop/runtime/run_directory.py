@@ -25,7 +25,7 @@ from worldloop.stages.state import STATE_SCHEMA_VERSION, LoopState
 from worldloop.types import InitialStates, Split, WorldloopError
 
 RESULTS_SCHEMA_VERSION = 1
-_TIMING = ("iteration", "stage", "seconds", "peak_memory_mib", "finished")
+_TIMING = {"iteration": int, "stage": str, "seconds": int | float, "peak_memory_mib": int | float, "finished": str}
 _REMEDY = "restore it, or delete the run directory and run again"
 _PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", "numpy", "worldloop")
 
@@ -91,6 +91,10 @@ class RunDirectory:
             return []
         value = read_json(path, f"timings {path}", 1, "delete it: only the report reads it")
         with malformed(f"timings {path}", "delete it: only the report reads it"):
+            for entry in value["stages"]:
+                for key, kind in _TIMING.items():
+                    if not isinstance(entry[key], kind):
+                        raise TypeError(f"{key} is {entry[key]!r}")
             return [{key: entry[key] for key in _TIMING} for entry in value["stages"]]
 
     def add_timing(self, iteration: int, stage: str, seconds: float, peak_memory_mib: float) -> None:
