@@ -128,3 +128,18 @@ def test_files_of_other_contents_are_one_line(
     error = capsys.readouterr().err
     assert "is not what worldloop wrote" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["seed: 3\n  a: [", "- 1\n", "seed: ${x\n"])
+def test_a_damaged_config_of_a_run_is_one_line(
+    debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    run = tmp_path / "debug"
+    shutil.copytree(debug_run, run)
+    (run / "config.yaml").write_text(text)
+    config = str(Path(__file__).resolve().parents[1] / "configs/debug.yaml")
+    for command in (["compare", str(run), str(debug_run)], ["run", config, f"run_root={tmp_path}"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "config.yaml is not what worldloop wrote" in error
+        assert error.count("\n") == 1

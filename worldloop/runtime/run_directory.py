@@ -2,6 +2,7 @@
 
     config.yaml  state.json  results.json  timings.json  environment.json
     tensorboard/  checkpoints/iteration_NNN/{world_model,policy}/  sans/  initial_states/
+    partial/  of the training stage that runs: what it has done so far
 
 ``state.json`` is the truth about how far the run is; it is replaced after every stage. ``results.json`` follows from
 it and holds no timings, so that an interrupted and an uninterrupted run can be compared byte for byte.
@@ -17,12 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from yaml import YAMLError
 
 from worldloop.files import malformed, read_json, to_json, write_file
 from worldloop.stages.state import STATE_SCHEMA_VERSION, LoopState
-from worldloop.types import InitialStates, Split, WorldloopError
+from worldloop.types import InitialStates, Split, WorldloopError, first_line
 
 RESULTS_SCHEMA_VERSION = 1
 _TIMING = {"iteration": int, "stage": str, "seconds": int | float, "peak_memory_mib": int | float, "finished": str}
@@ -60,7 +64,15 @@ class RunDirectory:
             self._lock = None
 
     def read_config(self) -> str:
-        return (self.path / "config.yaml").read_text()
+        """The YAML that the run was made with; raises `WorldloopError` where the file is gone or no mapping."""
+        path = self.path / "config.yaml"
+        try:
+            text = path.read_text()
+            if not isinstance(OmegaConf.create(text), DictConfig):
+                raise ValueError("not a mapping of keys to values")
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise WorldloopError(f"{path} is not what worldloop wrote ({first_line(error)}); {_REMEDY}") from error
+        return text
 
     def create(self, config_yaml: str) -> None:
         """Store what the run is made of: resolved config, git commit, package versions."""
