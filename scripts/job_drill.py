@@ -74,27 +74,21 @@ def drill(folder: Path) -> dict[str, Any]:
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # as an activated one is
     with_token = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    loop = ["-m", "worldloop", "run", str(ROOT / "configs/debug.yaml"), *SMALL]
-    alone = subprocess.run([sys.executable, *loop, "runtime=inline", f"run_root={folder / 'alone'}"], env=environment)
+    configs = ROOT / "configs"
+    loop = ["worldloop", "run", "debug.yaml", *SMALL]
+    inline = [*loop, "runtime=inline", f"run_root={folder / 'alone'}"]
+    alone = subprocess.run(inline, env=environment, cwd=configs)
     if alone.returncode:
         raise SystemExit("the loop without Ray failed")
     run_dir = folder / "jobs/debug"
-    (folder / "empty").mkdir()
     figures: dict[str, Any] = {"schema_version": 1}
     with start_cluster(folder, with_token) as address:
 
         def submit(name: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-            options = [
-                "--address",
-                address,
-                "--no-wait",
-                "--submission-id",
-                name,
-                "--working-dir",
-                str(folder / "empty"),
-            ]
-            entry = [sys.executable, *loop, "runtime=ray", f"run_root={folder / 'jobs'}"]
+            options = ["--address", address, "--no-wait", "--submission-id", name, "--working-dir", str(configs)]
+            entry = [*loop, "runtime=ray", f"run_root={folder / 'jobs'}"]
             return run(["job", "submit", *options, "--", *entry], env)
 
         def status(name: str) -> str:

@@ -18,9 +18,9 @@ from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
 from worldloop.stages.calibration import calibrate, find_distrust, is_calibrated_on
 from worldloop.stages.check_world_model import align, choose_videos
+from worldloop.stages.decisions import compute_returns
 from worldloop.stages.evaluate_policy import compare_outcomes
 from worldloop.stages.held_out import OpenLoop
-from worldloop.stages.improve_policy import compute_returns
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
 from worldloop.stages.state import LoopState

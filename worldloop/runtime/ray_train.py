@@ -51,22 +51,21 @@ class Coordinator:
         self._display = RemoteDisplay()
         self._changed = threading.Condition()
         self._task: _Task | None = None  # None while there is nothing to do
-        self._number, self._starts = 0, 0
+        self._number = 0
+        self._starts = 0  # of the group, within the task's time: the one that runs already counts as the first
+        self._is_up = False
         self._value: Any = None
         self._server: threading.Thread | None = None
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
         """What the stage returns on the first worker, or the `WorldloopError` that ended it."""
-        import ray
-
-        if self._server is None:
-            own = ray.get_runtime_context().current_actor
-            self._server = threading.Thread(target=self._serve, args=(own,), daemon=True)
-            self._server.start()
         with self._changed:
-            self._number, self._starts = self._number + 1, 0
+            self._number, self._starts = self._number + 1, int(self._is_up)
             self._task = _Task(self._number, function, arguments, executor, trains)
             self._changed.notify_all()
+            if self._server is None:
+                self._server = threading.Thread(target=self._serve, daemon=True)
+                self._server.start()
             self._changed.wait_for(lambda: self._task is None)
             return self._value
 
@@ -85,17 +84,25 @@ class Coordinator:
     def start(self) -> None:
         """From the first worker of a group that has just been started."""
         with self._changed:
+            self._is_up = True
             if self._task is None:
                 return
             self._starts += 1
             if self._starts > 1:
                 self._display.log(f"  a worker died; attempt {self._starts} of {self._group.max_retries + 1}")
             if self._starts > self._group.max_retries + 1:
-                self._end(WorldloopError(f"training workers {_DIED.format(times=self._starts - 1)}"))
+                self._end(
+                    WorldloopError(
+                        f"training workers died {self._starts - 1} times in one stage (killed, or out of memory); run "
+                        "again: it resumes"
+                    )
+                )
 
     def deliver(self, number: int, value: Any) -> None:
-        """From a worker: what stage ``number`` returned, or the error that ended it."""
+        """From a worker: what stage ``number`` returned, or the error that ended it, and the group with it."""
         with self._changed:
+            if isinstance(value, WorldloopError):
+                self._is_up = False
             if self._task is not None and self._task.number == number:
                 self._end(value)
 
@@ -113,33 +120,36 @@ class Coordinator:
         self._task, self._value = None, value
         self._changed.notify_all()
 
-    def _serve(self, own: Any) -> None:
-        """Keep a group of workers until this actor ends."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        group = self._group
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = TorchTrainer(
-                _work,
-                train_loop_config={"coordinator": own},
-                scaling_config=ScalingConfig(
-                    num_workers=group.num_workers,
-                    use_gpu=group.gpus > 0,
-                    resources_per_worker={"CPU": group.cpus, "GPU": group.gpus},
-                ),
-                torch_config=TorchConfig(backend=BACKEND["gpu" if group.gpus else "cpu"]),
-                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
-            )
-            try:
-                trainer.fit()
-            except Exception as error:  # whatever ends it, the stage that waits must not wait forever
-                with self._changed:
-                    self._end(WorldloopError(f"Ray Train gave up: {str(error).strip().splitlines()[-1][:300]}"))
-                    self._server = None
+    def _serve(self) -> None:
+        """Keep a group of workers until this actor ends; whatever ends it, the waiting stage must not wait forever."""
+        try:
+            _run_group(self._group)
+            reason = "its workers ended"
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+        with self._changed:
+            self._is_up, self._server = False, None
+            self._end(WorldloopError(f"Ray Train gave up: {reason}"))
 
 
-_DIED = "died {times} times in one stage (killed, or out of memory); run again: it resumes"
+def _run_group(group: TrainingGroup) -> None:
+    """From within the coordinator's actor: `_work` on workers, which Ray Train starts again as often as one dies."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        TorchTrainer(
+            _work,
+            train_loop_config={"coordinator": ray.get_runtime_context().current_actor},
+            scaling_config=ScalingConfig(
+                num_workers=group.num_workers,
+                use_gpu=group.gpus > 0,
+                resources_per_worker={"CPU": group.cpus, "GPU": group.gpus},
+            ),
+            torch_config=TorchConfig(backend=BACKEND["gpu" if group.gpus else "cpu"]),
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
+        ).fit()
 
 
 class _SentDisplay(RemoteDisplay):

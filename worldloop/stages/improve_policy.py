@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.imagination import Calibration, ImaginedSimulator, find_best
+from worldloop.imagination import Calibration, ImaginedSimulator
 from worldloop.interfaces import Metrics
 from worldloop.networks.ema import EmaWeights
 from worldloop.randomness import make_row_keys
@@ -38,12 +38,13 @@ from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages.clone_policy import ClonePolicyConfig, imitate
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
+from worldloop.stages.decisions import Decisions, compute_returns, flatten
 from worldloop.stages.microbatches import add_metrics, make_generators, name_draws, sum_metrics
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.partial import KeptGenerator, PartialStage, drop_partial, has_partial
 from worldloop.stages.policy_value import fit_policy_value
 from worldloop.stages.state import LoopState
-from worldloop.types import ActionChunk, Observation
+from worldloop.types import Observation
 
 NAME = "improve_policy"
 METHODS = ("grpo", "imitate_successes")
@@ -249,11 +250,11 @@ class _Improvement:
         """Advantages of one round, a rollout per micro-batch of this worker, and the optimizer steps on it."""
         config, workers = self.config, self.context.workers
         metrics: Metrics = {}
-        decisions: list[_Decisions | None] = []
+        decisions: list[Decisions | None] = []
         for rollout, generator in zip(rollouts, self.generators.values(), strict=True):
             groups, figures = self._judge(rollout, generator)
             add_metrics(metrics, figures)
-            decisions.append(_flatten(rollout, groups))
+            decisions.append(flatten(rollout, groups))
         size = config.minibatch_size // self.context.num_microbatches
         longest = torch.tensor(max(0 if d is None else math.ceil(len(d.advantages) / size) for d in decisions))
         num_minibatches = int(workers.maximum(longest))
@@ -291,7 +292,7 @@ class _Improvement:
             "imagined_frames": float(running) * context.chunk_length / context.spec.actions_per_frame,
         }
 
-    def _update(self, chosen: list[tuple[_Decisions, Tensor]]) -> dict[str, float]:
+    def _update(self, chosen: list[tuple[Decisions, Tensor]]) -> dict[str, float]:
         """One optimizer step on the chosen rows of this worker's micro-batches, of which some may have none left."""
         workers = self.context.workers
         metrics: Metrics = {}
@@ -300,11 +301,12 @@ class _Improvement:
             loss, figures = self._compute_loss(decisions, index)
             self.optimisation.backward(loss * share.to(loss.device))
             add_metrics(metrics, figures, float(share))
+        # every worker has the same norm, and metrics are added up over them
         metrics["grad_norm"] = self.optimisation.step() / workers.size
         self.averaged.update(self.policy)
         return metrics
 
-    def _compute_loss(self, decisions: _Decisions, index: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _compute_loss(self, decisions: Decisions, index: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The mean over the valid actions of the rows at ``index``, and metrics."""
         config, device = self.config, self.context.device
         observation = decisions.observation.rows(index).to(device)
@@ -353,65 +355,3 @@ class _History:
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.success, self.num_frames = tensors["success"].tolist(), float(tensors["num_frames"])
-
-
-@dataclass(frozen=True)
-class _Decisions:
-    """Every action chunk that counted in a round: N decisions with the advantage of their row."""
-
-    observation: Observation
-    chunk: ActionChunk
-    log_probs: Tensor
-    valid: Tensor
-    advantages: Tensor
-
-
-def compute_returns(
-    rollout: Rollout,
-    frames_after_success: int,
-    uncertainty_penalty: float = 0.0,
-    floor_db: float = 0.0,
-    last_value: Tensor | None = None,
-) -> Tensor:
-    """f32 [B]: 1 for rows that were declared a success, else the highest confirmed success probability they reached.
-
-    Confirmed: see `confirm`. A row that was cut off counts ``last_value`` f32 [B] instead, where given. A declared
-    success counts 1 however sure the head was: else groups in which everybody succeeds would be taught to please the
-    head. Off come ``uncertainty_penalty`` for each dB that the row's least certain frame is expected to lie below
-    ``floor_db`` (the penalty of MOPO, arXiv:2005.13239).
-    """
-    probability = torch.cat([s.success_prob for s in rollout.steps], dim=1)
-    stride = rollout.valid.shape[1] // probability.shape[1]
-    best = find_best(probability, rollout.valid[:, ::stride], frames_after_success).clamp_min(0)
-    if last_value is not None:
-        best = torch.where(rollout.steps[-1].done, best, last_value)
-    returns = torch.where(rollout.success, 1.0, best)
-    lowest = rollout.lowest_expected_psnr_db
-    if uncertainty_penalty == 0 or lowest is None:
-        return returns
-    return returns - uncertainty_penalty * (floor_db - lowest).clamp_min(0)
-
-
-def _flatten(rollout: Rollout, groups: GroupAdvantages) -> _Decisions | None:
-    """Decisions of kept groups, without the chunks after a row ended; None when nothing is left to learn from."""
-    parts: list[tuple[Any, ...]] = []
-    for observation, chunk, step in zip(rollout.observations, rollout.chunks, rollout.steps, strict=True):
-        if chunk.log_probs is None:
-            raise ValueError("GRPO needs a policy with exact log-probabilities; this one gives none")
-        rows = (groups.keep & step.valid.any(1)).nonzero()[:, 0]
-        if len(rows):
-            parts.append(
-                (
-                    observation.rows(rows),
-                    chunk.rows(rows),
-                    chunk.log_probs[rows],
-                    step.valid[rows],
-                    groups.advantages[rows],
-                )
-            )
-    if not parts:
-        return None
-    observations, chunks, *columns = zip(*parts, strict=True)
-    return _Decisions(
-        Observation.cat(list(observations)), ActionChunk.cat(list(chunks)), *(torch.cat(column) for column in columns)
-    )

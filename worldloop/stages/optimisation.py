@@ -54,7 +54,6 @@ class Optimisation:
         self.max_grad_norm = max_grad_norm
         self.name = name
         self.workers = workers or Workers()
-        self.num_steps = 0
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss`` to those of this step."""
@@ -69,12 +68,11 @@ class Optimisation:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.num_steps += 1
         return float(norm)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors only: the optimizer's, of each parameter by its number, and the count of steps."""
-        tensors = {"num_steps": torch.tensor(self.num_steps)}
+        tensors = {"num_steps": torch.tensor(self.scheduler.last_epoch)}
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{number}.{name}": value for name, value in values.items()}
         return tensors
@@ -86,16 +84,16 @@ class Optimisation:
             if key != "num_steps":
                 number, name = key.split(".")
                 state.setdefault(int(number), {})[name] = value
-        self.num_steps = int(tensors["num_steps"])
+        num_steps = int(tensors["num_steps"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         rates = [
-            rate * schedule(self.num_steps)
+            rate * schedule(num_steps)
             for rate, schedule in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
         ]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.scheduler.load_state_dict(
-            {**self.scheduler.state_dict(), "last_epoch": self.num_steps, "_last_lr": rates, "lr_lambdas": [None, None]}
+            {**self.scheduler.state_dict(), "last_epoch": num_steps, "_last_lr": rates, "lr_lambdas": [None, None]}
         )
 
     @property
