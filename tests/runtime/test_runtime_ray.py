@@ -119,6 +119,9 @@ def make_training_stage(folder: Path, end: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.usefixtures("runtime")
 def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+    from ray.util.placement_group import placement_group_table
+
     from worldloop.workers import Workers
 
     group = start(num_simulators=1, cpus_per_simulator=0.0, num_workers=2)
@@ -130,6 +133,11 @@ def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: p
     after = tmp_path / "after"
     after.mkdir()
     assert group.run_stage(make_stage(after, 0, False)) == [0, 1, 4, 9, 16, 25]  # on the first of them alone
+    ray.kill(group._stage, no_restart=False)  # the coordinator, and its group with it
+    (tmp_path / "died").unlink()
+    assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, Workers(0, 2))
+    reserved = [entry for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
+    assert len(reserved) == 1  # nothing is left of the first group's
     with pytest.raises(WorldloopError, match="the loss became nan"):
         group.run_stage(make_training_stage(tmp_path, "error"), trains=True)
     group.close()

@@ -79,6 +79,31 @@ def test_streaming_equals_computing_anew(num_context_frames: int) -> None:
 
 
 @torch.no_grad()
+def test_a_new_one_is_close_to_a_copy_of_the_frame_now() -> None:
+    denoiser = make_denoiser()
+    noisy, video, conditioning = make_inputs()
+    memory = denoiser.remember(video[:, :3], conditioning.instruction)
+    data = denoiser(noisy, torch.zeros(2), memory, conditioning).data[:, 0]
+    now, first = video[:, 2], video[:, 0]
+    assert (data - now).square().mean() < 0.1 * (now - first).square().mean()
+    denoiser.choice.linear.bias[:] = torch.tensor([-9.0, 9.0, -9.0]).repeat_interleave(16)
+    data = denoiser(noisy, torch.zeros(2), memory, conditioning).data[:, 0]
+    torch.testing.assert_close(data, first, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("which", ["proprio", "next_proprio"])
+@torch.no_grad()
+def test_proprio_is_drawn_where_it_places_the_robot(which: str) -> None:
+    """The maps of another proprio differ in every cell; without poses there are none."""
+    denoiser, (_, _, conditioning) = make_denoiser(), make_inputs()
+    other = dataclasses.replace(conditioning, **{which: getattr(conditioning, which) + 1})
+    moved = (denoiser._draw_poses(other) - denoiser._draw_poses(conditioning)).abs().amax(-1)
+    assert moved.shape == (2, 16)
+    assert (moved > 1e-4).all()
+    assert make_denoiser(dataclasses.replace(TINY, num_poses=0))._draw_poses(conditioning) == 0.0
+
+
+@torch.no_grad()
 def test_pictures_need_not_be_square() -> None:
     denoiser = CosmosDenoiser(TINY, 3, (8, 16), 4, 2, 3, instruction_dim=5)
     noisy, video, conditioning = make_inputs()

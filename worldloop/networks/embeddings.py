@@ -32,14 +32,15 @@ class PoseMaps(nn.Module):
     FREQUENCIES = (1, 2, 4)  # octaves: each follows from the one before by the double-angle formulas
     GAIN = 3.0  # poses want to be exact long before the image network is
 
-    def __init__(self, input_dim: int, num_poses: int, size: int, hidden_dim: int = 128) -> None:
+    def __init__(self, input_dim: int, num_poses: int, size: int | tuple[int, int], hidden_dim: int = 128) -> None:
+        """``size``: of the maps, square or (height, width)."""
         super().__init__()
+        self.size = (size, size) if isinstance(size, int) else size
         self.num_poses = num_poses
         self.channels = num_poses * (1 + 4 * len(self.FREQUENCIES))
         self.poses = make_mlp(input_dim, hidden_dim, 6 * num_poses, gain=self.GAIN)
         self.log_width = nn.Parameter(torch.full((num_poses, 1), math.log(0.4)))
-        axis = torch.linspace(-1, 1, size)
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.size), indexing="ij")
         self.register_buffer("grid", torch.stack([x, y, torch.ones_like(x)]).flatten(1), persistent=False)
         affine = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).repeat(num_poses, 1, 1)
         affine[:, :, 2] = torch.rand(num_poses, 2) * 1.2 - 0.6  # windows all over the image
@@ -61,7 +62,7 @@ class PoseMaps(nn.Module):
             sine, cosine = 2 * sine * cosine, 1 - 2 * sine.square()
             waves += [sine, cosine]
         maps = torch.cat([window, *(wave * window for wave in waves)], dim=2)
-        return maps.reshape(len(affine), self.channels, *[math.isqrt(self.grid.shape[1])] * 2)
+        return maps.reshape(len(affine), self.channels, *self.size)
 
 
 def find_points(maps: Tensor, sharpness: Tensor | float) -> Tensor:

@@ -113,6 +113,7 @@ class RayRuntime:
         display: Display,
     ) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.display = display
         self._ray = ray
@@ -128,8 +129,13 @@ class RayRuntime:
         simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
         self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
         if num_workers > 1:
-            # every worker may be waiting in a call of its own
-            coordinator = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=num_workers + 4, **restarts)
+            # every worker may be waiting in a call of its own; beside the driver it dies no more often than that
+            coordinator = ray.remote(Coordinator).options(
+                num_cpus=0,
+                max_concurrency=num_workers + 4,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+                **restarts,
+            )
             self._stage: Any = coordinator.remote(TrainingGroup(num_workers, trainer_cpus, trainer_gpus, max_retries))
         else:
             stage = ray.remote(_StageActor).options(

@@ -138,6 +138,7 @@ def _run_group(group: TrainingGroup) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    _free_placement_groups(ray.get_runtime_context().get_job_id())
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
             _work,
@@ -150,6 +151,18 @@ def _run_group(group: TrainingGroup) -> None:
             torch_config=TorchConfig(backend=BACKEND["gpu" if group.gpus else "cpu"]),
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
         ).fit()
+
+
+def _free_placement_groups(job_id: str) -> None:
+    """Those of this job, which the group of a coordinator that died had reserved: Ray carries them over to other nodes,
+    where the next group would wait for them in vain. (Ray Train's own cleaner wants Ray's dashboard.)
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for number, entry in placement_group_table().items():
+        if number.endswith(job_id) and entry["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 
 class _SentDisplay(RemoteDisplay):

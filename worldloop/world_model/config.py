@@ -73,15 +73,18 @@ class CosmosConfig:
     mlp_ratio: float = 4.0  # hidden channels of a block's MLP, over those of the transformer
     adaln_lora_dim: int = 64  # hidden channels of an adaptive layer norm
     condition_dim: int = 192  # hidden channels of what actions and proprio add to the time embedding
+    patch_hidden: int = 192  # hidden channels between a patch's latents and its token, and back
+    num_poses: int = 8  # local coordinate systems that proprio places on the image, now and next; 0: none
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)  # rotary scaling over time, height, width
     concat_padding_mask: bool = False  # the published models have one more input channel, which is zero
     num_context_frames: int = 3  # that it remembers, at least 3: the episode's first and the latest
     prediction: str = "data"  # data (the change since now) or velocity (as published)
 
     def __post_init__(self) -> None:
-        for key in ("patch", "num_layers", "num_heads", "adaln_lora_dim", "condition_dim"):
+        for key in ("patch", "num_layers", "num_heads", "adaln_lora_dim", "condition_dim", "patch_hidden"):
             require_range(f"cosmos.{key}", getattr(self, key), 1)
         require_range("cosmos.head_dim", self.head_dim, 12)
+        require_range("cosmos.num_poses", self.num_poses, 0)
         require_range("cosmos.num_context_frames", self.num_context_frames, 3)
         require_choice("cosmos.prediction", self.prediction, PREDICTIONS)
         if self.head_dim % 2:

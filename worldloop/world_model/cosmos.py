@@ -10,8 +10,11 @@ Departures from the published model (arXiv:2511.00062; Cosmos2VideoToWorldPipeli
   when a frame joins, the others but the first are turned back by one place.
 - Actions and proprio, now and next, enter through an MLP whose output is added to the time embedding of every adaptive
   layer norm (World-VLA-Loop, arXiv:2602.06508); a reward token without a place joins the frame in the making.
-- The frame in the making also starts from a linear look at the patches of (first, previous, now) in its place: without
-  it a small transformer takes long to find by attention what is most often the answer.
+- The frame in the making also starts from a look at the patches of (first, previous, now) in its place, and at maps of
+  the local coordinate systems that proprio, now and next, places on the image (`PoseMaps`): without the one a small
+  transformer takes long to find by attention what is most often the answer, without the other where the robot goes.
+- Where it predicts data instead of velocity, its output is what changes, and a choice for every pixel among that and
+  copies of the frame now and of the first, so that what stands still stays sharp.
 - Time runs from noise to data: the published tau is 1 - t, and its network output is noise - data.
 
 Shapes: B rows, K remembered frames, C channels, N tokens a frame, D = heads x head_dim, G layers.
@@ -25,13 +28,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from worldloop.context_frames import NUM_CONTEXT_FRAMES, shift_frames
-from worldloop.networks.blocks import attend, make_mlp
+from worldloop.networks.blocks import PatchProjection, attend, fold_patches, make_mlp
+from worldloop.networks.embeddings import PoseMaps
 from worldloop.types import WorldloopError
 from worldloop.world_model.config import CosmosConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
+NUM_SOURCES = 3  # of a pixel: now, first, painted
+POSE_CELLS = 2  # cells of the pose maps in a patch, per side
 CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeline's sigma_conditioning
 
 
@@ -86,9 +93,18 @@ class CosmosDenoiser(nn.Module):
         self.condition = make_mlp(condition_dim, config.condition_dim, 3 * dim)
         self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.feature_norm = nn.LayerNorm(dim)
-        self.window = nn.Conv2d(NUM_CONTEXT_FRAMES * channels, dim, config.patch, stride=config.patch)
+        self.window = PatchProjection(NUM_CONTEXT_FRAMES * channels * config.patch**2, config.patch_hidden, dim)
+        added: list[nn.Module] = [self.condition[-1], self.window.linear]
+        self.poses: PoseMaps | None = None
+        if config.num_poses:
+            self.poses = PoseMaps(proprio_dim, config.num_poses, (POSE_CELLS * self.grid[0], POSE_CELLS * self.grid[1]))
+            self.draw = nn.Conv2d(2 * self.poses.channels, dim, POSE_CELLS, stride=POSE_CELLS)
+            added.append(self.draw)
+        if config.prediction == "data":
+            self.choice = PatchProjection(dim, config.patch_hidden, NUM_SOURCES * config.patch**2)
+            _prefer_first_source(self.choice.linear)
         if transformer is not None:  # what was published is not to be disturbed from the start
-            for parameter in (*self.condition[-1].parameters(), *self.window.parameters()):
+            for parameter in (p for module in added for p in module.parameters()):
                 nn.init.zeros_(parameter)
         num_tokens = self.grid[0] * self.grid[1]
         cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, K + 1, height, width))
@@ -130,7 +146,8 @@ class CosmosDenoiser(nn.Module):
         shift = self.condition(torch.cat(known, dim=1))
         # Where noise says nothing it would only have to be ignored; velocity cannot be told without it.
         informative = noisy * t[:, None, None, None, None] if self.ignores_noise else noisy
-        image = self._embed(informative, is_context=0.0)[:, 0] + self._see_window(memory.frames)
+        seen = self._see_window(memory.frames) + self._draw_poses(conditioning)
+        image = self._embed(informative, is_context=0.0)[:, 0] + seen
         tokens = torch.cat([self.reward_token.to(image.dtype).expand(B, 1, -1), image], dim=1)
         place = tuple(_prepend(table[-1], value) for table, value in ((self.cos, 1.0), (self.sin, 0.0)))
 
@@ -146,8 +163,15 @@ class CosmosDenoiser(nn.Module):
         if self.config.prediction == "velocity":
             data = noisy[:, 0] - (1 - t)[:, None, None, None] * output
         else:
-            data = memory.frames[:, -1] + output
+            data = self._choose(image, memory.frames, output)
         return DenoiserOutput(data[:, None], self.feature_norm(tokens)[:, None])
+
+    def _choose(self, image: Tensor, frames: Tensor, change: Tensor) -> Tensor:
+        """Pixel by pixel among the frame now, the first, and now changed by ``change`` [B, C, h, w]."""
+        cells = image.transpose(1, 2).unflatten(2, self.grid)
+        choice = functional.pixel_shuffle(self.choice(cells), self.config.patch).float().softmax(1)
+        now, first = frames[:, -1], frames[:, 0]
+        return now + choice[:, 1:2] * (first - now) + choice[:, 2:] * change
 
     def _embed(self, frames: Tensor, is_context: float) -> Tensor:
         """[B, n, C, h, w] -> tokens [B, n, N, D], with a channel that says whether the frame is given."""
@@ -163,7 +187,15 @@ class CosmosDenoiser(nn.Module):
     def _see_window(self, frames: Tensor) -> Tensor:
         """Tokens [B, N, D] of (first, previous, now) laid on each other, patch by patch."""
         first, previous, now = frames[:, 0], frames[:, -2], frames[:, -1]
-        return self.window(torch.cat([now, now - previous, now - first], dim=1)).flatten(2).transpose(1, 2)
+        window = torch.cat([now, now - previous, now - first], dim=1)
+        return self.window(fold_patches(window, self.config.patch)).flatten(2).transpose(1, 2)
+
+    def _draw_poses(self, conditioning: Conditioning) -> Tensor | float:
+        """Tokens [B, N, D] of where proprio now and next place the robot."""
+        if self.poses is None:
+            return 0.0
+        maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
+        return self.draw(torch.cat(maps, dim=1)).flatten(2).transpose(1, 2)
 
     def _transform(
         self,
@@ -222,6 +254,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding [..., heads, T, head_dim] by ``cos`` and ``sin`` [..., T, head_dim], halves paired."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x) + torch.cat([-second, first], dim=-1) * sin.to(x)
+
+
+def _prefer_first_source(projection: nn.Conv2d) -> None:
+    """Initially every pixel is close to a copy of the frame now."""
+    bias = torch.zeros(NUM_SOURCES, projection.out_channels // NUM_SOURCES)
+    bias[0] = 2.0
+    with torch.no_grad():
+        projection.weight.mul_(0.2)
+        projection.bias.copy_(bias.flatten())  # type: ignore[union-attr]
 
 
 def _prepend(table: Tensor, value: float) -> Tensor:
