@@ -31,10 +31,10 @@ PATIENCE_S = 300.0
 COMMON = ["num_iterations=1", "resources.num_simulators=2", "resources.keep_every_s=2", "resources.max_retries=5"]
 SEED_EPISODES = {"expert": 6, "stops_short": 8, "lateral_offset": 8, "grazing": 4, "too_high": 4}
 LOOPS: dict[str, tuple[str, float, list[str]]] = {  # config, longest wait for a kill in seconds, overrides
-    "toy": ("debug", 8.0, [*COMMON, "fit_world_model.num_steps=200", "improve_policy.num_updates=12"]),
+    "toy": ("debug", 30.0, [*COMMON, "fit_world_model.num_steps=200", "improve_policy.num_updates=12"]),
     "maniskill": (
         "pushcube_cpu",
-        45.0,
+        60.0,
         [
             *COMMON,
             "resources.num_threads=1",
@@ -91,23 +91,28 @@ class Loop:
             return [psutil.Process(self.process.pid)]
         found = []
         for process in self.below():
-            try:
-                if " ".join(process.cmdline()).startswith(ACTORS[victim]):
-                    found.append(process)
-            except psutil.Error:
-                continue
+            if title(process).startswith(ACTORS[victim]):
+                found.append(process)
         return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
-    def kill_driver(self) -> int:
-        """Kill it; returns how many of the processes below it did not go by themselves within ten seconds."""
+    def kill_driver(self) -> list[str]:
+        """Kill it; returns those of the processes below it that did not go by themselves within ten seconds."""
         below = self.below()
+        names = {process: title(process) for process in below}
         self.process.kill()
         self.process.wait()
         _, alive = psutil.wait_procs(below, timeout=10)
         for process in alive:
             process.kill()
         psutil.wait_procs(alive, timeout=10)
-        return len(alive)
+        return [names[process] for process in alive]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).split()[0]
+    except (psutil.Error, IndexError):
+        return ""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
@@ -136,7 +141,8 @@ class Drill:
         self.folder, self.num_kills, self.rng = folder, num_kills, random.Random(seed)
         self.kills: list[dict[str, Any]] = []
         self.same: list[bool] = []
-        self.num_given_up = self.num_orphans = 0
+        self.num_given_up = 0
+        self.left_behind: list[str] = []
 
     def run(self) -> None:
         alone = self.folder / "alone.log"
@@ -180,14 +186,17 @@ class Drill:
         self.kills.append({"loop": number, "victim": victim, "in": where, "after_s": round(delay, 1)})
         print(f"{len(self.kills):4}  {victim:<10} {where}", flush=True)
         if victim == "driver":
-            self.num_orphans += loop.kill_driver()
+            self.left_behind += loop.kill_driver()
             return Loop(command, loop.log)
         self.rng.choice(found).send_signal(signal.SIGKILL)
         return loop
 
     def count(self, key: str) -> dict[str, int]:
-        values = [kill[key] for kill in self.kills]
-        return {value: values.count(value) for value in sorted(set(values))}
+        return count([kill[key] for kill in self.kills])
+
+
+def count(values: list[str]) -> dict[str, int]:
+    return {value: values.count(value) for value in sorted(set(values))}
 
 
 def main() -> None:
@@ -214,7 +223,7 @@ def main() -> None:
         "loops": len(drill.same),
         "same_results": drill.same,
         "drivers_that_gave_up": drill.num_given_up,
-        "processes_left_behind_by_a_killed_driver": drill.num_orphans,
+        "left_behind_by_a_killed_driver": count(drill.left_behind),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "overrides": drill.overrides,
         "kills": drill.kills,

@@ -26,6 +26,7 @@ FLOORS: dict[int, set[str]] = {
         "statistics",
         "files",
         "workers",
+        "sharding",
     },
     1: {"networks"},
     2: {"sans", "sim", "world_model", "policy", "executability", "value", "rl", "metrics"},

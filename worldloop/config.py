@@ -83,6 +83,7 @@ class ResourcesConfig:
     num_simulators: int = 2  # simulator processes; 0 simulates in the stage's own process (inline only)
     cpus_per_simulator: float = 0.0  # what Ray reserves for a simulator actor; 0 shares the trainer's processors
     num_workers: int = 1  # data-parallel workers of training stages (Ray Train); divides num_microbatches
+    shard_world_model: bool = False  # no worker holds the trained world model whole (FSDP2): for one that does not fit
     trainer_cpus: float = 1.0  # what Ray reserves for the stage actor, and for each worker of a training stage
     trainer_gpus: float = 0.0  # the same
     keep_every_s: float = 300.0  # seconds after which a training stage keeps what it has done; 0: never
@@ -92,6 +93,8 @@ class ResourcesConfig:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"resources.device {self.device!r} is not one of auto, cpu, cuda")
+        if self.shard_world_model and self.num_workers < 2:
+            raise ValueError("resources.shard_world_model needs resources.num_workers of at least 2")
         if self.num_workers < 1 or self.keep_every_s < 0:
             raise ValueError("resources.num_workers must be at least 1, resources.keep_every_s at least 0")
         if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from worldloop.sharding import is_sharded
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -68,10 +70,11 @@ class Workers:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up what every worker's backward passes left in ``grad``.
+        """Add up what every worker's backward passes left in ``grad``; FSDP2 has done so for sharded parameters.
 
         A parameter that got no gradient on any worker still has none, so that weight decay leaves it alone too.
         """
+        parameters = [p for p in parameters if not is_sharded(p)]
         if self.size == 1 or not parameters:
             return
         device = parameters[0].device

@@ -18,6 +18,7 @@ from worldloop.config import LoopConfig, load_config
 from worldloop.loop import TRAINING, advance, run_stage
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import SilentDisplay
+from worldloop.sharding import gather, is_sharded, to_local
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.state import LoopState
 from worldloop.workers import Workers
@@ -39,8 +40,12 @@ CONFIG = (
 )
 
 
-def configure() -> LoopConfig:
-    return load_config(Path(__file__).resolve().parents[2] / "configs/debug.yaml", CONFIG)
+SHARDED = ("runtime=ray", "resources.num_workers=2", "resources.shard_world_model=true", "resources.keep_every_s=1e-9")
+
+
+def configure(shards: bool = False) -> LoopConfig:
+    path = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
+    return load_config(path, CONFIG + SHARDED if shards else CONFIG)
 
 
 class Records:
@@ -50,6 +55,7 @@ class Records:
         self.gradients: dict[str, list[torch.Tensor | None]] = {}
         self.shares: list[list[float]] = []
         self.dropped: list[float] = []
+        self.shares_held: dict[str, int] = {}
 
     def listen(self) -> None:
         from worldloop.stages import improve_policy
@@ -59,8 +65,9 @@ class Records:
 
         def recorded_step(own: Optimisation) -> float:
             def recorded_clip(parameters: Any, norm: float) -> Any:
-                copies = [None if p.grad is None else p.grad.clone() for p in parameters]
+                copies = [None if p.grad is None else gather({"": p.grad})[""].clone() for p in parameters]
                 records.gradients.setdefault(own.name, copies)
+                records.shares_held[own.name] = sum(to_local(p).numel() for p in parameters if is_sharded(p))
                 return clip(parameters, norm)
 
             torch.nn.utils.clip_grad_norm_ = recorded_clip
@@ -84,7 +91,9 @@ class Records:
         improve_policy._Improvement.improve = recorded_improve  # type: ignore[method-assign]
 
 
-def run_training_stages(rank: int, size: int, port: int, stages: list[tuple[LoopState, str]], out: str) -> None:
+def run_training_stages(
+    rank: int, size: int, port: int, stages: list[tuple[LoopState, str]], out: str, shards: bool
+) -> None:
     """Worker ``rank`` of ``size``: each of ``stages``, a state and the run directory in which it is next."""
     torch.set_num_threads(1)
     if size > 1:
@@ -93,8 +102,31 @@ def run_training_stages(rank: int, size: int, port: int, stages: list[tuple[Loop
     records = Records()
     records.listen()
     for state, directory in stages:
-        run_stage(state, configure(), directory, InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
+        if shards:
+            cut_after_two_steps(state, directory)
+        run_stage(state, configure(shards), directory, InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
     torch.save(vars(records), f"{out}/records_{size}_{rank}.pt")
+
+
+class CutDisplay(SilentDisplay):
+    """Ctrl-C after the second optimizer step, which has been kept."""
+
+    count, unit = 0, ""
+
+    def open(self, label: str, total: int, unit: str) -> None:
+        self.count, self.unit = 0, unit
+
+    def advance(self, count: int, figures: dict[str, float]) -> None:
+        self.count += count
+        if (self.count, self.unit) == (2, "step"):
+            raise KeyboardInterrupt
+
+
+def cut_after_two_steps(state: LoopState, directory: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(state, configure(shards=True), directory, InlineRuntime(0, 0, CutDisplay()), CutDisplay())
+    Workers.of_process_group().wait()  # the first of them writes last
+    assert (Path(directory) / "partial/fit_world_model/partial.json").exists()
 
 
 def check_sums(rank: int) -> None:
@@ -114,13 +146,16 @@ def check_sums(rank: int) -> None:
     assert workers.gather(rank) == [0, 1]
 
 
-def start_workers(size: int, stages: list[tuple[LoopState, str]], out: Path) -> list[dict[str, Any]]:
+def start_workers(
+    size: int, stages: list[tuple[LoopState, str]], out: Path, shards: bool = False
+) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=run_training_stages, args=(rank, size, port, stages, str(out))) for rank in range(size)
+        context.Process(target=run_training_stages, args=(rank, size, port, stages, str(out), shards))
+        for rank in range(size)
     ]
     for process in processes:
         process.start()
@@ -144,15 +179,19 @@ def runs(
             begun.append((state, str(root / f"two_{state.next_stage}")))
             shutil.copytree(run, begun[-1][1])
             shutil.copytree(run, root / f"one_{state.next_stage}")
+            shutil.copytree(run, root / f"shards_{state.next_stage}")
         state, _ = run_stage(state, config, str(run), InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
         state = advance(config, state)
     one = [(s, str(root / f"one_{s.next_stage}")) for s, _ in begun]
     records = [*start_workers(1, one, root), *start_workers(2, begun, root)]
+    sharded = [(s, str(root / f"shards_{s.next_stage}")) for s, _ in begun if s.next_stage == "fit_world_model"]
+    (root / "shards").mkdir()
+    records += start_workers(2, sharded, root / "shards", shards=True)
     return {"root": root}, {s.next_stage: s for s, _ in begun}, records
 
 
 def test_gradients_of_a_step_are_those_of_one_worker(runs: Any) -> None:
-    _, _, (one, first, second) = runs
+    _, _, (one, first, second, *_) = runs
     assert set(one["gradients"]) == {
         "clone_policy",
         "fit_world_model (proprio head)",
@@ -169,13 +208,35 @@ def test_gradients_of_a_step_are_those_of_one_worker(runs: Any) -> None:
 
 def test_parts_have_unequal_counts_and_lose_groups(runs: Any) -> None:
     """Else the test above would not tell a mean over workers from a mean over actions."""
-    _, _, (one, first, second) = runs
+    _, _, (one, first, second, *_) = runs
     assert any(len(s) == 2 and abs(s[0] - s[1]) > 0.02 for s in one["shares"])
     assert [sum(s) for s in one["shares"]] == pytest.approx(
         [sum(a) + sum(b) for a, b in zip(first["shares"], second["shares"], strict=True)]
     )
     assert 0 < one["dropped"][0] < 8
     assert one["dropped"] == first["dropped"] == second["dropped"]
+
+
+def test_a_sharded_world_model_is_trained_as_a_whole_one(runs: Any) -> None:
+    """Cut after its second step, resumed from what that kept, each worker holding a share: the same in the end."""
+    paths, _, (one, _, _, first, second) = runs
+    gradients = one["gradients"]["fit_world_model"]
+    for other in (first, second):
+        assert set(other["gradients"]) == {"fit_world_model (proprio head)", "fit_world_model"}
+        for expected, got in zip(gradients, other["gradients"]["fit_world_model"], strict=True):
+            assert (expected is None) == (got is None)
+            if expected is not None:
+                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    trained = sum(g.numel() for g in gradients if g is not None)
+    held = [other["shares_held"]["fit_world_model"] for other in (first, second)]
+    assert sum(held) == trained
+    assert max(held) < 0.55 * trained
+    name = "checkpoints/iteration_001/world_model"
+    whole, shared = (
+        build.load_world_model(paths["root"] / f"{who}_fit_world_model" / name) for who in ("one", "shards")
+    )
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[key], value, rtol=0, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize("stage", ["clone_policy", "fit_world_model", "improve_policy"])
@@ -197,6 +258,7 @@ def test_microbatches_have_to_fit(tmp_path: Path) -> None:
         (["num_microbatches=3"], "clone_policy.batch_size 32 is no multiple of num_microbatches 3"),
         (["resources.num_workers=2"], "num_microbatches 1 must be a multiple of resources.num_workers 2"),
         (["num_microbatches=2", "resources.num_workers=2"], "resources.num_workers 2 needs runtime ray"),
+        (["resources.shard_world_model=true"], "shard_world_model needs resources.num_workers of at least 2"),
     ):
         with pytest.raises(WorldloopError, match=message):
             load_config(path, overrides)

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from worldloop.sharding import to_local
 from worldloop.tensors import prefix, strip
 
 
@@ -36,7 +37,9 @@ class EmaWeights[ModuleT: nn.Module]:
         """Move the average towards ``source``'s present weights."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        averaged, present = self.module.state_dict(), source.state_dict()
+        averaged, present = (
+            {name: to_local(value) for name, value in module.state_dict().items()} for module in (self.module, source)
+        )
         floats = [name for name, value in averaged.items() if value.is_floating_point()]
         torch._foreach_lerp_([averaged[n] for n in floats], [present[n] for n in floats], 1 - decay)
         for name in averaged.keys() - set(floats):

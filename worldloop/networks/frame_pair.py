@@ -38,7 +38,8 @@ class FramePairEncoder(nn.Module):
         self.stem = nn.Conv2d(2 * channels * self.patch**2, width, 1)
         self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.maps = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
-        self.sharpness = nn.Parameter(torch.tensor(4.0))
+        self.sharpness = nn.Parameter(torch.tensor([4.0]))  # one dimension: FSDP2 shards no scalars
+        self.register_load_state_dict_pre_hook(_accept_scalar_sharpness)
         self.dim = 2 * NUM_KEYPOINTS
         self.down: nn.Conv2d | None = None
         if not only_keypoints:
@@ -56,3 +57,9 @@ class FramePairEncoder(nn.Module):
         if self.down is None:
             return points
         return torch.cat([functional.silu(self.down(h)).flatten(1).float(), points], dim=1)
+
+
+def _accept_scalar_sharpness(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """As checkpoints have it that were made before it had a dimension."""
+    if f"{prefix}sharpness" in state:
+        state[f"{prefix}sharpness"] = state[f"{prefix}sharpness"].reshape(1)

@@ -48,6 +48,7 @@ class Context(Protocol):
     workers: Workers  # in a training stage: who else trains
     num_microbatches: int
     keep_every_s: float
+    shards_world_model: bool  # whether the workers share its weights out while they train it
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...
 

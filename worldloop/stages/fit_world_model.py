@@ -7,6 +7,7 @@ the frames it will meet in imagination.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from worldloop.interfaces import Metrics
 from worldloop.networks.ema import EmaWeights
 from worldloop.randomness import derive_seed
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
+from worldloop.sharding import gather, shard
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.microbatches import add_metrics, make_generators, sum_metrics
@@ -137,6 +139,12 @@ def train(
     """
     ema = EmaWeights(model, model.config.ema_decay)
     workers = context.workers
+    result = ema.module
+    if context.shards_world_model:
+        result = copy.deepcopy(ema.module)
+        names = {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("proprio_head.")}
+        for module in (model, ema.module):
+            shard(module, names, context.device)
     optimisation = Optimisation(
         model.parameters(),
         learning_rate=learning_rate,
@@ -177,7 +185,9 @@ def train(
             if step % 20 == 0:
                 values = {**sum_metrics(metrics, workers), "grad_norm": grad_norm}
                 writer.scalars(first_step + step, {f"{name}/{k}": v for k, v in values.items()})
-    return ema.module
+    if context.shards_world_model:
+        result.load_state_dict(gather(ema.module.state_dict()))
+    return result
 
 
 def fit_proprio(

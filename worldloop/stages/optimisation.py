@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from worldloop.sharding import gather, share_like
 from worldloop.types import WorldloopError
 from worldloop.workers import Workers
 
@@ -68,7 +69,7 @@ class Optimisation:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return float(gather({"norm": norm})["norm"])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors only: the optimizer's, of each parameter by its number, and the count of steps."""
@@ -80,10 +81,13 @@ class Optimisation:
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Go on where the optimisation stood whose `state_dict` this was; of the same parameters and settings."""
         state: dict[int, dict[str, Tensor]] = {}
+        numbered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for key, value in tensors.items():
             if key != "num_steps":
                 number, name = key.split(".")
-                state.setdefault(int(number), {})[name] = value
+                parameter = numbered[int(number)]
+                like = {name: parameter} if value.shape == parameter.shape else {}
+                state.setdefault(int(number), {}).update(share_like({name: value}, like))
         num_steps = int(tensors["num_steps"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         rates = [

@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from worldloop.files import disk_errors, hash_file, malformed, read_json, to_json, write_file
+from worldloop.sharding import gather, share_like
 from worldloop.stages.context import Context
 from worldloop.tensors import prefix, strip
 from worldloop.types import WorldloopError
@@ -81,7 +82,7 @@ class PartialStage:
                 except (OSError, SafetensorError) as error:
                     raise WorldloopError(f"{path} is damaged or missing; {remedy}") from error
                 for member, kept in members.items():
-                    kept.load_state_dict(strip(member, tensors))
+                    kept.load_state_dict(share_like(strip(member, tensors), kept.state_dict()))
         self.context.log(f"{self.directory.name} goes on from step {self.steps}")
         return self.steps
 
@@ -95,10 +96,10 @@ class PartialStage:
             return
         self.kept_at = time.monotonic()
         for name, members in self.files.items():
+            tensors: dict[str, Tensor] = {}
+            for member, kept in members.items():
+                tensors |= prefix(member, gather(kept.state_dict()))
             if name != "shared" or workers.is_first:
-                tensors: dict[str, Tensor] = {}
-                for member, kept in members.items():
-                    tensors |= prefix(member, kept.state_dict())
                 data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
                 write_file(self.directory / f"{name}_{done}.safetensors", data, str(self.directory))
         workers.wait()
