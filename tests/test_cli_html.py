@@ -19,7 +19,7 @@ def test_a_finished_run_is_one_page(debug_run: Path, tmp_path: Path) -> None:
     html = out.read_text()
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", html), "everything is inside"
     charts = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)
-    assert len(charts) == 6
+    assert len(charts) == 7
     assert all(b"<svg" in base64.b64decode(chart) for chart in charts)
     videos = re.findall(r"data:image/gif;base64,([^\"]+)", html)
     assert videos

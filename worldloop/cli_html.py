@@ -48,6 +48,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
             "success": draw(draw_success, records),
             "auc": draw(draw_auc, records),
             "precision_recall": draw(draw_precision_recall, records),
+            "calibration": draw(draw_calibration, records),
             "horizon": draw(draw_horizon, records),
             "time": draw(draw_time, timings),
             "sans": draw(draw_sans, counts),
@@ -260,6 +261,22 @@ def draw_precision_recall(axes: Any, records: list[dict[str, Any]]) -> bool:
     axes.set_title(f"imagined success, iteration {checked[-1]['iteration']}" if checked else "", fontsize=9)
     axes.legend(frameon=False)
     return bool(checked)
+
+
+def draw_calibration(axes: Any, records: list[dict[str, Any]]) -> bool:
+    checked = [r for r in records if _sources(r)]
+    drawn = False
+    axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
+    for source, figures in _sources(checked[-1]) if checked else []:
+        if bins := figures.get("reliability"):  # not in runs of earlier versions
+            drawn = True
+            values = [[b[k] for b in bins] for k in ("probability", "rate")]
+            axes.plot(*values, marker="o", color=LINES[source], label=source)
+    axes.set(
+        xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(0, 1.02)
+    )
+    axes.legend(frameon=False)
+    return drawn
 
 
 def draw_horizon(axes: Any, records: list[dict[str, Any]]) -> bool:

@@ -151,14 +151,26 @@ def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
     """ECE over equal-width bins: sum_b n_b / n |mean label - mean probability| (Guo et al. 2017, eq. 3)."""
+    bins = compute_reliability(probabilities, labels, num_bins)
+    return float(sum(b["n"] / len(labels) * abs(b["rate"] - b["probability"]) for b in bins))
+
+
+def compute_reliability(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> list[dict[str, float]]:
+    """Each of ``num_bins`` bins of equal width that holds anything: ``n``, mean ``probability``, ``rate`` of labels.
+
+    A reliability diagram (Guo et al. 2017, figure 1) shows the rate over the probability.
+    """
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels, dtype=float)
     bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
-    error = 0.0
-    for b in range(num_bins):
-        inside = bins == b
-        if inside.any():
-            error += inside.mean() * abs(labels[inside].mean() - probabilities[inside].mean())
-    return float(error)
+    held = [bins == b for b in range(num_bins) if (bins == b).any()]
+    return [
+        {
+            "n": int(inside.sum()),
+            "probability": float(probabilities[inside].mean()),
+            "rate": float(labels[inside].mean()),
+        }
+        for inside in held
+    ]
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -3,11 +3,12 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from worldloop.runtime.progress import RemoteDisplay, replay
-from worldloop.runtime.tensorboard import encode_gif, headline_scalars, open_writer, write_iteration
+from worldloop.runtime.tensorboard import draw_reliability, encode_gif, headline_scalars, open_writer, write_iteration
 
 
 class _Recorder:
@@ -64,6 +65,28 @@ def test_a_resumed_stage_replaces_what_it_repeats(tmp_path: Path) -> None:
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("stage/loss")] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0)]
     assert events.Images("stage/video")[0].width == 4
+
+
+def test_a_judgement_is_a_curve_and_a_diagram(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    probability, is_success = np.array([0.1, 0.2, 0.75, 0.8]), np.array([False, False, True, False])
+    with open_writer(tmp_path, purge_step=0) as writer:
+        writer.judgement("check/on_policy", 3, probability, is_success)
+        writer.judgement("check/scripted", 3, probability, np.zeros(4, dtype=bool))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["tensors"] == ["check/on_policy_precision_recall"], "no curve where nothing succeeds"
+    (event,) = events.Tensors("check/on_policy_precision_recall")
+    true_positives, false_positives = tensor_util.make_ndarray(event.tensor_proto)[:2]
+    assert (true_positives[0], false_positives[0]) == (1, 3)
+    at_half = int(126 * 0.5)
+    assert (true_positives[at_half], false_positives[at_half]) == (1, 1)
+    assert [e.step for e in events.Images("check/on_policy_calibration")] == [3]
+    (axes,) = draw_reliability(probability, is_success).axes
+    points = [tuple(np.round(np.concatenate(line.get_data()), 3)) for line in axes.lines[1:]]
+    assert points == [(0.1, 0.0), (0.2, 0.0), (0.75, 1.0), (0.8, 0.0)]
 
 
 def test_headline_scalars_leave_out_what_is_null() -> None:

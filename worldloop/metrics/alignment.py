@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.statistics import Rate, auc, balanced_accuracy, bootstrap_interval, expected_calibration_error
+from worldloop.statistics import (
+    Rate,
+    auc,
+    balanced_accuracy,
+    bootstrap_interval,
+    compute_reliability,
+    expected_calibration_error,
+)
 from worldloop.types import OUTCOMES, Outcome
 
 
@@ -32,7 +39,8 @@ def compute_alignment(
     ``{"value", "low", "high"}`` (bootstrap over episodes); ``true_positive_rate``, ``false_positive_rate`` and
     ``accuracy`` as ``{"k", "n", "rate", "low", "high"}`` (Wilson); ``by_outcome``: outcome -> such a rate of
     *correct* predictions; ``precision`` at the threshold (recall is the true-positive rate);
-    ``expected_calibration_error``, scores taken as probabilities; ``precision_recall_curve``: a list of
+    ``expected_calibration_error``, scores taken as probabilities, and its bins as ``reliability``, see
+    `compute_reliability`; ``precision_recall_curve``: a list of
     ``{"threshold", "precision", "recall"}``. What cannot be had (a class without episodes) is ``None``.
 
     Raises ``ValueError`` where lengths differ, nothing is given, or outcomes contradict ``is_success``.
@@ -62,6 +70,10 @@ def compute_alignment(
         "by_outcome": {outcome: _rate(correct[labels == outcome]) for outcome in OUTCOMES},
         "precision": _rate(is_success[predicted]),
         "expected_calibration_error": with_interval(expected_calibration_error, scores, is_success),
+        "reliability": [
+            {name: round(value, 6) for name, value in entry.items()}
+            for entry in compute_reliability(scores, is_success)
+        ],
         "precision_recall_curve": trace_precision_recall(scores, is_success),
     }
 

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from worldloop.statistics import compute_reliability
 from worldloop.types import OUTCOMES
 
 Charts = dict[str, dict[str, list[tuple[str, ...]]]]  # page -> chart -> lines, each (tag,) or (tag, lower, upper)
@@ -65,6 +67,9 @@ class SilentWriter:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         pass
 
+    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
+        pass
+
     def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None:
         pass
 
@@ -80,6 +85,12 @@ class StageWriter:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
+
+    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
+        """Precision and recall (*PR curves*) and a reliability diagram (*Images*) of ``probability`` f [n]."""
+        if is_success.any():
+            self._writer.add_pr_curve(f"{tag}_precision_recall", is_success, probability, step)
+        self._writer.add_figure(f"{tag}_calibration", draw_reliability(probability, is_success), step)
 
     def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None:
         """``frames`` u8 [F, h, w, 3]."""
@@ -122,6 +133,29 @@ class StageWriter:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def draw_reliability(probability: np.ndarray, is_success: np.ndarray) -> Any:
+    """How often episodes succeed, over the probability they were given; a figure of matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 4), layout="tight")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
+    for entry in compute_reliability(probability, is_success):
+        axes.plot(entry["probability"], entry["rate"], "o", color="#2563a8", ms=3 + 30 * entry["n"] / len(probability))
+        axes.annotate(
+            f"{entry['n']}",
+            (entry["probability"], entry["rate"]),
+            fontsize=7,
+            textcoords="offset points",
+            xytext=(6, -9),
+        )
+    axes.set(
+        xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(-0.02, 1.02)
+    )
+    axes.set_title(f"n of {len(probability)} episodes at each point", fontsize=9)
+    return figure
 
 
 def encode_gif(frames: torch.Tensor, fps: float, scale: int = 1) -> bytes:

@@ -216,9 +216,20 @@ def describe_check(check: dict[str, Any]) -> str:
 def align(result: OpenLoop, calibration: Calibration, cross_fit: bool = False) -> dict[str, Any]:
     """Reward alignment of ``result``.
 
-    With ``cross_fit``, for episodes that ``calibration`` was itself fitted on, probability and threshold of every
-    episode come from a calibration on the other half of ``result``, so that no figure judges what it was tuned on. The
-    AUC is that of the logits themselves: no calibration changes their order, and two of them mixed would only blur it.
+    The AUC is that of the logits themselves: no calibration changes their order, and two of them mixed, see
+    `compute_probability`, would only blur it.
+    """
+    probability, threshold = compute_probability(result, calibration, cross_fit)
+    alignment = compute_alignment(probability, result.is_success, result.outcomes, threshold)
+    alignment["auc"] = with_interval(auc, result.logit, result.is_success)
+    return alignment
+
+
+def compute_probability(result: OpenLoop, calibration: Calibration, cross_fit: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated success probability of every episode, and the threshold for it: f [n] each.
+
+    With ``cross_fit``, for episodes that ``calibration`` was itself fitted on, both come from a calibration on the
+    other half of ``result``, so that no figure judges what it was tuned on.
     """
     halves = [(np.arange(len(result.logit)) % 2 == i, calibration) for i in range(2)]
     if cross_fit:
@@ -227,9 +238,7 @@ def align(result: OpenLoop, calibration: Calibration, cross_fit: bool = False) -
     for half, used in halves:
         probability[half] = used.probability(torch.from_numpy(result.logit[half])).numpy()
         threshold[half] = used.threshold
-    alignment = compute_alignment(probability, result.is_success, result.outcomes, threshold)
-    alignment["auc"] = with_interval(auc, result.logit, result.is_success)
-    return alignment
+    return probability, threshold
 
 
 def choose_starts(state: LoopState, context: Context) -> Observation:
@@ -303,7 +312,7 @@ def choose_videos(result: OpenLoop, calibration: Calibration, count: int) -> lis
 def _write(
     by_source: dict[str, OpenLoop], check: dict[str, Any], calibration: Calibration, iteration: int, context: Context
 ) -> None:
-    """Scalars of every metric, and videos: imagined on the left, simulated on the right.
+    """Scalars of every metric, curves of imagined success, and videos: imagined on the left, simulated on the right.
 
     The bar above the imagined frames is their calibrated success probability, green from the threshold on; that above
     the simulated ones is full once the episode has succeeded.
@@ -312,16 +321,18 @@ def _write(
     with context.writer("check_world_model", purge_step=iteration) as writer:
         for name, result in by_source.items():
             writer.scalars(iteration, {f"check_world_model/{name}_{k}": v for k, v in flatten(check[name]).items()})
+            probability, _ = compute_probability(result, calibration, is_calibrated_on(result, by_source))
+            writer.judgement(f"check_world_model/{name}", iteration, probability, result.is_success)
             b = result.branches
             for video in check[name]["videos"]:
                 row = video["row"]
                 length = int(b.truth.valid[row].sum())
-                probability = calibration.probability(b.logit[row, :length])
-                shows = (probability >= calibration.threshold)[:, None, None, None]
+                level = calibration.probability(b.logit[row, :length])
+                shows = (level >= calibration.threshold)[:, None, None, None]
                 imagined = torch.where(
                     shows,
-                    draw_level(b.frames[row, :length], probability, GREEN),
-                    draw_level(b.frames[row, :length], probability, RED),
+                    draw_level(b.frames[row, :length], level, GREEN),
+                    draw_level(b.frames[row, :length], level, RED),
                 )
                 simulated = draw_level(b.truth.frames[row, :length], b.truth.success[row, :length], GREEN)
                 pair = torch.cat([imagined, simulated], dim=2)

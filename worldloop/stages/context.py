@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from worldloop.imagination import Calibration
@@ -26,6 +27,8 @@ class Writer(Protocol):
     """TensorBoard for one stage; steps start where ``Context.writer`` was told to purge."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None: ...
 
     def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None: ...
 
