@@ -1,6 +1,6 @@
 """Damage the inputs of every command, one file at a time, and see whether each is one clear error or a clean run.
 
-    python scripts/fuzz_inputs.py [--trials 240] [--seed 0] [--out fuzz.json]
+    python scripts/fuzz_inputs.py [--trials 240] [--seed 0] [--only PREFIX] [--out fuzz.json]
 
 A small run of the toy is copied for every trial; one of its files, or a config, is truncated, emptied, deleted, gets
 bits flipped or noise, or has a value replaced where it is JSON or YAML. Then the commands that read such a file run in
@@ -22,6 +22,7 @@ import signal
 import tempfile
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def damage(path: Path, rng: random.Random) -> str:
 def list_commands(run: Path, intact: Path, target: str, folder: Path) -> list[list[str]]:
     """The command lines that read ``target``."""
     sans, config = str(run / "sans"), str(run / "config.yaml")
-    go_on = ["check_world_model", config, f"run_root={run.parent}", "run_name=debug"]
+    stage = "fit_world_model" if target.startswith("partial/") else "check_world_model"
+    go_on = [stage, config, f"run_root={run.parent}", "run_name=debug"]
     if target == "config":
         return [["stage", "promote_policy", str(folder / "config.yaml"), f"run_root={folder / 'new'}"]]
     commands = [["stage", *go_on], ["report", str(run)], ["status", str(run)], ["compare", str(intact), str(run)]]
@@ -133,9 +135,12 @@ def hash_dataset(run: Path) -> dict[str, str]:
 
 
 def make_run(folder: Path) -> Path:
-    """A run that stands before its check, all of whose files have been written by the stages before and after."""
+    """A run that stands before its check, all of whose files have been written by the stages before and after.
+
+    What its fit had kept when it was cut lies beside, in ``partial/``; ``before_fit.json`` is the state to go on from.
+    """
+    import worldloop.loop as loop
     from worldloop.config import load_config
-    from worldloop.loop import run_loop
     from worldloop.runtime.run_directory import RunDirectory
 
     config = load_config(ROOT / "configs/debug.yaml", [f"run_root={folder}", *SETTINGS])
@@ -144,11 +149,39 @@ def make_run(folder: Path) -> Path:
     while (state := directory.read_state()).next_stage:
         if state.next_stage == "check_world_model":
             before = state
-        run_loop(config, state.next_stage)
+        if state.next_stage == "fit_world_model":
+            shutil.copy(directory.path / "state.json", folder / "before_fit.json")
+            cut_in_its_middle(loop, replace(config, resources=replace(config.resources, keep_every_s=1e-9)))
+            shutil.copytree(directory.path / "partial", folder / "partial")
+        loop.run_loop(config, state.next_stage)
     assert before is not None
     values = {**before.to_dict(), "evaluation_success": state.evaluation_success}
     directory.write_state(type(state).from_dict(values))
+    shutil.copytree(folder / "partial", directory.path / "partial", dirs_exist_ok=True)
     return directory.path
+
+
+def cut_in_its_middle(loop: Any, config: Any) -> None:
+    """Ctrl-C after the second optimizer step of the fit."""
+    whole = loop.TerminalDisplay
+
+    class CutDisplay(whole):  # type: ignore[misc, valid-type]
+        unit, count = "", 0
+
+        def open(self, label: str, total: int, unit: str) -> None:
+            self.unit, self.count = unit, 0
+
+        def advance(self, count: int, figures: dict[str, float]) -> None:
+            self.count += count
+            if (self.unit, self.count) == ("step", 2):
+                raise KeyboardInterrupt
+
+    loop.TerminalDisplay = CutDisplay
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.run_loop(config, "fit_world_model")
+    finally:
+        loop.TerminalDisplay = whole
 
 
 def list_targets(run: Path) -> list[str]:
@@ -156,16 +189,19 @@ def list_targets(run: Path) -> list[str]:
     return [name for name in files if "tfevents" not in name and ".lock" not in name and not name.startswith("logs/")]
 
 
-def try_once(number: int, intact: Path, folder: Path, rng: random.Random) -> list[dict[str, Any]]:
+def try_once(number: int, intact: Path, folder: Path, rng: random.Random, only: str) -> list[dict[str, Any]]:
     """One damaged file and all commands that read it; what was found, and the exit codes under ``codes``."""
     run = folder / "run/debug"
     shutil.copytree(intact, run)
-    target = "config" if number % 6 == 0 else rng.choice(list_targets(run))
+    files = [name for name in list_targets(run) if name.startswith(only)]
+    target = "config" if number % 6 == 0 and not only else rng.choice(files)
     if target == "config":
         shutil.copy(ROOT / "configs/debug.yaml", folder / "config.yaml")
         what = damage(folder / "config.yaml", rng)
     else:
         what = damage(run / target, rng)
+    if target.startswith("partial/"):
+        shutil.copy(intact.parent / "before_fit.json", run / "state.json")
     before = hash_dataset(run)
     results = []
     for command in list_commands(run, intact, target, folder):
@@ -191,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="beginning of the files to damage, e.g. partial/ or sans/shards")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -202,7 +239,8 @@ def main() -> None:
             intact = make_run(base)
         for number in range(options.trials):
             folder = base / f"trial{number}"
-            for result in try_once(number, intact, folder, random.Random(options.seed * 100_003 + number)):
+            rng = random.Random(options.seed * 100_003 + number)
+            for result in try_once(number, intact, folder, rng, options.only):
                 targets.add(result["target"])
                 codes[f"exit {result['code']}"] += 1
                 if result["finding"]:
