@@ -34,7 +34,7 @@ SMALL = [
     "check_world_model.probe_steps=5",
     "improve_policy.num_imitation_steps=20",
 ]
-PATIENCE_S = 900.0
+PATIENCE_S = 1800.0
 
 
 def ip(*arguments: str) -> None:
