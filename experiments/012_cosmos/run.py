@@ -1,12 +1,13 @@
 """Experiment 012: is a `cosmos` world model as good as the `hybrid` one, and a few-step student as good as its teacher?
 
     python experiments/012_cosmos/run.py fit ARM RUN OUT [--seed N]   # RUN: a run directory with SANS version v001
-    python experiments/012_cosmos/run.py report OUT ...               # result.json, by_frame.png
+    python experiments/012_cosmos/run.py report OUT ... [--former OUT ...]    # result.json, by_frame.png
 
 ``fit`` trains one world model from nothing on a run's scripted episodes and those of its clone, with the settings of
 ``configs/pushcube_cpu.yaml`` but for the arm's, checks it, and imagines the held-out episodes; where the arm asks for a
 student, `distil_world_model` makes one of it, which is checked and imagines them as well. One thread. RUN is that of
-experiment 006 on PushCube.
+experiment 006 on PushCube. ``--former``: fits of the code before commit be7b4db, whose `cosmos` had neither pose maps
+nor a choice per pixel.
 """
 
 from __future__ import annotations
@@ -161,10 +162,14 @@ def summarise(judged: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def report(outs: list[Path]) -> None:
+def report(outs: list[Path], former: list[Path]) -> None:
     """``result.json`` of all OUTs, every model beside the `hybrid` of its seed."""
-    judged = {(name, r["seed"]): r for out in outs for name, r in json.loads((out / "result.json").read_text()).items()}
-    names = [f"{arm}{suffix}" for arm in ARMS for suffix in ("", "_student")]
+    judged: dict[tuple[str, int], dict[str, Any]] = {}
+    for given, suffix in ((outs, ""), (former, "_former")):
+        for out in given:
+            for name, result in json.loads((out / "result.json").read_text()).items():
+                judged[name + suffix, result["seed"]] = result
+    names = [f"{arm}{suffix}" for arm in ARMS for suffix in ("", "_student", "_former", "_student_former")]
     models = []
     for name, seed in sorted(judged, key=lambda key: (names.index(key[0]), key[1])):
         entry: dict[str, Any] = {"model": name, **summarise(judged[name, seed])}
@@ -204,9 +209,14 @@ def main() -> None:
     command.add_argument("run", type=Path)
     command.add_argument("out", type=Path)
     command.add_argument("--seed", type=int, default=0)
-    commands.add_parser("report").add_argument("outs", type=Path, nargs="+")
+    command = commands.add_parser("report")
+    command.add_argument("outs", type=Path, nargs="+")
+    command.add_argument("--former", type=Path, nargs="*", default=[])
     given = parser.parse_args()
-    fit(given.arm, given.run, given.out, given.seed) if given.command == "fit" else report(given.outs)
+    if given.command == "fit":
+        fit(given.arm, given.run, given.out, given.seed)
+    else:
+        report(given.outs, given.former)
 
 
 if __name__ == "__main__":

@@ -143,17 +143,11 @@ def draw_reliability(probability: np.ndarray, is_success: np.ndarray) -> Any:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
     for entry in compute_reliability(probability, is_success):
-        axes.plot(entry["probability"], entry["rate"], "o", color="#2563a8", ms=3 + 30 * entry["n"] / len(probability))
-        axes.annotate(
-            f"{entry['n']}",
-            (entry["probability"], entry["rate"]),
-            fontsize=7,
-            textcoords="offset points",
-            xytext=(6, -9),
-        )
-    axes.set(
-        xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(-0.02, 1.02)
-    )
+        point, size = (entry["probability"], entry["rate"]), 4 + 10 * (entry["n"] / len(probability)) ** 0.5
+        axes.plot(*point, "o", color="#2563a8", ms=size, clip_on=False)
+        offset = size / 2 + 2, -3
+        axes.annotate(f"{entry['n']}", point, fontsize=7, textcoords="offset points", xytext=offset)
+    axes.set(xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(f"n of {len(probability)} episodes at each point", fontsize=9)
     return figure
 
