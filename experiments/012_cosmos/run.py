@@ -54,9 +54,7 @@ STUDENT = [
 ]
 ARMS: dict[str, list[str]] = {
     "hybrid": [],
-    "hybrid_longer": ["fit_world_model.num_steps=2700"],
     "cosmos": COSMOS,
-    "cosmos_longer": [*COSMOS, "fit_world_model.num_steps=2700"],
     "cosmos_four_steps": [*COSMOS, *FOUR_STEPS, *STUDENT],
 }
 
