@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from worldloop.__main__ import main
-from worldloop.cli_html import count_episodes, write_html_report
+from worldloop.cli_html import count_episodes, draw_calibration, write_html_report
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.store import SansStore
 
@@ -72,3 +73,13 @@ def test_no_run_and_no_folder_are_one_line(debug_run: Path, tmp_path: Path, caps
     error = capsys.readouterr().err
     assert "cannot write" in error
     assert error.count("\n") == 1
+
+
+def test_a_run_of_before_the_reliability_has_no_such_chart(recwarn: pytest.WarningsRecorder) -> None:
+    figures = {"auc": None, "precision_recall_curve": None}
+    axes = Figure().subplots()
+    assert not draw_calibration(axes, [{"iteration": 1, "reward_alignment": {"on_policy": figures}}])
+    figures |= {"reliability": [{"n": 2, "probability": 0.25, "rate": 0.5}]}
+    assert draw_calibration(axes, [{"iteration": 1, "reward_alignment": {"on_policy": figures}}])
+    assert axes.lines[-1].get_xydata().tolist() == [[0.25, 0.5]]
+    assert not recwarn

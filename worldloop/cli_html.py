@@ -275,7 +275,8 @@ def draw_calibration(axes: Any, records: list[dict[str, Any]]) -> bool:
     axes.set(
         xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(0, 1.02)
     )
-    axes.legend(frameon=False)
+    if drawn:
+        axes.legend(frameon=False)
     return drawn
 
 
