@@ -89,10 +89,7 @@ class Loop:
         """The processes that ``victim`` names, in the order in which they were started."""
         if victim == "driver":
             return [psutil.Process(self.process.pid)]
-        found = []
-        for process in self.below():
-            if title(process).startswith(ACTORS[victim]):
-                found.append(process)
+        found = [process for process in self.below() if title(process).startswith(ACTORS[victim])]
         return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
     def kill_driver(self) -> list[str]:
@@ -161,21 +158,24 @@ class Drill:
         command = [*self.base, "runtime=ray", f"run_root={self.folder / f'run_{number}'}"]
         log = self.folder / f"run_{number}.log"
         loop = Loop(command, log)
-        while loop.process.poll() != 0:
-            if loop.has_ended():
-                self.num_given_up += 1
-                if self.num_given_up > self.num_kills:
-                    raise SystemExit(f"the loop gives up again and again:\n{log.read_text()[-2000:]}")
-                loop = Loop(command, log)
-            if len(self.kills) >= self.num_kills:
-                if not wait_for(loop.has_ended, PATIENCE_S):
-                    loop.kill_driver()
-                    raise SystemExit(f"the loop hangs:\n{log.read_text()[-2000:]}")
-                continue
-            delay = self.rng.uniform(0, self.longest_s)
-            wait_for(loop.can_be_killed, PATIENCE_S)
-            if not wait_for(loop.has_ended, delay):
-                loop = self.kill(loop, command, number, delay)
+        try:
+            while loop.process.poll() != 0:
+                if loop.has_ended():
+                    self.num_given_up += 1
+                    if self.num_given_up > self.num_kills:
+                        raise SystemExit(f"the loop gives up again and again:\n{log.read_text()[-2000:]}")
+                    loop = Loop(command, log)
+                if len(self.kills) >= self.num_kills:
+                    if not wait_for(loop.has_ended, PATIENCE_S):
+                        raise SystemExit(f"the loop hangs:\n{log.read_text()[-2000:]}")
+                    continue
+                delay = self.rng.uniform(0, self.longest_s)
+                wait_for(loop.can_be_killed, PATIENCE_S)
+                if not wait_for(loop.has_ended, delay):
+                    loop = self.kill(loop, command, number, delay)
+        finally:  # also where the drill is interrupted
+            if not loop.has_ended():
+                loop.kill_driver()
 
     def kill(self, loop: Loop, command: list[str], number: int, delay: float) -> Loop:
         """Kill one process of ``loop``; returns the loop that goes on."""
