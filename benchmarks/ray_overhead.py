@@ -3,10 +3,10 @@
     python benchmarks/ray_overhead.py [--rounds 1] [--loops debug pushcube_cpu] [--out benchmarks/ray_overhead.json]
 
 - loops: the same loop inline and on a local Ray in turn, each in a process of its own, from the command to its end; the
-  ratio within a round, and what of the time no stage took: imports, starting Ray and its actors, ending them.
-  ``pushcube_cpu`` is iteration 0 of `make loop` (scripted episodes, clone, evaluation, collection), where simulators
-  have most to do.
-- stages: how long a stage that does nothing takes, the first that an actor or a group of workers gets, and later ones.
+  ratio within a round, whether both end in the same results.json, and what of the time no stage took: imports, starting
+  Ray and its actors, ending them. ``pushcube_cpu`` is `make loop`, whole: a round of it takes over half an hour.
+- stages: how long stages that do nothing take: a run's first, one that trains right after it (several workers have been
+  starting since the run began), and later ones.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-LOOPS = {"debug": ["resources.num_simulators=2"], "pushcube_cpu": ["num_iterations=0"]}
+LOOPS = {"debug": ["resources.num_simulators=2"], "pushcube_cpu": []}
 NUM_STAGES = 5
+STAGE_KEYS = ("ray_starts", "first_stage", "first_training_stage", "later_stage")
 
 
-def run_loop(name: str, runtime: str, folder: Path) -> dict[str, float]:
-    """Seconds of one loop, and those of them that no stage took."""
+def run_loop(name: str, runtime: str, folder: Path) -> dict[str, Any]:
+    """Seconds of one loop, those of them that no stage took, those of each kind of stage, and the loop's results."""
     run_root = folder / runtime
     shutil.rmtree(run_root, ignore_errors=True)
     config = str(ROOT / f"configs/{name}.yaml")
@@ -39,7 +40,11 @@ def run_loop(name: str, runtime: str, folder: Path) -> dict[str, float]:
     subprocess.run([*command, f"run_root={run_root}"], check=True, capture_output=True)
     seconds = time.perf_counter() - began
     timings = json.loads((run_root / name / "timings.json").read_text())["stages"]
-    return {"seconds": seconds, "outside_stages": seconds - sum(t["seconds"] for t in timings)}
+    stages: dict[str, float] = {}
+    for timing in timings:
+        stages[timing["stage"]] = stages.get(timing["stage"], 0.0) + timing["seconds"]
+    results = (run_root / name / "results.json").read_text()
+    return {"seconds": seconds, "outside_stages": seconds - sum(stages.values()), "stages": stages, "results": results}
 
 
 def do_nothing(executor: Any, display: Any) -> int:
@@ -47,7 +52,7 @@ def do_nothing(executor: Any, display: Any) -> int:
 
 
 def time_stages(num_workers: int) -> dict[str, float]:
-    """Seconds until a runtime is there, its first stage is done, and each of some later ones (median)."""
+    """Seconds until a runtime is there, its first stage is done, one that trains, and each of some later (median)."""
     from worldloop.runtime.progress import SilentDisplay
     from worldloop.runtime.ray import RayRuntime
 
@@ -64,13 +69,13 @@ def time_stages(num_workers: int) -> dict[str, float]:
     )
     marks = [time.perf_counter() - began]
     try:
-        for _ in range(1 + NUM_STAGES):
+        for trains in (False, True, *[True] * NUM_STAGES):
             began = time.perf_counter()
-            runtime.run_stage(do_nothing, trains=True)
+            runtime.run_stage(do_nothing, trains=trains)
             marks.append(time.perf_counter() - began)
     finally:
         runtime.close()
-    return {"ray_starts": marks[0], "first_stage": marks[1], "later_stage": float(np.median(marks[2:]))}
+    return dict(zip(STAGE_KEYS, [*marks[:3], float(np.median(marks[3:]))], strict=True))
 
 
 def main() -> None:
@@ -84,9 +89,11 @@ def main() -> None:
     for num_workers in (1, 2):
         result["stages"][num_workers] = timed = {k: round(v, 2) for k, v in time_stages(num_workers).items()}
         print(
-            f"{num_workers} training worker(s): Ray is there after {timed['ray_starts']:.1f} s, the first stage takes"
+            f"{num_workers} training worker(s): Ray is there after {timed['ray_starts']:.1f} s, the first stage takes "
+            f"{timed['first_stage']:.1f} s,\n  one that trains right after it {timed['first_training_stage']:.1f} s, "
+            f"later ones {timed['later_stage']:.2f} s",
+            flush=True,
         )
-        print(f"  {timed['first_stage']:.1f} s, a later one {timed['later_stage']:.2f} s", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="wl-overhead-"))
     try:
         for name in options.loops:
@@ -94,9 +101,14 @@ def main() -> None:
             ratios = sorted(r["ray"]["seconds"] / r["inline"]["seconds"] for r in rounds)
             entry: dict[str, Any] = {"overrides": LOOPS[name], "ratio": round(float(np.median(ratios)), 3)}
             entry |= {"ratio_low": round(ratios[0], 3), "ratio_high": round(ratios[-1], 3)}
+            entry["same_results"] = all(r["ray"]["results"] == r["inline"]["results"] for r in rounds)
             for runtime in ("inline", "ray"):
                 for key in ("seconds", "outside_stages"):
                     entry[f"{runtime}_{key}"] = round(float(np.median([r[runtime][key] for r in rounds])), 1)
+                entry[f"{runtime}_stages"] = {
+                    stage: round(float(np.median([r[runtime]["stages"][stage] for r in rounds])), 1)
+                    for stage in rounds[0][runtime]["stages"]
+                }
             result["loops"][name] = entry
             print(
                 f"{name}: Ray {entry['ray_seconds']:.1f} s, inline {entry['inline_seconds']:.1f} s, ratio "

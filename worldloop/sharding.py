@@ -9,12 +9,15 @@ would not see. A sharded module is called through its ``forward``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from worldloop.interfaces import WorldModelOutput
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(module: nn.Module, names: Set[str], device: torch.device) -> None:
@@ -31,13 +34,14 @@ def shard(module: nn.Module, names: Set[str], device: torch.device) -> None:
     sharded.set_force_sum_reduction_for_comms(True)
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    # told by its method, since importing DTensor takes two seconds, also of processes that never share weights out
+    return hasattr(tensor, "to_local")
 
 
 def to_local(tensor: Tensor) -> Tensor:
     """This worker's share, a view; the tensor itself where it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,14 +49,16 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     By name, since the workers may hold them in different orders.
     """
-    return {n: t.full_tensor().cpu() if isinstance(t, DTensor) else t for n, t in sorted(tensors.items())}
+    return {n: t.full_tensor().cpu() if is_sharded(t) else t for n, t in sorted(tensors.items())}
 
 
 def share_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `gather`: of whole ``tensors`` this worker takes its share where those of ``like`` are sharded."""
     shared = dict(tensors)
     for name, reference in like.items():
-        if name in shared and isinstance(reference, DTensor):
+        if name in shared and is_sharded(reference):
+            from torch.distributed.tensor import distribute_tensor
+
             value = shared[name].to(reference.device)
             shared[name] = distribute_tensor(value, reference.device_mesh, reference.placements, src_data_rank=None)
     return shared

@@ -1,7 +1,8 @@
 """Every reported rate, gain and score passes here, so that none is printed without its n and its interval.
 
 Intervals are 95 %. Rates: Wilson (1927). Paired gains, AUC, balanced accuracy: percentile bootstrap over episodes
-(Efron 1979) with a fixed seed, so that the same data give the same interval.
+(Efron 1979) with a fixed seed, so that the same data give the same interval. SciPy is imported where it is used: that
+takes over a second, and most processes of a run compute no statistics.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy import optimize, stats
 
 NUM_RESAMPLES = 2000
 
@@ -47,6 +47,8 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of k successes in n trials; raises ``ValueError`` unless 0 <= k <= n, n > 0."""
     if n <= 0 or not 0 <= k <= n:
         raise ValueError(f"no rate from k={k}, n={n}")
+    from scipy import stats
+
     interval = stats.binomtest(k, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -70,6 +72,8 @@ class PairedGain:
 
 def paired_gain(before: np.ndarray, after: np.ndarray) -> PairedGain:
     """``before`` and ``after`` are bool [n] on the same states in the same order."""
+    from scipy import stats
+
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if before.shape != after.shape or before.ndim != 1 or before.size == 0:
         raise ValueError(f"paired outcomes need one shape [n], got {before.shape} and {after.shape}")
@@ -130,6 +134,8 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     positive, negative = int(labels.sum()), int((~labels).sum())
     if positive == 0 or negative == 0:
         return float("nan")
+    from scipy import stats
+
     ranks = stats.rankdata(scores)
     return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
@@ -138,6 +144,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's, in [-1, 1]; NaN where either does not vary."""
     if len(x) < 2 or x.min() == x.max() or y.min() == y.max():
         return float("nan")
+    from scipy import stats
+
     return float(stats.spearmanr(x, y).statistic)
 
 
@@ -178,6 +186,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, floa
 
     A weak pull towards (1, 0) keeps the answer finite on separable data. Raises ``ValueError`` on one class only.
     """
+    from scipy import optimize
+
     logits, labels = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
     if labels.min() == labels.max():
         raise ValueError("calibration needs both outcomes")

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,8 +40,29 @@ def lines(coordinator: Coordinator) -> list[str]:
 
 
 @pytest.mark.usefixtures("ended")
+def test_a_stage_that_does_not_train_waits_for_no_worker(pool: ThreadPoolExecutor) -> None:
+    coordinator = Coordinator(GROUP)
+    result = pool.submit(coordinator.run, lambda *given: given, ("stage",), "executor", False).result(PATIENCE_S)
+    assert result[:2] == ("stage", "executor")
+
+    def fail(*given: Any) -> None:
+        raise WorldloopError("no such state")
+
+    assert "no such state" in str(coordinator.run(fail, (), None, False))
+
+
+@pytest.mark.usefixtures("ended")
+def test_on_a_gpu_every_stage_waits_for_a_worker(pool: ThreadPoolExecutor) -> None:
+    coordinator = Coordinator(replace(GROUP, gpus=1.0))
+    result = begin(coordinator, pool, trains=False)
+    coordinator.deliver(coordinator.take(0, done=0).number, 7)
+    assert result.result(PATIENCE_S) == 7
+
+
+@pytest.mark.usefixtures("ended")
 def test_stages_go_to_all_workers_or_to_the_first(pool: ThreadPoolExecutor) -> None:
     coordinator = Coordinator(GROUP)
+    coordinator.start()
     result = begin(coordinator, pool, trains=False)
     task = coordinator.take(0, done=0)
     assert (task.function, task.arguments, task.number) == (len, ("stage",), 1)

@@ -19,7 +19,7 @@ from typing import Any
 
 from worldloop.runtime.inline import SIMULATOR_DIED
 from worldloop.runtime.progress import Display, RemoteDisplay, replay
-from worldloop.runtime.ray_train import Coordinator, TrainingGroup
+from worldloop.runtime.ray_train import Coordinator, TrainingGroup, run_alone
 from worldloop.types import WorldloopError
 
 POLL_INTERVAL_S = 0.5
@@ -85,10 +85,7 @@ class _StageActor:
         self._display = RemoteDisplay()
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
-        try:
-            return function(*arguments, executor, self._display)
-        except WorldloopError as error:
-            return error
+        return run_alone(function, arguments, executor, self._display)
 
     def is_there(self) -> bool:
         return True
@@ -130,13 +127,14 @@ class RayRuntime:
         self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
         if num_workers > 1:
             # every worker may be waiting in a call of its own; beside the driver it dies no more often than that
-            coordinator = ray.remote(Coordinator).options(
+            coordinator: Any = ray.remote(Coordinator).options(
                 num_cpus=0,
                 max_concurrency=num_workers + 4,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
                 **restarts,
             )
             self._stage: Any = coordinator.remote(TrainingGroup(num_workers, trainer_cpus, trainer_gpus, max_retries))
+            self._stage.begin.remote()
         else:
             stage = ray.remote(_StageActor).options(
                 num_cpus=trainer_cpus, num_gpus=trainer_gpus, max_concurrency=2, **restarts

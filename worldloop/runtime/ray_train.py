@@ -1,13 +1,15 @@
 """Several data-parallel workers instead of one stage actor: a worker group of Ray Train that lives as long as the run.
 
 Ray Train places the workers, sets up their `torch.distributed` process group, and starts all of them again when one
-dies; that takes it half a minute, so the group is kept from stage to stage. A training stage runs on every worker, see
-`worldloop.workers` for what they add up and who writes; any other stage runs on the first alone. Begun again, a stage
-goes on from what it has kept, see `worldloop.stages.partial`.
+dies; that takes it half a minute, so the group is kept from stage to stage, and begins to start with the run. A
+training stage runs on every worker, see `worldloop.workers` for what they add up and who writes; any other stage runs on
+the first alone, or beside the driver as long as there is no group. Begun again, a stage goes on from what it has kept,
+see `worldloop.stages.partial`.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from worldloop.runtime.progress import RemoteDisplay, SilentDisplay
+from worldloop.runtime.progress import Display, RemoteDisplay, SilentDisplay
 from worldloop.types import WorldloopError
 
 BACKEND = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
@@ -43,6 +45,14 @@ class _Task:
     on_all: bool
 
 
+def run_alone(function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, display: Display) -> Any:
+    """What a stage returns in this process, or the `WorldloopError` that ended it."""
+    try:
+        return function(*arguments, executor, display)
+    except WorldloopError as error:
+        return error
+
+
 class Coordinator:
     """An actor that stands where the stage actor stands for one worker: it hands stages to the group."""
 
@@ -57,15 +67,22 @@ class Coordinator:
         self._value: Any = None
         self._server: threading.Thread | None = None
 
+    def begin(self) -> None:
+        """Have the group started, if it is not there or starting already; does not wait for it."""
+        with self._changed:
+            if self._server is None:
+                self._server = threading.Thread(target=self._serve, daemon=True)
+                self._server.start()
+
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
         """What the stage returns on the first worker, or the `WorldloopError` that ended it."""
+        self.begin()
+        if not (trains or self._is_up or self._group.gpus):
+            return run_alone(function, arguments, executor, self._display)
         with self._changed:
             self._number, self._starts = self._number + 1, int(self._is_up)
             self._task = _Task(self._number, function, arguments, executor, trains)
             self._changed.notify_all()
-            if self._server is None:
-                self._server = threading.Thread(target=self._serve, daemon=True)
-                self._server.start()
             self._changed.wait_for(lambda: self._task is None)
             return self._value
 
@@ -138,6 +155,7 @@ def _run_group(group: TrainingGroup) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process more to start; we go on without a warning
     _free_placement_groups(ray.get_runtime_context().get_job_id())
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
