@@ -1,12 +1,13 @@
 """How fast is a world model as an environment, and against what? One table, one JSON file.
 
-    python benchmarks/world_model.py CHECKPOINT [--seconds 3] [--rounds 5] [--out benchmarks/world_model.json]
+    python benchmarks/world_model.py CHECKPOINT ... [--seconds 3] [--rounds 5] [--out benchmarks/world_model.json]
 
 CHECKPOINT is a run directory or a checked world model; its check's figures stand beside its speed. Measured in rounds
 that take every row in turn, so that a machine that slows down slows all of them down; a ratio is the median over
 rounds of the ratio within each, with its lowest and highest.
 
-- world model: steps of `WorldModelVectorEnv` (one frame each) with random actions, pixels out, `--threads` threads
+- world model (or the names of several checkpoints): steps of `WorldModelVectorEnv` (one frame each) with random
+  actions, pixels out, `--threads` threads
 - ManiSkill: the same task, image size and control rate on the CPU, one process per thread, the fastest shader, no
   anti-aliasing; rendering after every action, and only where the world model would give a frame
 - cosmos, cached | uncached: `CosmosDenoiser` at its default size with random weights, four sampler steps, batch 16: the
@@ -37,7 +38,7 @@ import torch
 BATCHES = (1, 16, 128)
 COSMOS_BATCH, COSMOS_STEPS = 16, 4
 COSMOS_CONTEXTS = (3, 8)
-HORIZON = 60  # frames over which the cost per frame is followed
+HORIZON, HORIZON_BATCH = 60, 16  # frames over which the cost per frame is followed, and in how many rows
 
 
 def simulate(connection: Any, task: str, image_size: int, actions_per_frame: int, has_frames_only: bool) -> None:
@@ -199,12 +200,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     display = TerminalDisplay()
     device = choose_device(options.device)
     rows: dict[str, Callable[[float], float]] = {}
-    envs = {}
-    for batch in BATCHES:
-        step, env = make_env_step(options.checkpoint, batch, options.device)
-        envs[batch] = env
-        rows[f"world model, batch {batch}"] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
-    spec = envs[1].unwrapped.world_spec
+    envs: dict[str, Any] = {}
+    for label, checkpoint in name_checkpoints(options.checkpoints).items():
+        for batch in BATCHES:
+            step, env = make_env_step(checkpoint, batch, options.device)
+            rows[f"{label}, batch {batch}"] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
+            if batch == HORIZON_BATCH:
+                envs[label] = env
+    spec = next(iter(envs.values())).unwrapped.world_spec
     s = spec.actions_per_frame
     simulators = {
         f"ManiSkill, {what}": ManiSkill(options.threads, spec.task, spec.image_size, s, has_frames_only)
@@ -232,32 +235,37 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             return None
         return summarise([x / y for x, y in zip(measured[a], measured[b], strict=True)])
 
-    best = f"world model, batch {BATCHES[-1]}"
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "machine": describe_machine(device, options.threads),
         "task": spec.task,
         "image_size": spec.image_size,
         "actions_per_frame": s,
-        "check": read_figures(options.checkpoint),
+        "world_models": {
+            label: {
+                "check": read_figures(checkpoint),
+                "milliseconds_per_frame_over_horizon": follow_horizon(envs[label]),
+            }
+            for label, checkpoint in name_checkpoints(options.checkpoints).items()
+        },
         "per_second": {name: summarise(values) for name, values in measured.items()},
-        "unit": {name: "frames" if name.startswith("cosmos") else "environment steps" for name in rows},
+        "unit": {name: "frames" if name.startswith("cosmos of") else "environment steps" for name in rows},
         "ratios": {
-            "world model / ManiSkill every step": ratio(best, "ManiSkill, every step"),
-            "world model / ManiSkill chunk ends": ratio(best, "ManiSkill, chunk ends"),
+            f"{label} / ManiSkill {what}": ratio(f"{label}, batch {BATCHES[-1]}", f"ManiSkill, {what}")
+            for label in envs
+            for what in ("every step", "chunk ends")
         }
         | {
             f"cosmos of {K}, cached / {other}": ratio(f"cosmos of {K}, cached", f"cosmos of {K}, {other}")
             for K in COSMOS_CONTEXTS
             for other in ("uncached", "stock")
         },
-        "milliseconds_per_frame_over_horizon": follow_horizon(envs[16]),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 
 def follow_horizon(env: Any) -> dict[str, float]:
-    """Milliseconds of the first and last ten of ``HORIZON`` frames of one rollout without a reset, batch 16."""
+    """Milliseconds of the first and last ten of ``HORIZON`` frames of one rollout without a reset."""
     simulator = env.unwrapped._simulator
     env.reset(seed=0)
     state = simulator.save().state
@@ -284,6 +292,10 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def name_checkpoints(checkpoints: list[Path]) -> dict[str, Path]:
+    return {"world model": checkpoints[0]} if len(checkpoints) == 1 else {path.name: path for path in checkpoints}
+
+
 def read_figures(checkpoint: Path) -> dict[str, Any]:
     """AUC and PSNR of the world model by source, from its card."""
     from worldloop.build import find_world_model
@@ -303,27 +315,30 @@ def show(result: dict[str, Any]) -> None:
         f"{result['task']}, {result['image_size']} px; "
         f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads"
     )
-    for source, figures in result["check"].items():
-        auc = figures["auc"]["value"] if figures["auc"] else float("nan")
-        print(f"  checked on {figures['n']} {source} episodes: AUC {auc:.3f}, PSNR {figures['psnr_db']:.1f} dB")
+    for label, values in result["world_models"].items():
+        for source, figures in values["check"].items():
+            auc = figures["auc"]["value"] if figures["auc"] else float("nan")
+            print(f"  {label}, {figures['n']} {source} episodes: AUC {auc:.3f}, PSNR {figures['psnr_db']:.1f} dB")
     print()
     for name, values in result["per_second"].items():
         unit = result["unit"][name]
-        line = f"{name:<26}{values['median']:>10,.0f}  ({values['low']:,.0f} to {values['high']:,.0f})"
-        frames = "" if unit == "frames" else f", {values['median'] / result['actions_per_frame']:,.0f} frames"
-        print(f"{line} {unit}/s" + (frames if name.startswith("world") else ""))
+        line = f"{name:<28}{values['median']:>10,.0f}  ({values['low']:,.0f} to {values['high']:,.0f})"
+        imagines = any(name.startswith(f"{label}, batch") for label in result["world_models"])
+        frames = f", {values['median'] / result['actions_per_frame']:,.0f} frames" if imagines else ""
+        print(f"{line} {unit}/s{frames}")
     print()
     for name, values in result["ratios"].items():
         if values:
-            print(f"{name:<36}{values['median']:>8.1f} x  ({values['low']:.1f} to {values['high']:.1f})")
-    horizon = result["milliseconds_per_frame_over_horizon"]
-    print(f"ms per frame, batch 16: first ten {horizon['first_ten']}, last ten of {HORIZON} {horizon['last_ten']}")
+            print(f"{name:<40}{values['median']:>8.1f} x  ({values['low']:.1f} to {values['high']:.1f})")
+    for label, values in result["world_models"].items():
+        first, last = values["milliseconds_per_frame_over_horizon"].values()
+        print(f"{label}, ms per frame, batch {HORIZON_BATCH}: first ten {first}, last ten of {HORIZON} {last}")
     print(f"peak memory of this process {result['peak_memory_mib']} MiB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

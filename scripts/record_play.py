@@ -12,7 +12,6 @@ import argparse
 import io
 import threading
 from pathlib import Path
-from typing import Any
 
 import torch
 from browser import Browser
@@ -20,7 +19,6 @@ from PIL import Image
 
 from worldloop.build import find_simulator, make_play_session
 from worldloop.play.server import PlayServer
-from worldloop.sim.scripted import make_scripted_policy
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MISS = ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown")
@@ -37,7 +35,7 @@ def plan_push(server: PlayServer, start: int) -> list[list[float]]:
         if simulator is None or session.moments[0].simulated is None:
             raise SystemExit("this run has no simulator to play beside")
         observation = simulator.reset(session.moments[0].simulated.state[None])
-        policy: Any = make_scripted_policy(spec, ("expert",), torch.zeros(1, dtype=torch.long), spec.actions_per_frame)
+        policy = simulator.make_scripted_policy(("expert",), torch.zeros(1, dtype=torch.long), spec.actions_per_frame)
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
         actions: list[list[float]] = []
         succeeded = False

@@ -70,14 +70,13 @@ def toy_clips(tmp_path):
     from worldloop.rollout import rollout_to_episodes, run_rollout
     from worldloop.sans.clips import ClipDataset
     from worldloop.sans.store import SansStore
-    from worldloop.sim.scripted import make_scripted_policy
     from worldloop.sim.toy import ToyConfig, ToySimulator
     from worldloop.types import Normalisation
 
     simulator = ToySimulator(ToyConfig(image_size=32))
     states = simulator.draw_initial_states("validation", 3, seed=0).select([0, 0, 0, 1, 1, 1, 2, 2, 2])
     variants = ("expert", "stops_short", "far") * 3
-    policy = make_scripted_policy(simulator.spec, variants, make_row_keys(9, "toy_clips"), 4)
+    policy = simulator.make_scripted_policy(variants, make_row_keys(9, "toy_clips"), 4)
     rollout = run_rollout(policy, simulator, states.states, None, initial_state_id=states.ids)
     episodes = rollout_to_episodes(
         rollout, simulator.spec, sources=tuple("expert" if v == "expert" else "perturbed" for v in variants),

@@ -18,6 +18,7 @@ FLOORS: dict[int, set[str]] = {
     0: {
         "",
         "tensors",
+        "errors",
         "types",
         "interfaces",
         "images",
@@ -211,10 +212,11 @@ def test_an_unknown_module_must_be_given_a_floor():
 
 @pytest.mark.parametrize("arguments", [None, ["--help"], ["run", "--help"]])
 def test_the_command_line_starts_without_heavy_packages(arguments):
-    """`import worldloop.__main__` and `--help` load none of them."""
+    """`import worldloop.__main__` and `--help` load none of them, nor does what dispatches the commands."""
     code = f"""
 import json, sys
 import worldloop.__main__ as cli
+import worldloop.cli
 arguments = {arguments!r}
 if arguments is not None:
     sys.argv = ["worldloop", *arguments]

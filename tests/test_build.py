@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from worldloop import build
+from worldloop.errors import WorldloopError
 from worldloop.runtime.card import read_card
-from worldloop.types import WorldloopError
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "worldloop/WorldModel-v0"

@@ -14,8 +14,8 @@ import pytest
 from worldloop.__main__ import main
 from worldloop.cli_report import format_comparison, format_status
 from worldloop.config import load_config, to_yaml
+from worldloop.errors import WorldloopError
 from worldloop.runtime.run_directory import RunDirectory
-from worldloop.types import WorldloopError
 
 DEBUG = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
 

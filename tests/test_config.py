@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from worldloop.config import build_config, find_differences, load_config, to_yaml
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

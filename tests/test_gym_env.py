@@ -13,11 +13,12 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
+from worldloop.errors import WorldloopError
 from worldloop.gym_env import WorldModelEnv, WorldModelVectorEnv
 from worldloop.imagination import Calibration
 from worldloop.interfaces import ImaginedChunk
 from worldloop.randomness import row_normal
-from worldloop.types import Observation, WorldloopError
+from worldloop.types import Observation
 
 SPEC = replace(COORDINATE, proprio_names=("x", "seen"))
 

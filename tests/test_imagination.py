@@ -79,6 +79,16 @@ def test_time_limit_truncates_without_success() -> None:
     assert not ends[-1].terminated.any()
 
 
+def test_what_lies_past_the_time_limit_does_not_count() -> None:
+    simulator = ImaginedSimulator(_Counting(), SPEC, Calibration(), num_envs=4)  # type: ignore[arg-type]
+    simulator.reset(replace(_observation([2.5]), env_step=torch.tensor([SPEC.max_episode_steps - 2])))
+    step = simulator.step_chunk(torch.full((1, 4, 1), 0.5))  # the second frame would show a success
+    assert step.valid.tolist() == [[True, True, False, False]]
+    assert not step.success.any()
+    assert not step.rewards.any()
+    assert (step.terminated.tolist(), step.truncated.tolist()) == ([False], [True])
+
+
 def test_context_is_first_previous_now() -> None:
     simulator = _simulator(_Counting(), [0.0])
     step = simulator.step_chunk(torch.full((1, 4, 1), 0.5))

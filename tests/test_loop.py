@@ -13,8 +13,8 @@ import pytest
 
 from worldloop.cli_report import format_report
 from worldloop.config import load_config
+from worldloop.errors import WorldloopError
 from worldloop.loop import list_stages, run_loop
-from worldloop.types import WorldloopError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBUG = ROOT / "configs/debug.yaml"

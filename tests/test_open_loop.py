@@ -4,6 +4,7 @@ import torch
 
 from worldloop.interfaces import ImaginedChunk
 from worldloop.open_loop import cut_branches, imagine_branches
+from worldloop.randomness import row_normal
 from worldloop.sim.toy import ToyConfig, ToySimulator, toy_spec
 
 
@@ -40,6 +41,25 @@ def test_branches_of_an_oracle_are_the_episodes(toy_clips) -> None:
     assert torch.equal(branches.proprio[valid], branches.truth.proprio[valid])
     assert branches.succeeds.tolist() == [True, False, False] * 3
     assert (branches.best_logit > 0).tolist() == [True, False, False] * 3
+
+
+class _Noisy(_Oracle):
+    """Its frames are its noise."""
+
+    def start(self, context, noise_key):
+        return noise_key
+
+    def imagine(self, state, actions):
+        noise = row_normal(state, torch.zeros_like(state), (1, 32, 32, 3))
+        frames = (255 * noise.sigmoid()).to(torch.uint8)
+        return state, ImaginedChunk(frames, torch.zeros(len(state), 1, 4), torch.zeros(len(state), 1))
+
+
+def test_noise_does_not_depend_on_the_size_of_a_batch(toy_clips) -> None:
+    index = torch.tensor([[0, 0], [1, 0], [2, 0], [3, 0]])
+    one, two = (imagine_branches(_Noisy(), toy_clips, index, 1, batch_size=n, key=(0,)).frames for n in (1, 3))
+    assert torch.equal(one, two)
+    assert not torch.equal(one[0], one[1])
 
 
 def test_short_branches_tile_their_episodes_and_start_from_real_frames(toy_clips) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from worldloop.randomness import make_row_keys
 from worldloop.rollout import rollout_to_episodes, run_rollout
-from worldloop.sim.scripted import make_scripted_policy
 from worldloop.sim.toy import ToyConfig, ToySimulator
 from worldloop.types import Episode, InitialStates
 
@@ -17,7 +16,7 @@ def _episodes(
     config = ToyConfig(actions_per_frame=actions_per_frame, max_episode_steps=21)
     simulator = ToySimulator(config)
     states = simulator.draw_initial_states("train", len(variants), seed=3)
-    policy = make_scripted_policy(simulator.spec, variants, make_row_keys(len(variants), "test"), chunk_length)
+    policy = simulator.make_scripted_policy(variants, make_row_keys(len(variants), "test"), chunk_length)
     rollout = run_rollout(policy, simulator, states.states, None, initial_state_id=states.ids)
     episodes = rollout_to_episodes(
         rollout, simulator.spec, sources=("expert",) * len(variants), variants=variants,
@@ -62,7 +61,7 @@ def test_a_stored_episode_can_be_played_again_bit_by_bit() -> None:
 def test_max_chunks_stops_early() -> None:
     simulator = ToySimulator(ToyConfig())
     states = simulator.draw_initial_states("train", 2, seed=0)
-    policy = make_scripted_policy(simulator.spec, ("far", "far"), make_row_keys(2, "test"), 2)
+    policy = simulator.make_scripted_policy(("far", "far"), make_row_keys(2, "test"), 2)
     rollout = run_rollout(policy, simulator, states.states, None, initial_state_id=states.ids, max_chunks=3)
     assert len(rollout.steps) == 3
     assert rollout.valid.shape == (2, 6)
@@ -71,7 +70,7 @@ def test_max_chunks_stops_early() -> None:
 def test_an_imagined_rollout_cannot_be_stored() -> None:
     simulator = ToySimulator(ToyConfig())
     states = simulator.draw_initial_states("train", 1, seed=0)
-    policy = make_scripted_policy(simulator.spec, ("far",), make_row_keys(1, "test"), 2)
+    policy = simulator.make_scripted_policy(("far",), make_row_keys(1, "test"), 2)
     rollout = run_rollout(policy, simulator, states.states, None, initial_state_id=states.ids, max_chunks=1)
     from dataclasses import replace
 

@@ -44,7 +44,7 @@ def test_no_display_and_no_pygame_are_one_clear_error() -> None:
     code = """
 import sys
 import numpy as np
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 from worldloop.window import FrameWindow
 if sys.argv[1] == "no pygame":
     sys.modules["pygame"] = None

@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     options = make_parser().parse_args(arguments)
     from worldloop import cli
-    from worldloop.types import WorldloopError
+    from worldloop.errors import WorldloopError
 
     try:
         return cli.execute(options)

@@ -6,16 +6,17 @@ import importlib
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from worldloop.config import LoopConfig, PolicyConfig, SimulatorConfig, build_config
+from worldloop.config import SIMULATORS, LoopConfig, PolicyConfig, SimulatorConfig, build_config
+from worldloop.errors import WorldloopError
 from worldloop.gym_env import WorldModelEnv
 from worldloop.gym_vector_env import WorldModelVectorEnv
 from worldloop.imagination import Calibration
-from worldloop.interfaces import Policy, Simulator
+from worldloop.interfaces import Actor
 from worldloop.play.session import PlaySession
 from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
 from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
@@ -25,22 +26,18 @@ from worldloop.runtime.hub import HUB_NAME, fetch_from_hub
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.recorded import check_recorded, recorded_spec
 from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec
-from worldloop.sim.scripted import make_scripted_policy
 from worldloop.sim.toy import ToySimulator, toy_spec
-from worldloop.types import (
-    Episode,
-    InitialStates,
-    Normalisation,
-    Observation,
-    SimulatorSpec,
-    Source,
-    Split,
-    WorldloopError,
-)
+from worldloop.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Source, Split
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
 _ENDLESS = 10**6  # steps, of a game
+# What a class of one's own must have, see `worldloop.interfaces`.
+SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "make_scripted_policy", "reset", "step_chunk", "close")
+POLICY_MEMBERS = (
+    "spec", "normalisation", "chunk_length", "temperature", "version", "act", "log_prob", "compute_imitation_loss",
+    "fit_image_statistics", "state_dict",
+)  # fmt: skip
 
 
 def _own_class(name: str) -> Any:
@@ -104,16 +101,29 @@ def check_networks(config: LoopConfig) -> None:
 
     Raises `WorldloopError` with the reason.
     """
-    spec = build_spec(config.simulator)
-    normalisation = Normalisation(torch.zeros(spec.proprio_dim), torch.ones(spec.proprio_dim))
+    if config.simulator.kind not in SIMULATORS:
+        _require(SIMULATOR_MEMBERS, _own_class(config.simulator.kind), config.simulator.kind)
     try:
+        spec = build_spec(config.simulator)
+        if config.chunk_length % spec.actions_per_frame:
+            raise ValueError(
+                f"chunk_length {config.chunk_length} is no multiple of its {spec.actions_per_frame} actions per frame"
+            )
+        normalisation = Normalisation(torch.zeros(spec.proprio_dim), torch.ones(spec.proprio_dim))
         if config.simulator.kind == "recorded":
             check_recorded(config.simulator.recorded)
         else:
-            build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
+            policy = build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
+            _require(POLICY_MEMBERS, policy, config.policy.kind)
         build_world_model(config.world_model, spec, normalisation, seed=0)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: options that a class of one's own does not take
         raise WorldloopError(f"the config does not fit its simulator: {error}") from error
+
+
+def _require(members: tuple[str, ...], part: Any, name: str) -> None:
+    missing = [member for member in members if getattr(part, member, None) is None]
+    if missing:
+        raise WorldloopError(f"{name} lacks {', '.join(missing)}: worldloop/interfaces.py says what they do")
 
 
 def save_policy(policy: Any, directory: Path, config: PolicyConfig, version: str) -> None:
@@ -206,7 +216,7 @@ def _environment_parts(
             f"task {task!r} is not known to checkpoint {directory}: it imagines {world_model.spec.task}"
         )
     chosen = card.starts if starts is None else starts
-    return (world_model.to(choose_device(device)), chosen, card.calibration), rest
+    return (world_model.to(choose_device(device)).for_imagination(), chosen, card.calibration), rest
 
 
 def find_world_model(directory: Path) -> Path:
@@ -313,15 +323,15 @@ def execute_rollout_job(job: RolloutJob) -> list[Episode]:
         torch.set_num_threads(threads)
 
 
-def _execute_rows(job: RolloutJob, simulator: Simulator, rows: range) -> list[Episode]:
+def _execute_rows(job: RolloutJob, simulator: Any, rows: range) -> list[Episode]:
     index = list(rows)
     states = job.states.select(index)
     keys = job.noise_key[index]
-    policy: Policy
+    policy: Actor
     variants = ("policy",) * len(index)
     if job.variants is not None:
         variants = tuple(job.variants[i] for i in index)
-        policy = cast(Policy, make_scripted_policy(simulator.spec, variants, keys, job.chunk_length))
+        policy = simulator.make_scripted_policy(variants, keys, job.chunk_length)
     else:
         assert job.policy is not None
         modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns

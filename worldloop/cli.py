@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from worldloop.config import find_differences
+from worldloop.errors import WorldloopError
 from worldloop.runtime.progress import format_minutes
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.runtime.status import is_alive, read_status
 from worldloop.statistics import Rate, paired_gain
-from worldloop.types import WorldloopError
 
 SIGN_OF_LIFE_S = 120.0  # without one for longer, a run on another machine may have died
 

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from worldloop.errors import WorldloopError
 from worldloop.policy.token_vla import TokenVLAConfig
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recorded import RecordedConfig
@@ -30,7 +31,6 @@ from worldloop.stages.fit_world_model import FitWorldModelConfig
 from worldloop.stages.improve_policy import ImprovePolicyConfig
 from worldloop.stages.promote_policy import PromotePolicyConfig
 from worldloop.stages.seed_dataset import SeedDatasetConfig
-from worldloop.types import WorldloopError
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")

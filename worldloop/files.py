@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worldloop.types import WorldloopError, first_line
+from worldloop.errors import WorldloopError, first_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FULL = (errno.ENOSPC, errno.EDQUOT)

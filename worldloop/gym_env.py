@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
+from worldloop.errors import WorldloopError
 from worldloop.gym_vector_env import Obs, Snapshot, WorldModelVectorEnv
 from worldloop.imagination import Calibration
 from worldloop.interfaces import WorldModel
-from worldloop.types import Observation, WorldloopError
+from worldloop.types import Observation
 
 gymnasium.register(
     id="worldloop/WorldModel-v0",
@@ -105,7 +106,7 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
 
     def _as_observation(self, options: dict[str, Any]) -> Observation:
         image, proprio = np.asarray(options["image"]), np.asarray(options.get("proprio", ()), dtype=np.float32)
-        if image.dtype != np.uint8 or image.ndim != 3 or proprio.ndim != 1:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or proprio.ndim != 1:
             raise WorldloopError(
                 "options['image'] must be u8 [h, w, 3], and options['proprio'] f32 [S] must go with it"
             )

@@ -14,9 +14,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from worldloop.errors import WorldloopError
 from worldloop.imagination import Calibration, ImaginedRows, ImaginedSimulator
 from worldloop.interfaces import WorldModel
-from worldloop.types import ChunkStep, Observation, SimulatorSpec, WorldloopError
+from worldloop.types import ChunkStep, Observation, SimulatorSpec
 from worldloop.window import FrameWindow
 
 Obs = dict[str, np.ndarray]

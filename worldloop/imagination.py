@@ -126,7 +126,7 @@ class ImaginedSimulator:
         if rows is not None:
             if self._rows is None:
                 raise ValueError("reset the whole batch before resetting single rows")
-            fresh = _put(self._rows, len(self._rows.terminated), rows, fresh)
+            fresh = self._rows.put(rows, fresh)
         return self.restore(fresh)
 
     def save(self) -> ImaginedRows:
@@ -155,7 +155,7 @@ class ImaginedSimulator:
             everything = len(running) == len(before.terminated)
             chosen = before.state if everything else before.state.rows(running)
             imagined, chunk = self._imagine(chosen, actions[running])
-            state = imagined if everything else _put(before.state, len(before.terminated), running, imagined)
+            state = imagined if everything else before.state.put(running, imagined)
             step, streak, cut = self._write_running(step, chunk, running, streak)
         terminated = before.terminated | step.success.any(1)
         observation = self._next_observation(before.observation, step, ~before.ended)
@@ -215,11 +215,13 @@ class ImaginedSimulator:
             expected = chunk.expected_psnr_db.float().cpu() - self.calibration.psnr_bias_db
         ends = (expected < self.calibration.floor_db).cummax(1).values & self.truncates_uncertain
         probability = probability.masked_fill(ends, 0.0)
-        shows = probability >= self.calibration.threshold
-        succeeded, running_streak = self._declare(shows, step.observation.env_step[running], streak[running])
+        env_step = step.observation.env_step[running]
+        past = env_step[:, None] + s * torch.arange(probability.shape[1]) >= self.spec.max_episode_steps
+        shows = (probability >= self.calibration.threshold) & ~past
+        succeeded, running_streak = self._declare(shows, env_step, streak[running])
         streak = streak.index_copy(0, running, running_streak)
         cut = ends & ~succeeded
-        counts = (succeeded | cut).long().cumsum(1) <= 1  # up to and with the frame that ends the row
+        counts = ((succeeded | cut).long().cumsum(1) <= 1) & ~past  # up to and with the frame that ends the row
         step.frames[running] = chunk.frames.cpu()
         if step.proprio is not None:
             step.proprio[running] = chunk.proprio.cpu()
@@ -247,17 +249,11 @@ class ImaginedSimulator:
     def _next_observation(self, before: Observation, step: ChunkStep, was_running: Tensor) -> Observation:
         frames = torch.cat([before.frames[:, -1:], step.frames], dim=1)
         context = torch.stack([before.frames[:, 0], frames[:, -2], frames[:, -1]], dim=1)
-        context = torch.where(was_running[:, None, None, None, None], context, before.frames)
+        if not was_running.all():
+            context = torch.where(was_running[:, None, None, None, None], context, before.frames)
         return replace(
             before,
             frames=context,
             proprio=None if step.proprio is None else step.proprio[:, -1],
             env_step=before.env_step + was_running.long() * step.valid.shape[1],
         )
-
-
-def _put[RowsT: Rows](into: RowsT, num_rows: int, rows: Tensor, values: RowsT) -> RowsT:
-    """``into``, of ``num_rows`` rows, with those at ``rows`` replaced by ``values``."""
-    order = torch.arange(num_rows)
-    order[rows] = num_rows + torch.arange(len(rows))
-    return type(into).cat([into, values]).rows(order)

@@ -5,7 +5,6 @@ ManiSkill and a world model are both a `Simulator`; a policy cannot tell which i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +18,7 @@ from worldloop.types import (
     Clip,
     ImitationBatch,
     InitialStates,
+    Normalisation,
     Observation,
     SimulatorSpec,
     Split,
@@ -54,6 +54,18 @@ class InitialStateSource(Protocol):
     """A simulator that can draw the initial states of a split, one at a time, from seeds."""
 
     def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates: ...
+
+
+class ScriptedSource(Protocol):
+    """A simulator with scripted policies, of which iteration 0 is recorded."""
+
+    def make_scripted_policy(self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int) -> Actor:
+        """A policy for one rollout: row b plays ``variants[b]``, with randomness from ``row_keys`` int64 [B] alone.
+
+        ``expert`` is the demonstrator; the other names of `seed_dataset.episodes` are ways to be worse. It may look at
+        ``observation.sim_state``. Raises ``ValueError`` for a variant that it does not know.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -145,8 +157,15 @@ class Actor(Protocol):
 
 
 class Policy(Actor, Protocol):
-    """``temperature`` is that of sampling and of every log-probability."""
+    """Also a `torch.nn.Module`, built as ``Policy(spec, normalisation, chunk_length, ...)`` with random weights.
 
+    ``temperature`` is that of sampling and of every log-probability; it and ``version`` are set from outside. For GRPO
+    the chunks of `act` have ``log_probs``, and what `log_prob` needs to find them again in ``trace``.
+    """
+
+    spec: SimulatorSpec
+    normalisation: Normalisation
+    chunk_length: int
     temperature: float
 
     def fit_image_statistics(self, frames: Tensor) -> None:
@@ -157,18 +176,8 @@ class Policy(Actor, Protocol):
         """Exact log-probability f32 [B, H] of each action of ``chunk``, with gradients."""
         ...
 
-    def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]: ...
-
-
-class Critic(Protocol):
-    def value(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """(mean [B], distribution [B, num_bins]); higher is better, always."""
-        ...
-
-
-class VideoReward(Protocol):
-    def score(self, frames: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """(reward [B], breakdown) of ``frames`` u8 [B, M, h, w, 3]."""
+    def compute_imitation_loss(self, batch: ImitationBatch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """A scalar to minimise, the mean over the batch's valid actions, and metrics; ``generator`` (CPU) augments."""
         ...
 
 
@@ -176,13 +185,12 @@ __all__ = [
     "ActionChunk",
     "Actor",
     "ChunkStep",
-    "Critic",
     "ImaginedChunk",
     "InitialStateSource",
     "Metrics",
     "Policy",
+    "ScriptedSource",
     "Simulator",
-    "VideoReward",
     "WorldModel",
     "WorldModelOutput",
     "WorldState",

@@ -10,6 +10,7 @@ from typing import Any
 
 from worldloop.build import check_networks
 from worldloop.config import LoopConfig, find_differences, list_settings, to_yaml
+from worldloop.errors import WorldloopError
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import Display, TerminalDisplay
 from worldloop.runtime.run_directory import RunDirectory
@@ -29,7 +30,6 @@ from worldloop.stages import (
     seed_dataset,
 )
 from worldloop.stages.state import LoopState
-from worldloop.types import WorldloopError
 from worldloop.workers import Workers
 
 FITTING = ("fit_world_model", "distil_world_model", "check_world_model")

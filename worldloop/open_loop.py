@@ -74,9 +74,10 @@ def imagine_branches(
     ``on_batch(n)`` is called after every n branches. Frames past an episode's end are imagined and not valid.
     """
     frames, proprio, logit, psnr_db = [], [], [], []
-    for number, block in enumerate(index.split(batch_size)):
+    row_keys = make_row_keys(len(index), *key)
+    for block, keys in zip(index.split(batch_size), row_keys.split(batch_size), strict=True):
         clip = dataset.load(block, num_frames)
-        state = world_model.start(dataset.observation(block), make_row_keys(len(block), *key, number))
+        state = world_model.start(dataset.observation(block), keys)
         imagined = world_model.imagine(state, clip.actions.flatten(1, 2))[1]
         frames.append(imagined.frames.cpu())
         proprio.append(imagined.proprio.float().cpu())

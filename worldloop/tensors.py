@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_shape(name: str, array: Tensor | np.ndarray, shape: tuple[int | None, ...]) -> None:
@@ -28,6 +29,13 @@ def check_dtype(name: str, array: Tensor | np.ndarray, dtype: Any) -> None:
 def prefix(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """``tensors`` with ``name.`` before each key."""
     return {f"{name}.{key}": value for key, value in tensors.items()}
+
+
+def load_trained(module: nn.Module, tensors: dict[str, Tensor], frozen: Set[str]) -> None:
+    """``module.load_state_dict`` of all names but ``frozen``, which stay as they are; raises ``RuntimeError`` as it."""
+    missing, unexpected = module.load_state_dict(tensors, strict=False)
+    if unexpected or set(missing) - frozen:
+        raise RuntimeError(f"missing {sorted(set(missing) - frozen)[:3]}, unexpected {unexpected[:3]}")
 
 
 def strip(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -56,6 +64,24 @@ class Rows:
         """The rows at integer ``index`` [N] (repeats allowed), in that order."""
         index = torch.as_tensor(index, dtype=torch.long)
         return self._map(lambda t: t[index.to(t.device)], lambda t: tuple(t[i] for i in index.tolist()))
+
+    def put(self, index: Tensor, values: Self) -> Self:
+        """The same rows, but those at ``index`` int64 [N], which are those of ``values`` instead."""
+
+        def put(old: Any, new: Any) -> Any:
+            if isinstance(old, Tensor):
+                return old.index_copy(0, index.to(old.device), new.to(old))
+            if isinstance(old, dict):
+                return {key: put(value, new[key]) for key, value in old.items()}
+            if isinstance(old, Rows):
+                return old.put(index, new)
+            if isinstance(old, tuple):
+                replaced = dict(zip(index.tolist(), new, strict=True))
+                return tuple(replaced.get(i, value) for i, value in enumerate(old))
+            return old
+
+        changes = {f.name: put(getattr(self, f.name), getattr(values, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changes)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str) -> Self:
         """The same value with every tensor on ``device``."""

@@ -30,20 +30,6 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 EPISODE_SCHEMA_VERSION = 1
 
 
-class WorldloopError(Exception):
-    """A mistake or a broken input that a user can mend; the CLI prints it as one line.
-
-    ``exit_code`` is 2 for wrong input (command, config, path) and 1 for anything else.
-    """
-
-    exit_code = 2
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says, in the one line that a `WorldloopError` has room for."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @dataclass(frozen=True)
 class Landmark:
     """A point that the check of a world model follows, e.g. ``object`` or ``effector``.

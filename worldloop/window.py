@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 
 _LONGEST_SIDE = 768  # pixels, of the whole window
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from worldloop.config import LoopConfig, load_config
+from worldloop.errors import WorldloopError
 from worldloop.loop import make_runtime
 from worldloop.runtime.progress import Display, TerminalDisplay
 from worldloop.runtime.run_directory import RunDirectory
@@ -36,7 +37,6 @@ from worldloop.stages.held_out import imagine_episodes
 from worldloop.stages.simulate import make_jobs, restrict, run_jobs
 from worldloop.stages.state import LoopState
 from worldloop.statistics import auc, balanced_accuracy, bootstrap_interval
-from worldloop.types import WorldloopError
 
 HERE = Path(__file__).resolve().parent
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}

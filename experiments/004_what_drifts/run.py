@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from worldloop import build
+from worldloop.errors import WorldloopError
 from worldloop.metrics.video import compute_psnr
 from worldloop.open_loop import Branches
 from worldloop.randomness import make_row_keys
@@ -27,7 +28,6 @@ from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
 from worldloop.stages.branch_figures import average
 from worldloop.statistics import auc, bootstrap_interval
-from worldloop.types import WorldloopError
 from worldloop.world_model.denoiser import FrameMemory
 
 HERE = Path(__file__).resolve().parent

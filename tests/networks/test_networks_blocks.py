@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from worldloop.networks.blocks import (
@@ -75,6 +76,22 @@ def test_ema_by_hand() -> None:
     assert not ema.module.weight.requires_grad
     with pytest.raises(ValueError, match="ema decay"):
         EmaWeights(source, decay=1.0)
+
+
+def test_ema_shares_what_is_frozen_and_does_not_keep_it() -> None:
+    source = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    source[0].requires_grad_(False)
+    ema = EmaWeights(source, decay=0.5)
+    assert ema.module[0].weight is source[0].weight
+    assert ema.module[1].weight is not source[1].weight
+    assert set(ema.state_dict()) == {"num_updates", "module.1.weight", "module.1.bias"}
+    with torch.no_grad():
+        source[1].weight.add_(1.0)
+    ema.update(source)
+    other = EmaWeights(source, decay=0.5)
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.module[1].weight, ema.module[1].weight)
+    assert not torch.equal(ema.module[1].weight, source[1].weight)
 
 
 def test_boosted_linear_starts_alike_and_learns_faster() -> None:

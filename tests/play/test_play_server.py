@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from worldloop.build import find_simulator, make_play_session
+from worldloop.errors import WorldloopError
 from worldloop.play.server import TOKEN_HEADER, PlayServer
-from worldloop.types import WorldloopError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -8,11 +8,12 @@ import torch
 from counting import CountingState
 from torch import Tensor
 
+from worldloop.errors import WorldloopError
 from worldloop.imagination import Calibration
 from worldloop.interfaces import ImaginedChunk
 from worldloop.play.session import MAX_MOMENTS, PlaySession
 from worldloop.sim.toy import ToyConfig, ToySimulator, toy_spec
-from worldloop.types import Observation, WorldloopError
+from worldloop.types import Observation
 
 CONFIG = ToyConfig(image_size=16, actions_per_frame=2, num_envs=1, max_episode_steps=10**6, frames_after_success=10**6)
 CALIBRATION = Calibration(scale=1.0, bias=0.0, threshold=0.5, psnr_bias_db=2.0, floor_db=10.0)

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from worldloop.errors import WorldloopError
 from worldloop.policy.action_bins import ActionBins
 from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig, smooth_targets
 from worldloop.randomness import make_generator, make_row_keys
-from worldloop.types import ImitationBatch, Normalisation, Observation, SimulatorSpec, WorldloopError
+from worldloop.types import ImitationBatch, Normalisation, Observation, SimulatorSpec
 
 TINY = TokenVLAConfig(
     width=32, num_layers=1, num_heads=2, mlp_width=64, stem_channels=(8, 8), num_image_tokens=2, augment_shift_px=1

@@ -8,8 +8,9 @@ import torch
 
 from worldloop import build
 from worldloop.config import PolicyConfig, load_config
+from worldloop.errors import WorldloopError
 from worldloop.runtime.checkpoint import load_checkpoint
-from worldloop.types import Normalisation, Observation, WorldloopError
+from worldloop.types import Normalisation, Observation
 
 ROOT = Path(__file__).resolve().parents[2]
 

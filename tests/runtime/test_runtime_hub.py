@@ -11,8 +11,8 @@ import pytest
 
 import worldloop.gym_env  # noqa: F401
 from worldloop.__main__ import main
+from worldloop.errors import WorldloopError
 from worldloop.runtime import hub
-from worldloop.types import WorldloopError
 
 NAME = "worldloop/WorldModel-v0"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from worldloop.errors import WorldloopError
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.progress import TerminalDisplay
-from worldloop.types import WorldloopError
 
 
 def die_until(item: tuple[int, Path, int]) -> int:

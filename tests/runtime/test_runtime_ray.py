@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from worldloop.errors import WorldloopError
 from worldloop.runtime.progress import TerminalDisplay
 from worldloop.runtime.ray import RayRuntime, find_missing
-from worldloop.types import WorldloopError
 
 
 def test_what_a_cluster_lacks() -> None:
@@ -101,7 +101,7 @@ def make_training_stage(folder: Path, end: str) -> Any:
     def stage(executor: Any, display: Any) -> Any:
         import torch
 
-        from worldloop.types import WorldloopError
+        from worldloop.errors import WorldloopError
         from worldloop.workers import Workers
 
         workers = Workers.of_process_group()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from worldloop.errors import WorldloopError
 from worldloop.runtime import ray_train
 from worldloop.runtime.ray_train import Coordinator, TrainingGroup
-from worldloop.types import WorldloopError
 
 GROUP = TrainingGroup(num_workers=2, cpus=1.0, gpus=0.0, max_retries=2)
 PATIENCE_S = 20.0
@@ -93,8 +93,9 @@ def test_a_stage_may_lose_a_worker_as_often_as_is_allowed(pool: ThreadPoolExecut
         coordinator.start()
         assert lines(coordinator) == [f"  a worker died; attempt {attempt} of 3"]
     assert not result.done()
+    coordinator.explain("RuntimeError: out of luck")
     coordinator.start()
-    assert "died 3 times in one stage" in str(result.result(PATIENCE_S))
+    assert "died 3 times in one stage (RuntimeError: out of luck)" in str(result.result(PATIENCE_S))
 
 
 @pytest.mark.usefixtures("ended")

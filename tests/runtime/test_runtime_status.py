@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from worldloop.errors import WorldloopError
 from worldloop.runtime.status import StatusDisplay, is_alive, read_status
-from worldloop.types import WorldloopError
 
 
 class Silent:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from worldloop.errors import WorldloopError
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset
-from worldloop.types import WorldloopError
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from recording import record
 
+from worldloop.errors import WorldloopError
 from worldloop.sans.labels import format_numbers, parse_numbers, read_labels, update_labels, write_labels
 from worldloop.sans.recorded import RecordedConfig, open_recording, read_previews, read_recorded, recorded_spec
-from worldloop.types import Episode, WorldloopError
+from worldloop.types import Episode
 
 S = 3
 NUM_ROWS = (12, 12, 12, 11, 1)
@@ -73,7 +74,7 @@ def test_rows_of_a_failure(recording: Path) -> None:
     assert episode.frames["front"][:, 0, 0, 1].tolist() == [0, 3, 6, 9, 11]
     assert episode.frames["front"].shape == (5, 8, 8, 3)
     assert episode.proprio[:, 1].tolist() == [0, 3, 6, 9, 11]
-    assert episode.actions[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 0]]  # row 11's leads nowhere
+    assert episode.actions[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 10]]  # row 11's leads nowhere
     assert episode.valid.tolist() == [[True] * 3] * 3 + [[True, True, False]]
     assert not episode.success.any()
     assert not episode.rewards.any()

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from worldloop.errors import WorldloopError
 from worldloop.sans import lerobot_format
 from worldloop.sans import shard as shard_module
 from worldloop.sans.normalisation import MIN_STD, compute_normalisation
 from worldloop.sans.store import SansStore
-from worldloop.types import Normalisation, WorldloopError
+from worldloop.types import Normalisation
 
 
 def visible(path: Path) -> list[str]:
@@ -109,8 +110,15 @@ def test_same_episodes_give_same_bytes_and_are_reused(store, make_episode, tmp_p
     assert SansStore(tmp_path / "other").append(episodes, "seed") == ref
 
 
-def test_other_episodes_under_the_same_name_are_refused(store, make_episode) -> None:
+def test_a_shard_that_no_version_has_taken_in_may_be_written_anew(store, make_episode, assert_same) -> None:
     store.append([make_episode(1)], "seed")
+    version = store.snapshot("v0", [store.append([make_episode(2)], "seed")])
+    (episode,) = store.episodes(version)
+    assert_same(episode, make_episode(2))
+
+
+def test_other_episodes_under_the_same_name_are_refused(store, make_episode) -> None:
+    store.snapshot("v0", [store.append([make_episode(1)], "seed")])
     with pytest.raises(WorldloopError, match="'seed' already exists with other episodes"):
         store.append([make_episode(2)], "seed")
 

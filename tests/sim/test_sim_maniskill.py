@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 
+from worldloop.errors import WorldloopError
 from worldloop.interfaces import InitialStateSource, Simulator
 from worldloop.randomness import make_row_keys
 from worldloop.sim import maniskill
 from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator, maniskill_spec
-from worldloop.sim.scripted import SCRIPTED_VARIANTS, make_scripted_policy
 from worldloop.sim.tasks import CUBE_XYZ, GOAL_XYZ
-from worldloop.types import WorldloopError
+from worldloop.sim.variants import SCRIPTED_VARIANTS
 
 pytest.importorskip("mani_skill")
 
@@ -38,7 +38,7 @@ def pick():
 
 
 def play(sim, state, variant, key, chunk_length, num_chunks=99):
-    policy, observation = make_scripted_policy(sim.spec, (variant,), key, chunk_length), sim.reset(state)
+    policy, observation = sim.make_scripted_policy((variant,), key, chunk_length), sim.reset(state)
     steps, actions = [], []
     while len(steps) < num_chunks and not (steps and bool(steps[-1].done)):
         actions.append(policy.act(observation, None).actions)

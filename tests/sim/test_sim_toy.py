@@ -1,19 +1,17 @@
 """The chunk rules every simulator of ours shares, shown on the toy, and the toy itself."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from worldloop.interfaces import InitialStateSource, Simulator
 from worldloop.randomness import make_row_keys
-from worldloop.sim.scripted import SCRIPTED_VARIANTS, make_scripted_policy
 from worldloop.sim.toy import ToyConfig, ToySimulator
+from worldloop.sim.variants import SCRIPTED_VARIANTS
 from worldloop.types import ChunkStep, InitialStates
 
 
 def play(sim: ToySimulator, states: torch.Tensor, variants: tuple[str, ...], keys: torch.Tensor, chunk: int = 4):
-    policy, observation, steps = make_scripted_policy(sim.spec, variants, keys, chunk), sim.reset(states), []
+    policy, observation, steps = sim.make_scripted_policy(variants, keys, chunk), sim.reset(states), []
     for _ in range(-(-sim.spec.max_episode_steps // chunk)):
         steps.append(sim.step_chunk(policy.act(observation, None).actions))
         observation = steps[-1].observation
@@ -210,9 +208,6 @@ def test_variants_give_success_near_success_and_failure() -> None:
     assert 0 < success["late"] < 64
 
 
-def test_unknown_variant_and_task_are_named() -> None:
-    spec = ToySimulator(ToyConfig()).spec
+def test_an_unknown_variant_is_named() -> None:
     with pytest.raises(ValueError, match="sideways"):
-        make_scripted_policy(spec, ("sideways",), make_row_keys(1), 4)
-    with pytest.raises(ValueError, match="NoTask"):
-        make_scripted_policy(dataclasses.replace(spec, task="NoTask"), ("expert",), make_row_keys(1), 4)
+        ToySimulator(ToyConfig()).make_scripted_policy(("sideways",), make_row_keys(1), 4)

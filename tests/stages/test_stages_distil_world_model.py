@@ -10,12 +10,13 @@ import torch
 
 from worldloop import build
 from worldloop.config import load_config
+from worldloop.errors import WorldloopError
 from worldloop.loop import list_stages, run_loop
 from worldloop.open_loop import Branches
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.stages.distil_world_model import DistilWorldModelConfig, compare, find_loss
 from worldloop.stages.held_out import OpenLoop
-from worldloop.types import Clip, WorldloopError
+from worldloop.types import Clip
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 LIMITS = DistilWorldModelConfig(num_steps=1, max_auc_loss=0.02, max_psnr_loss_db=0.5)

@@ -8,7 +8,7 @@ import pytest
 
 import worldloop.loop as loop
 from worldloop.config import load_config
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 CUTS = (("clone_policy", "step", 40), ("fit_world_model", "step", 50), ("improve_policy", "update", 3))

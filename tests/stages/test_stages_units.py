@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from worldloop.config import load_config
+from worldloop.errors import WorldloopError
 from worldloop.imagination import Calibration
 from worldloop.loop import advance, list_stages
 from worldloop.metrics.video import compute_psnr
@@ -24,7 +25,7 @@ from worldloop.stages.held_out import OpenLoop
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
 from worldloop.stages.state import LoopState
-from worldloop.types import ActionChunk, ChunkStep, Clip, Observation, WorldloopError
+from worldloop.types import ActionChunk, ChunkStep, Clip, Observation
 from worldloop.workers import Workers
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"

@@ -251,7 +251,7 @@ def test_the_stage_ends_with_the_same_weights(runs: Any, stage: str) -> None:
 
 
 def test_microbatches_have_to_fit(tmp_path: Path) -> None:
-    from worldloop.types import WorldloopError
+    from worldloop.errors import WorldloopError
 
     path = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
     for overrides, message in (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 from worldloop.world_model.config import CosmosConfig
 from worldloop.world_model.cosmos import CLEAN_TIME, CosmosDenoiser, rotate
 from worldloop.world_model.denoiser import Conditioning

@@ -1,13 +1,15 @@
+import copy
 import dataclasses
 
 import pytest
 import torch
 from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
+from worldloop.errors import WorldloopError
 from worldloop.interfaces import WorldModelOutput
 from worldloop.networks.ema import EmaWeights
-from worldloop.types import Observation, WorldloopError
-from worldloop.world_model.config import WorldModelConfig
+from worldloop.types import Observation
+from worldloop.world_model.config import CosmosConfig, WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.self_rollout import SelfRolloutPool
 
@@ -289,6 +291,21 @@ def test_bf16_runs_close_to_fp32(trained: VideoWorldModel) -> None:
     difference = low.imagine(state, actions)[1].frames.float() - trained.imagine(state, actions)[1].frames.float()
     assert difference.abs().mean() < 3
     low.train()(data.load(torch.tensor([[0, 0]]), 1), torch.Generator().manual_seed(0)).loss.backward()
+
+
+@pytest.mark.parametrize("denoiser", ["hybrid", "cosmos"])
+def test_weights_that_are_cast_for_good_imagine_the_same(denoiser: str) -> None:
+    cosmos = CosmosConfig(patch=4, num_layers=2, num_heads=2, head_dim=16, adaln_lora_dim=8)
+    config = dataclasses.replace(tiny_config(), denoiser=denoiser, cosmos=cosmos, precision="bf16")
+    data, model = ToyEpisodes(4), make_model(config)
+    settled = copy.deepcopy(model).for_imagination()
+    assert any(p.dtype == torch.bfloat16 for p in settled.parameters())
+    chunks = [
+        m.imagine(m.start(data.first_observation(4), torch.arange(4)), full_chunk(data, 4))[1] for m in (model, settled)
+    ]
+    assert torch.equal(chunks[0].frames, chunks[1].frames)
+    assert torch.equal(chunks[0].success_logit, chunks[1].success_logit)
+    assert torch.equal(chunks[0].proprio, chunks[1].proprio)
 
 
 def test_mistakes_are_named() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
+from worldloop.errors import WorldloopError
 from worldloop.networks import flow
-from worldloop.types import WorldloopError
 from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import HybridConfig, SelfRolloutConfig, WorldModelConfig

@@ -9,7 +9,7 @@ import torch
 from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
 from worldloop import build
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 from worldloop.world_model.config import CosmosConfig, WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.pretrained import WanCodec, read_cosmos_config

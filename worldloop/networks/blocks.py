@@ -6,6 +6,8 @@ backward pass of `scaled_dot_product_attention` in bfloat16 is several times slo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,6 +44,14 @@ def fold_patches(x: Tensor, patch: int) -> Tensor:
     B, C, h, w = x.shape
     cells = x.reshape(B, C, h // patch, patch, w // patch, patch)
     return cells.permute(0, 1, 3, 5, 2, 4).reshape(B, C * patch**2, h // patch, w // patch)
+
+
+def join_channels(images: Sequence[Tensor]) -> Tensor:
+    """[B, C_i, h, w] -> [B, sum C_i, h, w], in the precision of what follows: cast before moving memory about."""
+    device = images[0].device.type
+    if torch.is_autocast_enabled(device):
+        images = [image.to(torch.get_autocast_dtype(device)) for image in images]
+    return torch.cat(list(images), dim=1)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

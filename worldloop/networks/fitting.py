@@ -23,7 +23,8 @@ def minimise(
     arXiv:1708.07120).
     """
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
+    rise = 0.1 if num_steps != 10 else 0.2  # torch divides by zero where the rise would end with the first step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=rise)
     for _ in range(num_steps):
         loss = compute_loss()
         optimizer.zero_grad()

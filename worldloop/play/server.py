@@ -27,8 +27,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from worldloop.errors import WorldloopError
 from worldloop.play.session import PlaySession
-from worldloop.types import WorldloopError
 
 PAGE = Path(__file__).with_name("page.html")
 TOKEN_HEADER = "X-Worldloop-Token"

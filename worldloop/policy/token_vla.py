@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldloop import images, randomness
+from worldloop.errors import WorldloopError
 from worldloop.interfaces import Metrics
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.policy.action_bins import ActionBins
 from worldloop.policy.image_stem import ImageStem
 from worldloop.tensors import check_shape
-from worldloop.types import ActionChunk, ImitationBatch, Normalisation, Observation, SimulatorSpec, WorldloopError
+from worldloop.types import ActionChunk, ImitationBatch, Normalisation, Observation, SimulatorSpec
 
 
 @dataclass(frozen=True)

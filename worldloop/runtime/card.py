@@ -16,9 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from worldloop.errors import WorldloopError
 from worldloop.files import hash_file, read_json, to_json, write_file
 from worldloop.imagination import Calibration
-from worldloop.types import Observation, WorldloopError
+from worldloop.types import Observation
 
 CARD_SCHEMA_VERSION = 1
 _REMEDY = "check the world model again, or restore its directory from a copy"

@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldloop.errors import WorldloopError
 from worldloop.files import hash_file, read_json, to_json, whole_directory
-from worldloop.types import Landmark, Normalisation, SimulatorSpec, WorldloopError
+from worldloop.tensors import load_trained
+from worldloop.types import Landmark, Normalisation, SimulatorSpec
 
 CHECKPOINT_SCHEMA_VERSION = 1
 _PREFIX = "normalisation."
@@ -102,9 +104,7 @@ def load_weights(
     What is ``frozen`` stays as the module has it: a checkpoint does not store it.
     """
     try:
-        missing, unexpected = module.load_state_dict(checkpoint.weights, strict=False)
-        if unexpected or set(missing) - frozen:
-            raise RuntimeError(f"missing {sorted(set(missing) - frozen)[:3]}, unexpected {unexpected[:3]}")
+        load_trained(module, checkpoint.weights, frozen)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise WorldloopError(f"checkpoint {directory} does not fit its architecture: {first}") from error

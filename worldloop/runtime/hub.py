@@ -11,10 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from worldloop.errors import WorldloopError, first_line
 from worldloop.files import read_json, whole_directory
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import CHECKPOINT_SCHEMA_VERSION
-from worldloop.types import WorldloopError, first_line
 
 FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -130,5 +130,6 @@ def _format(value: Any, unit: str) -> str:
     if isinstance(value, dict):
         if value.get("value") is None:
             return "-"
-        return f"{value['value']:.{digits}f}{unit} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+        text = f"{value['value']:.{digits}f}{unit}"
+        return text if value["low"] is None else f"{text} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
     return f"{value:.{digits}f}{unit}"

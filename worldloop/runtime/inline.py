@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from worldloop.errors import WorldloopError
 from worldloop.runtime.progress import Display
-from worldloop.types import WorldloopError
 
 SIMULATOR_DIED = (
     "a simulator's process died again and again on the same block (killed, or out of memory); "

@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from worldloop.errors import WorldloopError
 from worldloop.runtime.inline import SIMULATOR_DIED
 from worldloop.runtime.progress import Display, RemoteDisplay, replay
 from worldloop.runtime.ray_train import Coordinator, TrainingGroup, run_alone
-from worldloop.types import WorldloopError
 
 POLL_INTERVAL_S = 0.5
 WAIT_S = 15.0  # for an actor that is being started again, before a person is told

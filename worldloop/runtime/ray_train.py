@@ -2,9 +2,9 @@
 
 Ray Train places the workers, sets up their `torch.distributed` process group, and starts all of them again when one
 dies; that takes it half a minute, so the group is kept from stage to stage, and begins to start with the run. A
-training stage runs on every worker, see `worldloop.workers` for what they add up and who writes; any other stage runs on
-the first alone, or beside the driver as long as there is no group. Begun again, a stage goes on from what it has kept,
-see `worldloop.stages.partial`.
+training stage runs on every worker, see `worldloop.workers` for what they add up and who writes; any other stage runs
+on the first alone, or beside the driver as long as there is no group. Begun again, a stage goes on from what it has
+kept, see `worldloop.stages.partial`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from worldloop.errors import WorldloopError, first_line
 from worldloop.runtime.progress import Display, RemoteDisplay, SilentDisplay
-from worldloop.types import WorldloopError
 
 BACKEND = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 SHOW_INTERVAL_S = 0.5
+MAX_REASON = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Coordinator:
         self._number = 0
         self._starts = 0  # of the group, within the task's time: the one that runs already counts as the first
         self._is_up = False
+        self._reason = ""  # what a worker said of its death, if it could
         self._value: Any = None
         self._server: threading.Thread | None = None
 
@@ -106,12 +108,13 @@ class Coordinator:
                 return
             self._starts += 1
             if self._starts > 1:
-                self._display.log(f"  a worker died; attempt {self._starts} of {self._group.max_retries + 1}")
+                said = f" ({self._reason})" if self._reason else ""
+                self._display.log(f"  a worker died{said}; attempt {self._starts} of {self._group.max_retries + 1}")
             if self._starts > self._group.max_retries + 1:
                 self._end(
                     WorldloopError(
-                        f"training workers died {self._starts - 1} times in one stage (killed, or out of memory); run "
-                        "again: it resumes"
+                        f"training workers died {self._starts - 1} times in one stage "
+                        f"({self._reason or 'killed, or out of memory'}); run again: it resumes"
                     )
                 )
 
@@ -122,6 +125,11 @@ class Coordinator:
                 self._is_up = False
             if self._task is not None and self._task.number == number:
                 self._end(value)
+
+    def explain(self, reason: str) -> None:
+        """From a worker that ends by an error: its own, or that of losing another worker."""
+        with self._changed:
+            self._reason = reason
 
     def show(self, events: list[tuple[str, tuple[Any, ...]]]) -> None:
         """From the first worker: what it shows."""
@@ -143,7 +151,7 @@ class Coordinator:
             _run_group(self._group)
             reason = "its workers ended"
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:MAX_REASON]
         with self._changed:
             self._is_up, self._server = False, None
             self._end(WorldloopError(f"Ray Train gave up: {reason}"))
@@ -224,6 +232,11 @@ def _work(config: dict[str, Any]) -> None:
             except WorldloopError as error:
                 ray.get(coordinator.deliver.remote(task.number, error))
                 raise  # the others may be waiting for this worker: all of them begin anew
+            except RayActorError:
+                raise
+            except Exception as error:
+                coordinator.explain.remote(f"{type(error).__name__}: {first_line(error)}"[:MAX_REASON])
+                raise
             done = task.number
             if rank == 0:
                 display.send()

@@ -24,9 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from yaml import YAMLError
 
+from worldloop.errors import WorldloopError, first_line
 from worldloop.files import malformed, read_json, to_json, write_file
 from worldloop.stages.state import STATE_SCHEMA_VERSION, LoopState
-from worldloop.types import InitialStates, Split, WorldloopError, first_line
+from worldloop.types import InitialStates, Split
 
 RESULTS_SCHEMA_VERSION = 1
 _TIMING = {"iteration": int, "stage": str, "seconds": int | float, "peak_memory_mib": int | float, "finished": str}

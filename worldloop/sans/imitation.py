@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from worldloop.context_frames import NUM_CONTEXT_FRAMES
+from worldloop.errors import WorldloopError
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import make_observation
-from worldloop.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split, WorldloopError
+from worldloop.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split
 
 
 @dataclass(frozen=True)

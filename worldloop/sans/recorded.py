@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldloop.errors import WorldloopError, first_line
 from worldloop.images import resize
 from worldloop.randomness import derive_seed
 from worldloop.sans.labels import read_labels
 from worldloop.sans.lerobot_format import IMAGE_PREFIX, require_data_extra
-from worldloop.types import Episode, EpisodeMeta, SimulatorSpec, Split, WorldloopError, first_line
+from worldloop.types import Episode, EpisodeMeta, SimulatorSpec, Split
 
 VARIANT = "recorded"
 _MIN_WIDTH = 1e-3  # of an action's range, so that an action that was never moved can still be normalised
@@ -193,7 +194,7 @@ def _make_episode(
         T = min(T, F * s)
     row = np.minimum(np.arange(F + 1) * s, T)
     step = np.arange(F * s).reshape(F, s)
-    actions = np.where(step[..., None] < T, action[np.minimum(step, T)], 0).astype(np.float32)
+    actions = action[np.minimum(step, T - 1)].astype(np.float32)  # held where there are none: 0 may be a place to go
     began = len(step.reshape(-1)) if first_success is None else first_success
     success = step >= began
     pictures = _read_pictures(dataset, recording.camera, recording.rows[number, 0] + row, spec.image_size)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from worldloop.errors import WorldloopError, first_line
 from worldloop.files import hash_file, read_json, to_json, whole_directory
 from worldloop.sans.lerobot_format import (
     IMAGE_PREFIX,
@@ -29,7 +30,7 @@ from worldloop.sans.lerobot_format import (
     vector_feature,
 )
 from worldloop.tensors import check_dtype
-from worldloop.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec, WorldloopError, first_line
+from worldloop.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec
 
 SHARD_SCHEMA_VERSION = 1
 MANIFEST = "worldloop.json"

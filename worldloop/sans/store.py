@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from worldloop.errors import WorldloopError
 from worldloop.files import check_name, malformed, read_json, to_json, whole_directory, write_file
 from worldloop.sans.cache import CachePart, VersionCache, ensure_part, part_directory
 from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
@@ -28,7 +29,7 @@ from worldloop.sans.shard import (
     verify_shard,
     write_shard,
 )
-from worldloop.types import Episode, EpisodeMeta, Normalisation, SimulatorSpec, WorldloopError
+from worldloop.types import Episode, EpisodeMeta, Normalisation, SimulatorSpec
 
 VERSION_SCHEMA_VERSION = 1
 _SUMMARY_KEYS = ("task", "source", "variant", "outcome", "split", "iteration")
@@ -98,8 +99,9 @@ class SansStore:
     def append(self, episodes: Sequence[Episode], name: str, spec: SimulatorSpec | None = None) -> ShardRef:
         """Store ``episodes`` as the shard ``name``; ``spec`` supplies the action and proprio names.
 
-        Repeating an append with the same episodes gives the same shard (a damaged one is written again); other
-        episodes under an existing name, evaluation episodes and an empty list raise ``WorldloopError``.
+        Repeating an append with the same episodes gives the same shard; one that is damaged, or that no version has
+        taken in, is written again. Other episodes under the name of a version's shard, evaluation episodes and an
+        empty list raise ``WorldloopError``.
         """
         check_name("shard", name)
         episodes = list(episodes)
@@ -121,9 +123,13 @@ class SansStore:
 
     def _reusable(self, directory: Path, episodes: list[Episode]) -> ShardRef | None:
         if read_manifest(directory)["content_sha256"] != hash_episodes(episodes):
+            known = ((name, self.version(name).shards) for name in self.list_versions())
+            using = [name for name, refs in known if directory.name in {ref.name for ref in refs}]
+            if not using:  # left by a stage that was killed; a simulator on a GPU may not repeat itself bit by bit
+                return None
             raise WorldloopError(
-                f"shard {directory.name!r} already exists with other episodes and shards never change: use another "
-                "name, or delete its directory if no version uses it"
+                f"shard {directory.name!r} already exists with other episodes, in version {using[0]}, and shards never "
+                "change: use another name"
             )
         return shard_ref(directory) if find_damage(directory, None) is None else None
 

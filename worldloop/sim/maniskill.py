@@ -17,8 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from worldloop.errors import WorldloopError
 from worldloop.randomness import derive_seed
 from worldloop.sim.chunks import ChunkedSimulator, Measurement
+from worldloop.sim.scripted_lift import LiftScriptedPolicy
+from worldloop.sim.scripted_slide import SlideScriptedPolicy
 from worldloop.sim.tasks import (
     CUBE_XYZ,
     GOAL_XYZ,
@@ -29,7 +32,8 @@ from worldloop.sim.tasks import (
     TASKS,
     compute_distance_m,
 )
-from worldloop.types import InitialStates, Landmark, SimulatorSpec, Split, WorldloopError
+from worldloop.sim.variants import draw_variant_parameters
+from worldloop.types import InitialStates, Landmark, SimulatorSpec, Split
 
 CONTROL_MODE = "pd_ee_delta_pos"
 CONTROL_HZ = 20.0
@@ -127,7 +131,7 @@ def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
 
 
 class ManiSkillSimulator(ChunkedSimulator):
-    """One ManiSkill task as `Simulator` and `InitialStateSource`.
+    """One ManiSkill task as `Simulator`, `InitialStateSource` and `ScriptedSource`.
 
     Proprio f32 [B, 25]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4. ``sim_state``
     f32 [B, 71]: see `worldloop.sim.tasks`. A restart at an episode's start is bit-equal on the CPU; mid-episode it
@@ -166,6 +170,15 @@ class ManiSkillSimulator(ChunkedSimulator):
             states[row, :MANISKILL_STATE_DIM] = self._drawing_env.get_state()[0]
         ids = tuple(f"{self.spec.task}/{split}/{seed}-{i:06d}" for i in numbers)
         return InitialStates(split, ids, states)
+
+    def make_scripted_policy(
+        self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
+    ) -> SlideScriptedPolicy | LiftScriptedPolicy:
+        """See `ScriptedSource`; the variants are `SCRIPTED_VARIANTS`."""
+        parameters = draw_variant_parameters(variants, row_keys)
+        if self._task.kind == "lift":
+            return LiftScriptedPolicy(parameters, chunk_length)
+        return SlideScriptedPolicy(self._task, parameters, chunk_length)
 
     def close(self) -> None:
         """Free the scenes; the simulator cannot be used afterwards."""

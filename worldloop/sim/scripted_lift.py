@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldloop.interfaces import Metrics
 from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, GOAL_XYZ, STEP_M, TCP_IN_PROPRIO
 from worldloop.sim.variants import VariantParameters, smooth_noise
-from worldloop.types import ActionChunk, ImitationBatch, Observation
+from worldloop.types import ActionChunk, Observation
 
 ABOVE_M = 0.08  # tcp above the cube before it goes down
 GRASP_STEPS = 4  # environment steps that closing the fingers takes
@@ -60,12 +59,6 @@ class LiftScriptedPolicy:
             tcp = tcp + STEP_M * delta
             actions.append(torch.cat([delta, gripper[:, None]], dim=1))
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
-
-    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
-        raise TypeError("a scripted policy has no log-probabilities")
-
-    def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
-        raise TypeError("a scripted policy does not learn")
 
     def _plan(self, tcp: Tensor, cube: Tensor, goal: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Motion f32 [B, 3] towards the present phase's target and gripper command [B], after advancing the phase."""

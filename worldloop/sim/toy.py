@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldloop.interfaces import Metrics
 from worldloop.randomness import derive_seed, make_generator
 from worldloop.sim.chunks import ChunkedSimulator, Measurement
-from worldloop.sim.variants import VariantParameters, smooth_noise
-from worldloop.types import ActionChunk, ImitationBatch, InitialStates, Landmark, Observation, SimulatorSpec, Split
+from worldloop.sim.variants import VariantParameters, draw_variant_parameters, smooth_noise
+from worldloop.types import ActionChunk, InitialStates, Landmark, Observation, SimulatorSpec, Split
 
 TOY_TASK = "ToyPush-v1"
 METRES_PER_UNIT = 0.1
@@ -77,7 +76,7 @@ def toy_spec(config: ToyConfig) -> SimulatorSpec:
 
 
 class ToySimulator(ChunkedSimulator):
-    """`Simulator` and `InitialStateSource` of ToyPush-v1."""
+    """`Simulator`, `InitialStateSource` and `ScriptedSource` of ToyPush-v1."""
 
     state_dim = _STATE_DIM
 
@@ -101,6 +100,10 @@ class ToySimulator(ChunkedSimulator):
             states[row, 6:8] = block + torch.tensor([_WAY + _GOAL_RADIUS, 0.0])
         ids = tuple(f"{TOY_TASK}/{split}/{seed}-{i:06d}" for i in numbers)
         return InitialStates(split, ids, states)
+
+    def make_scripted_policy(self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int) -> ToyScriptedPolicy:
+        """See `ScriptedSource`; the variants are `SCRIPTED_VARIANTS`."""
+        return ToyScriptedPolicy(draw_variant_parameters(variants, row_keys), chunk_length)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -165,12 +168,6 @@ class ToyScriptedPolicy:
             agent = (agent + _STEP * delta).clamp(-1, 1)
             actions.append(delta)
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
-
-    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
-        raise TypeError("a scripted policy has no log-probabilities")
-
-    def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
-        raise TypeError("a scripted policy does not learn")
 
     def _plan(self, agent: Tensor, start: Tensor, step: Tensor) -> Tensor:
         """Get onto the line behind the block, then along it; ``too_high`` and ``far`` keep off the block."""

@@ -84,7 +84,7 @@ class CheckWorldModelConfig:
 
 def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> LoopState:
     """Calibrate on all validation episodes; record alignment, fidelity and state error by source."""
-    world_model = context.load_world_model(state.world_model).to(context.device).eval()
+    world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
     dataset = open_clips(context, state.dataset, "validation")
     index = {name: dataset.episode_index(source=s)[-config.max_episodes :] for name, s in SOURCES.items()}
     probe, threshold = None, 0.0
@@ -154,7 +154,8 @@ def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context)
         )
     some = torch.from_numpy(episodes[:: max(1, len(episodes) // 200)])
     clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), int(cache.num_steps[some.numpy()].max()))
-    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip)
+    after = context.spec.frames_after_success
+    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip, frames_after_success=after)
     success = truth.succeeds.numpy()
     if success.all() or not success.any():
         return probe, 0.0
@@ -260,7 +261,9 @@ def describe(alignment: dict[str, Any]) -> str:
     parts = []
     for name in ("auc", "balanced_accuracy"):
         score = alignment[name]
-        text = "-" if score is None else f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})"
+        text = "-" if score is None or score["value"] is None else f"{score['value']:.3f}"
+        if text != "-" and score["low"] is not None:  # of a few episodes hardly any resample may have both outcomes
+            text += f" ({score['low']:.3f}-{score['high']:.3f})"
         parts.append(f"{name.replace('_', ' ')} {text}")
     return ", ".join([*parts, f"n {alignment['n']}"])
 

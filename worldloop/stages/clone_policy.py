@@ -46,8 +46,9 @@ def imitate(state: LoopState, config: ClonePolicyConfig, context: Context, selec
     version = context.store.version(state.dataset)
     dataset = ImitationDataset(open_cache(context, state.dataset), select, context.spec.camera)
     seed = derive_seed(context.seed, state.iteration, "clone_policy")
-    policy = context.new_policy(version.normalisation, seed).to(context.device).train()
-    policy.fit_image_statistics(dataset.images())
+    policy = context.new_policy(version.normalisation, seed)
+    policy.fit_image_statistics(dataset.images())  # before it moves: all frames at once
+    policy = policy.to(context.device).train()
     optimisation = Optimisation(
         policy.parameters(),
         learning_rate=config.learning_rate,

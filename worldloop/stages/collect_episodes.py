@@ -88,7 +88,7 @@ def find_uncertain_states(
     episodes = torch.tensor(list(ids.values()))
     policy = context.load_policy(state.policy).to(context.device).eval()
     policy.temperature = config.temperature
-    world_model = context.load_world_model(state.world_model).to(context.device).eval()
+    world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
     calibration = Calibration(**(state.calibration or {}))
     lowest: list[Tensor] = []
     with context.progress(len(episodes), "imagined episode") as progress:

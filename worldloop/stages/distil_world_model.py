@@ -56,7 +56,7 @@ def run(
     context: Context,
 ) -> LoopState:
     """Train a student of ``state.teacher``; ``state.world_model`` is the student if it is as good, else the teacher."""
-    teacher = context.load_world_model(state.teacher).to(context.device).eval()
+    teacher = context.load_world_model(state.teacher).to(context.device).for_imagination()
     student = context.load_world_model(state.teacher).to(context.device).train()
     student.config = replace(student.config, num_sampler_steps=config.num_sampler_steps)
     dataset = open_clips(context, state.dataset, "train")
@@ -82,7 +82,7 @@ def run(
             if len(episodes):
                 results[name] = imagine_episodes(model, held_out, episodes, config.batch_size, context)
     figures = compare(*judged)
-    lost = find_loss(figures, config)
+    lost = context.workers.gather(find_loss(figures, config))[0]  # rounding must not part the workers
     figures |= {"accepted": not lost, "num_sampler_steps": config.num_sampler_steps}
     context.log(f"student of {config.num_sampler_steps} steps: " + (f"refused, {lost}" if lost else describe(figures)))
     state = replace(state, world_model_steps=state.world_model_steps + config.num_steps).record(distillation=figures)

@@ -81,7 +81,8 @@ def first_observation(episodes: list[Episode], camera: str) -> Observation:
 
 def imagine_success(state: LoopState, context: Context, episodes: list[Episode]) -> tuple[bool, ...]:
     """Greedy imagined success of ``state.policy`` from the first observations of ``episodes``."""
-    policy, world_model = context.load_policy(state.policy), context.load_world_model(state.world_model)
+    policy = context.load_policy(state.policy).to(context.device)
+    world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
     calibration = Calibration(**(state.calibration or {}))
     success: list[bool] = []
     for first in range(0, len(episodes), 100):

@@ -23,7 +23,7 @@ from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.microbatches import add_metrics, make_generators, sum_metrics
 from worldloop.stages.optimisation import Optimisation
-from worldloop.stages.partial import Kept, KeptGenerator, PartialStage, drop_partial, has_partial
+from worldloop.stages.partial import Kept, KeptGenerator, KeptModule, PartialStage, drop_partial, has_partial
 from worldloop.stages.state import LoopState
 from worldloop.types import Clip
 from worldloop.world_model.self_rollout import SelfRolloutPool
@@ -158,7 +158,7 @@ def train(
     kept = PartialStage(
         context,
         name,
-        {"model": model, "ema": ema, "optimisation": optimisation},
+        {"model": KeptModule(model), "ema": ema, "optimisation": optimisation},
         {number: part.kept() for number, part in parts.items()},
     )
     done = kept.resume()

@@ -143,7 +143,7 @@ class _Improvement:
         for model in (self.policy, self.reference):
             model.temperature = config.temperature
         self.averaged = EmaWeights(self.policy, config.ema_decay)
-        self.world_model = context.load_world_model(state.world_model).to(context.device).eval()
+        self.world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
         self.calibration = Calibration(**(state.calibration or {}))
         self.dataset = open_clips(context, state.dataset, "train")
         self.episodes = self.dataset.episode_index()

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from worldloop.errors import WorldloopError
 from worldloop.sharding import gather, share_like
-from worldloop.types import WorldloopError
 from worldloop.workers import Workers
 
 PRECISIONS = ("fp32", "bf16")

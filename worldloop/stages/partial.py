@@ -18,13 +18,13 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
+from worldloop.errors import WorldloopError
 from worldloop.files import disk_errors, hash_file, malformed, read_json, to_json, write_file
 from worldloop.sharding import gather, share_like
 from worldloop.stages.context import Context
-from worldloop.tensors import prefix, strip
-from worldloop.types import WorldloopError
+from worldloop.tensors import load_trained, prefix, strip
 
 PARTIAL_SCHEMA_VERSION = 1
 
@@ -48,6 +48,20 @@ class KeptGenerator:
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.generator.set_state(tensors["state"])
+
+
+class KeptModule:
+    """What of a module is trained; the rest is as it was loaded."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.module.state_dict().items() if name not in self.frozen}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        load_trained(self.module, tensors, self.frozen)
 
 
 class PartialStage:

@@ -13,7 +13,7 @@ from worldloop.stages.simulate import choose_split, make_jobs, run_jobs
 from worldloop.stages.state import LoopState
 from worldloop.types import Split
 
-FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")
+FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")  # of those that are recorded at all
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,15 @@ class SeedDatasetConfig:
     def num_episodes(self) -> int:
         return sum(self.episodes.values())
 
+    @property
+    def forked_variants(self) -> tuple[str, ...]:
+        return tuple(variant for variant in FORKED_VARIANTS if variant in self.episodes)
+
 
 def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopState:
     """Record the scripted episodes as the first shard and freeze the normalisation with it."""
     states = context.initial_states("train", config.num_episodes + config.forked_states)
-    forks = [i for i in range(config.num_episodes, len(states)) for _ in FORKED_VARIANTS]
+    forks = [i for i in range(config.num_episodes, len(states)) for _ in config.forked_variants]
     names = [name for name, count in config.episodes.items() for _ in range(count)]
     order = torch.randperm(len(names), generator=make_generator(context.seed, 0, "seed_dataset/order"))
     variants = tuple(names[i] for i in order.tolist())
@@ -60,7 +64,7 @@ def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopSt
         purpose="seed_dataset",
         iteration=0,
         splits=tuple(splits),
-        variants=(*variants, *FORKED_VARIANTS * config.forked_states),
+        variants=(*variants, *config.forked_variants * config.forked_states),
     )
     episodes = run_jobs(context, jobs)
     shard = context.store.append(episodes, "000-scripted", context.spec)

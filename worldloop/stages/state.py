@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from worldloop.types import WorldloopError
+from worldloop.errors import WorldloopError
 
 STATE_SCHEMA_VERSION = 1
 

@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.context_frames import NUM_CONTEXT_FRAMES, shift_frames
-from worldloop.networks.blocks import FilmResBlock, PatchProjection, TransformerBlock, fold_patches, make_mlp
+from worldloop.errors import WorldloopError
+from worldloop.networks.blocks import (
+    FilmResBlock,
+    PatchProjection,
+    TransformerBlock,
+    fold_patches,
+    join_channels,
+    make_mlp,
+)
 from worldloop.networks.embeddings import PoseMaps, embed_time
-from worldloop.types import WorldloopError
 from worldloop.world_model.config import HybridConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
@@ -99,7 +106,7 @@ class HybridDenoiser(nn.Module):
         background = self.background.to(now).expand_as(now)
         # at t = 0 the noise tells nothing and would only have to be ignored
         informative = noisy[:, 0] * t[:, None, None, None]
-        image = self._join([informative, now, now - previous, first, background])
+        image = join_channels([informative, now, now - previous, first, background])
         condition = self.condition(
             torch.cat(
                 [
@@ -115,7 +122,7 @@ class HybridDenoiser(nn.Module):
         x = self.stem(fold_patches(image, self.patch)) + self.position
         if self.poses is not None:
             maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
-            x = x + self.draw(torch.cat(maps, dim=1))
+            x = x + self.draw(join_channels(maps))
         for block in self.down_blocks:
             x = block(x, condition)
         tokens = self._transform(x, condition, conditioning)
@@ -130,13 +137,6 @@ class HybridDenoiser(nn.Module):
         for i, source in enumerate((first, background, painted[:, : self.channels]), start=1):
             data = torch.addcmul(data, choice[:, i : i + 1], source)
         return DenoiserOutput(data[:, None], tokens[:, None])
-
-    def _join(self, images: list[Tensor]) -> Tensor:
-        """Along channels, in the precision of what follows: cast before moving memory about."""
-        device = images[0].device.type
-        if torch.is_autocast_enabled(device):
-            images = [image.to(torch.get_autocast_dtype(device)) for image in images]
-        return torch.cat(images, dim=1)
 
     def _transform(self, x: Tensor, condition: Tensor, conditioning: Conditioning) -> Tensor:
         """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer, the reward token first."""

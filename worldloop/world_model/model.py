@@ -8,6 +8,7 @@ call, s actions per frame, S proprio, A action, H = M s actions of a chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from worldloop import images
 from worldloop.context_frames import fill_context, shift_frames
+from worldloop.errors import WorldloopError
 from worldloop.interfaces import ImaginedChunk, Metrics, WorldModelOutput
 from worldloop.networks import flow
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.randomness import row_normal
-from worldloop.types import Clip, Normalisation, Observation, SimulatorSpec, WorldloopError
+from worldloop.types import Clip, Normalisation, Observation, SimulatorSpec
 from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import WorldModelConfig
@@ -115,6 +117,18 @@ class VideoWorldModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.proprio_mean.device
+
+    def for_imagination(self) -> Self:
+        """This model with nothing to train and, where autocast would cast weights at every call, those cast for good.
+
+        It imagines bit for bit what it did before; it is not to be trained or saved any more.
+        """
+        if self.config.precision == "bf16":
+            for part in (self.denoiser, self.proprio_head, self.success_head, self.error_head):
+                for module in part.modules():
+                    if type(module) in (nn.Linear, nn.Conv2d):  # what derives from them may compute with its weights
+                        module.to(torch.bfloat16)
+        return self.eval().requires_grad_(False)
 
     def forward(
         self, clip: Clip, generator: torch.Generator, teacher: VideoWorldModel | None = None

@@ -1,4 +1,4 @@
-"""Scripted experts for the cube tasks, from privileged poses, and `make_scripted_policy` for every simulator.
+"""The scripted expert of sliding tasks (push, pull) and its perturbations, from privileged poses.
 
 The arm moves as a person would: above the table to behind the cube, down, then straight through it to the goal.
 It plans a whole chunk open loop by integrating its own commands (`pd_ee_delta_pos`: an action of 1 commands 0.1 m,
@@ -10,12 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldloop.interfaces import Metrics
-from worldloop.sim.scripted_lift import LiftScriptedPolicy
-from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, GOAL_XYZ, STEP_M, TASKS, TCP_IN_PROPRIO, ManiSkillTask
-from worldloop.sim.toy import TOY_TASK, ToyScriptedPolicy
-from worldloop.sim.variants import SCRIPTED_VARIANTS, VariantParameters, draw_variant_parameters, smooth_noise
-from worldloop.types import ActionChunk, ImitationBatch, Observation, SimulatorSpec
+from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, GOAL_XYZ, STEP_M, TCP_IN_PROPRIO, ManiSkillTask
+from worldloop.sim.variants import VariantParameters, smooth_noise
+from worldloop.types import ActionChunk, Observation
 
 TRAVEL_Z_M = 0.085  # tcp height while moving above the table
 PUSH_Z_M = 0.02  # tcp height while pushing, the cube's middle
@@ -58,12 +55,6 @@ class SlideScriptedPolicy:
             tcp[:, 2] = tcp[:, 2].clamp_min(0.0)
             actions.append(torch.cat([delta, torch.full((len(tcp), 1), -ACTION_LIMIT)], dim=1))
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
-
-    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
-        raise TypeError("a scripted policy has no log-probabilities")
-
-    def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
-        raise TypeError("a scripted policy does not learn")
 
     def _plan(self, tcp: Tensor, cube: Tensor, goal: Tensor, step: Tensor) -> Tensor:
         """The action f32 [B, 3] towards the present phase's target, after advancing the phase."""
@@ -113,26 +104,3 @@ class SlideScriptedPolicy:
         delta = delta.clamp(-ACTION_LIMIT, ACTION_LIMIT)
         reach = ((REACH_X_M - tcp[:, 0]) / 0.1).clamp(-0.2, ACTION_LIMIT)
         return torch.cat([torch.minimum(delta[:, :1], reach[:, None]), delta[:, 1:]], dim=1)
-
-
-def make_scripted_policy(
-    spec: SimulatorSpec, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
-) -> SlideScriptedPolicy | LiftScriptedPolicy | ToyScriptedPolicy:
-    """A policy whose row b plays ``variants[b]`` (of `SCRIPTED_VARIANTS`) with parameters from ``row_keys[b]``.
-
-    ``row_keys`` int64 [B] (`worldloop.randomness.make_row_keys`). Use a fresh policy for each rollout, with exactly
-    these B rows. ValueError for an unknown variant or a task without an expert.
-    """
-    if chunk_length < 1:
-        raise ValueError(f"chunk_length must be at least 1, got {chunk_length}")
-    parameters = draw_variant_parameters(variants, row_keys)
-    if spec.task == TOY_TASK:
-        return ToyScriptedPolicy(parameters, chunk_length)
-    if spec.task in TASKS and TASKS[spec.task].kind == "lift":
-        return LiftScriptedPolicy(parameters, chunk_length)
-    if spec.task in TASKS:
-        return SlideScriptedPolicy(TASKS[spec.task], parameters, chunk_length)
-    raise ValueError(f"no scripted expert for task {spec.task!r}; there is one for {TOY_TASK}, {', '.join(TASKS)}")
-
-
-__all__ = ["ACTION_LIMIT", "SCRIPTED_VARIANTS", "SlideScriptedPolicy", "make_scripted_policy"]

@@ -1,0 +1,146 @@
+"""Experiment 013: does the loop of `make loop` also improve the policy on PullCube-v1 and PickCube-v1?
+
+    python experiments/013_other_tasks/run.py run TASK [--seeds 0 1 2] [key=value ...]    # pullcube | pickcube
+    python experiments/013_other_tasks/run.py report [key=value ...]                      # result.json, success.png
+
+``run`` is `worldloop run configs/TASK_cpu.yaml` per seed, with one thread and one simulator process; begun again, it
+goes on. ``report`` reads the loops that have ended under run_root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloop.config import LoopConfig, load_config
+from worldloop.loop import run_loop
+from worldloop.runtime.run_directory import RunDirectory
+from worldloop.statistics import bootstrap_interval, paired_gain
+
+HERE = Path(__file__).resolve().parent
+TASKS = {"pullcube": "PullCube-v1", "pickcube": "PickCube-v1"}
+COMMON = ["runtime=inline", "resources.num_threads=1", "resources.num_simulators=1", "run_root=runs/013_other_tasks"]
+SEEDS = (0, 1, 2)
+
+
+def configure(task: str, seed: int, overrides: list[str]) -> LoopConfig:
+    changes = [*COMMON, *overrides, f"seed={seed}", f"run_name={task}-seed{seed}"]
+    return load_config(HERE.parents[1] / f"configs/{task}_cpu.yaml", changes)
+
+
+def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
+    """One loop: success by iteration and state, and what each iteration says of its world model and its candidates."""
+    success = [np.array(s) for s in directory.read_state().evaluation_success]
+    timings = directory.read_timings()
+    return {
+        "seed": seed,
+        "minutes": round(sum(t["seconds"] for t in timings) / 60, 1),
+        "success_by_state": ["".join("01"[int(x)] for x in s) for s in success],
+        "gain": [paired_gain(success[0], s).to_dict() for s in success[1:]],
+        "iterations": [describe(record) for record in directory.read_results()["iterations"]],
+    }
+
+
+def describe(record: dict[str, Any]) -> dict[str, Any]:
+    kept = {
+        key: record[key] for key in ("simulated_success", "scripted_episodes", "collected_episodes") if key in record
+    }
+    if not record.get("reward_alignment"):
+        return kept
+    alignment = record["reward_alignment"]["on_policy"]
+    kept |= {key: alignment[key] for key in ("auc", "balanced_accuracy", "n", "num_success")}
+    improvement = ("imagined_minus_simulated", "imagined_success_precision", "imagined_success_recall", "promoted")
+    kept |= {key: record[key] for key in (*improvement, "psnr_db", "num_fits") if key in record}
+    kept["validation_success"] = {Path(k).name: v for k, v in record.get("validation_success", {}).items()}
+    return kept
+
+
+def outcomes(loop: dict[str, Any], iteration: int) -> np.ndarray:
+    return np.array([int(x) for x in loop["success_by_state"][iteration]])
+
+
+def pool(loops: list[dict[str, Any]], iteration: int) -> dict[str, Any]:
+    """Success minus the clone's, over seeds and states; the interval resamples states, a state's seeds together."""
+    gains = np.stack([outcomes(loop, iteration) - outcomes(loop, 0) for loop in loops])
+    low, high = bootstrap_interval(lambda d: float(d.mean()), gains.mean(0))
+    return {
+        "gain": round(float(gains.mean()), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "by_seed": [round(float(g.mean()), 4) for g in gains],
+        "num_states": gains.shape[1],
+    }
+
+
+def report(overrides: list[str]) -> None:
+    result: dict[str, Any] = {"schema_version": 1, "tasks": {}}
+    for task, name in TASKS.items():
+        loops = []
+        for seed in SEEDS:
+            config = configure(task, seed, overrides)
+            directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+            if directory.exists and not directory.read_state().next_stage:
+                loops.append(summarise(seed, directory))
+        if loops:
+            pooled = [pool(loops, i) for i in range(1, len(loops[0]["success_by_state"]))]
+            result["tasks"][name] = {"config": f"configs/{task}_cpu.yaml", "pooled_gain": pooled, "loops": loops}
+    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, HERE / "success.png")
+    for name, values in result["tasks"].items():
+        print(name)
+        for loop in values["loops"]:
+            rates = [entry["simulated_success"]["rate"] for entry in loop["iterations"]]
+            print(f"  seed {loop['seed']}: success {rates}, {loop['minutes']} minutes")
+            for entry in loop["iterations"][1:]:
+                candidates = {k: f"{v['k']}/{v['n']}" for k, v in entry["validation_success"].items()}
+                difference = entry.get("imagined_minus_simulated")
+                print(f"    AUC {entry['auc']}; imagined minus simulated {difference}\n    validation {candidates}")
+        print(f"  pooled gain by iteration {values['pooled_gain']}")
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(8, 3.5), sharey=True)
+    for axis, (name, values) in zip(axes, result["tasks"].items(), strict=False):
+        for loop in values["loops"]:
+            rates = [entry["simulated_success"] for entry in loop["iterations"]]
+            value = [rate["rate"] for rate in rates]
+            error = [[r["rate"] - r["low"] for r in rates], [r["high"] - r["rate"] for r in rates]]
+            x = np.arange(len(rates)) + 0.04 * (loop["seed"] - 1)
+            axis.errorbar(x, value, yerr=error, capsize=2, marker="o", lw=1, label=f"seed {loop['seed']}")
+        axis.set(title=name, xlabel="iteration", ylim=(0, 1), xticks=range(3))
+        axis.set_xticklabels(["0 (clone)", "1", "2"])
+        axis.legend(loc="lower right")
+    axes[0].set_ylabel("simulated success (95 % Wilson)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("arguments", nargs="*", metavar="TASK, key=value")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    options = parser.parse_intermixed_args()
+    overrides = [a for a in options.arguments if "=" in a]
+    names = [a for a in options.arguments if "=" not in a]
+    if options.command == "report":
+        report(overrides)
+        return
+    for task in names:
+        if task not in TASKS:
+            raise SystemExit(f"unknown task {task!r}; tasks: {', '.join(TASKS)}")
+        for seed in options.seeds:
+            run_loop(configure(task, seed, overrides))
+
+
+if __name__ == "__main__":
+    main()
