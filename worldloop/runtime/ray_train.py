@@ -78,15 +78,15 @@ class Coordinator:
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
         """What the stage returns on the first worker, or the `WorldloopError` that ended it."""
-        self.begin()
-        if not (trains or self._is_up or self._group.gpus):
-            return run_alone(function, arguments, executor, self._display)
         with self._changed:
-            self._number, self._starts = self._number + 1, int(self._is_up)
-            self._task = _Task(self._number, function, arguments, executor, trains)
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._task is None)
-            return self._value
+            self.begin()  # a group that ends at once finds the task to end: it has to wait for the lock
+            if trains or self._is_up or self._group.gpus:
+                self._number, self._starts = self._number + 1, int(self._is_up)
+                self._task = _Task(self._number, function, arguments, executor, trains)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._task is None)
+                return self._value
+        return run_alone(function, arguments, executor, self._display)
 
     def take(self, rank: int, done: int) -> _Task:
         """From a worker: the next stage that it has a part in, after the one with the number ``done``."""
