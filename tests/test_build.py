@@ -64,6 +64,16 @@ def test_make_vec_gives_the_native_environment_and_a_run_means_its_latest_model(
     assert ended >= 3
 
 
+def test_the_example_in_the_readme_runs(run: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = text[text.index("    import gymnasium, worldloop.gym_env") :].split("\n\n`")[0].splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(line[4:] for line in lines).replace("runs/pushcube_cpu", str(run)), names)
+    assert 0 <= names["info"]["success_prob"] <= 1
+    assert (names["futures"].num_envs, names["envs"].num_envs) == (8, 16)
+    assert np.array_equal(names["env"].unwrapped.restore(names["moment"])["image"], names["observation"]["image"])
+
+
 def test_a_fork_of_a_real_world_model_goes_on_bit_equal(checkpoint: Path) -> None:
     env = build.make_env(checkpoint)
     env.reset(seed=0)
