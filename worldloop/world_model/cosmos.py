@@ -118,7 +118,7 @@ class CosmosDenoiser(nn.Module):
         """Keys and values of the frames ``context`` [B, K or 1, C, h, w]: all, or now; ``instruction`` is [B, E]."""
         B, K = context.shape[:2]
         # At an episode's start all are the same, and so is what each contributes.
-        distinct = context[:, :1] if torch.equal(context[:, 1:], context[:, :-1]) else context
+        distinct = context[:, :1] if K > 1 and torch.equal(context[:, 1:], context[:, :-1]) else context
         tokens = self._embed(distinct.flatten(0, 1)[:, None], is_context=1.0)[:, 0]
         tau = torch.full((len(tokens),), CLEAN_TIME, device=context.device)
         text = self._read_text(instruction).repeat_interleave(distinct.shape[1], dim=0)
