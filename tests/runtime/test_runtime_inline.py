@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,12 @@ def die_until(item: tuple[int, Path, int]) -> int:
             (folder / str(died)).touch()
             os.kill(os.getpid(), signal.SIGKILL)
     return number**2
+
+
+@pytest.mark.parametrize(("driver", "code"), [("os.getppid()", 0), ("os.getpid()", 1)])
+def test_a_worker_whose_driver_is_gone_already_ends(driver: str, code: int) -> None:
+    program = f"import os; from worldloop.runtime.inline import _initialise_worker; _initialise_worker({driver})"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == code
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +22,13 @@ SIMULATOR_DIED = (
 _PR_SET_PDEATHSIG = 1
 
 
-def _initialise_worker() -> None:
-    """Workers leave Ctrl-C to the driver and die with it, also when it is killed."""
+def _initialise_worker(driver: int) -> None:
+    """Workers leave Ctrl-C to the process ``driver`` and die with it, also when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != driver:  # it was killed while this process started
+        os._exit(1)
 
 
 class InlineRuntime:
@@ -65,7 +68,9 @@ class InlineRuntime:
     def _start_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._num_simulators, mp_context=context, initializer=_initialise_worker)
+            self._pool = ProcessPoolExecutor(
+                self._num_simulators, mp_context=context, initializer=_initialise_worker, initargs=(os.getpid(),)
+            )
         return self._pool
 
     def close(self) -> None:
