@@ -37,7 +37,8 @@ def test_the_loop_runs_on_ones_own_simulator_and_policy(tmp_path: Path) -> None:
     [
         ("simulator.kind=own_parts:NoExpert", "own_parts:NoExpert lacks make_scripted_policy"),
         ("policy.kind=own_parts:Wordless", "own_parts:Wordless lacks log_prob"),
-        ("policy.options.depth=3", "depth"),
+        ("policy.options.depth=3", "own_parts:GaussianPolicy does not take the config's options: .*depth"),
+        ("simulator.options.gravity=9", "own_parts:ReachSimulator does not take .*gravity"),
         ("chunk_length=3", "multiple of its 2 actions per frame"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +50,15 @@ def _own_class(name: str) -> Any:
         raise WorldloopError(f"cannot load {name!r}: {error}; is its folder on PYTHONPATH?") from error
 
 
+def _make_own(maker: Any, name: str, *arguments: Any, **options: Any) -> Any:
+    """``maker(*arguments, **options)``; raises `WorldloopError` where it does not take them."""
+    try:
+        inspect.signature(maker).bind(*arguments, **options)
+    except TypeError as error:
+        raise WorldloopError(f"{name} does not take the config's options: {error}") from error
+    return maker(*arguments, **options)
+
+
 def build_spec(config: SimulatorConfig) -> SimulatorSpec:
     """What the simulator will look like, without starting it; an own class says so by ``make_spec(**options)``."""
     match config.kind:
@@ -59,7 +69,7 @@ def build_spec(config: SimulatorConfig) -> SimulatorSpec:
         case "recorded":
             return recorded_spec(config.recorded)
         case _:
-            return _own_class(config.kind).make_spec(**config.options)
+            return _make_own(_own_class(config.kind).make_spec, config.kind, **config.options)
 
 
 def build_simulator(config: SimulatorConfig) -> Any:
@@ -71,7 +81,7 @@ def build_simulator(config: SimulatorConfig) -> Any:
         case "recorded":
             raise WorldloopError("simulator.kind recorded is a dataset: there is nothing to simulate with")
         case _:
-            return _own_class(config.kind)(**config.options)
+            return _make_own(_own_class(config.kind), config.kind, **config.options)
 
 
 def build_policy(
@@ -84,7 +94,8 @@ def build_policy(
             case "token_vla":
                 return TokenVLA(config.token_vla, spec, normalisation, chunk_length)
             case _:
-                return _own_class(config.kind)(spec, normalisation, chunk_length, **config.options)
+                own = _own_class(config.kind)
+                return _make_own(own, config.kind, spec, normalisation, chunk_length, **config.options)
 
 
 def build_world_model(
@@ -116,7 +127,7 @@ def check_networks(config: LoopConfig) -> None:
             policy = build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
             _require(POLICY_MEMBERS, policy, config.policy.kind)
         build_world_model(config.world_model, spec, normalisation, seed=0)
-    except (ValueError, TypeError) as error:  # TypeError: options that a class of one's own does not take
+    except ValueError as error:
         raise WorldloopError(f"the config does not fit its simulator: {error}") from error
 
 

@@ -115,6 +115,16 @@ def test_latent_psnr_by_hand() -> None:
     torch.testing.assert_close(losses.compute_latent_psnr_db(predicted, target), expected)
 
 
+def test_losses_of_frames_by_hand() -> None:
+    """Two rows of two frames, of which the last is not valid: means over three."""
+    first = losses.FrameLosses(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]), torch.tensor([100.0, 200.0]))
+    second = losses.FrameLosses(torch.tensor([3.0, 99.0]), torch.tensor([6.0, 99.0]), torch.tensor([300.0, 99.0]))
+    valid = torch.tensor([[True, True], [True, False]])
+    loss, metrics = losses.add_up([first, second], valid, success_weight=0.5)
+    assert metrics == pytest.approx({"loss_video": 2, "loss_success": 3, "loss_error": 200, "loss": 2 + 1.5 + 6})
+    assert float(loss) == pytest.approx(9.5)
+
+
 def test_success_loss_balances_classes() -> None:
     logit, success = torch.zeros(10), torch.tensor([1.0] + [0.0] * 9)
     loss = losses.compute_success_loss("bce", logit, success, torch.tensor(0.1))

@@ -1,14 +1,52 @@
-"""Losses per row; the model averages them over valid rows."""
+"""Losses per row of one frame, and what they add up to over the valid rows and frames of a clip."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worldloop import images
+from worldloop.interfaces import Metrics
+from worldloop.types import Clip
+
+ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
 MOVED_THRESHOLD = 0.06  # in units of [-1, 1] images: 8 grey levels, above rendering noise
 COLOUR_LEVELS = 8  # per channel, of the histogram that tells rare colours
 RARE_WEIGHT_MAX = 20.0
+
+
+@dataclass(frozen=True)
+class FrameLosses:
+    """Of one frame, each [B]."""
+
+    video: Tensor
+    success: Tensor
+    error: Tensor
+
+
+def add_up(frames: Sequence[FrameLosses], valid: Tensor, success_weight: float) -> tuple[Tensor, Metrics]:
+    """The scalar to minimise and its parts: means over what is ``valid``, bool [B, M], of the losses of M frames."""
+    valid = valid.float()
+    count = valid.sum().clamp_min(1)
+    video, success, error = (
+        (torch.stack([getattr(frame, name) for frame in frames], 1) * valid).sum() / count
+        for name in ("video", "success", "error")
+    )
+    loss = video + success_weight * success + ERROR_WEIGHT * error
+    parts = {"loss": loss, "loss_video": video, "loss_success": success, "loss_error": error}
+    return loss, {name: part.item() for name, part in parts.items()}
+
+
+def weigh_target(clip: Clip, m: int, size: int, moved_weight: float, rare_weight: float) -> Tensor:
+    """Weights [B, 1, size, size] of the latents of target ``m``, from the pixels of the real frames."""
+    now = clip.context[:, -1] if m == 0 else clip.frames[:, m - 1]
+    target, now, first = (images.to_network(f) for f in (clip.frames[:, m], now, clip.context[:, 0]))
+    weights = weigh_pixels(target, now, first, moved_weight, rare_weight)
+    return weights if weights.shape[-1] == size else functional.adaptive_avg_pool2d(weights, size)
 
 
 @torch.no_grad()

@@ -12,12 +12,10 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
-from worldloop import images
 from worldloop.context_frames import fill_context, shift_frames
 from worldloop.errors import WorldloopError
-from worldloop.interfaces import ImaginedChunk, Metrics, WorldModelOutput
+from worldloop.interfaces import ImaginedChunk, WorldModelOutput
 from worldloop.networks import flow
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.randomness import row_normal
@@ -36,17 +34,14 @@ from worldloop.world_model.variation import vary_context, vary_judged
 
 INSTRUCTION_DIM = 32
 POSITIVE_RATE_DECAY = 0.99
-ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
 LEAST_REACH = 3.0  # standard deviations from the mean that imagined proprio may always go
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One frame's loss terms [B] and its detached prediction."""
+    """One frame's losses and its detached prediction."""
 
-    video: Tensor
-    success: Tensor
-    error: Tensor
+    terms: losses.FrameLosses
     next_latent: Tensor
     next_proprio: Tensor
     is_prediction: Tensor
@@ -355,41 +350,23 @@ class VideoWorldModel(nn.Module):
         predicted = output.data[:, 0].float()
         limit = self.codec.limit
         actual_db = losses.compute_latent_psnr_db(predicted.detach().clamp(-limit, limit), target, limit)
-        weights = self._weigh(clip, m)
+        weights = losses.weigh_target(clip, m, self.codec.size, config.moved_weight, config.rare_weight)
         label = clip.success[:, m]
         by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, self.positive_rate)
         by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, self.positive_rate)
         return _Step(
-            video=losses.compute_video_loss(config.video_loss, predicted, aim, weights),
-            success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
-            error=self.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
+            losses.FrameLosses(
+                video=losses.compute_video_loss(config.video_loss, predicted, aim, weights),
+                success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
+                error=self.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
+            ),
             next_latent=predicted.detach().clamp(-limit, limit),
             next_proprio=next_proprio,
             is_prediction=t == 0,
         )
 
-    def _weigh(self, clip: Clip, m: int) -> Tensor:
-        """Weights [B, 1, size, size] of the latents of target ``m``, from the pixels of the real frames."""
-        now = clip.context[:, -1] if m == 0 else clip.frames[:, m - 1]
-        target, now, first = (images.to_network(f) for f in (clip.frames[:, m], now, clip.context[:, 0]))
-        weights = losses.weigh_pixels(target, now, first, self.config.moved_weight, self.config.rare_weight)
-        return weights if weights.shape[-1] == self.codec.size else adaptive_avg_pool2d(weights, self.codec.size)
-
     def _gather(self, clip: Clip, steps: list[_Step]) -> WorldModelOutput:
-        valid = clip.valid.float()
-        count = valid.sum().clamp_min(1)
-
-        def average(name: str) -> Tensor:
-            return (torch.stack([getattr(step, name) for step in steps], 1) * valid).sum() / count
-
-        video, success, error = average("video"), average("success"), average("error")
-        loss = video + self.config.success_weight * success + ERROR_WEIGHT * error
-        metrics: Metrics = {
-            "loss": loss.item(),
-            "loss_video": video.item(),
-            "loss_success": success.item(),
-            "loss_error": error.item(),
-        }
+        loss, metrics = losses.add_up([step.terms for step in steps], clip.valid, self.config.success_weight)
         first = steps[0]
         return WorldModelOutput(
             loss=loss,
