@@ -89,9 +89,10 @@ def test_a_stage_may_lose_a_worker_as_often_as_is_allowed(pool: ThreadPoolExecut
     if not runs_already:
         coordinator.start()
     assert lines(coordinator) == []
-    for attempt in (2, 3):
+    coordinator.explain("RuntimeError: out of luck")
+    for attempt, reason in ((2, " (RuntimeError: out of luck)"), (3, "")):  # the reason of one death is not another's
         coordinator.start()
-        assert lines(coordinator) == [f"  a worker died; attempt {attempt} of 3"]
+        assert lines(coordinator) == [f"  a worker died{reason}; attempt {attempt} of 3"]
     assert not result.done()
     coordinator.explain("RuntimeError: out of luck")
     coordinator.start()

@@ -107,14 +107,15 @@ class Coordinator:
             if self._task is None:
                 return
             self._starts += 1
+            reason, self._reason = self._reason, ""  # of this death; the next may be another's
             if self._starts > 1:
-                said = f" ({self._reason})" if self._reason else ""
+                said = f" ({reason})" if reason else ""
                 self._display.log(f"  a worker died{said}; attempt {self._starts} of {self._group.max_retries + 1}")
             if self._starts > self._group.max_retries + 1:
                 self._end(
                     WorldloopError(
                         f"training workers died {self._starts - 1} times in one stage "
-                        f"({self._reason or 'killed, or out of memory'}); run again: it resumes"
+                        f"({reason or 'killed, or out of memory'}); run again: it resumes"
                     )
                 )
 

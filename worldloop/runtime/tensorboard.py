@@ -243,7 +243,8 @@ def headline_scalars(record: dict[str, Any]) -> dict[str, float]:
                 if figures[metric] is not None and figures[metric]["value"] is not None:
                     name = f"loop/alignment_{source}_{metric}"
                     values[name] = figures[metric]["value"]
-                    values |= {f"{name}_{k}": v for k, v in figures[metric].items() if k != "value" and v is not None}
+                    bounds = {k: figures[metric][k] for k in ("low", "high")}
+                    values |= {f"{name}_{k}": v for k, v in bounds.items() if v is not None}
             if (error := figures.get("expected_calibration_error")) is not None:
                 values[f"loop/alignment_{source}_ece"] = error["value"]
     for name in ("psnr_db", "ssim", "lpips", "env_steps"):
