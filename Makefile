@@ -24,8 +24,8 @@ lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@for file in experiments/*/*.py benchmarks/*.py scripts/*.py; do \
-		$(BIN)/mypy "$$file" > .mypy_cache/script.log || { cat .mypy_cache/script.log; exit 1; }; done
+	@status=0; for file in experiments/*/*.py benchmarks/*.py scripts/*.py; do \
+		$(BIN)/mypy "$$file" > .mypy_cache/script.log || { cat .mypy_cache/script.log; status=1; }; done; exit $$status
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock (UPGRADE=--upgrade for newer versions)
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev $(UPGRADE) --no-emit-index-url --no-emit-find-links \

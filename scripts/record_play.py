@@ -18,6 +18,7 @@ from browser import Browser
 from PIL import Image
 
 from worldloop.build import find_simulator, make_play_session
+from worldloop.interfaces import ScriptedSource
 from worldloop.play.server import PlayServer
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -32,8 +33,8 @@ def plan_push(server: PlayServer, start: int) -> list[list[float]]:
         session = server.session
         session.reset(start)
         simulator, spec = session.simulator, session.spec
-        if simulator is None or session.moments[0].simulated is None:
-            raise SystemExit("this run has no simulator to play beside")
+        if session.moments[0].simulated is None or not isinstance(simulator, ScriptedSource):
+            raise SystemExit("this run has no simulator with a scripted policy to play beside")
         observation = simulator.reset(session.moments[0].simulated.state[None])
         policy = simulator.make_scripted_policy(("expert",), torch.zeros(1, dtype=torch.long), spec.actions_per_frame)
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)

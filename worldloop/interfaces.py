@@ -56,6 +56,7 @@ class InitialStateSource(Protocol):
     def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates: ...
 
 
+@runtime_checkable
 class ScriptedSource(Protocol):
     """A simulator with scripted policies, of which iteration 0 is recorded."""
 

@@ -46,9 +46,8 @@ def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
 
 
 def describe(record: dict[str, Any]) -> dict[str, Any]:
-    kept = {
-        key: record[key] for key in ("simulated_success", "scripted_episodes", "collected_episodes") if key in record
-    }
+    counted = ("simulated_success", "scripted_episodes", "collected_episodes")
+    kept: dict[str, Any] = {key: record[key] for key in counted if key in record}
     if not record.get("reward_alignment"):
         return kept
     alignment = record["reward_alignment"]["on_policy"]
