@@ -28,6 +28,12 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _stage_name(text: str) -> str:
+    if text not in STAGE_NAMES:
+        raise argparse.ArgumentTypeError(f"unknown stage {text!r}; stages: {', '.join(STAGE_NAMES)}")
+    return text
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="worldloop", description="Co-train a video world model and a robot policy, in a closed loop.")
     parser.add_argument("--version", action="version", version=f"worldloop {__version__}")
@@ -38,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 run_root=/data/runs")
 
     stage = commands.add_parser("stage", help="run only the next stage of a loop, by name")
-    stage.add_argument("name", metavar="NAME", help=", ".join(STAGE_NAMES))
+    stage.add_argument("name", metavar="NAME", type=_stage_name, help=", ".join(STAGE_NAMES))
     stage.add_argument("config", type=Path)
     stage.add_argument("overrides", nargs="*", metavar="key=value")
 
