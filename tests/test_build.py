@@ -129,6 +129,67 @@ def test_mistakes_are_named(run: Path, checkpoint: Path, tmp_path: Path) -> None
         build.make_env(tmp_path / "other")
 
 
+LIGHT = """
+import importlib.metadata as metadata
+import re
+import sys
+
+from packaging.requirements import Requirement
+
+
+def normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def list_needs(name):
+    for text in metadata.requires(name) or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield normal(requirement.name)
+
+
+installed = {normal(d.metadata["Name"]) for d in metadata.distributions()}
+allowed, left = set(), ["worldloop"]
+while left:
+    name = left.pop()
+    if name in installed and name not in allowed:
+        allowed.add(name)
+        left += list_needs(name)
+tops = metadata.packages_distributions()
+refused = {top for top, names in tops.items() if allowed.isdisjoint(map(normal, names))} - {"worldloop"}
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Refuse())
+assert {"ray", "mani_skill", "lerobot", "transformers", "pyarrow", "PIL"} <= refused
+assert not {"torch", "gymnasium", "tqdm"} & refused
+"""
+
+
+def test_the_environment_and_play_need_the_base_install_alone(checkpoint: Path) -> None:
+    code = LIGHT + (
+        "import gymnasium\n"
+        "import worldloop.gym_env\n"
+        "from worldloop import build\n"
+        "from worldloop.__main__ import main\n"
+        f"env = gymnasium.make_vec({NAME!r}, num_envs=2, checkpoint={str(checkpoint)!r})\n"
+        "env.reset(seed=0)\n"
+        "env.step(env.action_space.sample())\n"
+        "from pathlib import Path\n"
+        "from worldloop.play.server import PlayServer\n"
+        f"PlayServer(lambda: build.make_play_session(Path({str(checkpoint)!r}), None)).close()\n"
+        "main(['doctor'])\n"
+        "print('light')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("light\n"), done.stderr
+
+
 def test_importing_the_environments_is_enough_to_register() -> None:
     code = f"import gymnasium, worldloop.gym_env; print({NAME!r} in gymnasium.registry)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

@@ -15,6 +15,7 @@ from worldloop.__main__ import main
 from worldloop.cli_report import format_comparison, format_status
 from worldloop.config import load_config, to_yaml
 from worldloop.errors import WorldloopError
+from worldloop.runtime.memory import PeakMemory
 from worldloop.runtime.run_directory import RunDirectory
 
 DEBUG = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
@@ -31,7 +32,7 @@ def running(tmp_path: Path, pid: int, **changes: object) -> Path:
         "schema_version": 1, "state": "running", "pid": pid, "host": socket.gethostname(), "iteration": 1,
         "num_iterations": 2, "stage": "improve_policy", "stage_number": 3, "num_stages": 6, "stage_began": now - 130,
         "updated": now - 5, "progress": {"unit": "update", "count": 7, "total": 28, "began": now - 70, "figures":
-        {"imagined_success": 0.5}},
+        {"imagined_success": 0.5}}, "left": ["promote_policy", "evaluate_policy"],
     }  # fmt: skip
     (tmp_path / "status.json").write_text(json.dumps(status | changes))
     return tmp_path
@@ -40,15 +41,19 @@ def running(tmp_path: Path, pid: int, **changes: object) -> Path:
 def test_a_run_that_is_running_shows_where_it_is(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         directory = RunDirectory(running(tmp_path, process.pid))
-        for stage, seconds in (("improve_policy", 190.0), ("promote_policy", 60.0)):
-            directory.add_timing(0, stage, seconds, 1.0)
+        nothing = format_status(tmp_path).splitlines()
+        directory.add_timing(0, "evaluate_policy", 30.0, PeakMemory(1.0, 0.0))
+        some = format_status(tmp_path).splitlines()
+        directory.add_timing(0, "promote_policy", 60.0, PeakMemory(1.0, 0.0))
         lines = format_status(tmp_path).splitlines()
         process.communicate(b"\n")
     assert lines[0] == f"{tmp_path}: running, process {process.pid} on {socket.gethostname()}"
     assert lines[1] == "iteration 1/2, stage 3/6: improve_policy, for 2:10"
     assert lines[2] == "  [#####---------------] 7/28 updates, 0.1/s, 3:30 left, imagined_success 0.500"
-    assert lines[3] in (f"about {t} to the end of this iteration, as long as in the last one" for t in ("2:00", "1:59"))
-    assert max(map(len, lines[1:])) <= 80
+    assert nothing[3] == "2 stages to come, of which none has run yet"
+    assert some[3] == "about 4:00 for this and 1 of 2 stages to come; the others have not run yet"
+    assert lines[3] == "about 5:00 to the end of the loop, if stages take as long as before"
+    assert max(map(len, (*lines[1:], *some[1:]))) <= 80
     assert "its process is gone, last seen 0:05 ago" in format_status(tmp_path)
 
 

@@ -219,6 +219,8 @@ def test_starts_from_a_given_image() -> None:
         ({"image": np.zeros((2, 2, 3)), "proprio": [0.0, 0.0]}, "u8"),
         ({"start": 9}, "0 to 4"),
         ({"start": 1.5}, "0 to 4"),
+        ({"strat": 1}, "'strat' is not known: image, instruction, proprio, start"),
+        ({"image": np.zeros((2, 2, 3), dtype=np.uint8), "proprio": [0.0, np.nan]}, "proprio that is not finite"),
     ],
 )
 def test_bad_starts_are_named(options: dict[str, Any], message: str) -> None:
@@ -250,6 +252,13 @@ def test_bad_arguments_are_named() -> None:
         make_vector(2).reset(options={"reset_mask": np.array([True, False])})
     with pytest.raises(WorldloopError, match="start from"):
         WorldModelEnv(_Counting(), STARTS.rows([]), CALIBRATION)  # type: ignore[arg-type]
+    other = Observation(
+        torch.zeros(2, 1, 8, 8, 3, dtype=torch.uint8), STARTS.proprio[:2], ("x",) * 2, STARTS.env_step[:2]
+    )
+    with pytest.raises(WorldloopError, match="8 x 8 with 2 proprio"):
+        WorldModelEnv(_Counting(), other, CALIBRATION)  # type: ignore[arg-type]
+    with pytest.raises(WorldloopError, match="'image' is not known: observation, reset_mask, start"):
+        make_vector(1).reset(options={"image": np.zeros((2, 2, 3), dtype=np.uint8)})
     with pytest.raises(WorldloopError, match="2 seeds for 3 rows"):
         make_vector(3).reset(seed=[1, 2])
     with pytest.raises(WorldloopError, match="reset_mask"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from worldloop.config import SIMULATORS, LoopConfig, PolicyConfig, SimulatorConfig, build_config
-from worldloop.errors import WorldloopError
+from worldloop.errors import WorldloopError, first_line
 from worldloop.gym_env import WorldModelEnv
 from worldloop.gym_vector_env import WorldModelVectorEnv
 from worldloop.imagination import Calibration
@@ -153,15 +155,28 @@ def save_policy(policy: Any, directory: Path, config: PolicyConfig, version: str
 def load_policy(directory: Path) -> Any:
     """A policy in eval mode, from its checkpoint alone."""
     checkpoint = load_checkpoint(directory, "policy")
-    if checkpoint.name == "token_vla":
-        config = PolicyConfig(token_vla=TokenVLAConfig(**_tuples(checkpoint.config)))
-    else:
-        config = PolicyConfig(kind=checkpoint.name, options=checkpoint.config)
-    length = checkpoint.extra["chunk_length"]
-    policy = build_policy(config, checkpoint.spec, checkpoint.normalisation, length, seed=0)
+    with _of_this_version(directory, "clone the policy again"):
+        if checkpoint.name == "token_vla":
+            config = PolicyConfig(token_vla=TokenVLAConfig(**_tuples(checkpoint.config)))
+        else:
+            config = PolicyConfig(kind=checkpoint.name, options=checkpoint.config)
+        length, version = int(checkpoint.extra["chunk_length"]), str(checkpoint.extra["version"])
+        policy = build_policy(config, checkpoint.spec, checkpoint.normalisation, length, seed=0)
     load_weights(policy, checkpoint, directory)
-    policy.version = checkpoint.extra["version"]
+    policy.version = version
     return policy.eval()
+
+
+@contextmanager
+def _of_this_version(directory: Path, remedy: str) -> Iterator[None]:
+    """Within it, settings of a checkpoint that this version does not know, or cannot build, become one clear error."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise WorldloopError(
+            f"checkpoint {directory} has settings that this version does not know ({first_line(error)}): "
+            f"it was made by another version of worldloop; {remedy}"
+        ) from error
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -183,14 +198,9 @@ def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
 def load_world_model(directory: Path) -> VideoWorldModel:
     """A world model in eval mode, from its checkpoint alone."""
     checkpoint = load_checkpoint(directory, "world_model")
-    try:
+    with _of_this_version(directory, "fit the world model again"):
         config = _world_model_config(checkpoint.config)
-    except TypeError as error:
-        raise WorldloopError(
-            f"checkpoint {directory} has settings that this version does not know ({error}): it was made by another "
-            "version of worldloop; fit the world model again"
-        ) from error
-    model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
+        model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
     load_weights(model, checkpoint, directory, model.frozen)
     return model.eval()
 

@@ -96,8 +96,7 @@ def format_status(run_dir: Path) -> str:
     )
     if progress := status["progress"]:
         lines.append(_bar(progress, now))
-    if left := _expected_s(status, RunDirectory(run_dir).read_timings()):
-        lines.append(f"about {format_minutes(left)} to the end of this iteration, as long as in the last one")
+    lines.append(_expect(status, RunDirectory(run_dir).read_timings(), now))
     return "\n".join(lines)
 
 
@@ -110,14 +109,22 @@ def _bar(progress: dict[str, Any], now: float, width: int = 20) -> str:
     return f"  [{'#' * done}{'-' * (width - done)}] {count}/{total} {progress['unit']}s, {rate:.2g}/s{left}{figures}"
 
 
-def _expected_s(status: dict[str, Any], timings: list[dict[str, Any]]) -> float:
-    """Seconds until the iteration ends if its stages take as long as in the one before; 0 where that says nothing."""
-    before = {t["stage"]: t["seconds"] for t in timings if t["iteration"] == status["iteration"] - 1}
-    if status["stage"] not in before:
-        return 0.0
-    names = list(before)
-    here = max(0.0, before[status["stage"]] - (time.time() - status["stage_began"]))
-    return here + sum(before[name] for name in names[names.index(status["stage"]) + 1 :])
+def _expect(status: dict[str, Any], timings: list[dict[str, Any]], now: float) -> str:
+    """How long the rest of the loop will take if every stage takes as long as it last did."""
+    last = {t["stage"]: t["seconds"] for t in timings}
+    left = status.get("left", [])
+    known = [last[stage] for stage in left if stage in last]
+    progress, here = status["progress"], 0.0
+    if progress and progress["count"]:
+        here = (progress["total"] - progress["count"]) * (now - progress["began"]) / progress["count"]
+    elif status["stage"] in last:
+        here = max(0.0, last[status["stage"]] - (now - status["stage_began"]))
+    seconds = format_minutes(here + sum(known))
+    if len(known) == len(left):
+        return f"about {seconds} to the end of the loop, if stages take as long as before"
+    if not known:
+        return f"{len(left)} stages to come, of which none has run yet"
+    return f"about {seconds} for this and {len(known)} of {len(left)} stages to come; the others have not run yet"
 
 
 def format_comparison(a: Path, b: Path) -> str:

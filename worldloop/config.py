@@ -132,6 +132,8 @@ class LoopConfig:
             raise ValueError(f"runtime {self.runtime!r} is not one of {', '.join(RUNTIMES)}")
         if self.num_iterations < 0 or self.chunk_length < 1:
             raise ValueError("num_iterations must be at least 0 and chunk_length at least 1")
+        if "://" in self.run_root:
+            raise ValueError(f"run_root {self.run_root!r} must be a folder, for several machines a shared one")
         self._check_microbatches()
         if self.simulator.kind == "recorded" and self.num_iterations != 1:
             raise ValueError(

@@ -31,6 +31,8 @@ from worldloop.imagination import Calibration
 from worldloop.interfaces import WorldModel
 from worldloop.types import Observation
 
+OPTIONS = {"start", "image", "proprio", "instruction"}
+
 gymnasium.register(
     id="worldloop/WorldModel-v0",
     entry_point="worldloop.build:make_env",
@@ -57,6 +59,8 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         options = options or {}
+        if unknown := sorted(set(options) - OPTIONS):
+            raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(OPTIONS))}")
         if "image" in options:
             options = {"observation": self._as_observation(options)}
         super().reset(seed=seed)

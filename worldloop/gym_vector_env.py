@@ -22,6 +22,7 @@ from worldloop.window import FrameWindow
 
 Obs = dict[str, np.ndarray]
 RENDER_MODES = ("rgb_array", "human")
+OPTIONS = {"reset_mask", "start", "observation"}
 GIVEN = -1  # the number of a start observation that the caller gave
 _MAX_KEY = 2**62
 
@@ -78,6 +79,7 @@ class WorldModelVectorEnv(VectorEnv):
         self.render_mode = render_mode
         self.starts = starts
         self.world_spec = world_model.spec
+        self._check_observation("starts", starts, len(starts))
         self.single_action_space: spaces.Box
         self.single_observation_space = make_observation_space(world_model.spec)
         self.single_action_space = make_action_space(world_model.spec)
@@ -257,24 +259,28 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _check_options(self, options: dict[str, Any], num_rows: int) -> None:
         """Refuse a start that does not fit, before anything has changed."""
+        if unknown := sorted(set(options) - OPTIONS):
+            raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(OPTIONS))}")
         if "observation" in options:
-            self._check_observation(options["observation"], num_rows)
+            self._check_observation("options['observation']", options["observation"], num_rows)
         elif "start" in options:
             start = np.atleast_1d(options["start"])
             fits = start.shape == (num_rows,) and np.issubdtype(start.dtype, np.integer)
             if not fits or start.min() < 0 or start.max() >= len(self.starts):
                 raise WorldloopError(f"options['start'] must be {num_rows} numbers from 0 to {len(self.starts) - 1}")
 
-    def _check_observation(self, observation: Any, num_rows: int) -> None:
+    def _check_observation(self, what: str, observation: Any, num_rows: int) -> None:
         size, dim = self.world_spec.image_size, self.world_spec.proprio_dim
         if not isinstance(observation, Observation) or len(observation) != num_rows or observation.proprio is None:
-            raise WorldloopError(f"options['observation'] must be an Observation of {num_rows} rows with proprio")
+            raise WorldloopError(f"{what} must be an Observation of {num_rows} rows with proprio")
         if observation.frames.shape[2:4] != (size, size) or observation.proprio.shape[1] != dim:
             height, width = observation.frames.shape[2:4]
             raise WorldloopError(
                 f"the given image is {height} x {width} with {observation.proprio.shape[1]} proprio values; "
                 f"this world model was made for {size} x {size} and {dim}"
             )
+        if not bool(observation.proprio.isfinite().all()):
+            raise WorldloopError(f"{what} has proprio that is not finite: {observation.proprio.tolist()[:3]}")
 
 
 def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:

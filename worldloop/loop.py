@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import resource
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from worldloop.build import check_networks
 from worldloop.config import LoopConfig, find_differences, list_settings, to_yaml
-from worldloop.errors import WorldloopError
+from worldloop.errors import WorldloopError, first_line
 from worldloop.runtime.inline import InlineRuntime
+from worldloop.runtime.memory import PeakMemory, begin_peak, read_peak
 from worldloop.runtime.progress import Display, TerminalDisplay
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.runtime.status import StatusDisplay
@@ -77,9 +78,10 @@ def advance(config: LoopConfig, state: LoopState) -> LoopState:
 
 def run_stage(
     state: LoopState, config: LoopConfig, run_dir: str, executor: Executor, display: Display
-) -> tuple[LoopState, float]:
-    """Execute ``state.next_stage``; returns the new state and the peak memory in MiB of this process."""
+) -> tuple[LoopState, PeakMemory]:
+    """Execute ``state.next_stage``; returns the new state and what the stage held in memory, in this process."""
     name = state.next_stage
+    begin_peak()
     workers = Workers.of_process_group() if name in TRAINING else None
     context: Any = Session(config, Path(run_dir), name, executor, display, workers)
     match name:
@@ -108,7 +110,7 @@ def run_stage(
         case _:
             raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
     state = state.record(env_steps=state.env_steps)
-    return state, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return state, read_peak()
 
 
 def make_runtime(config: LoopConfig, display: Display) -> Any:
@@ -174,6 +176,10 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     except WorldloopError as error:
         outcome = f"failed: {error}"
         raise
+    except Exception as error:
+        outcome = f"failed: {type(error).__name__}: {first_line(error)}"
+        display.note_traceback(traceback.format_exc())
+        raise
     finally:
         display.end(outcome)
         if runtime is not None:
@@ -188,12 +194,14 @@ def _run_next(
     began = time.monotonic()
     name, iteration = state.next_stage, state.iteration
     stages = list_stages(config, iteration)
-    display.begin(iteration, config.num_iterations, name, stages.index(name) + 1, len(stages))
-    new_state, peak_memory_mib = runtime.run_stage(
-        run_stage, state, config, str(directory.path), trains=name in TRAINING
-    )
+    number = stages.index(name) + 1
+    left = [*stages[number:]]
+    left += [stage for later in range(iteration + 1, config.num_iterations + 1) for stage in list_stages(config, later)]
+    display.begin(iteration, config.num_iterations, name, number, len(stages), left)
+    new_state, peak = runtime.run_stage(run_stage, state, config, str(directory.path), trains=name in TRAINING)
     new_state = advance(config, new_state)
-    directory.add_timing(iteration, name, time.monotonic() - began, peak_memory_mib)
+    seconds = time.monotonic() - began
+    directory.add_timing(iteration, name, seconds, peak)
     if new_state.iteration != iteration or not new_state.next_stage:
         tensorboard = directory.path / "tensorboard"
         write_iteration(
@@ -201,4 +209,5 @@ def _run_next(
         )
     directory.write_state(new_state)
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
+    display.finish(seconds=round(seconds, 2), peak_memory_mib=round(peak.process_mib))
     return new_state

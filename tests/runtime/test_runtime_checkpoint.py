@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_disk import disk_of
 
 from worldloop import build
 from worldloop.config import PolicyConfig, load_config
 from worldloop.errors import WorldloopError
-from worldloop.runtime.checkpoint import load_checkpoint
+from worldloop.runtime.checkpoint import load_checkpoint, save_checkpoint
 from worldloop.types import Normalisation, Observation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,16 +62,23 @@ def test_a_world_model_imagines_the_same_after_the_round_trip(tmp_path: Path) ->
     assert torch.equal(before.success_logit, after.success_logit)
 
 
-def test_a_world_model_of_another_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("where", "key", "value", "message"),
+    [("hybrid", "num_gears", 3, "num_gears"), ("", "denoiser", "flux", "flux"), ("hybrid", "dim", 129, "129")],
+)
+def test_a_world_model_of_another_version_is_refused(
+    tmp_path: Path, where: str, key: str, value: object, message: str
+) -> None:
     config = load_config(ROOT / "configs/debug.yaml")
     normalisation = Normalisation(torch.zeros(4), torch.ones(4))
     model = build.build_world_model(config.world_model, build.build_spec(config.simulator), normalisation, 0)
     build.save_world_model(model, tmp_path / "wm")
     path = tmp_path / "wm" / "checkpoint.json"
     description = json.loads(path.read_text())
-    description["config"]["hybrid"]["num_gears"] = 3
+    config_of = description["config"][where] if where else description["config"]
+    config_of[key] = value
     path.write_text(json.dumps(description))
-    with pytest.raises(WorldloopError, match=r"num_gears.*another version.*fit the world model again"):
+    with pytest.raises(WorldloopError, match=f"{message}.*another version.*fit the world model again"):
         build.load_world_model(tmp_path / "wm")
 
 
@@ -105,13 +113,29 @@ def test_other_descriptions_are_refused_by_name(saved: Path, change: dict, messa
         load_checkpoint(saved, "policy")
 
 
-def test_another_architecture_is_refused(saved: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("width", 64, "does not fit its architecture"),
+        ("num_heads", 7, "another version.*clone the policy again"),
+        ("num_gears", 3, "num_gears.*another version.*clone the policy again"),
+    ],
+)
+def test_another_architecture_is_refused(saved: Path, key: str, value: int, message: str) -> None:
     path = saved / "checkpoint.json"
     description = json.loads(path.read_text())
-    description["config"]["width"] = 64
+    description["config"][key] = value
     path.write_text(json.dumps(description))
-    with pytest.raises(WorldloopError, match="does not fit its architecture"):
+    with pytest.raises(WorldloopError, match=message):
         build.load_policy(saved)
+
+
+def test_a_disk_that_fills_while_weights_are_written_is_one_clear_error(saved: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(saved, "policy")
+    with disk_of(10_000), pytest.raises(WorldloopError, match=r"cannot write checkpoint .*full: File too large"):
+        save_checkpoint(tmp_path / "full", checkpoint)
+    assert not (tmp_path / "full").exists()
+    assert not (tmp_path / ".partial-full").exists()
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from small_disk import disk_of
 
+from worldloop.errors import WorldloopError
 from worldloop.runtime.progress import RemoteDisplay, replay
 from worldloop.runtime.tensorboard import draw_reliability, encode_gif, headline_scalars, open_writer, write_iteration
 
@@ -87,6 +90,17 @@ def test_a_judgement_is_a_curve_and_a_diagram(tmp_path: Path) -> None:
     (axes,) = draw_reliability(probability, is_success).axes
     points = [tuple(np.round(np.concatenate(line.get_data()), 3)) for line in axes.lines[1:]]
     assert points == [(0.1, 0.0), (0.2, 0.0), (0.75, 1.0), (0.8, 0.0)]
+
+
+def test_a_disk_that_fills_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        with open_writer(tmp_path, purge_step=0) as writer:
+            for step in range(100):
+                writer.scalars(step, {"stage/loss": 1.0})
+
+    with disk_of(1000), pytest.raises(WorldloopError, match=r"cannot write TensorBoard's events in .*: File too large"):
+        write()
+    assert capsys.readouterr().err == ""
 
 
 def test_headline_scalars_leave_out_what_is_null() -> None:

@@ -14,11 +14,24 @@ from worldloop.runtime.ray import RayRuntime, find_missing
 
 
 def test_what_a_cluster_lacks() -> None:
-    two_nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]
-    assert find_missing([{"CPU": 6.0}, {"CPU": 2.0}], two_nodes) == ""
-    assert find_missing([{"CPU": 9.0}], two_nodes) == "9 CPU for one actor, the largest node has 8"
-    assert find_missing([{"CPU": 4.0}] * 4, two_nodes) == "16 CPU for all actors together, the cluster has 12"
-    assert find_missing([{"CPU": 1.0, "GPU": 2.0}], two_nodes) == "2 GPU for one actor, the largest node has 1"
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]
+    assert find_missing([{"CPU": 6.0}], [{"CPU": 2.0}] * 3, nodes) == ""
+    assert find_missing([{"CPU": 9.0}], [], nodes) == "9 CPU for one actor, the largest node has 8"
+    assert (
+        find_missing([{"CPU": 4.0}], [{"CPU": 4.0}] * 3, nodes) == "16 CPU for all actors together, the cluster has 12"
+    )
+    assert find_missing([{"CPU": 1.0, "GPU": 2.0}], [], nodes) == "2 GPU for one actor, the largest node has 1"
+    apart = find_missing([{"CPU": 6.0, "GPU": 1.0}], [], nodes)
+    assert apart == (
+        "1 training actors of 6 CPU and 1 GPU each, for which its nodes are too small (4 CPU and 1 GPU; 8 CPU)"
+    )
+    three_each = [{"CPU": 8.0, "GPU": 3.0}] * 2
+    assert "2 GPU each, for which" in find_missing([{"CPU": 1.0, "GPU": 2.0}] * 3, [], three_each)
+    assert find_missing([{"CPU": 1.0, "GPU": 1.5}] * 4, [{"CPU": 6.0}] * 2, three_each) == ""
+    crowded = find_missing([{"CPU": 1.0, "GPU": 1.5}] * 2, [{"CPU": 4.5}] * 3, three_each)
+    assert "of 1 CPU and 1.5 GPU each beside 3 simulators of 4.5 CPU, for which" in crowded
+    both_on_the_small_one = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 2.0}]
+    assert find_missing([{"CPU": 1.0, "GPU": 1.0}] * 2, [{"CPU": 8.0}], both_on_the_small_one) == ""
 
 
 def start(num_simulators: int, cpus_per_simulator: float, num_workers: int = 1) -> RayRuntime:

@@ -27,13 +27,14 @@ def test_status_follows_a_stage_and_the_log_keeps_it(tmp_path: Path, monkeypatch
     inner = Silent()
     display = StatusDisplay(inner, tmp_path)
     assert read_status(tmp_path) is None
-    display.begin(1, 2, "fit_world_model", 1, 6)
+    display.begin(1, 2, "fit_world_model", 1, 6, ["evaluate_policy"])
     display.open("fit_world_model", 30, "step")
     display.advance(4, {"loss": 0.5})
     display.advance(6, {"loss": 0.25})
     status = read_status(tmp_path)
     assert status is not None
     assert (status["state"], status["stage"], status["stage_number"]) == ("running", "fit_world_model", 1)
+    assert status["left"] == ["evaluate_policy"]
     assert (status["pid"], status["host"]) == (os.getpid(), socket.gethostname())
     progress = status["progress"]
     assert (progress["count"], progress["total"], progress["figures"]) == (10, 30, {"loss": 0.25})
@@ -53,11 +54,29 @@ def test_status_follows_a_stage_and_the_log_keeps_it(tmp_path: Path, monkeypatch
     assert [e["event"] for e in events] == ["begin", "progress", "log", "end"]
     assert events[1]["count"] == 4
     assert events[2]["line"] == "a line"
+    assert events[3]["state"] == "interrupted"
+
+
+def test_every_stage_ends_in_its_own_log(tmp_path: Path) -> None:
+    display = StatusDisplay(Silent(), tmp_path)  # type: ignore[arg-type]
+    display.begin(0, 1, "seed_dataset", 1, 4, [])
+    display.finish(seconds=1.5, peak_memory_mib=300)
+    display.begin(0, 1, "clone_policy", 2, 4, [])
+    display.note_traceback("Traceback ...")
+    display.end("failed: KeyError: 'x'")
+    first, second = (
+        [json.loads(line) for line in (tmp_path / f"logs/iteration_000_{stage}.jsonl").read_text().splitlines()]
+        for stage in ("seed_dataset", "clone_policy")
+    )
+    assert [e["event"] for e in first] == ["begin", "end"]
+    assert (first[1]["state"], first[1]["seconds"], first[1]["peak_memory_mib"]) == ("done", 1.5, 300)
+    assert [e["event"] for e in second] == ["begin", "traceback", "end"]
+    assert second[2]["state"] == "failed: KeyError: 'x'"
 
 
 def test_a_folder_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
     display = StatusDisplay(Silent(), tmp_path / "gone")  # type: ignore[arg-type]
-    display.begin(0, 1, "seed_dataset", 1, 4)
+    display.begin(0, 1, "seed_dataset", 1, 4, [])
     display.open("seed_dataset", 1, "step")
     display.advance(1, {})
     display.end("ended")

@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_disk import disk_of
 
 from worldloop.errors import WorldloopError
 from worldloop.sans import lerobot_format
@@ -252,17 +252,9 @@ def test_full_disk_is_one_clear_error(store, make_episode, monkeypatch, call) ->
 
 
 def test_disk_that_fills_inside_the_parquet_file(store, make_episode, monkeypatch) -> None:
-    resource = pytest.importorskip("resource")
     big = [make_episode(1, num_steps=40, size=64)]
-    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # a real failing write: EFBIG
-    try:
-        with pytest.raises(WorldloopError, match="cannot write shard 'seed': File too large"):
-            store.append(big, "seed")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, old_handler)
+    with disk_of(50_000), pytest.raises(WorldloopError, match="cannot write shard 'seed': File too large"):
+        store.append(big, "seed")
     assert visible(store.root / "shards") == []
 
 

@@ -8,6 +8,8 @@ Nothing is unpickled. A checkpoint loads without the run that made it.
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     tensors[_PREFIX + "proprio_mean"] = checkpoint.normalisation.proprio_mean.clone()
     tensors[_PREFIX + "proprio_std"] = checkpoint.normalisation.proprio_std.clone()
     with whole_directory(directory, f"checkpoint {directory}") as temporary:
-        save_file(tensors, temporary / "model.safetensors")
+        _save_tensors(tensors, temporary / "model.safetensors")
         description = {
             "schema_version": CHECKPOINT_SCHEMA_VERSION,
             "kind": checkpoint.kind,
@@ -57,6 +59,17 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
             "sha256": hash_file(temporary / "model.safetensors"),
         }
         (temporary / "checkpoint.json").write_bytes(to_json(description))
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises ``OSError`` where the disk does not take them, which safetensors says in an error of its own."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load_checkpoint(directory: Path, kind: str) -> Checkpoint:

@@ -26,6 +26,8 @@ POLL_INTERVAL_S = 0.5
 WAIT_S = 15.0  # for an actor that is being started again, before a person is told
 MAX_RESTARTS = 100  # of one actor within a run
 
+Needs = dict[str, float]  # "CPU" and "GPU" that an actor reserves, or a node has
+
 
 class _SimulatorActor:
     """Executes one simulator block after the other; keeps its simulator between blocks."""
@@ -119,12 +121,13 @@ class RayRuntime:
         if not ray.is_initialized():
             _connect(ray, address)
         count = max(1, num_simulators)
-        simulators = [{"CPU": cpus_per_simulator}] * count
-        self._require([{"CPU": trainer_cpus, "GPU": trainer_gpus}] * num_workers + simulators)
+        self._require([{"CPU": trainer_cpus, "GPU": trainer_gpus}] * num_workers, [{"CPU": cpus_per_simulator}] * count)
         restarts: dict[str, Any] = {"max_restarts": MAX_RESTARTS}
         self._max_retries = max_retries
         simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
         self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
+        self._starting = [actor.is_there.remote() for actor in self._simulators]
+        self._began = time.monotonic()
         if num_workers > 1:
             # every worker may be waiting in a call of its own; beside the driver it dies no more often than that
             coordinator: Any = ray.remote(Coordinator).options(
@@ -141,10 +144,10 @@ class RayRuntime:
             )
             self._stage = stage.remote()
 
-    def _require(self, actors: list[dict[str, float]]) -> None:
-        """Raise where the cluster could never hold all ``actors`` at once: Ray would wait forever."""
+    def _require(self, trainers: list[Needs], simulators: list[Needs]) -> None:
+        """Raise where the cluster could never hold all actors at once: Ray would wait forever."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        missing = find_missing(actors, nodes)
+        missing = find_missing(trainers, simulators, nodes)
         if missing:
             self.close()
             raise WorldloopError(f"the config asks Ray for {missing}: lower resources.* or join a larger cluster")
@@ -159,7 +162,7 @@ class RayRuntime:
             if attempt:
                 self.display.log(f"  the stage's process is gone; attempt {attempt + 1} of {self._max_retries + 1}")
                 self._ray.kill(self._stage, no_restart=False)  # out of reach is not dead: never two at one stage
-                self._wait_for_stage_actor()
+            self._wait_for_stage_actor()
             try:
                 value = self._watch(self._stage.run.remote(function, arguments, executor, trains))
             except self._ray.exceptions.RayActorError:
@@ -179,12 +182,22 @@ class RayRuntime:
             done, _ = ray.wait([result], timeout=POLL_INTERVAL_S)
             if not done:
                 replay(ray.get(self._stage.drain.remote()), self.display)
+                self._tell_of_simulators()
         value = ray.get(result)
         replay(ray.get(self._stage.drain.remote()), self.display)
         return value
 
+    def _tell_of_simulators(self) -> None:
+        """Once, where other programs of the cluster leave no room for some of them."""
+        if not self._starting or time.monotonic() - self._began < WAIT_S:
+            return
+        _, waiting = self._ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
+        if waiting:
+            self.display.log(f"  {len(waiting)} of {len(self._simulators)} simulators wait for room in the cluster")
+        self._starting = []
+
     def _wait_for_stage_actor(self) -> None:
-        """Until Ray has started it again, which may want a node that is still to come."""
+        """Until Ray has started it, which may want a processor that is in use, or a node that is still to come."""
         began, told = time.monotonic(), False
         while True:
             try:
@@ -193,7 +206,7 @@ class RayRuntime:
             except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
                 time.sleep(POLL_INTERVAL_S)
             if time.monotonic() - began > WAIT_S and not told:
-                self.display.log("  waiting for the cluster to have room for the stage's process again")
+                self.display.log("  waiting for the cluster to have room for the stage's process")
                 told = True
 
     def close(self) -> None:
@@ -217,8 +230,9 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def find_missing(actors: list[dict[str, float]], nodes: list[dict[str, float]]) -> str:
-    """What ``nodes`` lack to hold all ``actors``, "" if nothing: the largest actor on one node, and all together."""
+def find_missing(trainers: list[Needs], simulators: list[Needs], nodes: list[Needs]) -> str:
+    """What ``nodes`` lack to hold all actors at once, "" if nothing. Trainers are alike, and so are simulators."""
+    actors = [*trainers, *simulators]
     for name in ("CPU", "GPU"):
         largest = max(actor.get(name, 0) for actor in actors)
         total = sum(actor.get(name, 0) for actor in actors)
@@ -227,4 +241,38 @@ def find_missing(actors: list[dict[str, float]], nodes: list[dict[str, float]]) 
             return f"{largest:g} {name} for one actor, the largest node has {max(have, default=0):g}"
         if total > sum(have):
             return f"{total:g} {name} for all actors together, the cluster has {sum(have):g}"
+    if _most_simulators(trainers, simulators, nodes) < len(simulators):
+        have_each = "; ".join(_describe(node) for node in nodes)
+        beside = f" beside {len(simulators)} simulators of {_describe(simulators[0])}" if simulators else ""
+        return (
+            f"{len(trainers)} training actors of {_describe(trainers[0])} each{beside}, "
+            f"for which its nodes are too small ({have_each})"
+        )
     return ""
+
+
+def _most_simulators(trainers: list[Needs], simulators: list[Needs], nodes: list[Needs]) -> int:
+    """How many simulators fit at most beside all trainers, over every way to spread those; -1 where they do not."""
+    best = {0: 0}  # trainers placed so far -> simulators that fit beside them
+    for node in nodes:
+        room = {}
+        for count in range(min(len(trainers), _fit(node, trainers[0])) + 1):
+            rest = {name: node.get(name, 0) - count * trainers[0].get(name, 0) for name in ("CPU", "GPU")}
+            room[count] = min(len(simulators), _fit(rest, simulators[0])) if simulators else 0
+        after: dict[int, int] = {}
+        for placed, fitting in best.items():
+            for count, more in room.items():
+                if placed + count <= len(trainers):
+                    after[placed + count] = max(after.get(placed + count, 0), fitting + more)
+        best = after
+    return best.get(len(trainers), -1)
+
+
+def _fit(node: Needs, actor: Needs) -> int:
+    """How many such actors ``node`` holds; a large number for those that need nothing."""
+    return min([int(node.get(name, 0) / need + 1e-6) for name, need in actor.items() if need > 0], default=10**6)
+
+
+def _describe(needs: Needs) -> str:
+    named = [f"{needs[name]:g} {name}" for name in ("CPU", "GPU") if needs.get(name)]
+    return " and ".join(named) or "0 CPU"

@@ -26,11 +26,20 @@ from yaml import YAMLError
 
 from worldloop.errors import WorldloopError, first_line
 from worldloop.files import malformed, read_json, to_json, write_file
+from worldloop.runtime.memory import PeakMemory
 from worldloop.stages.state import STATE_SCHEMA_VERSION, LoopState
 from worldloop.types import InitialStates, Split
 
 RESULTS_SCHEMA_VERSION = 1
-_TIMING = {"iteration": int, "stage": str, "seconds": int | float, "peak_memory_mib": int | float, "finished": str}
+_TIMING = {
+    "iteration": int,
+    "stage": str,
+    "seconds": int | float,
+    "peak_memory_mib": int | float,
+    "peak_gpu_memory_mib": int | float,
+    "finished": str,
+}
+_SINCE = {"peak_gpu_memory_mib": 0}  # for runs of before there was one
 _REMEDY = "restore it, or delete the run directory and run again"
 _PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", "numpy", "worldloop")
 
@@ -104,18 +113,20 @@ class RunDirectory:
             return []
         value = read_json(path, f"timings {path}", 1, "delete it: only the report reads it")
         with malformed(f"timings {path}", "delete it: only the report reads it"):
-            for entry in value["stages"]:
+            stages = [_SINCE | entry for entry in value["stages"]]
+            for entry in stages:
                 for key, kind in _TIMING.items():
                     if not isinstance(entry[key], kind):
                         raise TypeError(f"{key} is {entry[key]!r}")
-            return [{key: entry[key] for key in _TIMING} for entry in value["stages"]]
+            return [{key: entry[key] for key in _TIMING} for entry in stages]
 
-    def add_timing(self, iteration: int, stage: str, seconds: float, peak_memory_mib: float) -> None:
+    def add_timing(self, iteration: int, stage: str, seconds: float, peak: PeakMemory) -> None:
         entry = {
             "iteration": iteration,
             "stage": stage,
             "seconds": round(seconds, 2),
-            "peak_memory_mib": round(peak_memory_mib),
+            "peak_memory_mib": round(peak.process_mib),
+            "peak_gpu_memory_mib": round(peak.gpu_mib),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         stages = [*self.read_timings(), entry]

@@ -1,7 +1,7 @@
 """What a run is doing, for people who look from elsewhere: ``status.json`` now, ``logs/`` since it began.
 
 Neither is needed to go on, and a disk that takes neither stops no run. ``logs/iteration_NNN_STAGE.jsonl`` has a line
-per event, ``{"time", "event", ...}``: begin, log, progress (every `PROGRESS_INTERVAL_S`), end.
+per event, ``{"time", "event", ...}``: begin, log, progress (every `PROGRESS_INTERVAL_S`), traceback, end.
 """
 
 from __future__ import annotations
@@ -30,19 +30,31 @@ class StatusDisplay:
         self._log_path: Path | None = None
         self._written = self._logged = 0.0
 
-    def begin(self, iteration: int, num_iterations: int, stage: str, number: int, num_stages: int) -> None:
-        """A stage begins, the ``number``-th of its iteration, counted from 1."""
+    def begin(
+        self, iteration: int, num_iterations: int, stage: str, number: int, num_stages: int, left: list[str]
+    ) -> None:
+        """A stage begins, the ``number``-th of its iteration, counted from 1; ``left`` come after it in the loop."""
         self._status |= {"state": "running", "iteration": iteration, "num_iterations": num_iterations, "stage": stage}
         self._status |= {"stage_number": number, "num_stages": num_stages, "stage_began": time.time(), "progress": None}
+        self._status["left"] = left
         self._log_path = self._path / "logs" / f"iteration_{iteration:03d}_{stage}.jsonl"
         self._note("begin", iteration=iteration, stage=stage)
         self._write()
         self._inner.log(f"iteration {iteration}/{num_iterations}, stage {number}/{num_stages}: {stage}")
 
+    def finish(self, **figures: float) -> None:
+        """The stage has been done, with these figures of it."""
+        self._note("end", state="done", **figures)
+        self._log_path = None
+
+    def note_traceback(self, text: str) -> None:
+        """Of an error that nobody expected."""
+        self._note("traceback", text=text)
+
     def end(self, state: str) -> None:
-        """The stage is over; ``state`` is ``ended`` after the last one, ``stopped``, or says what went wrong."""
+        """The run is over; ``state`` is ``ended`` after its last stage, ``stopped``, or says what went wrong."""
         self._status |= {"state": state, "progress": None}
-        self._note("end", state=state)
+        self._note("end", state=state)  # of the stage that runs, if one does
         self._write()
 
     def log(self, line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldloop.files import disk_errors
 from worldloop.statistics import compute_reliability
 from worldloop.types import OUTCOMES
 
@@ -75,22 +77,26 @@ class SilentWriter:
 
 
 class StageWriter:
-    """Scalars and videos of one stage."""
+    """Scalars and videos of one stage. Every method raises `WorldloopError` where the disk takes no more."""
 
     def __init__(self, log_dir: Path, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=purge_step)
+        self._what = f"TensorBoard's events in {log_dir}"
+        with disk_errors(self._what):
+            self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=purge_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+        with disk_errors(self._what):
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
 
     def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
         """Precision and recall (*PR curves*) and a reliability diagram (*Images*) of ``probability`` f [n]."""
-        if is_success.any():
-            self._writer.add_pr_curve(f"{tag}_precision_recall", is_success, probability, step)
-        self._writer.add_figure(f"{tag}_calibration", draw_reliability(probability, is_success), step)
+        with disk_errors(self._what):
+            if is_success.any():
+                self._writer.add_pr_curve(f"{tag}_precision_recall", is_success, probability, step)
+            self._writer.add_figure(f"{tag}_calibration", draw_reliability(probability, is_success), step)
 
     def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None:
         """``frames`` u8 [F, h, w, 3]."""
@@ -101,8 +107,9 @@ class StageWriter:
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=encode_gif(frames, fps, scale=4)
         )
-        writer = self._writer._get_file_writer()
-        writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        with disk_errors(self._what):
+            writer = self._writer._get_file_writer()
+            writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def layout(self, charts: Charts) -> None:
         """Lines with their bands, for which TensorBoard neither smooths nor hides outliers; a line alone has none."""
@@ -129,10 +136,12 @@ class StageWriter:
             tensor=TensorProto(dtype="DT_STRING", string_val=[layout]),
             metadata=metadata.create_summary_metadata(),
         )
-        self._writer._get_file_writer().add_summary(Summary(value=[value]))
+        with disk_errors(self._what):
+            self._writer._get_file_writer().add_summary(Summary(value=[value]))
 
     def close(self) -> None:
-        self._writer.close()
+        with disk_errors(self._what):
+            self._writer.close()
 
 
 def draw_reliability(probability: np.ndarray, is_success: np.ndarray) -> Any:
@@ -170,11 +179,23 @@ def open_writer(log_dir: Path, purge_step: int) -> Iterator[StageWriter]:
     # TensorBoard reads files in the order of their names: second, then an unpadded number within the process.
     while any(log_dir.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
-    writer = StageWriter(log_dir, purge_step)
+    with _quiet_thread():
+        writer = StageWriter(log_dir, purge_step)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+@contextmanager
+def _quiet_thread() -> Iterator[None]:
+    """TensorBoard's thread hands an error of the disk to its writer, see `StageWriter`, and need not print it too."""
+    before = threading.excepthook
+    threading.excepthook = lambda hook: None if isinstance(hook.exc_value, OSError) else before(hook)
     try:
-        yield writer
+        yield
     finally:
-        writer.close()
+        threading.excepthook = before
 
 
 def write_iteration(
@@ -201,7 +222,11 @@ def write_settings(log_dir: Path, settings: dict[str, Any], figures: dict[str, f
 
     shutil.rmtree(log_dir, ignore_errors=True)
     plain = {k: v if isinstance(v, str | bool | int | float) else str(v) for k, v in settings.items()}
-    with SummaryWriter(log_dir=str(log_dir)) as writer:
+    with (
+        _quiet_thread(),
+        disk_errors(f"TensorBoard's events in {log_dir}"),
+        SummaryWriter(log_dir=str(log_dir)) as writer,
+    ):
         writer.add_hparams(plain, figures, run_name=".")
 
 
