@@ -6,11 +6,13 @@
 Random weights: speed does not depend on them. No ray, mani_skill or lerobot. Measured in rounds that take every row in
 turn; a ratio is the median over rounds of the ratio within each.
 
-- ``video``: 25 frames at 256x256 and 480x832, that is six latents of 32x32 and 60x104 after a given one, each made in
-  sight of all before it (a context of seven), by the 2B architecture in bf16, with and without `AutoencoderKLWan`
-  decoding them. Rows: 1, 2 and 4 sampler steps; the memory carried along (cached) or computed anew at every sampler
-  step; eager or `torch.compile`; and diffusers' own transformer and Euler scheduler denoising the frame beside its
-  window without a memory (stock).
+- ``video``: 25 frames at 256x256 and 480x832 as the published codec has them, that is six latents of 32x32 and 60x104
+  after a given one, each made in sight of all before it (a context of seven), by the 2B architecture in bf16, with and
+  without `AutoencoderKLWan` decoding them. Rows: 1, 2 and 4 sampler steps; the memory carried along (cached) or
+  computed anew at every sampler step; eager or `torch.compile`; diffusers' own transformer and Euler scheduler doing
+  the same without a memory (stock, a latent at a time); and those denoising all six latents at once, as the published
+  pipeline does, after which no action could be chosen between them (stock, all at once).
+- ``environment``: 25 frames as our environments have them, a latent and a decoding for each (`WanCodec`).
 - ``batch``: frames per second of a 100 M network on 64 px pixels, one sampler step, many rows.
 """
 
@@ -38,12 +40,13 @@ from worldloop.world_model.sampler import sample
 
 PUBLISHED = CosmosConfig(
     patch=2, num_layers=28, num_heads=16, head_dim=128, adaln_lora_dim=256, rope_scale=(1.0, 3.0, 3.0),
-    concat_padding_mask=True, num_context_frames=7, prediction="velocity",
+    concat_padding_mask=True, num_context_frames=7, prediction="velocity", num_poses=0,
 )  # fmt: skip
-HUNDRED_MILLION = CosmosConfig(patch=8, num_layers=12, num_heads=12, head_dim=64, adaln_lora_dim=128)
+HUNDRED_MILLION = CosmosConfig(patch=8, num_layers=12, num_heads=12, head_dim=64, adaln_lora_dim=128, num_poses=0)
 TINY: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "head_dim": 16, "adaln_lora_dim": 8}
 SIZES = {"256x256": (32, 32), "480x832": (60, 104)}
-NUM_LATENTS = 6  # after the given one: 1 + 4 * 6 frames
+TINY_SIZE = (8, 8)
+NUM_LATENTS, NUM_FRAMES = 6, 25  # after the given one: 1 + 4 * 6 frames
 TEXT_TOKENS, TEXT_DIM = 512, 1024
 PROPRIO_DIM, ACTION_DIM, ACTIONS_PER_FRAME = 25, 7, 4
 BARS = {"256x256": 0.4, "480x832": 0.7, "batch": 1000.0}  # seconds, seconds, frames per second on an H200
@@ -87,7 +90,8 @@ class Stream:
         self.call: Callable[..., DenoiserOutput] = self.denoiser
 
     def compile(self) -> None:
-        self.call = torch.compile(self.denoiser, mode="max-autotune-no-cudagraphs")
+        torch._dynamo.reset()  # kernels of every size for themselves, as a loop with one size would have them
+        self.call = torch.compile(self.denoiser, mode="max-autotune-no-cudagraphs", dynamic=False)
 
     def cached(self, num_latents: int, num_steps: int) -> Tensor:
         """Latents [num_latents, B, C, h, w]."""
@@ -116,30 +120,38 @@ class Stream:
         return sample(denoise, self.noise, num_steps).data[:, 0].to(self.noise)
 
     def stock(self, num_latents: int, num_steps: int) -> Tensor:
-        """diffusers' transformer over the window and the frame in the making, and its Euler scheduler."""
+        """diffusers' transformer over the window and the latent in the making, and its Euler scheduler."""
+        window, latents = self.frames, []
+        for _ in range(num_latents):
+            latents.append(self._denoise(window, 1, num_steps)[:, :, 0])
+            window = shift_frames(window, latents[-1])
+        return torch.stack(latents)
+
+    def stock_at_once(self, num_latents: int, num_steps: int) -> Tensor:
+        """The same, with all latents in the making at once after a single given one."""
+        return self._denoise(self.frames[:, -1:], num_latents, num_steps).movedim(2, 0)
+
+    def _denoise(self, given: Tensor, num_latents: int, num_steps: int) -> Tensor:
+        """Latents [B, C, num_latents, h, w] after ``given`` [B, K, C, h, w]."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         scheduler: Any = FlowMatchEulerDiscreteScheduler()
-        B, K, _, h, w = self.frames.shape
+        B, K, _, h, w = given.shape
         text = self.denoiser._read_text(self.conditioning.instruction)
-        mask = torch.ones(B, 1, K + 1, h, w).to(self.frames)
-        mask[:, :, -1] = 0
-        padding = torch.zeros(1, 1, h, w).to(self.frames)
-        window, latents = self.frames, []
-        for _ in range(num_latents):
-            scheduler.set_timesteps(num_steps, device=self.frames.device)
-            noisy = self.noise.movedim(1, 2)
-            for t in scheduler.timesteps:
-                times = torch.full((B, 1, K + 1, 1, 1), CLEAN_TIME).to(self.frames)
-                times[:, :, -1] = t / scheduler.config.num_train_timesteps
-                output = self.denoiser.transformer(
-                    torch.cat([window.movedim(1, 2), noisy], dim=2), timestep=times, encoder_hidden_states=text,
-                    condition_mask=mask, padding_mask=padding,
-                ).sample  # fmt: skip
-                noisy = scheduler.step(output[:, :, -1:], t, noisy).prev_sample
-            latents.append(noisy[:, :, 0])
-            window = shift_frames(window, latents[-1])
-        return torch.stack(latents)
+        mask = torch.ones(B, 1, K + num_latents, h, w).to(given)
+        mask[:, :, K:] = 0
+        padding = torch.zeros(1, 1, h, w).to(given)
+        scheduler.set_timesteps(num_steps, device=given.device)
+        noisy = self.noise.movedim(1, 2).expand(-1, -1, num_latents, -1, -1)
+        for t in scheduler.timesteps:
+            times = torch.full((B, 1, K + num_latents, 1, 1), CLEAN_TIME).to(given)
+            times[:, :, K:] = t / scheduler.config.num_train_timesteps
+            output = self.denoiser.transformer(
+                torch.cat([given.movedim(1, 2), noisy], dim=2), timestep=times, encoder_hidden_states=text,
+                condition_mask=mask, padding_mask=padding,
+            ).sample  # fmt: skip
+            noisy = scheduler.step(output[:, :, K:], t, noisy).prev_sample
+        return noisy
 
 
 def _give(memory: CosmosMemory) -> CosmosMemory:
@@ -147,7 +159,7 @@ def _give(memory: CosmosMemory) -> CosmosMemory:
 
 
 def make_decoder(on: Machine, tiny: bool) -> Callable[[Tensor], Tensor]:
-    """Latents [7, 1, 16, h, w] -> 25 frames, by the published codec's architecture."""
+    """Latents [n, 1, 16, h, w] -> 4 n - 3 frames, by the published codec's architecture."""
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
@@ -173,6 +185,8 @@ def measure(rows: dict[str, Callable[[], Any]], rounds: int, on: Machine) -> dic
 
 def measure_video(name: str, size: tuple[int, int], options: argparse.Namespace, on: Machine) -> dict[str, Any]:
     config = replace(PUBLISHED, **TINY) if options.tiny else PUBLISHED
+    if on.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     stream = Stream(config, 16, size, TEXT_TOKENS, 1, on)
     decode = make_decoder(on, options.tiny)
     eager = stream.call
@@ -201,7 +215,14 @@ def measure_video(name: str, size: tuple[int, int], options: argparse.Namespace,
         return stream.uncached(NUM_LATENTS, 4)
 
     rows["uncached, eager, 4 steps"] = uncached
-    rows["stock, 4 steps"] = lambda: stream.stock(NUM_LATENTS, 4)
+    rows["stock, a latent at a time, eager, 4 steps"] = lambda: stream.stock(NUM_LATENTS, 4)
+    rows["stock, all at once, eager, 4 steps"] = lambda: stream.stock_at_once(NUM_LATENTS, 4)
+
+    def as_environment() -> list[Tensor]:
+        stream.call = variants[-1][1]
+        return [decode(latent[None]) for latent in stream.cached(NUM_FRAMES - 1, 4)]
+
+    rows["environment, 4 steps, each decoded"] = as_environment
     took = measure(rows, options.rounds, on)
 
     def ratio(slow: str, fast: str) -> float:
@@ -212,7 +233,12 @@ def measure_video(name: str, size: tuple[int, int], options: argparse.Namespace,
         "seconds": {row: summarise(values) for row, values in took.items()},
         "ratios": {
             "uncached / cached (eager)": ratio("uncached, eager, 4 steps", "cached, eager, 4 steps"),
-            "stock / cached": ratio("stock, 4 steps", best),
+            "stock, a latent at a time / cached (eager)": ratio(
+                "stock, a latent at a time, eager, 4 steps", "cached, eager, 4 steps"
+            ),
+            "stock, all at once / cached (eager)": ratio(
+                "stock, all at once, eager, 4 steps", "cached, eager, 4 steps"
+            ),
             "eager / compiled": ratio("cached, eager, 4 steps", best) if options.compile else None,
             "four / one step": ratio(best, best.replace("4 steps", "1 steps")),
         },
@@ -251,7 +277,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     for name, size in SIZES.items():
         print(name, flush=True)
-        result[name] = measure_video(name, size, options, on)
+        result[name] = measure_video(name, TINY_SIZE if options.tiny else size, options, on)
     print("batches", flush=True)
     result["batch"] = measure_batches(options, on)
     return result
@@ -261,13 +287,13 @@ def show(result: dict[str, Any]) -> None:
     for name in SIZES:
         print(f"\n{name}, {result[name]['parameters'] / 1e6:,.0f} M parameters, 25 frames")
         for row, values in result[name]["seconds"].items():
-            print(f"  {row:<34}{values['median']:8.3f} s  ({values['low']:.3f} to {values['high']:.3f})")
+            print(f"  {row:<44}{values['median']:8.3f} s  ({values['low']:.3f} to {values['high']:.3f})")
         for row, value in result[name]["ratios"].items():
-            print(f"  {row:<34}" + ("       -" if value is None else f"{value:8.2f} x"))
+            print(f"  {row:<44}" + ("       -" if value is None else f"{value:8.2f} x"))
     print(f"\n64 px, {result['batch']['parameters'] / 1e6:,.0f} M parameters, one step")
     for row, values in result["batch"].items():
         if row.startswith("batch"):
-            print(f"  {row:<34}{values['median']:8,.0f} frames/s")
+            print(f"  {row:<44}{values['median']:8,.0f} frames/s")
 
 
 def main() -> None:

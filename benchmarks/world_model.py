@@ -97,11 +97,14 @@ class ManiSkill:
 
 
 def rate(step: Callable[[], int], seconds: float) -> float:
-    """What ``step`` counts, per second."""
+    """What ``step`` counts, per second, with all that it has asked of a GPU."""
+    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronise()
     count, began = 0, time.perf_counter()
-    while (took := time.perf_counter() - began) < seconds:
+    while time.perf_counter() - began < seconds:
         count += step()
-    return count / took
+    synchronise()
+    return count / (time.perf_counter() - began)
 
 
 def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[], int], Any]:

@@ -36,7 +36,7 @@ def live(run_root: str, iterations: int, died_at: list[tuple[str, ...]] | None, 
     where = [""]
     begin = status.StatusDisplay.begin
 
-    def remember_stage(self: Any, iteration: int, of: int, stage: str, *rest: int) -> None:
+    def remember_stage(self: Any, iteration: int, of: int, stage: str, *rest: Any) -> None:
         where[0] = f"{iteration} {stage}"
         begin(self, iteration, of, stage, *rest)
 

@@ -211,6 +211,18 @@ class _Small(_Counting):
         return super().imagine(state, actions)
 
 
+def test_starts_go_in_parts_where_memory_is_short() -> None:
+    class Small(_Counting):
+        def start(self, context: Observation, noise_key: Tensor) -> CountingState:
+            if len(noise_key) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().start(context, noise_key)
+
+    small = _simulator(Small(), [0.0, 2.0, 1.0])
+    assert small.rows_at_once == 1
+    assert small.save().state.position.tolist() == [0.0, 2.0, 1.0]
+
+
 def test_rows_go_in_parts_where_memory_is_short() -> None:
     actions = torch.arange(16, dtype=torch.float32).reshape(4, 4, 1) / 20
     whole, small = _simulator(_Counting(), [0.0, 2.0, 1.0, 3.5]), _simulator(_Small(), [0.0, 2.0, 1.0, 3.5])

@@ -28,7 +28,7 @@ from worldloop.runtime.checkpoint import Checkpoint, load_checkpoint, load_weigh
 from worldloop.runtime.hub import HUB_NAME, fetch_from_hub
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.recorded import check_recorded, recorded_spec
-from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec
+from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec, require_maniskill
 from worldloop.sim.toy import ToySimulator, toy_spec
 from worldloop.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Source, Split
 from worldloop.world_model.config import WorldModelConfig
@@ -116,6 +116,8 @@ def check_networks(config: LoopConfig) -> None:
     """
     if config.simulator.kind not in SIMULATORS:
         _require(SIMULATOR_MEMBERS, _own_class(config.simulator.kind), config.simulator.kind)
+    if config.simulator.kind == "maniskill":
+        require_maniskill()
     try:
         spec = build_spec(config.simulator)
         if config.chunk_length % spec.actions_per_frame:

@@ -86,6 +86,7 @@ class ResourcesConfig:
     shard_world_model: bool = False  # no worker holds the trained world model whole (FSDP2): for one that does not fit
     trainer_cpus: float = 1.0  # what Ray reserves for the stage actor, and for each worker of a training stage
     trainer_gpus: float = 0.0  # the same
+    rows_at_once: int = 0  # imagined together at most; 0: all, and half of them wherever a GPU's memory is too small
     keep_every_s: float = 300.0  # seconds after which a training stage keeps what it has done; 0: never
     max_retries: int = 3  # of what a process was at when it died, a simulator's block or (with Ray) the stage
     ray_address: str = ""  # cluster to join; "" takes RAY_ADDRESS, or starts a local one
@@ -95,8 +96,10 @@ class ResourcesConfig:
             raise ValueError(f"resources.device {self.device!r} is not one of auto, cpu, cuda")
         if self.shard_world_model and self.num_workers < 2:
             raise ValueError("resources.shard_world_model needs resources.num_workers of at least 2")
-        if self.num_workers < 1 or self.keep_every_s < 0:
-            raise ValueError("resources.num_workers must be at least 1, resources.keep_every_s at least 0")
+        if self.num_workers < 1 or self.keep_every_s < 0 or self.rows_at_once < 0:
+            raise ValueError(
+                "resources.num_workers must be at least 1, resources.keep_every_s and rows_at_once at least 0"
+            )
         if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0:
             raise ValueError(
                 "resources.num_threads must be at least 1, resources.num_simulators and max_retries at least 0"

@@ -11,6 +11,7 @@ than ``calibration.floor_db``: the unknown states of MOReL (arXiv:2005.05951).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,7 +122,7 @@ class ImaginedSimulator:
         """`reset` with one noise key per row, int64 [B]: rows that share a key share the world model's noise."""
         observation = replace(observation, frames=fill_context(observation.frames, NUM_CONTEXT_FRAMES), sim_state=None)
         ended = torch.zeros(len(observation), dtype=torch.bool)
-        state = self.world_model.start(observation, noise_key)
+        state = self._start(observation, noise_key)
         fresh = ImaginedRows(observation, state, ended, ended, torch.zeros(len(observation), dtype=torch.long))
         if rows is not None:
             if self._rows is None:
@@ -167,19 +168,39 @@ class ImaginedSimulator:
     def close(self) -> None:
         self._rows = None
 
+    def _start(self, observation: Observation, noise_key: Tensor) -> Any:
+        """`WorldModel.start` in parts."""
+
+        def start(rows: Tensor) -> Any:
+            if len(rows) == len(observation):
+                return self.world_model.start(observation, noise_key)
+            return self.world_model.start(observation.rows(rows), noise_key[rows])
+
+        states = self._in_parts(start, len(observation))
+        return states[0] if len(states) == 1 else type(states[0]).cat(states)
+
     def _imagine(self, state: Any, actions: Tensor) -> tuple[Any, ImaginedChunk]:
-        """`WorldModel.imagine` in parts. It changes nothing, so that what ran out of memory may simply run again."""
+        """`WorldModel.imagine` in parts."""
+
+        def imagine(rows: Tensor) -> tuple[Any, ImaginedChunk]:
+            if len(rows) == len(actions):
+                return self.world_model.imagine(state, actions)
+            return self.world_model.imagine(state.rows(rows), actions[rows])
+
+        done = self._in_parts(imagine, len(actions))
+        if len(done) == 1:
+            return done[0]
+        return type(done[0][0]).cat([s for s, _ in done]), ImaginedChunk.cat([c for _, c in done])
+
+    def _in_parts(self, work: Callable[[Tensor], Any], num_rows: int) -> list[Any]:
+        """``work`` on ``rows_at_once`` rows after the other. It changes nothing: what ran out of memory runs again."""
         while True:
-            parts = torch.arange(len(actions)).split(self.rows_at_once)
             try:
-                if len(parts) == 1:
-                    return self.world_model.imagine(state, actions)
-                done = [self.world_model.imagine(state.rows(part), actions[part]) for part in parts]
-                return type(done[0][0]).cat([s for s, _ in done]), ImaginedChunk.cat([c for _, c in done])
+                return [work(part) for part in torch.arange(num_rows).split(self.rows_at_once)]
             except torch.OutOfMemoryError:
                 if self.rows_at_once == 1:
                     raise
-                self.rows_at_once = max(1, min(self.rows_at_once, len(actions)) // 2)
+                self.rows_at_once = max(1, min(self.rows_at_once, num_rows) // 2)
             torch.cuda.empty_cache()
 
     def _empty_step(self, rows: ImaginedRows, actions: Tensor) -> ChunkStep:

@@ -62,6 +62,7 @@ class Session:
         self.workers = workers or Workers()
         self.num_microbatches = config.num_microbatches
         self.keep_every_s = config.resources.keep_every_s
+        self.rows_at_once = config.resources.rows_at_once
         self.shards_world_model = config.resources.shard_world_model and self.workers.size > 1
         self._stage, self._executor, self._display = stage, executor, display
         torch.set_num_threads(config.resources.num_threads)

@@ -90,13 +90,15 @@ def fit(path: Path, out: Path, minutes: float, overrides: list[str]) -> None:
     begin = time.time()
     state = check_world_model.run(state, context.config.check_world_model, context)
     record = state.records[1]
-    world_model = context.load_world_model(state.world_model).eval().to(context.device)
+    world_model = context.load_world_model(state.world_model).to(context.device)
+    parameters = sum(p.numel() for p in world_model.parameters())
+    world_model = world_model.for_imagination()
     result = {
         "schema_version": 1,
         "overrides": [*OVERRIDES, *overrides],
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
         "torch": torch.__version__,
-        "parameters": sum(p.numel() for p in world_model.parameters()),
+        "parameters": parameters,
         "seconds_per_step": round(step_s, 5),
         "fit_steps": context.config.fit_world_model.num_steps,
         "proprio_steps": context.config.fit_world_model.num_proprio_steps,

@@ -28,6 +28,15 @@ class EmaWeights[ModuleT: nn.Module]:
         self.module: ModuleT = copy.deepcopy(source, shared).eval().requires_grad_(False)
         self.frozen = frozenset(frozen)
 
+    def copy(self) -> ModuleT:
+        """The average as it is now, in the processor's memory but for what is frozen, which is shared here too."""
+        shared: dict[int, object] = {id(p): p for name, p in self.module.named_parameters() if name in self.frozen}
+        copied: ModuleT = copy.deepcopy(self.module, shared)
+        for name, tensor in (*copied.named_parameters(), *copied.named_buffers()):
+            if name not in self.frozen:
+                tensor.data = tensor.data.cpu()
+        return copied
+
     def state_dict(self) -> dict[str, Tensor]:
         """Without what is frozen."""
         averaged = {name: value for name, value in self.module.state_dict().items() if name not in self.frozen}

@@ -65,6 +65,7 @@ class Coordinator:
         self._number = 0
         self._starts = 0  # of the group, within the task's time: the one that runs already counts as the first
         self._is_up = False
+        self._asking: dict[int, object] = {}  # rank -> its latest question: a worker that died leaves its own behind
         self._reason = ""  # what a worker said of its death, if it could
         self._value: Any = None
         self._server: threading.Thread | None = None
@@ -88,17 +89,24 @@ class Coordinator:
                 return self._value
         return run_alone(function, arguments, executor, self._display)
 
-    def take(self, rank: int, done: int) -> _Task:
-        """From a worker: the next stage that it has a part in, after the one with the number ``done``."""
+    def take(self, rank: int, done: int) -> _Task | None:
+        """From a worker: the next stage that it has a part in, after the one with the number ``done``.
 
-        def has_part() -> bool:
+        ``None`` once the worker's successor asks. Ray lets the call of a worker that died wait on, in one of this
+        actor's few threads: without an end to it, the others would soon find none.
+        """
+        question = object()
+
+        def is_answered() -> bool:
             task = self._task
-            return task is not None and task.number > done and (task.on_all or rank == 0)
+            has_part = task is not None and task.number > done and (task.on_all or rank == 0)
+            return has_part or self._asking[rank] is not question
 
         with self._changed:
-            self._changed.wait_for(has_part)
-            assert self._task is not None
-            return self._task
+            self._asking[rank] = question
+            self._changed.notify_all()
+            self._changed.wait_for(is_answered)
+            return self._task if self._asking[rank] is question else None
 
     def start(self) -> None:
         """From the first worker of a group that has just been started."""
@@ -228,6 +236,8 @@ def _work(config: dict[str, Any]) -> None:
             ray.get(coordinator.start.remote())
         while True:
             task = ray.get(coordinator.take.remote(rank, done))
+            if task is None:  # another worker of this rank has been started
+                return
             try:
                 value = task.function(*task.arguments, task.executor, display)
             except WorldloopError as error:

@@ -10,6 +10,7 @@ machine with a GPU was at hand. Evaluation results of the two backends are not e
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,11 +83,11 @@ class ManiSkillConfig:
 
 
 def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
-    """The spec without making an environment and without importing mani_skill."""
+    """The spec without making an environment; episodes can be learned from where there is no mani_skill."""
     try:
         version = importlib.metadata.version("mani_skill")
     except importlib.metadata.PackageNotFoundError:
-        raise WorldloopError("mani_skill is not installed; install it with: pip install 'worldloop[sim]'") from None
+        version = "(not installed)"
     task = TASKS[config.task]
     return SimulatorSpec(
         task=task.name,
@@ -109,6 +110,12 @@ def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
         ),
         frames_after_success=config.frames_after_success,
     )
+
+
+def require_maniskill() -> None:
+    """Raise `WorldloopError` unless mani_skill is installed."""
+    if importlib.util.find_spec("mani_skill") is None:
+        raise WorldloopError("mani_skill is not installed; install it with: pip install 'worldloop[sim]'")
 
 
 def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
@@ -141,6 +148,7 @@ class ManiSkillSimulator(ChunkedSimulator):
     state_dim = STATE_DIM
 
     def __init__(self, config: ManiSkillConfig) -> None:
+        require_maniskill()
         self.config = config
         self.spec = maniskill_spec(config)
         self.num_envs = config.num_envs

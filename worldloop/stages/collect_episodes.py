@@ -94,7 +94,9 @@ def find_uncertain_states(
     with context.progress(len(episodes), "imagined episode") as progress:
         for number, block in enumerate(episodes.split(128)):
             observation = dataset.observation(torch.stack([block, torch.zeros_like(block)], dim=1))
-            simulator = ImaginedSimulator(world_model, context.spec, calibration, len(block))
+            simulator = ImaginedSimulator(
+                world_model, context.spec, calibration, len(block), rows_at_once=context.rows_at_once
+            )
             key = (context.seed, state.iteration, "collect_episodes/uncertain", number)
             rollout = run_rollout(
                 policy,

@@ -51,6 +51,7 @@ class Context(Protocol):
     workers: Workers  # in a training stage: who else trains
     num_microbatches: int
     keep_every_s: float
+    rows_at_once: int  # rows that go through the world model together, 0: all that fit
     shards_world_model: bool  # whether the workers share its weights out while they train it
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...

@@ -89,7 +89,9 @@ def imagine_success(state: LoopState, context: Context, episodes: list[Episode])
         block = episodes[first : first + 100]
         start = first_observation(block, context.spec.camera)
         keys = make_row_keys(len(block), context.seed, state.iteration, "evaluate_policy/imagined", first)
-        simulator = ImaginedSimulator(world_model, context.spec, calibration, len(block))
+        simulator = ImaginedSimulator(
+            world_model, context.spec, calibration, len(block), rows_at_once=context.rows_at_once
+        )
 
         def reset(s: ImaginedSimulator = simulator, o: Observation = start, k: torch.Tensor = keys) -> Observation:
             return s.start(o, k)

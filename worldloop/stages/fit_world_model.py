@@ -7,7 +7,6 @@ the frames it will meet in imagination.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -141,7 +140,7 @@ def train(
     workers = context.workers
     result = ema.module
     if context.shards_world_model:
-        result = copy.deepcopy(ema.module)
+        result = ema.copy()
         names = {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("proprio_head.")}
         for module in (model, ema.module):
             shard(module, names, context.device)
@@ -187,6 +186,7 @@ def train(
                 writer.scalars(first_step + step, {f"{name}/{k}": v for k, v in values.items()})
     if context.shards_world_model:
         result.load_state_dict(gather(ema.module.state_dict()))
+        result = result.to(context.device)
     return result
 
 

@@ -39,7 +39,7 @@ from worldloop.stages.clone_policy import ClonePolicyConfig, imitate
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.decisions import Decisions, compute_returns, flatten
-from worldloop.stages.microbatches import add_metrics, make_generators, name_draws, sum_metrics
+from worldloop.stages.microbatches import add_metrics, make_generators, name_draws, share_of, sum_metrics
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.partial import KeptGenerator, PartialStage, drop_partial, has_partial
 from worldloop.stages.policy_value import fit_policy_value
@@ -197,7 +197,7 @@ class _Improvement:
     def imagine(self, update: int, number: int) -> Rollout:
         """The grouped rollouts of one micro-batch in one round."""
         config, context = self.config, self.context
-        index = self._start_states(self.generators[number])
+        index = self._start_states(number)
         groups = torch.arange(len(index)).repeat_interleave(config.group_size)
         start = self.dataset.observation(index)
         draws = name_draws(context, number, context.seed, self.iteration, NAME, update)
@@ -209,6 +209,7 @@ class _Improvement:
             self.calibration,
             len(groups),
             truncates_uncertain=config.truncates_uncertain,
+            rows_at_once=context.rows_at_once,
         )
         self.policy.eval()
 
@@ -229,13 +230,15 @@ class _Improvement:
             reset=begin,
         )
 
-    def _start_states(self, generator: torch.Generator) -> Tensor:
+    def _start_states(self, number: int) -> Tensor:
         """int64 [N, 2] of (episode, frame): first frames of any episode, and frames in the middle of a policy's own.
 
         The middle of a scripted failure is a place the policy never gets to.
         """
+        generator = self.generators[number]
         num_groups = self.config.groups_per_update // self.context.num_microbatches
-        num_middle = round(num_groups * self.config.mid_episode_share) if len(self.policy_episodes) else 0
+        share = self.config.mid_episode_share if len(self.policy_episodes) else 0.0
+        num_middle = share_of(num_groups, share, number)
 
         def draw(episodes: Tensor, count: int) -> Tensor:
             return episodes[torch.randint(len(episodes), (count,), generator=generator)]
@@ -351,7 +354,8 @@ class _History:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"success": torch.tensor(self.success).double(), "num_frames": torch.tensor(self.num_frames).double()}
+        success, num_frames = (torch.tensor(x, dtype=torch.float64) for x in (self.success, self.num_frames))
+        return {"success": success, "num_frames": num_frames}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.success, self.num_frames = tensors["success"].tolist(), float(tensors["num_frames"])

@@ -23,6 +23,14 @@ def name_draws(context: Context, number: int, *parts: int | str) -> tuple[int | 
     return parts if context.num_microbatches == 1 else (*parts, "micro-batch", number)
 
 
+def share_of(count: int, share: float, number: int) -> int:
+    """How many of the ``count`` rows of micro-batch ``number`` are of a kind that has ``share`` of all rows.
+
+    Rounded over the micro-batches together, so that many small ones have as many as a large one.
+    """
+    return round((number + 1) * count * share) - round(number * count * share)
+
+
 def sum_metrics(metrics: Mapping[str, float], workers: Workers) -> Metrics:
     """The sums over all workers; what one of them lacks counts as 0."""
     total: Metrics = {}

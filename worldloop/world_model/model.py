@@ -209,11 +209,11 @@ class VideoWorldModel(nn.Module):
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> ImaginationState:
-        """Inverse of `ImaginationState.to_tensors`."""
-        rest = {name: value for name, value in tensors.items() if name != "context"}
+        """Inverse of `ImaginationState.to_tensors`, which may come from another device."""
+        on_device = {name: tensors[name].to(self.device) for name in ("context", "proprio", "instruction")}
         with self._autocast():
-            memory = self.denoiser.remember(tensors["context"], tensors["instruction"])
-        return ImaginationState(memory=memory, **rest)
+            memory = self.denoiser.remember(on_device.pop("context"), on_device["instruction"])
+        return ImaginationState(memory=memory, noise_key=tensors["noise_key"], step=tensors["step"], **on_device)
 
     @torch.no_grad()
     def imagine(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, ImaginedChunk]:
