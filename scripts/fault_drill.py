@@ -3,8 +3,8 @@
     python scripts/fault_drill.py [--iterations 1] [--out fault_drill.json]
 
 The debug loop (toy simulator, no Ray) runs in a child process that kills itself with SIGKILL just before, and in the
-next life just after, each rename that makes a file or folder final: every place where a stage, a shard, a checkpoint
-or the run's own state becomes durable. Each time the same command goes on. At the end ``results.json`` has to be that
+next life just after, each rename that makes a file or folder final: every place where a stage, a shard, a checkpoint,
+what a training stage has done so far or the run's own state becomes durable. Each time the same command goes on. At the end ``results.json`` has to be that
 of an uninterrupted run byte for byte, every shard has to match its hash, and nothing half-written may lie about.
 """
 
@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ("fit_world_model.num_steps=12", "fit_world_model.num_refit_steps=12", "clone_policy.num_steps=20")
+SMALL = (
+    "resources.keep_every_s=1e-9",  # what a training stage has done is written down after every step
+    "clone_policy.num_steps=3",
+    "fit_world_model.num_proprio_steps=2",
+    "fit_world_model.num_steps=3",
+    "fit_world_model.num_refit_steps=3",
+    "improve_policy.num_imitation_steps=2",
+    "improve_policy.num_updates=2",
+    "improve_policy.num_candidates=2",
+)
 LIVE = {"status.json"}  # only for watching: a run goes on without it
 
 

@@ -51,6 +51,10 @@ class Workers:
         """The sum of every worker's ``values``, of one shape."""
         return self._reduce(values, dist.ReduceOp.SUM) if self.size > 1 else values
 
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on one of the workers."""
+        return bool(self.sum(torch.tensor(int(flag))))
+
     def gather(self, value: Any) -> list[Any]:
         """Every worker's ``value``, which can be pickled, in the order of the workers."""
         if self.size == 1:

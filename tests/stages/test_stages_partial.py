@@ -11,7 +11,12 @@ from worldloop.config import load_config
 from worldloop.errors import WorldloopError
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-CUTS = (("clone_policy", "step", 40), ("fit_world_model", "step", 50), ("improve_policy", "update", 3))
+CUTS = (
+    ("clone_policy", "step", 40, "clone_policy"),
+    ("fit_world_model", "proprio step", 20, "fit_world_model_proprio"),
+    ("fit_world_model", "step", 50, "fit_world_model"),
+    ("improve_policy", "update", 3, "improve_policy"),
+)
 
 
 class CutDisplay(loop.TerminalDisplay):
@@ -39,22 +44,33 @@ class CutDisplay(loop.TerminalDisplay):
             raise KeyboardInterrupt
 
 
-def run(root: Path, stage: str = "", unit: str = "", cut: int = 0) -> list[str]:
+def run(root: Path, stage: str = "", unit: str = "", cut: int = 0, keep_every_s: float = 1e-9) -> list[str]:
     CutDisplay.stage, CutDisplay.unit, CutDisplay.cut, CutDisplay.lines = stage, unit, cut, []
-    settings = ["runtime=inline", f"run_root={root}", "num_iterations=1", "resources.keep_every_s=1e-9"]
+    settings = ["runtime=inline", f"run_root={root}", "num_iterations=1", f"resources.keep_every_s={keep_every_s}"]
     loop.run_loop(load_config(DEBUG, settings))
     return CutDisplay.lines
 
 
 def test_cut_in_every_training_stage(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "TerminalDisplay", CutDisplay)
-    for stage, unit, cut in CUTS:
+    for stage, unit, cut, kept in CUTS:
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, stage, unit, cut)
-        assert (tmp_path / "debug/partial" / stage / "partial.json").is_file()
+        assert (tmp_path / "debug/partial" / kept / "partial.json").is_file()
     went_on = [line.strip() for line in run(tmp_path) if "goes on" in line]
     assert went_on == ["improve_policy goes on from step 3"]
     assert not list((tmp_path / "debug/partial").glob("*"))
+    assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
+
+
+def test_a_policy_that_was_cloned_within_a_stage_is_not_cloned_again(
+    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "TerminalDisplay", CutDisplay)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "improve_policy", "update", 1, keep_every_s=0)
+    assert any("imitating" in line for line in CutDisplay.lines)
+    assert not any("imitating" in line for line in run(tmp_path, keep_every_s=0))
     assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
 
 

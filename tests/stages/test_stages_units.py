@@ -1,4 +1,4 @@
-"""The parts of stages that are pure: splits, returns, the optimizer recipe, calibration, the order of stages."""
+"""The small parts of stages: splits, the optimizer recipe, calibration, promotion, the order of stages."""
 
 import math
 from dataclasses import replace
@@ -15,17 +15,15 @@ from worldloop.imagination import Calibration
 from worldloop.loop import advance, list_stages
 from worldloop.metrics.video import compute_psnr
 from worldloop.open_loop import Branches
-from worldloop.rollout import Rollout
 from worldloop.stages import promote_policy
 from worldloop.stages.calibration import calibrate, find_distrust, is_calibrated_on
 from worldloop.stages.check_world_model import align, choose_videos
-from worldloop.stages.decisions import compute_returns
 from worldloop.stages.evaluate_policy import compare_outcomes
 from worldloop.stages.held_out import OpenLoop
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
 from worldloop.stages.state import LoopState
-from worldloop.types import ActionChunk, ChunkStep, Clip, Observation
+from worldloop.types import Clip
 from worldloop.workers import Workers
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
@@ -38,67 +36,6 @@ def test_splits_follow_the_id_and_the_share() -> None:
     # a larger share holds out more and never less of the same states
     assert all(choose_split(i, 0.5) == "validation" for i, h in zip(ids, held, strict=True) if h)
     assert choose_split(ids[0], 0.0) == "train"
-
-
-def _step(probability: list[float], valid: list[bool], done: list[bool]) -> ChunkStep:
-    B = len(probability)
-    observation = Observation(
-        torch.zeros(B, 1, 2, 2, 3, dtype=torch.uint8), None, ("i",) * B, torch.zeros(B, dtype=torch.long)
-    )
-    terminated = torch.tensor(done)
-    return ChunkStep(
-        observation=observation,
-        frames=torch.zeros(B, 1, 2, 2, 3, dtype=torch.uint8),
-        proprio=None,
-        rewards=torch.zeros(B, 1),
-        success_prob=torch.tensor(probability)[:, None],
-        valid=torch.tensor(valid)[:, None],
-        success=terminated[:, None],
-        terminated=terminated,
-        truncated=torch.zeros(B, dtype=torch.bool),
-    )
-
-
-def test_returns_are_one_for_success_and_the_best_probability_otherwise() -> None:
-    steps = (
-        _step([0.2, 0.7, 0.1], [True, True, True], [False, True, False]),
-        _step([0.3, 0.9, 0.05], [True, False, True], [False, True, False]),
-    )
-    chunk = ActionChunk(torch.zeros(3, 1, 1))
-    rollout = Rollout(
-        origin="imagined",
-        group_id=torch.zeros(3, dtype=torch.long),
-        initial_state_id=("a", "b", "c"),
-        observations=(steps[0].observation,) * 2,
-        chunks=(chunk,) * 2,
-        steps=steps,
-        policy_version="p",
-        simulator_version="w",
-    )
-    assert compute_returns(rollout, 0).tolist() == pytest.approx([0.3, 1.0, 0.1])
-    assert compute_returns(rollout, 1).tolist() == pytest.approx([0.3, 1.0, 0.05])
-
-
-def test_the_penalty_comes_off_per_decibel_below_the_floor() -> None:
-    step = _step([0.2, 0.7, 0.1], [True, True, True], [False, True, False])
-    step = replace(step, expected_psnr_db=torch.tensor([[18.0], [19.0], [25.0]]))
-    chunk = ActionChunk(torch.zeros(3, 1, 1))
-    rollout = Rollout(
-        "imagined", torch.zeros(3, dtype=torch.long), ("a", "b", "c"), (step.observation,), (chunk,), (step,), "p", "w"
-    )
-    assert compute_returns(rollout, 0, 0.1, 20.0).tolist() == pytest.approx([0.0, 0.9, 0.1])
-    assert compute_returns(rollout, 0, 0.0, 20.0).tolist() == pytest.approx([0.2, 1.0, 0.1])
-
-
-def test_a_row_that_is_cut_off_counts_what_the_critic_says() -> None:
-    step = _step([0.2, 0.7, 0.1], [True, True, True], [False, True, False])
-    step = replace(step, truncated=torch.tensor([False, False, True]))
-    chunk = ActionChunk(torch.zeros(3, 1, 1))
-    rollout = Rollout(
-        "imagined", torch.zeros(3, dtype=torch.long), ("a", "b", "c"), (step.observation,), (chunk,), (step,), "p", "w"
-    )
-    value = torch.tensor([0.6, 0.0, 0.9])
-    assert compute_returns(rollout, 0, last_value=value).tolist() == pytest.approx([0.6, 1.0, 0.1])
 
 
 def test_optimisation_goes_on_where_it_was_kept() -> None:
@@ -308,14 +245,14 @@ def test_state_survives_json_and_refuses_other_things() -> None:
 
 
 def test_imagined_and_simulated_outcomes_of_the_same_states() -> None:
-    imagined = np.array([True, True, True, False, False])
-    simulated = np.array([True, True, False, True, False])
+    imagined = np.array([True, True, True, False, False, False])
+    simulated = np.array([True, True, False, True, True, False])
     record = compare_outcomes(imagined, simulated)
-    assert [record["imagined_success_precision"][k] for k in ("k", "n")] == [2, 3]
-    assert [record["imagined_success_recall"][k] for k in ("k", "n")] == [2, 3]
+    assert [record["imagined_success_precision"][k] for k in ("k", "n")] == [2, 3]  # of 3 imagined, 2 are simulated
+    assert [record["imagined_success_recall"][k] for k in ("k", "n")] == [2, 4]  # of 4 simulated, 2 are imagined
     assert record["imagined_success"]["k"] == 3
-    assert record["imagined_minus_simulated"]["gain"] == 0
-    never = compare_outcomes(np.zeros(5, dtype=bool), simulated)
+    assert record["imagined_minus_simulated"]["gain"] == pytest.approx(3 / 6 - 4 / 6, abs=1e-6)
+    never = compare_outcomes(np.zeros(6, dtype=bool), simulated)
     assert never["imagined_success_precision"] is None
     assert never["imagined_success_precision_reason"] == "no such success"
     assert never["imagined_success_recall"]["rate"] == 0

@@ -111,7 +111,7 @@ class TokenVLA(nn.Module):
     same weights give the same log-probabilities in training and in evaluation mode. Before cloning, call
     `fit_image_statistics` once.
 
-    ``temperature`` (sampling, and every log-probability and entropy) and ``version`` may be set.
+    ``temperature`` (sampling, and every log-probability) and ``version`` may be set.
     """
 
     proprio_mean: Tensor
@@ -210,34 +210,19 @@ class TokenVLA(nn.Module):
 
     def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
         """Exact log pi(a_h | observation) f32 [B, H], summed over the A dimensions, under ``temperature``."""
-        return self.evaluate_actions(observation, chunk)[0]
-
-    def evaluate_actions(self, observation: Observation, chunk: ActionChunk) -> tuple[Tensor, Tensor]:
-        """(log_probs [B, H] of ``chunk``, entropy [B, H]) from one forward pass, in nats, summed over A."""
         if "tokens" not in chunk.trace:
             raise ValueError("the action chunk has no trace['tokens']; it was not made by a token policy")
         check_shape("trace['tokens']", chunk.trace["tokens"], (len(observation), self.chunk_length, None))
         log_p = self._log_softmax(observation)
-        log_probs = log_p.gather(-1, chunk.trace["tokens"][..., None]).squeeze(-1).sum(dim=-1)
-        entropy = -(log_p.exp() * log_p).sum(dim=(-1, -2))
-        return log_probs, entropy
-
-    def entropy(self, observation: Observation) -> Tensor:
-        """Entropy f32 [B, H] of each action, in nats, summed over A (the dimensions are independent)."""
-        log_p = self._log_softmax(observation)
-        return -(log_p.exp() * log_p).sum(dim=(-1, -2))
+        return log_p.gather(-1, chunk.trace["tokens"][..., None]).squeeze(-1).sum(dim=-1)
 
     def compute_imitation_loss(
-        self,
-        batch: ImitationBatch,
-        generator: torch.Generator | None = None,
-        num_valid: Tensor | float | None = None,
+        self, batch: ImitationBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Metrics]:
         """Cross-entropy per action dimension against the (smoothed) bins of ``batch.actions``, where valid.
 
         Args:
             generator: draws the image augmentation; without one there is none, and the loss is deterministic.
-            num_valid: valid actions [B, H] over all data-parallel workers; this batch's own when absent.
         """
         observation = batch.observation
         if generator is not None:
@@ -247,8 +232,7 @@ class TokenVLA(nn.Module):
         tokens = self.bins.encode(batch.actions)
         target = smooth_targets(tokens, self.bins.num_bins, self.config.label_smoothing)
         per_action = -(target * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean(dim=-1)  # [B, H]
-        count = batch.valid.sum() if num_valid is None else torch.as_tensor(num_valid, device=logits.device)
-        loss = (per_action * batch.valid).sum() / count.clamp_min(1)
+        loss = (per_action * batch.valid).sum() / batch.valid.sum().clamp_min(1)
         return loss, _imitation_metrics(loss, logits, tokens, batch, self.bins)
 
 

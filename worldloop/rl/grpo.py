@@ -29,7 +29,6 @@ class GroupAdvantages:
 
     advantages: Tensor
     keep: Tensor
-    num_groups: int
     num_dropped: int
 
 
@@ -58,7 +57,7 @@ def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float =
     keep_group = std > min_std
     keep = keep_group[row_group]
     advantages = torch.where(keep, centred / std[row_group].clamp_min(1e-12), torch.zeros_like(centred))
-    return GroupAdvantages(advantages.float(), keep, num_groups, num_groups - int(keep_group.sum()))
+    return GroupAdvantages(advantages.float(), keep, num_groups - int(keep_group.sum()))
 
 
 def compute_policy_loss(
@@ -68,20 +67,16 @@ def compute_policy_loss(
     valid: Tensor,
     clip_ratio_low: float,
     clip_ratio_high: float,
-    num_valid: Tensor | float | None = None,
-    normalise_rows: bool = False,
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate, per action: mean of max(-A r, -A clip(r, 1 - low, 1 + high)), r = exp(log_probs - old).
+
+    Every valid action of the batch weighs the same (DAPO), however many its row has.
 
     Args:
         log_probs, old_log_probs: f32 [B, T]; only ``log_probs`` gets a gradient.
         advantages: f32 [B].
         valid: bool [B, T]; invalid actions (after success, or of dropped groups) count for nothing.
         clip_ratio_low, clip_ratio_high: e.g. 0.2 and 0.28.
-        num_valid: what the sum is divided by: the count of valid actions (of rows with any, under
-            ``normalise_rows``) over all data-parallel workers and micro-batches; this batch's own when absent.
-        normalise_rows: weigh a row's actions by 1 / its number of valid actions (GRPO's per-sequence mean), so that
-            a row that succeeds early counts as much as one that fails late; else every action weighs the same (DAPO).
 
     Returns the scalar loss and the metrics of `_policy_metrics`. With nothing valid the loss is 0.
     """
@@ -94,18 +89,11 @@ def compute_policy_loss(
     clipped = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
     advantage = advantages.detach()[:, None]
     per_action = torch.maximum(-advantage * ratio, -advantage * clipped)
-    weight = row_weights(valid) if normalise_rows else valid.to(per_action.dtype)
-    divisor = weight.sum() if num_valid is None else torch.as_tensor(num_valid, device=weight.device)
-    loss = (per_action * weight).sum() / divisor.clamp_min(1)
+    loss = (per_action * valid).sum() / valid.sum().clamp_min(1)
     with torch.no_grad():
         is_clipped = torch.maximum(-advantage * ratio, -advantage * clipped) > -advantage * ratio
         metrics = _policy_metrics(log_ratio, ratio, is_clipped, valid)
     return loss, {"loss_policy": loss.item(), **metrics}
-
-
-def row_weights(valid: Tensor) -> Tensor:
-    """f32 [B, T]: 1 / (valid actions of the row) where valid, else 0; each row with any sums to 1."""
-    return valid / valid.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def _policy_metrics(log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, valid: Tensor) -> Metrics:
@@ -123,19 +111,16 @@ def _policy_metrics(log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, valid:
     }
 
 
-def compute_kl_penalty(
-    log_probs: Tensor, reference_log_probs: Tensor, valid: Tensor, num_valid: Tensor | float | None = None
-) -> Tensor:
+def compute_kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, valid: Tensor) -> Tensor:
     """KL(policy || reference), GRPO eq. 4, Schulman's k3: mean of q - log q - 1, q = pi_ref / pi; scalar >= 0.
 
-    Unbiased on actions of the policy itself, never negative, zero where both agree. Shapes and ``num_valid`` as in
-    `compute_policy_loss` (without row normalisation); the reference gets no gradient.
+    Unbiased on actions of the policy itself, never negative, zero where both agree. Shapes as in
+    `compute_policy_loss`; the reference gets no gradient.
     """
     check_shape("reference_log_probs", reference_log_probs, tuple(log_probs.shape))
     log_q = torch.where(valid, reference_log_probs.detach() - log_probs, torch.zeros_like(log_probs))
     k3 = log_q.exp() - log_q - 1
-    divisor = valid.sum() if num_valid is None else torch.as_tensor(num_valid, device=valid.device)
-    return (k3 * valid).sum() / divisor.clamp_min(1)
+    return (k3 * valid).sum() / valid.sum().clamp_min(1)
 
 
 def shuffle_returns(returns: Tensor, generator: torch.Generator) -> Tensor:

@@ -42,7 +42,13 @@ def run(state: LoopState, config: ClonePolicyConfig, context: Context) -> LoopSt
 
 
 def imitate(state: LoopState, config: ClonePolicyConfig, context: Context, select: EpisodeSelection, path: str) -> None:
-    """Train a fresh policy on the ``select``ed episodes of the dataset; save it at ``path``."""
+    """Train a fresh policy on the ``select``ed episodes of the dataset; save it at ``path``.
+
+    One that is there is what an earlier try of the stage ended with, and stays.
+    """
+    if context.workers.any((context.run_dir / path / "checkpoint.json").is_file()):
+        drop_partial(context, NAME)
+        return
     version = context.store.version(state.dataset)
     dataset = ImitationDataset(open_cache(context, state.dataset), select, context.spec.camera)
     seed = derive_seed(context.seed, state.iteration, "clone_policy")

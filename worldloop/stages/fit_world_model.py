@@ -28,6 +28,7 @@ from worldloop.types import Clip
 from worldloop.world_model.self_rollout import SelfRolloutPool
 
 NAME = "fit_world_model"
+PROPRIO = "fit_world_model_proprio"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
     path = name_checkpoint(state.iteration, "world_model", fit_number)
     context.save_world_model(averaged, path)
     drop_partial(context, NAME)
+    drop_partial(context, PROPRIO)
     steps = state.world_model_steps + num_steps
     state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
     return replace(state, calibration=None, distrust="")
@@ -213,11 +215,18 @@ def fit_proprio(
     generators = make_generators(context, context.seed, iteration, "fit_world_model/proprio")
     size = config.proprio_batch_size // context.num_microbatches
     first = (iteration - 1) * config.num_proprio_steps
+    kept = PartialStage(
+        context,
+        PROPRIO,
+        {"model": KeptModule(model), "optimisation": optimisation},
+        {number: {"generator": KeptGenerator(generator)} for number, generator in generators.items()},
+    )
+    done = kept.resume()
     with (
-        context.progress(config.num_proprio_steps, "proprio step") as progress,
-        context.writer("fit_world_model_proprio", purge_step=first) as writer,
+        context.progress(config.num_proprio_steps - done, "proprio step") as progress,
+        context.writer(PROPRIO, purge_step=first + done) as writer,
     ):
-        for step in range(config.num_proprio_steps):
+        for step in range(done, config.num_proprio_steps):
             clips = [dataset.load(sampler.sample(g, size), config.proprio_frames) for g in generators.values()]
             total = 0.0
             for clip, share in zip(clips, workers.shares([clip.valid.sum() for clip in clips]), strict=True):
@@ -225,6 +234,7 @@ def fit_proprio(
                 optimisation.backward(loss)
                 total += float(loss.detach())
             optimisation.step()
+            kept.keep(step + 1, is_last=step + 1 == config.num_proprio_steps)
             progress.advance(loss=total)
             if step % 20 == 0:
                 values = sum_metrics({"loss_proprio": total}, workers)

@@ -100,13 +100,16 @@ class PartialStage:
         self.context.log(f"{self.directory.name} goes on from step {self.steps}")
         return self.steps
 
-    def keep(self, done: int) -> None:
-        """Write everything down if ``keep_every_s`` have passed since it last was; all workers together."""
+    def keep(self, done: int, is_last: bool = False) -> None:
+        """Write everything down if ``keep_every_s`` have passed since it last was; all workers together.
+
+        ``is_last``: in any case, since others follow that could otherwise not begin without it.
+        """
         workers, every = self.context.workers, self.context.keep_every_s
         if every == 0:
             return
-        is_due = time.monotonic() - self.kept_at >= every
-        if not int(workers.sum(torch.tensor(int(is_due and workers.is_first)))):  # the first worker's clock decides
+        is_due = is_last or time.monotonic() - self.kept_at >= every
+        if not workers.any(is_due and workers.is_first):  # the first worker's clock decides
             return
         self.kept_at = time.monotonic()
         for name, members in self.files.items():
@@ -132,7 +135,7 @@ class PartialStage:
 
 def has_partial(context: Context, name: str) -> bool:
     """Whether the stage called ``name`` would go on in its middle."""
-    return (_locate(context, name) / "partial.json").is_file()
+    return context.workers.any((_locate(context, name) / "partial.json").is_file())
 
 
 def drop_partial(context: Context, name: str) -> None:
