@@ -1,11 +1,12 @@
 """Kill the driver, the stage's actor or a simulator of a loop under Ray at random moments, and see what it ends in.
 
-    python scripts/kill_drill.py [--loop toy|maniskill] [--kills 20] [--seed 0] [--out FILE]
+    python scripts/kill_drill.py [--loop toy|maniskill] [--workers 1] [--kills 20] [--seed 0] [--out FILE]
 
-Each kill is a SIGKILL to one process, drawn by the seed along with the seconds to wait for it. A driver that is killed,
-or that gave up, is started again by the same command; what dies below it the loop has to replace by itself. A loop that
-ended is begun anew until all kills are done; each has to end in the same ``results.json``, byte for byte, as one
-without Ray that nothing happened to.
+Each kill is a SIGKILL to one process, a moment after a stage has begun: every stage of the loop in turn, and the
+process and the moment are drawn by the seed. A driver that is killed, or that gave up, is started again by the same
+command; what dies below it the loop has to replace by itself. A loop that ended is begun anew until all kills are done;
+each has to end in the same ``results.json``, byte for byte, as one without Ray that nothing happened to. With several
+training workers, one of them is what dies in place of the stage's actor.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 300.0
 COMMON = ["num_iterations=1", "resources.num_simulators=2", "resources.keep_every_s=2", "resources.max_retries=5"]
 SEED_EPISODES = {"expert": 6, "stops_short": 8, "lateral_offset": 8, "grazing": 4, "too_high": 4}
-LOOPS: dict[str, tuple[str, float, list[str]]] = {  # config, longest wait for a kill in seconds, overrides
-    "toy": ("debug", 30.0, [*COMMON, "fit_world_model.num_steps=200", "improve_policy.num_updates=12"]),
+LOOPS: dict[str, tuple[str, float, list[str]]] = {  # config, longest wait within a stage in seconds, overrides
+    "toy": ("debug", 3.0, [*COMMON, "fit_world_model.num_steps=200", "improve_policy.num_updates=12"]),
     "maniskill": (
         "pushcube_cpu",
-        60.0,
+        8.0,
         [
             *COMMON,
             "resources.num_threads=1",
@@ -58,7 +59,7 @@ LOOPS: dict[str, tuple[str, float, list[str]]] = {  # config, longest wait for a
     ),
 }
 VICTIMS = ("driver", "stage", "simulator")
-ACTORS = {"stage": "ray::_StageActor", "simulator": "ray::_SimulatorActor"}
+ACTORS = {"stage": ("ray::_StageActor", "ray::RayTrainWorker"), "simulator": ("ray::_SimulatorActor",)}
 
 
 class Loop:
@@ -132,8 +133,12 @@ def read_stage(run: Path) -> str:
 class Drill:
     """All kills of one seed, over as many loops as they take."""
 
-    def __init__(self, loop_name: str, num_kills: int, seed: int, folder: Path) -> None:
+    def __init__(self, loop_name: str, num_workers: int, num_kills: int, seed: int, folder: Path) -> None:
         self.config, self.longest_s, self.overrides = LOOPS[loop_name]
+        self.on_ray: list[str] = []
+        if num_workers > 1:
+            self.overrides = [*self.overrides, f"num_microbatches={num_workers}"]
+            self.on_ray = [f"resources.num_workers={num_workers}", f"resources.trainer_cpus={1 / num_workers**2}"]
         self.base = [str(ROOT / f"configs/{self.config}.yaml"), *self.overrides]
         self.folder, self.num_kills, self.rng = folder, num_kills, random.Random(seed)
         self.kills: list[dict[str, Any]] = []
@@ -155,7 +160,8 @@ class Drill:
 
     def run_loop(self, number: int) -> None:
         """One loop to its end, and kills on the way while there are any left."""
-        command = [*self.base, "runtime=ray", f"run_root={self.folder / f'run_{number}'}"]
+        command = [*self.base, *self.on_ray, "runtime=ray", f"run_root={self.folder / f'run_{number}'}"]
+        run, killed_in = self.folder / f"run_{number}/{self.config}", {"start"}
         log = self.folder / f"run_{number}.log"
         loop = Loop(command, log)
         try:
@@ -169,6 +175,8 @@ class Drill:
                     if not wait_for(loop.has_ended, PATIENCE_S):
                         raise SystemExit(f"the loop hangs:\n{log.read_text()[-2000:]}")
                     continue
+                wait_for(lambda loop=loop: loop.has_ended() or read_stage(run) not in killed_in, PATIENCE_S)  # type: ignore[misc]
+                killed_in.add(read_stage(run))
                 delay = self.rng.uniform(0, self.longest_s)
                 wait_for(loop.can_be_killed, PATIENCE_S)
                 if not wait_for(loop.has_ended, delay):
@@ -202,6 +210,7 @@ def count(values: list[str]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loop", choices=LOOPS, default="toy")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the result")
@@ -209,13 +218,14 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="wl-kill-"))
     began = time.monotonic()
     try:
-        drill = Drill(options.loop, options.kills, options.seed, folder)
+        drill = Drill(options.loop, options.workers, options.kills, options.seed, folder)
         drill.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result = {
         "schema_version": 1,
         "loop": options.loop,
+        "num_workers": options.workers,
         "seed": options.seed,
         "num_kills": len(drill.kills),
         "by_victim": drill.count("victim"),

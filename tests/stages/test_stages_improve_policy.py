@@ -34,7 +34,7 @@ SMALL = (
     "improve_policy.num_imitation_steps=10",
     "improve_policy.restart_from=successes",
 )
-EIGHT_ROWS = (
+FRESH = (
     "seed_dataset.episodes={expert: 2}",
     "improve_policy.num_critic_steps=0",
     "improve_policy.clip_ratio_low=0.1",
@@ -72,7 +72,7 @@ def test_a_distrusted_model_leaves_the_imitation_to_the_gate(tmp_path: Path) -> 
 @pytest.fixture
 def improvement(tmp_path: Path) -> _Improvement:
     """GRPO before its first round, from a policy and a world model with fresh weights."""
-    config = load_config(DEBUG, EIGHT_ROWS)
+    config = load_config(DEBUG, FRESH)
     context: Any = Session(config, tmp_path, "test", InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
     state = seed_dataset.run(LoopState(), config.seed_dataset, context)
     normalisation = context.store.version(state.dataset).normalisation
@@ -88,6 +88,7 @@ def _act(improvement: _Improvement) -> tuple[Observation, ActionChunk]:
 
 
 def test_the_loss_is_the_clipped_surrogate_and_the_distance_to_the_start(improvement: _Improvement) -> None:
+    assert improvement.policy.temperature == improvement.reference.temperature == 1.5
     observation, chunk = _act(improvement)
     generator = make_generator(0)
     with torch.no_grad():

@@ -1,12 +1,15 @@
 """The small parts of stages: splits, the optimizer recipe, calibration, promotion, the order of stages."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from torch import nn
 
 from worldloop.config import load_config
@@ -15,14 +18,18 @@ from worldloop.imagination import Calibration
 from worldloop.loop import advance, list_stages
 from worldloop.metrics.video import compute_psnr
 from worldloop.open_loop import Branches
-from worldloop.stages import promote_policy
-from worldloop.stages.calibration import calibrate, find_distrust, is_calibrated_on
+from worldloop.runtime.inline import InlineRuntime
+from worldloop.runtime.progress import SilentDisplay
+from worldloop.session import Session
+from worldloop.stages import promote_policy, seed_dataset
+from worldloop.stages.calibration import calibrate, find_distrust, fit_calibration, is_calibrated_on
 from worldloop.stages.check_world_model import align, choose_videos
 from worldloop.stages.evaluate_policy import compare_outcomes
 from worldloop.stages.held_out import OpenLoop
 from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
 from worldloop.stages.state import LoopState
+from worldloop.statistics import best_threshold, fit_temperature
 from worldloop.types import Clip
 from worldloop.workers import Workers
 
@@ -36,6 +43,28 @@ def test_splits_follow_the_id_and_the_share() -> None:
     # a larger share holds out more and never less of the same states
     assert all(choose_split(i, 0.5) == "validation" for i, h in zip(ids, held, strict=True) if h)
     assert choose_split(ids[0], 0.0) == "train"
+
+
+def test_every_demonstration_is_trained_on(tmp_path: Path) -> None:
+    """Of six and six, and one forked state; with a share of .9 nearly all that may be held out is."""
+    config = load_config(DEBUG, ["seed_dataset.validation_share=0.9", "seed_dataset.forked_states=1"])
+    recipe = replace(config.seed_dataset, episodes={"expert": 6, "far": 6})
+    context: Any = Session(config, tmp_path, "test", InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
+    state = seed_dataset.run(LoopState(), recipe, context)
+    metas = context.store.metas(context.store.version(state.dataset))
+    seeded, forked = metas[:12], metas[12:]
+    assert Counter((m.variant, m.split) for m in seeded if m.variant == "expert") == {("expert", "train"): 6}
+    held = {m.initial_state_id for m in seeded if m.split == "validation"}
+    assert held == {
+        m.initial_state_id
+        for m in seeded
+        if m.variant == "far" and choose_split(m.initial_state_id, 0.9) == "validation"
+    }
+    assert len(held) >= 4
+    assert [(m.variant, m.split) for m in forked] == [("expert", "validation"), ("far", "validation")]
+    assert len({m.initial_state_id for m in forked}) == 1
+    assert not {m.initial_state_id for m in forked} & {m.initial_state_id for m in seeded}
+    assert state.records[0]["demonstrations"] == 6
 
 
 def test_optimisation_goes_on_where_it_was_kept() -> None:
@@ -126,6 +155,25 @@ def test_calibration_trusts_the_policys_own_episodes_when_there_are_enough() -> 
     pooled = calibrate({"scripted": scripted, "on_policy": few})
     assert pooled != own
     assert calibrate({}).scale == 1.0
+
+
+@pytest.mark.parametrize(("num_failures", "num_successes", "is_enough"), [(8, 8, True), (7, 9, False), (9, 7, False)])
+def test_eight_episodes_of_each_outcome_are_enough(num_failures: int, num_successes: int, is_enough: bool) -> None:
+    wrong = _open_loop([4.0] * num_failures + [-4.0] * num_successes, [0] * num_failures + [1] * num_successes)
+    scripted = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
+    by_source = {"scripted": scripted, "on_policy": wrong}
+    assert is_calibrated_on(wrong, by_source)
+    assert is_calibrated_on(scripted, by_source) != is_enough
+    assert bool(find_distrust({"on_policy": wrong}, 0.7)) == is_enough
+
+
+def test_a_threshold_stays_between_a_fifth_and_four_fifths() -> None:
+    """Where 2 of 12 succeed and none of the other 90, it lies halfway up to 1 in 6; in the mirror halfway from 5 in 6."""
+    logit, label = np.repeat([0.0, 1.0], [90, 12]), np.arange(102) >= 100
+    assert fit_calibration(logit, label).threshold == 0.2
+    assert fit_calibration(-logit, ~label).threshold == 0.8
+    scale, bias = fit_temperature(logit, label)
+    assert best_threshold(expit(scale * logit + bias), label) < 0.15, "else this shows nothing"
 
 
 def test_the_floor_is_a_quantile_of_the_unbiased_estimate() -> None:
