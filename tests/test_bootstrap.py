@@ -315,7 +315,6 @@ def test_lock_is_pinned_and_names_no_place():
         "transformers",
         "ray",
         "tensorboard",
-        "moviepy",
     }
     expected |= {"torchmetrics", "diffusers", "peft", "pytest", "pytest-timeout", "ruff", "mypy", "uv", "setuptools"}
     assert expected <= names

@@ -9,9 +9,12 @@ from worldloop.statistics import (
     balanced_accuracy,
     best_threshold,
     bootstrap_interval,
+    bootstrap_mean,
+    compute_reliability,
     expected_calibration_error,
     fit_temperature,
     paired_gain,
+    rank_correlation,
     wilson_interval,
 )
 
@@ -64,15 +67,26 @@ def test_auc_by_hand_with_a_tie() -> None:
 
 
 def test_balanced_accuracy_by_hand() -> None:
-    predicted, label = np.array([1, 1, 0, 1, 0, 0], bool), np.array([1, 1, 1, 0, 0, 0], bool)
-    assert balanced_accuracy(predicted, label) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    # 2 of 3 successes are found and 3 of 5 failures, where 5 of 8 are right and 2 of 4 predicted successes
+    predicted, label = np.array([1, 1, 0, 1, 1, 0, 0, 0], bool), np.array([1, 1, 1, 0, 0, 0, 0, 0], bool)
+    assert balanced_accuracy(predicted, label) == pytest.approx((2 / 3 + 3 / 5) / 2)
     # always "failure" on 9 failures and 1 success is right 90 % of the time and worth one half
     assert balanced_accuracy(np.zeros(10, bool), np.arange(10) == 0) == pytest.approx(0.5)
+    assert np.isnan(balanced_accuracy(np.array([1, 0]), np.ones(2)))
+    assert np.isnan(balanced_accuracy(np.array([1, 0]), np.zeros(2)))
 
 
 def test_calibration_error_by_hand() -> None:
     probability, label = np.array([0.05, 0.05, 0.95, 0.95]), np.array([0, 1, 1, 1])
     assert expected_calibration_error(probability, label) == pytest.approx(0.5 * 0.45 + 0.5 * 0.05)
+
+
+def test_a_probability_of_one_belongs_to_the_last_bin() -> None:
+    probability, label = np.array([0.0, 0.92, 1.0, 1.0]), np.array([1, 1, 0, 1])
+    low, high = compute_reliability(probability, label)
+    assert low == {"n": 1, "probability": 0.0, "rate": 1.0}
+    assert high == {"n": 3, "probability": pytest.approx(2.92 / 3), "rate": pytest.approx(2 / 3)}
+    assert expected_calibration_error(probability, label) == pytest.approx(1 / 4 * 1.0 + 3 / 4 * (2.92 - 2) / 3)
 
 
 def test_temperature_undoes_overconfidence() -> None:
@@ -94,6 +108,13 @@ def test_best_threshold_separates() -> None:
     assert 0.3 < best_threshold(scores, label) < 0.7
 
 
+def test_best_threshold_is_not_that_of_plain_accuracy() -> None:
+    # One success at .45 among failures at 0, .1, ..., .8. From .425 on: (1 + 5 / 9) / 2 balanced, 6 / 10 right; from
+    # .75 on, which misses it, (0 + 8 / 9) / 2 and 8 / 10.
+    scores = np.append(np.arange(9) / 10, 0.45)
+    assert best_threshold(scores, np.arange(10) == 9) == pytest.approx(0.425)
+
+
 def test_bootstrap_over_clusters_is_wider_than_over_rows() -> None:
     values = np.repeat(np.arange(10) % 2, 20).astype(float)
     rows = bootstrap_interval(lambda v: float(v.mean()), values, num_resamples=400)
@@ -102,3 +123,29 @@ def test_bootstrap_over_clusters_is_wider_than_over_rows() -> None:
     )
     assert clusters[1] - clusters[0] > 2 * (rows[1] - rows[0])
     assert rows == bootstrap_interval(lambda v: float(v.mean()), values, num_resamples=400)
+
+
+def test_bootstrap_interval_is_that_of_95_percent() -> None:
+    # The mean of 0 .. 99 has a standard error of sqrt((100^2 - 1) / 12) / 10 = 2.887: a width of 2 * 1.96 * 2.887 =
+    # 11.3, where 90 % would be 2 * 1.645 * 2.887 = 9.5 and 98 % 2 * 2.326 * 2.887 = 13.4.
+    values = np.arange(100.0)
+    for low, high in (bootstrap_interval(lambda v: float(v.mean()), values), bootstrap_mean(values)):
+        assert high - low == pytest.approx(11.3, abs=0.6)
+        assert (low + high) / 2 == pytest.approx(49.5, abs=0.6)
+
+
+def test_resamples_without_a_statistic_are_left_out_up_to_half() -> None:
+    def interval(num_defined: int) -> tuple[float, float]:
+        values = iter([3.0] * num_defined + [float("nan")] * (10 - num_defined))
+        return bootstrap_interval(lambda _: next(values), np.zeros(4), num_resamples=10)
+
+    assert interval(10) == interval(6) == interval(5) == (3.0, 3.0)
+    assert np.isnan(interval(4)).all()
+    assert np.isnan(interval(0)).all()
+
+
+def test_rank_correlation_by_hand() -> None:
+    # Ranks 1 2 3 4 against 2 1 4 3: 1 - 6 (1 + 1 + 1 + 1) / (4 * 15) = .6
+    assert rank_correlation(np.array([0.1, 0.2, 5.0, 9.0]), np.array([2.0, 1.0, 40.0, 3.0])) == pytest.approx(0.6)
+    assert np.isnan(rank_correlation(np.zeros(3), np.arange(3)))
+    assert np.isnan(rank_correlation(np.arange(3), np.zeros(3)))

@@ -115,7 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"worldloop: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("worldloop: interrupted; the same command continues with this stage", file=sys.stderr)
+        goes_on = "; the same command continues with this stage" if options.command in ("run", "stage") else ""
+        print(f"worldloop: interrupted{goes_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

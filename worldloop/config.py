@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from worldloop.errors import WorldloopError
+from worldloop.errors import WorldloopError, first_line
 from worldloop.policy.token_vla import TokenVLAConfig
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recorded import RecordedConfig
@@ -206,7 +206,7 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:  # YAML parsers raise many kinds; all of them mean the same to a user
-        raise WorldloopError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from error
+        raise WorldloopError(f"config {path} is not YAML: {first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise WorldloopError(f"config {path} is not a mapping of keys to values")
     if "extends" not in loaded:
@@ -230,7 +230,7 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     except ConfigKeyError as error:
         raise WorldloopError(f"{origin}: {_explain_unknown_key(error)}") from error
     except OmegaConfBaseException as error:
-        message = str(error).splitlines()[0]
+        message = first_line(error)
         raise WorldloopError(f"{origin}: bad value for {error.full_key or 'a key'}: {message}") from error
     except (ValueError, TypeError) as error:
         raise WorldloopError(f"{origin}: {error}") from error

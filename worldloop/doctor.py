@@ -29,9 +29,11 @@ REINSTALL = "make setup"
 # Distributions without which the loop cannot run, then those that only parts of it use.
 REQUIRED_PACKAGES = (
     "torch", "numpy", "gymnasium", "omegaconf", "safetensors", "scipy", "mani_skill", "sapien", "lerobot", "datasets",
-    "transformers", "ray", "tensorboard", "moviepy",
+    "tqdm", "transformers", "ray", "tensorboard", "torchmetrics", "matplotlib",
 )  # fmt: skip
-OPTIONAL_PACKAGES = ("torchmetrics", "matplotlib", "diffusers", "peft", "pytest", "ruff", "mypy")
+OPTIONAL_PACKAGES = ("jinja2", "diffusers", "peft", "pytest", "ruff", "mypy")
+
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # what worldloop/metrics/lpips.py reads; not imported, for that takes torch
 
 RENDER_CODE = """
 import sapien
@@ -187,10 +189,8 @@ def _check_ffmpeg() -> Check:
 def _check_lpips() -> Check:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
-    found = sorted(
-        path.name for path in folder.glob("*.pth") if path.name.startswith(("alexnet-", "vgg16-", "squeezenet"))
-    )
-    detail = f"backbone weights {found[0]}" if found else "backbone weights not downloaded: LPIPS is left out"
+    found = (folder / LPIPS_BACKBONE).is_file()
+    detail = f"backbone weights {LPIPS_BACKBONE}" if found else "backbone weights not downloaded: LPIPS is left out"
     return Check("LPIPS", "info", detail)
 
 

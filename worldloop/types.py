@@ -79,11 +79,6 @@ class SimulatorSpec:
     def action_dim(self) -> int:
         return len(self.action_names)
 
-    @property
-    def max_episode_frames(self) -> int:
-        """F of a full-length episode: ceil(max_episode_steps / actions_per_frame)."""
-        return -(-self.max_episode_steps // self.actions_per_frame)
-
 
 @dataclass(frozen=True)
 class InitialStates:
@@ -358,6 +353,3 @@ class Normalisation:
 
     def normalise(self, proprio: Tensor) -> Tensor:
         return (proprio - self.proprio_mean.to(proprio)) / self.proprio_std.to(proprio)
-
-    def denormalise(self, proprio: Tensor) -> Tensor:
-        return proprio * self.proprio_std.to(proprio) + self.proprio_mean.to(proprio)

@@ -3,29 +3,34 @@ import json
 import numpy as np
 import pytest
 
-from worldloop.metrics.alignment import compute_alignment
+from worldloop.metrics.alignment import compute_alignment, with_interval
 
 OUTCOMES = ("success", "success", "success", "near_success", "near_success", "failure")
 IS_SUCCESS = np.array([1, 1, 1, 0, 0, 0], dtype=bool)
 SCORES = np.array([0.9, 0.8, 0.3, 0.7, 0.1, 0.2])
+RATES = ("true_positive_rate", "false_positive_rate", "precision", "accuracy")
 
 
 def test_alignment_by_hand() -> None:
-    result = compute_alignment(SCORES, IS_SUCCESS, OUTCOMES, threshold=0.5)
-    assert (result["n"], result["num_success"]) == (6, 3)
-    assert result["true_positive_rate"]["k"] == 2
-    assert result["true_positive_rate"]["n"] == 3
-    assert result["false_positive_rate"]["k"] == 1
-    assert result["accuracy"]["rate"] == pytest.approx(4 / 6, abs=1e-6)
-    assert result["balanced_accuracy"]["value"] == pytest.approx(2 / 3, abs=1e-6)
-    # Of the 9 (success, other) pairs: .9 and .8 beat all three, .3 beats .1 and .2 -> 8 / 9.
-    assert result["auc"]["value"] == pytest.approx(8 / 9, abs=1e-6)
-    assert {k: (v["k"], v["n"]) for k, v in result["by_outcome"].items()} == {
-        "success": (2, 3), "near_success": (1, 2), "failure": (1, 1),
+    # A fourth success, at .4: of 4 successes 2 are predicted, of 3 predictions 2 are right.
+    scores, is_success = np.append(SCORES, 0.4), np.append(IS_SUCCESS, True)
+    result = compute_alignment(scores, is_success, (*OUTCOMES, "success"), threshold=0.5)
+    assert (result["n"], result["num_success"]) == (7, 4)
+    counts = {name: (result[name]["k"], result[name]["n"]) for name in RATES}
+    assert counts == {
+        "true_positive_rate": (2, 4), "false_positive_rate": (1, 3), "precision": (2, 3), "accuracy": (4, 7),
     }  # fmt: skip
-    assert (result["precision"]["k"], result["precision"]["n"]) == (2, 3)
-    # Bins of a tenth hold one score each: mean of |label - score| = (.1 + .2 + .7 + .7 + .1 + .2) / 6.
-    assert result["expected_calibration_error"]["value"] == pytest.approx(2.0 / 6, abs=1e-6)
+    assert result["balanced_accuracy"]["value"] == pytest.approx((2 / 4 + 2 / 3) / 2, abs=1e-6)
+    # Of the 12 (success, other) pairs: .9 and .8 beat all three, .4 and .3 beat .1 and .2 -> 10 / 12.
+    assert result["auc"]["value"] == pytest.approx(10 / 12, abs=1e-6)
+    assert {k: (v["k"], v["n"]) for k, v in result["by_outcome"].items()} == {
+        "success": (2, 4), "near_success": (1, 2), "failure": (1, 1),
+    }  # fmt: skip
+    # Bins of a tenth hold one score each: mean of |label - score| = (.1 + .2 + .7 + .7 + .1 + .2 + .6) / 7.
+    assert result["expected_calibration_error"]["value"] == pytest.approx(2.6 / 7, abs=1e-6)
+    assert [(e["n"], e["probability"], e["rate"]) for e in result["reliability"]] == [
+        (1, 0.1, 0), (1, 0.2, 0), (1, 0.3, 1), (1, 0.4, 1), (1, 0.7, 0), (1, 0.8, 1), (1, 0.9, 1),
+    ]  # fmt: skip
     for key in ("auc", "balanced_accuracy"):
         assert result[key]["low"] <= result[key]["value"] <= result[key]["high"]
     json.dumps(result, allow_nan=False)
@@ -73,6 +78,15 @@ def test_one_class_gives_none_instead_of_a_number() -> None:
     assert result["false_positive_rate"] is None
     assert result["by_outcome"]["failure"] is None
     assert result["true_positive_rate"]["rate"] == 0.5
+
+
+def test_bounds_that_are_not_defined_are_none() -> None:
+    """A statistic that only the episodes themselves have, and hardly any resample of them."""
+
+    def only_here(values: np.ndarray, labels: np.ndarray) -> float:
+        return 0.25 if np.array_equal(values, SCORES) else float("nan")
+
+    assert with_interval(only_here, SCORES, IS_SUCCESS) == {"value": 0.25, "low": None, "high": None}
 
 
 def test_contradictions_are_refused() -> None:

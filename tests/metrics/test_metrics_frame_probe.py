@@ -1,5 +1,8 @@
 """The frame probe learns to read a scene whose state is known: a bright square on a noisy ground."""
 
+import math
+
+import pytest
 import torch
 
 from worldloop.metrics.frame_probe import FrameProbe, ProbeBatch, fit_frame_probe
@@ -39,6 +42,20 @@ def test_the_probe_reads_unseen_frames() -> None:
     assert error_cm < 0.2 * chance_cm
     right = ((reading.solved_logit > 0) == (scene.solved[300:] > 0.5)).float().mean()
     assert right > 0.9
+
+
+def test_the_success_loss_weighs_both_classes_equally() -> None:
+    """Frames that tell nothing, of which one in eight is solved: the logit of weighed classes is 0, else ln(1 / 7)."""
+    frames = torch.full((32, 16, 16, 3), 100, dtype=torch.uint8)
+    batch = ProbeBatch(frames, frames, torch.zeros(32, 0), (torch.arange(32) % 8 == 0).float())
+    losses: list[float] = []
+    probe = fit_frame_probe(
+        lambda rows: batch, 32, num_steps=60, batch_size=32, generator=make_generator(1, "probe"),
+        device=torch.device("cpu"), on_step=losses.append,
+    )  # fmt: skip
+    assert probe.read(frames[:1], frames[:1]).solved_logit.item() == pytest.approx(0.0, abs=0.1)
+    # 4 of 32 weigh 4 and 28 of 32 weigh 4 / 7: the mean weight is 1, and the loss of a logit of 0 is ln 2.
+    assert losses[-1] == pytest.approx(math.log(2), abs=0.01)
 
 
 def test_the_probe_is_deterministic_and_leaves_the_global_generator_alone() -> None:

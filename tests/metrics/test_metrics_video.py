@@ -4,6 +4,7 @@ import socket
 import pytest
 import torch
 
+from worldloop.metrics import lpips
 from worldloop.metrics.lpips import BACKBONE_FILE, compute_lpips
 from worldloop.metrics.video import MAX_PSNR_DB, compute_moving_psnr, compute_psnr, compute_ssim, repeat_first_frame
 from worldloop.randomness import make_generator
@@ -29,6 +30,13 @@ def test_psnr_is_capped_on_identical_frames_and_symmetric() -> None:
     assert torch.allclose(compute_psnr(a, b), compute_psnr(b, a))
 
 
+def test_psnr_of_many_rows_is_that_of_each_row_alone() -> None:
+    a, b = noise_frames(0, 20, 2, 8, 8), noise_frames(1, 20, 2, 8, 8)
+    alone = torch.cat([compute_psnr(a[i : i + 1], b[i : i + 1]) for i in range(20)])
+    assert len(alone.unique()) == 40
+    assert torch.equal(compute_psnr(a, b), alone)
+
+
 def test_ssim_identical_degraded_and_constant() -> None:
     target = noise_frames(0, 2, 2, 16, 16)
     assert torch.allclose(compute_ssim(target, target), torch.ones(2, 2))
@@ -38,7 +46,12 @@ def test_ssim_identical_degraded_and_constant() -> None:
     dark, light = torch.full_like(target, 153), torch.full_like(target, 204)
     a, b, c1 = 0.2, 0.6, (0.01 * 2) ** 2
     expected = (2 * a * b + c1) / (a * a + b * b + c1)
-    assert compute_ssim(dark, light)[0, 0].item() == pytest.approx(expected, abs=1e-3)
+    assert compute_ssim(dark, light)[0, 0].item() == pytest.approx(expected, abs=1e-5)
+    # 128 and 140 are 1 / 255 and 25 / 255, so near zero that c1 is half of the numerator: .1166, not .0893 or .1993.
+    grey, lighter = torch.full_like(target, 128), torch.full_like(target, 140)
+    a, b = 1 / 255, 25 / 255
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    assert compute_ssim(grey, lighter)[0, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_moving_psnr_looks_at_moved_pixels_of_each_frame_only() -> None:
@@ -89,6 +102,24 @@ def test_lpips_says_why_it_is_unavailable(tmp_path, monkeypatch) -> None:
     value, reason = compute_lpips(a[:, :, :16, :16], a[:, :, :16, :16])
     assert value is None
     assert "32 px" in reason
+
+
+def test_lpips_of_a_row_is_the_mean_over_its_valid_frames(tmp_path, monkeypatch) -> None:
+    """With a network that gives the mean absolute difference of images in [-1, 1]."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / BACKBONE_FILE).touch()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(lpips, "_load_network", lambda path: lambda p, t: (p - t).abs().mean(dim=(1, 2, 3)))
+    monkeypatch.setattr(lpips, "BATCH_SIZE", 4)  # 6 frames: two passes
+    target = torch.zeros(3, 2, 32, 32, 3, dtype=torch.uint8)
+    levels = torch.tensor([[0, 51], [51, 102], [204, 255]], dtype=torch.uint8)  # 51 of 127.5 is .4
+    predicted = target + levels[:, :, None, None, None]
+    value, reason = compute_lpips(predicted, target)
+    assert reason is None
+    assert value.tolist() == pytest.approx([0.2, 0.6, 1.8])
+    valid = torch.tensor([[True, True], [False, True], [False, False]])
+    value, _ = compute_lpips(predicted, target, valid)
+    assert value.tolist() == pytest.approx([0.2, 0.8, math.nan], nan_ok=True)
 
 
 def test_lpips_reads_a_backbone_from_the_local_cache(tmp_path, monkeypatch) -> None:

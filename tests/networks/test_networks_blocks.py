@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from worldloop.networks.blocks import (
@@ -13,8 +12,6 @@ from worldloop.networks.blocks import (
     fold_patches,
     num_groups,
 )
-from worldloop.networks.ema import EmaWeights
-from worldloop.networks.embeddings import embed_time
 
 
 def test_attention_equals_torchs_own() -> None:
@@ -40,10 +37,47 @@ def test_res_block_starts_as_identity_and_then_reads_its_condition() -> None:
     assert not torch.allclose(block(x, condition), block(x, condition + 1))
 
 
+def test_res_block_by_its_pieces() -> None:
+    torch.manual_seed(0)
+    block = FilmResBlock(4, condition_dim=3)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, condition = torch.randn(2, 4, 5, 5), torch.randn(2, 3)
+    film = condition @ block.film.weight.T + block.film.bias
+    scale, shift = film[:, :4, None, None], film[:, 4:, None, None]
+    h = functional.silu(functional.group_norm(x, 4, block.norm1.weight, block.norm1.bias))
+    h = functional.conv2d(h, block.conv1.weight, block.conv1.bias, padding=1)
+    h = functional.group_norm(h, 4, block.norm2.weight, block.norm2.bias)
+    h = functional.silu(h + scale * h + shift)
+    expected = x + functional.conv2d(h, block.conv2.weight, block.conv2.bias, padding=1)
+    torch.testing.assert_close(block(x, condition), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_pool_equals_torchs_own_attention() -> None:
+    torch.manual_seed(0)
+    pool, tokens = AttentionPool(8), torch.randn(3, 7, 8)
+    normed = functional.layer_norm(tokens, (8,))
+    query = pool.query.expand(3, 1, 8)
+    read = functional.scaled_dot_product_attention(query, normed, pool.value(normed), scale=1.0)[:, 0]
+    torch.testing.assert_close(pool(tokens), read, atol=1e-5, rtol=1e-5)
+
+
 def test_attention_pool_does_not_depend_on_token_order() -> None:
     torch.manual_seed(0)
     pool, tokens = AttentionPool(8), torch.randn(3, 7, 8)
     torch.testing.assert_close(pool(tokens), pool(tokens[:, torch.randperm(7)]), atol=1e-5, rtol=1e-5)
+
+
+def test_transformer_block_by_its_pieces() -> None:
+    torch.manual_seed(0)
+    block, x = TransformerBlock(8, 2), torch.randn(4, 5, 8)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    attended = x + block.attention(functional.layer_norm(x, (8,), block.norm1.weight, block.norm1.bias))
+    h = functional.layer_norm(attended, (8,), block.norm2.weight, block.norm2.bias)
+    first, _, last = block.mlp
+    expected = attended + last(functional.silu(first(h)))
+    torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_transformer_block_keeps_shape_and_rows_apart() -> None:
@@ -55,43 +89,6 @@ def test_transformer_block_keeps_shape_and_rows_apart() -> None:
 @pytest.mark.parametrize(("channels", "groups"), [(64, 8), (12, 4), (6, 2), (5, 1)])
 def test_num_groups(channels: int, groups: int) -> None:
     assert num_groups(channels) == groups
-
-
-def test_time_embedding_tells_times_apart() -> None:
-    embedded = embed_time(torch.tensor([0.0, 0.01, 0.5, 1.0]), 16)
-    distance = torch.cdist(embedded, embedded) + torch.eye(4)
-    assert distance.min() > 0.1
-
-
-def test_ema_by_hand() -> None:
-    source = torch.nn.Linear(1, 1, bias=False)
-    source.weight.data.fill_(0.0)
-    ema = EmaWeights(source, decay=0.5)
-    source.weight.data.fill_(1.0)
-    ema.update(source)  # warm-up: decay 1 / 10
-    assert ema.module.weight.item() == pytest.approx(0.9)
-    source.weight.data.fill_(2.0)
-    ema.update(source)  # 2 / 11
-    assert ema.module.weight.item() == pytest.approx(0.9 * 2 / 11 + 2 * 9 / 11)
-    assert not ema.module.weight.requires_grad
-    with pytest.raises(ValueError, match="ema decay"):
-        EmaWeights(source, decay=1.0)
-
-
-def test_ema_shares_what_is_frozen_and_does_not_keep_it() -> None:
-    source = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    source[0].requires_grad_(False)
-    ema = EmaWeights(source, decay=0.5)
-    assert ema.module[0].weight is source[0].weight
-    assert ema.module[1].weight is not source[1].weight
-    assert set(ema.state_dict()) == {"num_updates", "module.1.weight", "module.1.bias"}
-    with torch.no_grad():
-        source[1].weight.add_(1.0)
-    ema.update(source)
-    other = EmaWeights(source, decay=0.5)
-    other.load_state_dict(ema.state_dict())
-    assert torch.equal(other.module[1].weight, ema.module[1].weight)
-    assert not torch.equal(ema.module[1].weight, source[1].weight)
 
 
 def test_boosted_linear_starts_alike_and_learns_faster() -> None:

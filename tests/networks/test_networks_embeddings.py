@@ -1,11 +1,11 @@
-"""Points on an image, and the local coordinate systems that a vector places there."""
+"""Times, points on an image, and the local coordinate systems that a vector places there."""
 
 import math
 
 import pytest
 import torch
 
-from worldloop.networks.embeddings import PoseMaps, find_points
+from worldloop.networks.embeddings import PoseMaps, embed_time, find_points
 
 
 def place(maps: PoseMaps, affine: list[list[float]]) -> torch.Tensor:
@@ -13,6 +13,19 @@ def place(maps: PoseMaps, affine: list[list[float]]) -> torch.Tensor:
     torch.nn.init.zeros_(maps.poses[-1].weight)
     maps.poses[-1].bias.data = torch.tensor(affine).flatten() / maps.GAIN
     return maps(torch.zeros(1, 2))[0]
+
+
+def test_time_embedding_tells_times_apart() -> None:
+    embedded = embed_time(torch.tensor([0.0, 0.01, 0.5, 1.0]), 16)
+    distance = torch.cdist(embedded, embedded) + torch.eye(4)
+    assert distance.min() > 0.1
+
+
+def test_time_embedding_by_hand() -> None:
+    embedded = embed_time(torch.tensor([0.0, 0.001, 0.002]), 4)
+    slow = 1000**-0.5  # two frequencies, 1 and 1000^(-1/2), of the time in thousandths
+    expected = [[math.cos(k), math.cos(k * slow), math.sin(k), math.sin(k * slow)] for k in (0, 1, 2)]
+    torch.testing.assert_close(embedded, torch.tensor(expected), atol=1e-6, rtol=1e-6)
 
 
 def test_pose_maps_by_hand() -> None:

@@ -1,4 +1,5 @@
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig, smooth_targets
 from worldloop.randomness import make_generator, make_row_keys
 from worldloop.types import ImitationBatch, Normalisation, Observation, SimulatorSpec
 
+KNOWN = torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
 TINY = TokenVLAConfig(
     width=32, num_layers=1, num_heads=2, mlp_width=64, stem_channels=(8, 8), num_image_tokens=2, augment_shift_px=1
 )
@@ -30,6 +32,14 @@ def make_policy(config: TokenVLAConfig = TINY, chunk_length: int = 2, **spec: ob
     torch.manual_seed(0)
     normalisation = Normalisation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 2.0]))
     return TokenVLA(config, make_spec(**spec), normalisation, chunk_length)  # type: ignore[arg-type]
+
+
+def make_known_policy(chunk_length: int = 1, **changes: object) -> TokenVLA:
+    """Every action is -.6, -.3, 0, .3 or .6 with the ``KNOWN`` probabilities at temperature 1, whatever is seen."""
+    policy = make_policy(replace(TINY, num_bins=5, **changes), chunk_length)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(policy.head.weight)
+    policy.head.bias.data = KNOWN.log()
+    return policy
 
 
 def make_observation(num_rows: int, instruction: str = PUSH, seed: int = 0) -> Observation:
@@ -88,19 +98,6 @@ def test_log_prob_equals_act_and_brute_force() -> None:
     assert torch.allclose(total, torch.ones(4, 1), atol=1e-5)
 
 
-def test_entropy_equals_brute_force() -> None:
-    policy = make_policy(replace(TINY, num_bins=3), chunk_length=1)
-    observation = make_observation(2)
-    p = torch.softmax(policy(observation), dim=-1).detach()
-    joint = torch.einsum("bhi,bhj->bhij", p[:, :, 0], p[:, :, 1])
-    expected = -(joint * joint.log()).sum(dim=(-1, -2))
-    assert torch.allclose(policy.entropy(observation), expected, atol=1e-5)
-    chunk = policy.act(observation, None)
-    log_probs, entropy = policy.evaluate_actions(observation, chunk)
-    assert torch.allclose(entropy, expected, atol=1e-5)
-    assert torch.allclose(log_probs, chunk.log_probs, atol=1e-5)
-
-
 def test_sampling_frequencies_match_probabilities() -> None:
     policy = make_policy(replace(TINY, num_bins=5), chunk_length=1)
     n = 4000
@@ -113,6 +110,21 @@ def test_sampling_frequencies_match_probabilities() -> None:
         assert (frequency - p[dim]).abs().max() < 0.032
     both = (chunk.trace["tokens"][:, 0] == torch.tensor([0, 0])).all(dim=1).float().mean()
     assert abs(both - p[0, 0] * p[1, 0]) < 0.032  # dimensions are drawn independently
+
+
+def test_temperature_sharpens_what_is_sampled_and_its_log_probs_alike() -> None:
+    policy, n = make_known_policy(temperature=0.5), 4000
+    chunk = policy.act(make_observation(1).rows([0] * n), make_row_keys(n, 0, "tempered"))
+    # Squared and divided by their sum: .01, .04, .16, .04, .01 over .26.
+    p = torch.tensor([0.01, 0.04, 0.16, 0.04, 0.01]) / 0.26
+    tokens = chunk.trace["tokens"][:, 0]
+    for dim in range(2):
+        # Four standard errors; at temperature 1 zero would be taken in .4 of the rows instead of in .615.
+        assert (torch.bincount(tokens[:, dim], minlength=5) / n - p).abs().max() < 0.032
+    assert torch.allclose(chunk.log_probs[:, 0], p.log()[tokens].sum(dim=1), atol=1e-5)
+    policy.temperature = 1.0  # may be set at any time
+    expected = KNOWN.log()[tokens[0]].sum().item()
+    assert policy.log_prob(make_observation(1), chunk.rows([0])).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_noise_depends_on_key_and_step_not_on_the_batch() -> None:
@@ -137,14 +149,6 @@ def test_greedy_is_deterministic_and_the_likeliest() -> None:
     assert first.policy_version == "v7"
     sampled = policy.act(observation, make_row_keys(3, 0, "g"))
     assert (first.log_probs >= sampled.log_probs - 1e-6).all()
-
-
-def test_temperature_sharpens() -> None:
-    policy = make_policy()
-    observation = make_observation(2)
-    hot = policy.entropy(observation)
-    policy.temperature = 0.2
-    assert (policy.entropy(observation) < hot).all()
 
 
 # --- network ------------------------------------------------------------------------------------------------------
@@ -193,6 +197,16 @@ def test_proprio_is_chosen_by_prefix_and_normalised() -> None:
         policy(replace(observation, proprio=None))
     blind = make_policy(replace(TINY, use_proprio=False))
     assert torch.isfinite(blind(replace(observation, proprio=None))).all()
+
+
+def test_proprio_far_outside_what_training_saw_counts_as_five_standard_deviations() -> None:
+    policy = make_policy()  # means 1 and 2, standard deviations 2 and 2
+    observation = make_observation(1)
+    edge, far = (replace(observation, proprio=torch.tensor([p])) for p in ([11.0, -8.0, 0.0], [201.0, -998.0, 0.0]))
+    assert policy._normalised_proprio(edge).tolist() == [[5.0, -5.0]]
+    assert torch.equal(policy(edge), policy(far))
+    near = replace(observation, proprio=torch.tensor([[9.0, -6.0, 0.0]]))  # four standard deviations
+    assert not torch.equal(policy(edge), policy(near))
 
 
 def test_image_statistics_cancel_background_and_contrast() -> None:
@@ -284,7 +298,26 @@ def test_reads_the_instruction() -> None:
     assert metrics["token_accuracy"] > 0.95
 
 
-def test_imitation_loss_masks_and_divides_by_the_global_count() -> None:
+def test_imitation_loss_and_its_metrics_by_hand() -> None:
+    policy = make_known_policy(chunk_length=2, label_smoothing=0.3)
+    actions = torch.tensor([[[0.0, 0.3], [0.0, 0.3]], [[0.6, -0.6], [0.0, 99.0]]])
+    valid = torch.tensor([[True, True], [True, False]])
+    batch = ImitationBatch(make_observation(2), actions, valid)
+    loss, metrics = policy.compute_imitation_loss(batch)
+    # .7 on the bin, .15 on each of two neighbours or .3 on the only one.
+    middle = -(0.7 * math.log(0.4) + 0.3 * math.log(0.2))
+    beside = -(0.7 * math.log(0.2) + 0.15 * math.log(0.4) + 0.15 * math.log(0.1))
+    end = -(0.7 * math.log(0.1) + 0.3 * math.log(0.2))
+    expected = {
+        "loss_imitation": (2 * middle + 2 * beside + 2 * end) / 6,
+        "token_accuracy": 2 / 6,  # zero is the likeliest; the third zero is not valid
+        "action_error": (2 * 0.3 + 2 * 0.6) / 6,
+    }
+    assert metrics == pytest.approx(expected, abs=1e-5)
+    assert loss.item() == metrics["loss_imitation"]
+
+
+def test_imitation_loss_masks_what_is_not_valid() -> None:
     policy = make_policy(replace(TINY, label_smoothing=0.0), chunk_length=2)
     observation = make_observation(2)
     actions = torch.zeros(2, 2, 2)
@@ -297,8 +330,6 @@ def test_imitation_loss_masks_and_divides_by_the_global_count() -> None:
     garbage[1, 1] = 99.0
     masked, _ = policy.compute_imitation_loss(ImitationBatch(observation, garbage, valid))
     assert torch.allclose(masked, loss)
-    half, _ = policy.compute_imitation_loss(ImitationBatch(observation, actions, valid), num_valid=6)
-    assert torch.allclose(half, loss / 2)
 
 
 def test_imitation_without_generator_is_deterministic_and_with_one_augments() -> None:

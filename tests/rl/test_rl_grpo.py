@@ -16,7 +16,7 @@ def test_advantages_by_hand() -> None:
     low = -1 / math.sqrt(3)
     assert torch.allclose(result.advantages, torch.tensor([math.sqrt(3), 0, low, low, 0, low]))
     assert result.keep.tolist() == [True, False, True, True, False, True]
-    assert (result.num_groups, result.num_dropped) == (2, 1)
+    assert result.num_dropped == 1
 
 
 def test_min_std_drops_weak_groups_and_singletons() -> None:
@@ -25,6 +25,14 @@ def test_min_std_drops_weak_groups_and_singletons() -> None:
     assert result.keep.tolist() == [False, False, True, True, False]
     assert result.num_dropped == 2
     assert result.advantages.tolist() == [0, 0, 1, -1, 0]
+
+
+def test_a_group_exactly_at_min_std_is_dropped() -> None:
+    # Population stds of exactly .5 and 1, in binary too.
+    result = compute_group_advantages(torch.tensor([0.0, 1.0, 0.0, 2.0]), torch.tensor([0, 0, 1, 1]), min_std=0.5)
+    assert result.keep.tolist() == [False, False, True, True]
+    assert result.num_dropped == 1
+    assert result.advantages.tolist() == [0, 0, -1, 1]
 
 
 def test_advantages_of_kept_groups_are_standardised() -> None:
@@ -61,6 +69,24 @@ def test_clipped_loss_by_hand(
     assert metrics["loss_policy"] == value.item()
 
 
+def test_metrics_by_hand() -> None:
+    """Two rows of two actions, of which the last is not valid: everything is over three."""
+    ratio = torch.tensor([[1.5, 0.9], [0.5, 3.0]])
+    valid = torch.tensor([[True, True], [True, False]])
+    old = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
+    loss, metrics = compute_policy_loss(old + ratio.log(), old, torch.tensor([1.0, -1.0]), valid, 0.2, 0.28)
+    expected = {
+        "loss_policy": (-1.28 - 0.9 + 0.8) / 3,  # 1.5 is clipped to 1.28, and 0.5 to 0.8
+        "clip_fraction": 2 / 3,
+        "approx_kl": ((1.5 + 0.9 + 0.5) - 3 - math.log(1.5 * 0.9 * 0.5)) / 3,
+        "ratio_mean": (1.5 + 0.9 + 0.5) / 3,
+        "ratio_max": 1.5,
+        "ratio_min": 0.5,
+    }
+    assert metrics == pytest.approx(expected, abs=1e-6)
+    assert loss.item() == metrics["loss_policy"]
+
+
 def test_masked_actions_count_for_nothing() -> None:
     valid = torch.tensor([[True, True, False], [True, False, False]])
     old = torch.zeros(2, 3)
@@ -75,31 +101,24 @@ def test_masked_actions_count_for_nothing() -> None:
     assert metrics["ratio_max"] == 1.0
 
 
-def test_row_normalisation_weighs_rows_equally() -> None:
+def test_every_action_weighs_the_same_whatever_its_rows_length() -> None:
     valid = torch.tensor([[True, False, False, False], [True, True, True, True]])
     zeros = torch.zeros(2, 4)
-    advantages = torch.tensor([1.0, -1.0])
-    per_action, _ = compute_policy_loss(zeros, zeros, advantages, valid, 0.2, 0.2)
-    per_row, _ = compute_policy_loss(zeros, zeros, advantages, valid, 0.2, 0.2, normalise_rows=True)
-    assert per_action.item() == pytest.approx((-1 + 4) / 5)
-    assert per_row.item() == pytest.approx(0.0)
+    loss, _ = compute_policy_loss(zeros, zeros, torch.tensor([1.0, -1.0]), valid, 0.2, 0.2)
+    assert loss.item() == pytest.approx((-1 + 4) / 5)
 
 
-def test_global_count_makes_shards_add_up() -> None:
+def test_micro_batches_that_weigh_by_their_valid_actions_add_up() -> None:
     g = make_generator(0, "shards")
     old, new = torch.randn(6, 5, generator=g), torch.randn(6, 5, generator=g)
     advantages, valid = torch.randn(6, generator=g), torch.rand(6, 5, generator=g) > 0.4
     valid[:, 0] = True
-    for normalise, count in ((False, valid.sum()), (True, 6)):
-        whole, _ = compute_policy_loss(new, old, advantages, valid, 0.2, 0.28, normalise_rows=normalise)
-        parts = [
-            compute_policy_loss(new[s], old[s], advantages[s], valid[s], 0.2, 0.28, count, normalise)[0]
-            for s in (slice(0, 1), slice(1, 6))
-        ]
-        assert torch.allclose(sum(parts), whole, atol=1e-5)
-    kl = compute_kl_penalty(new, old, valid)
-    parts = [compute_kl_penalty(new[s], old[s], valid[s], valid.sum()) for s in (slice(0, 1), slice(1, 6))]
-    assert torch.allclose(sum(parts), kl, rtol=1e-5)
+    parts = [(slice(0, 1), valid[:1].sum() / valid.sum()), (slice(1, 6), valid[1:].sum() / valid.sum())]
+    whole, _ = compute_policy_loss(new, old, advantages, valid, 0.2, 0.28)
+    losses = [w * compute_policy_loss(new[s], old[s], advantages[s], valid[s], 0.2, 0.28)[0] for s, w in parts]
+    assert torch.allclose(sum(losses), whole, atol=1e-5)
+    penalties = [w * compute_kl_penalty(new[s], old[s], valid[s]) for s, w in parts]
+    assert torch.allclose(sum(penalties), compute_kl_penalty(new, old, valid), rtol=1e-5)
 
 
 def test_nothing_valid_gives_zero_loss_and_gradient() -> None:

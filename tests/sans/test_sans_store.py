@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_cache_rebuilt_from_shards_equals_cache_from_memory(store, make_episode)
     ref = store.append([make_episode(1), make_episode(2, num_steps=1)], "seed")
     part = next(p for p in (store.root / "cache").iterdir() if p.is_dir())
     first = {p.name: p.read_bytes() for p in part.iterdir()}
-    assert store.remove_caches() == sum(len(data) for data in first.values())
+    shutil.rmtree(part)
     store.open_cache(store.snapshot("v1", [ref]))
     assert {p.name: p.read_bytes() for p in part.iterdir()} == first
 
@@ -92,13 +93,6 @@ def test_unreadable_episode_table_is_one_clear_error(store, make_episode) -> Non
     table.write_bytes(table.read_bytes()[:-20])
     with pytest.raises(WorldloopError, match=r"shard 'bad' is unreadable .*delete its directory"):
         store.summary(version)
-
-
-def test_remove_caches_keeps_those_in_use(store, make_episode) -> None:
-    version = store.snapshot("v1", [store.append([make_episode(1)], "a")])
-    store.append([make_episode(2)], "b")
-    assert store.remove_caches(keep=[version]) > 0
-    assert [p.name.split("-")[0] for p in (store.root / "cache").iterdir() if p.is_dir()] == ["a"]
 
 
 def test_same_episodes_give_same_bytes_and_are_reused(store, make_episode, tmp_path) -> None:

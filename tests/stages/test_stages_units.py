@@ -1,7 +1,6 @@
 """The small parts of stages: splits, the optimizer recipe, calibration, promotion, the order of stages."""
 
 import math
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,17 +52,14 @@ def test_every_demonstration_is_trained_on(tmp_path: Path) -> None:
     state = seed_dataset.run(LoopState(), recipe, context)
     metas = context.store.metas(context.store.version(state.dataset))
     seeded, forked = metas[:12], metas[12:]
-    assert Counter((m.variant, m.split) for m in seeded if m.variant == "expert") == {("expert", "train"): 6}
-    held = {m.initial_state_id for m in seeded if m.split == "validation"}
-    assert held == {
-        m.initial_state_id
-        for m in seeded
-        if m.variant == "far" and choose_split(m.initial_state_id, 0.9) == "validation"
-    }
-    assert len(held) >= 4
+    assert [m.split for m in seeded if m.variant == "expert"] == ["train"] * 6
+    perturbed = [m for m in seeded if m.variant == "far"]
+    assert [m.split for m in perturbed] == [choose_split(m.initial_state_id, 0.9) for m in perturbed]
+    assert sum(m.split == "validation" for m in perturbed) >= 4
+    # A state from which several variants start is nobody's demonstration.
     assert [(m.variant, m.split) for m in forked] == [("expert", "validation"), ("far", "validation")]
-    assert len({m.initial_state_id for m in forked}) == 1
-    assert not {m.initial_state_id for m in forked} & {m.initial_state_id for m in seeded}
+    assert len({m.initial_state_id for m in seeded}) == 12
+    assert len({m.initial_state_id for m in metas}) == 13
     assert state.records[0]["demonstrations"] == 6
 
 
@@ -168,7 +164,7 @@ def test_eight_episodes_of_each_outcome_are_enough(num_failures: int, num_succes
 
 
 def test_a_threshold_stays_between_a_fifth_and_four_fifths() -> None:
-    """Where 2 of 12 succeed and none of the other 90, it lies halfway up to 1 in 6; in the mirror halfway from 5 in 6."""
+    """Where 2 of 12 succeed and none of 90 others, it is half of 1 in 6; in the mirror as far below 1."""
     logit, label = np.repeat([0.0, 1.0], [90, 12]), np.arange(102) >= 100
     assert fit_calibration(logit, label).threshold == 0.2
     assert fit_calibration(-logit, ~label).threshold == 0.8

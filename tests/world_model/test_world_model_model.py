@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spe
 
 from worldloop.errors import WorldloopError
 from worldloop.interfaces import WorldModelOutput
+from worldloop.networks import flow
 from worldloop.networks.ema import EmaWeights
 from worldloop.types import Observation
 from worldloop.world_model.config import CosmosConfig, WorldModelConfig
@@ -85,6 +87,23 @@ def test_only_rows_at_pure_noise_are_predictions() -> None:
         output = make_model(tiny_config(zero_time_share=share))(clip, torch.Generator().manual_seed(0))
         assert output.is_prediction.all().item() == expected
         assert output.is_prediction.any().item() == expected
+
+
+@pytest.mark.parametrize(("t", "weight"), [(0.0, 1.0), (0.2, 1 / 0.64), (0.5, 3.0)])
+def test_success_loss_of_both_readers_by_hand(t: float, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader of tokens always says 0 and the reader of frames ln 3, of one success and one failure."""
+    monkeypatch.setattr(flow, "sample_times", lambda num_rows, *_: torch.full((num_rows,), t))
+    data, model = ToyEpisodes(2), make_model(tiny_config(success_time_weight_max=3.0))
+    for mlp, logit in ((model.success_head.read_tokens.mlp, 0.0), (model.success_head.frame_mlp, math.log(3))):
+        torch.nn.init.zeros_(mlp[-1].weight)
+        torch.nn.init.constant_(mlp[-1].bias, logit)
+    clip = data.load(torch.tensor([[0, 0], [1, 0]]), 1)
+    clip = dataclasses.replace(clip, success=torch.tensor([[1.0], [0.0]]))
+    metrics = model(clip, torch.Generator().manual_seed(0)).metrics
+    # By frame ln(4 / 3) and ln 4, by tokens ln 2 twice, which weighs 1 / (1 - t)^2, at most 3.
+    expected = (math.log(4 / 3) + math.log(4)) / 2 + weight * math.log(2)
+    assert metrics["loss_success"] == pytest.approx(expected, rel=1e-5)
+    assert (metrics["loss_error"] > 0) == (t == 0), "imagination starts from noise alone"
 
 
 def test_a_prediction_does_not_depend_on_the_target() -> None:

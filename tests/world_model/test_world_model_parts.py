@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -6,11 +7,12 @@ import torch
 
 from worldloop.errors import WorldloopError
 from worldloop.networks import flow
+from worldloop.types import Clip
 from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import HybridConfig, SelfRolloutConfig, WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
-from worldloop.world_model.heads import ErrorHead
+from worldloop.world_model.heads import ErrorHead, SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
 from worldloop.world_model.sampler import sample
 
@@ -108,6 +110,50 @@ def test_pixel_weights_find_what_moved_and_what_is_rare() -> None:
     assert (rare[0, 0, 3, 3] / rare[0, 0, 9, 9]).item() == pytest.approx(35**0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize(("rare_weight", "ratio"), [(1.0, 21.0), (0.5, 11.0)])
+def test_a_rare_colour_weighs_at_most_twenty_more(rare_weight: float, ratio: float) -> None:
+    frame = torch.full((1, 3, 24, 24), -0.5)
+    frame[:, :, 5, 5] = 0.5  # one of 576 pixels: 575^.5 - 1 = 23 is cut to 20
+    weights = losses.weigh_pixels(frame, frame, frame, moved_weight=0.0, rare_weight=rare_weight)
+    assert (weights[0, 0, 5, 5] / weights[0, 0, 9, 9]).item() == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("size", [12, 4])
+def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: int) -> None:
+    """A bright pixel, whose border counts too, in the middle of one of 4 x 4 cells of 3 x 3 pixels of each frame."""
+    frames = torch.full((5, 12, 12, 3), 100, dtype=torch.uint8)
+    cells = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # of the first frame, the previous one, now, and two targets
+    for frame, (y, x) in zip(frames, cells, strict=True):
+        frame[3 * y + 1, 3 * x + 1] = 200
+    clip = Clip(
+        context=frames[None, :3], context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1),
+        frames=frames[None, 3:], proprio=torch.zeros(1, 2, 1), success=torch.zeros(1, 2),
+        valid=torch.ones(1, 2, dtype=torch.bool), instruction=("i",), index=torch.zeros(1, 2, dtype=torch.long),
+        is_on_policy=torch.zeros(1, dtype=torch.bool),
+    )  # fmt: skip
+    for m, moved in enumerate(([(0, 0), (0, 2), (1, 0)], [(0, 0), (1, 0), (1, 1)])):
+        # Three cells of sixteen weigh 1 + 3, the mean is 25 / 16.
+        expected = torch.full((4, 4), 16 / 25)
+        expected[tuple(torch.tensor(moved).T)] = 64 / 25
+        expected = expected.repeat_interleave(size // 4, 0).repeat_interleave(size // 4, 1)
+        weights = losses.weigh_target(clip, m, size, moved_weight=3.0, rare_weight=0.0)
+        torch.testing.assert_close(weights, expected[None, None])
+
+
+def test_video_loss_by_hand() -> None:
+    """Two rows of two channels of two pixels, with errors 3, -1, 0, 2 and 0, 0, 0, -2."""
+    target = torch.rand(2, 2, 1, 2)
+    predicted = target + torch.tensor([[[[3.0, -1.0]], [[0.0, 2.0]]], [[[0.0, 0.0]], [[0.0, -2.0]]]])
+    weights = torch.tensor([[[[1.5, 0.5]]], [[[0.5, 1.5]]]])
+    # (3 x 1.5 + 1 x .5 + 0 + 2 x .5) / 4 and 2 x 1.5 / 4; (9 x 1.5 + 1 x .5 + 0 + 4 x .5) / 4 and 4 x 1.5 / 4
+    torch.testing.assert_close(
+        losses.compute_video_loss("l1", predicted, target, weights), torch.tensor([1.5, 0.75]), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        losses.compute_video_loss("mse", predicted, target, weights), torch.tensor([4.0, 1.5]), atol=1e-5, rtol=0
+    )
+
+
 def test_latent_psnr_by_hand() -> None:
     target = torch.zeros(2, 3, 4, 4)
     predicted = torch.stack([torch.full((3, 4, 4), 0.2), torch.zeros(3, 4, 4)])
@@ -134,6 +180,16 @@ def test_success_loss_balances_classes() -> None:
     torch.testing.assert_close(squared, torch.full((10,), 0.25))
 
 
+@pytest.mark.parametrize(("rate", "of_success", "of_failure"), [(0.0, 25.0, 0.5 / 0.98), (1.0, 0.5 / 0.98, 25.0)])
+def test_a_class_never_seen_weighs_as_if_one_in_fifty(rate: float, of_success: float, of_failure: float) -> None:
+    logit, success = torch.zeros(2), torch.tensor([1.0, 0.0])
+    weights = torch.tensor([of_success, of_failure])
+    cross_entropy = losses.compute_success_loss("bce", logit, success, torch.tensor(rate))
+    torch.testing.assert_close(cross_entropy, weights * math.log(2))
+    squared = losses.compute_success_loss("mse", logit, success, torch.tensor(rate))
+    torch.testing.assert_close(squared, weights * 0.25)
+
+
 def test_time_weights_by_hand() -> None:
     weights = losses.weigh_times(torch.tensor([0.0, 0.5, 0.999]), maximum=4.0)
     torch.testing.assert_close(weights, torch.tensor([1.0, 4.0, 4.0]))
@@ -151,6 +207,18 @@ def test_sampler_with_an_oracle_returns_the_data_and_stays_on_the_path(num_steps
 
     assert torch.equal(sample(denoise, noise, num_steps).data, data)
     assert times == pytest.approx([i / num_steps for i in range(num_steps)])
+
+
+def test_success_is_the_mean_of_both_readers() -> None:
+    torch.manual_seed(0)
+    head = SuccessHead(feature_dim=8, channels=3, size=16, proprio_dim=2)
+    features, first, frames, proprio = (torch.randn(2, *s) for s in ((2, 5, 8), (3, 16, 16), (2, 3, 16, 16), (2, 2)))
+    by_frame = torch.stack([head.read_frame(first, frames[:, i], proprio[:, i]) for i in range(2)], dim=1)
+    by_tokens = head.read_tokens(features)
+    for spread in (by_frame, by_tokens):
+        assert spread.std() > 1e-3
+    expected = 0.5 * by_frame + 0.5 * by_tokens
+    torch.testing.assert_close(head(features, first, frames, proprio), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_error_head_learns_what_its_tokens_tell() -> None:

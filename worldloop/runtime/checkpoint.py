@@ -75,13 +75,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
     """Raises `WorldloopError`, naming the directory, for anything missing, damaged, newer or of another kind."""
     if not directory.is_dir():
-        raise WorldloopError(f"checkpoint {directory} does not exist")
+        raise WorldloopError(f"checkpoint {directory} does not exist: give the folder of a run, or of a checkpoint")
     what = f"checkpoint {directory}"
     meta = read_json(directory / "checkpoint.json", what, CHECKPOINT_SCHEMA_VERSION, _REMEDY)
     weights = directory / "model.safetensors"
     try:
         if meta["kind"] != kind:
-            raise WorldloopError(f"{what} holds a {meta['kind']}, not a {kind}")
+            raise WorldloopError(f"{what} holds a {meta['kind']}, not a {kind}: give the folder of a {kind}")
         if not weights.is_file() or hash_file(weights) != meta["sha256"]:
             raise WorldloopError(f"{what} is damaged: model.safetensors does not match its hash; {_REMEDY}")
         tensors = load_file(weights)
@@ -96,7 +96,7 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
             extra=meta["extra"],
         )
     except (KeyError, TypeError, SafetensorError) as error:
-        raise WorldloopError(f"checkpoint {directory} is not a worldloop checkpoint ({error})") from error
+        raise WorldloopError(f"checkpoint {directory} is not a worldloop checkpoint ({error}); {_REMEDY}") from error
 
 
 def _spec(values: dict[str, Any]) -> SimulatorSpec:
@@ -119,5 +119,5 @@ def load_weights(
     try:
         load_trained(module, checkpoint.weights, frozen)
     except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise WorldloopError(f"checkpoint {directory} does not fit its architecture: {first}") from error
+        last = (str(error).splitlines() or [""])[-1].strip()
+        raise WorldloopError(f"checkpoint {directory} does not fit its architecture ({last}); {_REMEDY}") from error

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from worldloop.errors import WorldloopError
+from worldloop.errors import WorldloopError, first_line
 from worldloop.runtime.inline import SIMULATOR_DIED
 from worldloop.runtime.progress import Display, RemoteDisplay, replay
 from worldloop.runtime.ray_train import Coordinator, TrainingGroup, run_alone
@@ -224,9 +224,9 @@ def _connect(ray: Any, address: str) -> None:
         else:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        where = f" at {address}" if address else ""
         raise WorldloopError(
-            f"cannot reach Ray{' at ' + address if address else ''}: {reason}; start a cluster, or use runtime=inline"
+            f"cannot reach Ray{where}: {first_line(error)}; start a cluster, or use runtime=inline"
         ) from error
 
 

@@ -163,7 +163,7 @@ class Coordinator:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:MAX_REASON]
         with self._changed:
             self._is_up, self._server = False, None
-            self._end(WorldloopError(f"Ray Train gave up: {reason}"))
+            self._end(WorldloopError(f"Ray Train gave up: {reason}; mend that, then run again: it resumes"))
 
 
 def _run_group(group: TrainingGroup) -> None:

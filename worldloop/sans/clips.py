@@ -137,9 +137,9 @@ class ClipSamplingConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.on_policy_share <= 1.0:
-            raise ValueError(f"on_policy_share is {self.on_policy_share}, allowed: 0..1")
+            raise ValueError(f"clips.on_policy_share is {self.on_policy_share}, allowed: 0..1")
         if not self.motion_weight >= 0.0:
-            raise ValueError(f"motion_weight is {self.motion_weight}, allowed: >= 0")
+            raise ValueError(f"clips.motion_weight is {self.motion_weight}, allowed: >= 0")
 
 
 class BalancedClipSampler:

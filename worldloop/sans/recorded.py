@@ -327,4 +327,6 @@ def _open_dataset(recording: Recording) -> Any:
     try:
         return LeRobotDataset(f"local/{recording.root.name}", root=recording.root, return_uint8=True)
     except Exception as error:  # LeRobot raises many kinds, down to hub errors for a missing local file
-        raise WorldloopError(f"LeRobot cannot open the dataset {recording.root}: {first_line(error)}") from error
+        raise WorldloopError(
+            f"LeRobot cannot open the dataset {recording.root} ({first_line(error)}): it must be a LeRobot v3 dataset"
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from worldloop.errors import WorldloopError
 from worldloop.files import check_name, malformed, read_json, to_json, whole_directory, write_file
-from worldloop.sans.cache import CachePart, VersionCache, ensure_part, part_directory
+from worldloop.sans.cache import CachePart, VersionCache, ensure_part
 from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
 from worldloop.sans.shard import (
     ShardLayout,
@@ -230,16 +229,6 @@ class SansStore:
             return ensure_part(self.cache_root, ref, partial(read_shard, self.shard_path(ref.name)), verify)
 
         return VersionCache([ensure(ref) for ref in refs])
-
-    def remove_caches(self, keep: Sequence[SansVersion] = ()) -> int:
-        """Delete cached parts that no version of ``keep`` uses; returns the bytes freed."""
-        used = {part_directory(self.cache_root, ref) for version in keep for ref in version.shards}
-        freed = 0
-        for directory in self.cache_root.glob("*"):
-            if directory not in used and directory.is_dir():
-                freed += sum(file.stat().st_size for file in directory.iterdir())
-                shutil.rmtree(directory)
-        return freed
 
     def merge(self, version: SansVersion, out_dir: Path) -> None:
         """Write the version as one LeRobotDataset v3 for training elsewhere: terminal rows are dropped.

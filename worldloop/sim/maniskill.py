@@ -65,21 +65,23 @@ class ManiSkillConfig:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"task {self.task!r} is not one of {', '.join(TASKS)}")
+            raise ValueError(f"simulator.maniskill.task {self.task!r} is not one of {', '.join(TASKS)}")
         if self.backend not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"backend {self.backend!r} is not one of auto, cpu, gpu")
+            raise ValueError(f"simulator.maniskill.backend {self.backend!r} is not one of auto, cpu, gpu")
         if self.shader not in ("minimal", "default", "rt-fast"):
-            raise ValueError(f"shader {self.shader!r} is not one of minimal, default, rt-fast")
+            raise ValueError(f"simulator.maniskill.shader {self.shader!r} is not one of minimal, default, rt-fast")
         if self.camera != "base_camera":
-            raise ValueError(f"camera {self.camera!r} is not one of base_camera")
+            raise ValueError(f"simulator.maniskill.camera {self.camera!r} is not one of base_camera")
         for key in ("image_size", "supersampling", "actions_per_frame", "num_envs"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+                raise ValueError(f"simulator.maniskill.{key} must be at least 1, got {getattr(self, key)}")
         for key in ("max_episode_steps", "frames_after_success"):
             if getattr(self, key) < 0:
-                raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
+                raise ValueError(f"simulator.maniskill.{key} must be at least 0, got {getattr(self, key)}")
         if self.backend == "cpu" and self.num_envs != 1:
-            raise ValueError(f"num_envs must be 1 with backend cpu, got {self.num_envs}; use more processes instead")
+            raise ValueError(
+                f"simulator.maniskill.num_envs must be 1 on the CPU, got {self.num_envs}: use more processes"
+            )
 
 
 def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:

@@ -22,7 +22,6 @@ CUBE_XYZ = slice(13, 16)
 GOAL_XYZ = slice(26, 29)
 QPOS = slice(52, 61)
 QVEL = slice(61, 70)
-ENV_STEP = 70
 TCP_IN_PROPRIO = slice(18, 21)
 ACTION_LIMIT = 0.6  # the range of motion that scripted policies use and policies discretise
 STEP_M = 0.04  # metres the tcp moves per step and unit of action
@@ -49,7 +48,6 @@ class ManiSkillTask:
     instruction: str
     kind: Literal["slide", "lift"]
     goal_radius_m: float
-    cube_half_size_m: float
     camera: CameraPose
     max_episode_steps: int
     direction: float = 0.0
@@ -71,15 +69,15 @@ TASKS: dict[str, ManiSkillTask] = {
     for task in (
         ManiSkillTask(
             "PushCube-v1", "push the blue cube forward onto the target", "slide", goal_radius_m=0.1,
-            cube_half_size_m=0.02, camera=_PUSH_CAMERA, max_episode_steps=50, direction=1.0, goal_offset_m=0.2,
+            camera=_PUSH_CAMERA, max_episode_steps=50, direction=1.0, goal_offset_m=0.2,
         ),
         ManiSkillTask(
             "PullCube-v1", "pull the blue cube backward onto the target", "slide", goal_radius_m=0.1,
-            cube_half_size_m=0.02, camera=_PULL_CAMERA, max_episode_steps=50, direction=-1.0, goal_offset_m=0.2,
+            camera=_PULL_CAMERA, max_episode_steps=50, direction=-1.0, goal_offset_m=0.2,
         ),
         ManiSkillTask(
             "PickCube-v1", "pick up the red cube and hold it at the green ball", "lift", goal_radius_m=0.025,
-            cube_half_size_m=0.02, camera=_LIFT_CAMERA, max_episode_steps=50,
+            camera=_LIFT_CAMERA, max_episode_steps=50,
         ),
     )
 }  # fmt: skip

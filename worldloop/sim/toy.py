@@ -42,12 +42,12 @@ class ToyConfig:
 
     def __post_init__(self) -> None:
         if self.image_size < 8:
-            raise ValueError(f"image_size must be at least 8, got {self.image_size}")
+            raise ValueError(f"simulator.toy.image_size must be at least 8, got {self.image_size}")
         for key in ("actions_per_frame", "num_envs", "max_episode_steps"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+                raise ValueError(f"simulator.toy.{key} must be at least 1, got {getattr(self, key)}")
         if self.frames_after_success < 0:
-            raise ValueError(f"frames_after_success must be at least 0, got {self.frames_after_success}")
+            raise ValueError(f"simulator.toy.frames_after_success must be at least 0, got {self.frames_after_success}")
 
 
 def toy_spec(config: ToyConfig) -> SimulatorSpec:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import Tensor
 
 from worldloop.imagination import Calibration
@@ -53,6 +52,8 @@ def _psnr_pairs(branches: Branches) -> tuple[Tensor, Tensor]:
 
 def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:
     """From logits f [n] and verdicts bool [n]."""
+    from scipy.special import expit
+
     if len(label) == 0 or label.all() or not label.any():
         return Calibration()
     scale, bias = fit_temperature(logit, label)

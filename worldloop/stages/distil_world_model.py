@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from worldloop.errors import require_positive
 from worldloop.metrics.video import compute_psnr
 from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
 from worldloop.stages.calibration import is_calibrated_on
@@ -46,6 +47,7 @@ class DistilWorldModelConfig:
             raise ValueError("distil_world_model: max_auc_loss and max_psnr_loss_db must be >= 0")
         if self.batch_size < 1 or self.max_episodes < 1:
             raise ValueError("distil_world_model: batch_size and max_episodes must be >= 1")
+        require_positive("distil_world_model.learning_rate", self.learning_rate)
 
 
 def run(

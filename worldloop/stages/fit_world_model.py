@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from worldloop.errors import require_positive, require_range
 from worldloop.interfaces import Metrics
 from worldloop.networks.ema import EmaWeights
 from worldloop.randomness import derive_seed
@@ -51,8 +52,10 @@ class FitWorldModelConfig:
                 raise ValueError(f"fit_world_model.{name} must be at least 1, got {getattr(self, name)}")
         if self.num_proprio_steps < 0:
             raise ValueError(f"fit_world_model.num_proprio_steps must be at least 0, got {self.num_proprio_steps}")
-        if not 0 <= self.self_rollout_start <= 1:
-            raise ValueError(f"fit_world_model.self_rollout_start must be in [0, 1], got {self.self_rollout_start}")
+        require_range("fit_world_model.self_rollout_start", self.self_rollout_start, 0, 1)
+        require_range("fit_world_model.weight_decay", self.weight_decay, 0)
+        for name in ("learning_rate", "refit_learning_rate", "proprio_learning_rate"):
+            require_positive(f"fit_world_model.{name}", getattr(self, name))
 
 
 def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingConfig, context: Context) -> LoopState:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.errors import require_positive, require_range
 from worldloop.imagination import Calibration, ImaginedSimulator
 from worldloop.interfaces import Metrics
 from worldloop.networks.ema import EmaWeights
@@ -95,12 +96,13 @@ class ImprovePolicyConfig:
         if self.group_size < 2:
             raise ValueError(f"improve_policy.group_size must be at least 2, got {self.group_size}")
         for name in ("learning_rate", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"improve_policy.{name} must be > 0, got {getattr(self, name)}")
+            require_positive(f"improve_policy.{name}", getattr(self, name))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"improve_policy.ema_decay must be in [0, 1), got {self.ema_decay}")
-        if not 0 <= self.mid_episode_share <= 1:
-            raise ValueError(f"improve_policy.mid_episode_share must be in [0, 1], got {self.mid_episode_share}")
+        for name in ("mid_episode_share", "clip_ratio_low"):
+            require_range(f"improve_policy.{name}", getattr(self, name), 0, 1)
+        for name in ("clip_ratio_high", "kl_coefficient", "min_group_std"):
+            require_range(f"improve_policy.{name}", getattr(self, name), 0)
 
 
 def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig, context: Context) -> LoopState:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from worldloop.errors import require_choice, require_positive, require_range
+
 DENOISERS = ("hybrid", "cosmos")
 PREDICTIONS = ("data", "velocity")
 CODECS = ("pixel", "wan")
 PRECISIONS = ("fp32", "bf16")
 VIDEO_LOSSES = ("l1", "mse")
 SUCCESS_LOSSES = ("bce", "mse")
-
-
-def require_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` naming ``key`` and the allowed values."""
-    if value not in allowed:
-        raise ValueError(f"{key} is {value!r}, allowed: {', '.join(allowed)}")
-
-
-def require_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise ``ValueError`` naming ``key`` and its range unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ValueError(f"{key} is {value}, allowed: {low} to {high}")
 
 
 @dataclass(frozen=True)
@@ -49,11 +39,11 @@ class HybridConfig:
             "num_blocks",
             "condition_dim",
         ):
-            require_range(f"hybrid.{key}", getattr(self, key), 1)
-        require_range("hybrid.num_poses", self.num_poses, 0)
+            require_range(f"world_model.hybrid.{key}", getattr(self, key), 1)
+        require_range("world_model.hybrid.num_poses", self.num_poses, 0)
         if self.dim % self.num_heads or self.condition_dim % 2:
             raise ValueError(
-                f"hybrid.dim {self.dim} must be a multiple of hybrid.num_heads {self.num_heads} "
+                f"world_model.hybrid.dim {self.dim} must be a multiple of hybrid.num_heads {self.num_heads} "
                 f"and hybrid.condition_dim {self.condition_dim} even"
             )
 
@@ -82,13 +72,14 @@ class CosmosConfig:
 
     def __post_init__(self) -> None:
         for key in ("patch", "num_layers", "num_heads", "adaln_lora_dim", "condition_dim", "patch_hidden"):
-            require_range(f"cosmos.{key}", getattr(self, key), 1)
-        require_range("cosmos.head_dim", self.head_dim, 12)
-        require_range("cosmos.num_poses", self.num_poses, 0)
-        require_range("cosmos.num_context_frames", self.num_context_frames, 3)
-        require_choice("cosmos.prediction", self.prediction, PREDICTIONS)
+            require_range(f"world_model.cosmos.{key}", getattr(self, key), 1)
+        require_range("world_model.cosmos.head_dim", self.head_dim, 12)
+        require_range("world_model.cosmos.num_poses", self.num_poses, 0)
+        require_range("world_model.cosmos.num_context_frames", self.num_context_frames, 3)
+        require_positive("world_model.cosmos.mlp_ratio", self.mlp_ratio)
+        require_choice("world_model.cosmos.prediction", self.prediction, PREDICTIONS)
         if self.head_dim % 2:
-            raise ValueError(f"cosmos.head_dim is {self.head_dim}, allowed: even numbers")
+            raise ValueError(f"world_model.cosmos.head_dim is {self.head_dim}, allowed: even numbers")
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ class SelfRolloutConfig:
     share: float = 0.5  # share of a batch that continues the model's own predictions, 0 to 1; 0: off
 
     def __post_init__(self) -> None:
-        require_range("self_rollout.share", self.share, 0, 1)
+        require_range("world_model.self_rollout.share", self.share, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class CosmosDenoiser(nn.Module):
         height, width = (size, size) if isinstance(size, int) else size
         if height % config.patch or width % config.patch:
             raise WorldloopError(
-                f"frames of {size} pixels do not divide by cosmos.patch = {config.patch}: change either"
+                f"frames of {size} pixels do not divide by world_model.cosmos.patch = {config.patch}: change either"
             )
         self.config, self.channels = config, channels
         self.num_context_frames = K = config.num_context_frames

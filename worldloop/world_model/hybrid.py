@@ -51,7 +51,8 @@ class HybridDenoiser(nn.Module):
         super().__init__()
         if size % (2 * config.patch):
             raise WorldloopError(
-                f"frames of {size} pixels do not divide by 2 x hybrid.patch = {2 * config.patch}: change either"
+                f"frames of {size} pixels do not divide by 2 x world_model.hybrid.patch = {2 * config.patch}: "
+                "change either"
             )
         self.patch = config.patch
         self.channels = channels

@@ -37,7 +37,10 @@ def read_cosmos_config(folder: str, config: CosmosConfig) -> CosmosConfig:
     }
     patch = values["patch_size"]
     if unknown or patch[0] != 1 or patch[1] != patch[2] or values["in_channels"] != values["out_channels"] + 1:
-        raise WorldloopError(f"{folder} is no Cosmos-Predict2 Video2World transformer: {unknown or values}")
+        raise WorldloopError(
+            f"world_model.pretrained {folder} is no Cosmos-Predict2 Video2World transformer ({unknown or values}): "
+            "give one of the Cosmos-Predict2 pipelines, in diffusers' layout"
+        )
     return replace(
         config,
         patch=patch[1],
@@ -132,7 +135,10 @@ class T5Instruction(nn.Module):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
             encoder = transformers.T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder").eval()
         except (OSError, ValueError) as error:
-            raise WorldloopError(f"cannot load the text encoder of {self.folder}: {first_line(error)}") from error
+            raise WorldloopError(
+                f"cannot load the text encoder of world_model.pretrained {self.folder} ({first_line(error)}): "
+                "it must be a whole diffusers pipeline, here or on the Hub"
+            ) from error
         tokens = tokenizer(
             texts, padding="max_length", max_length=self.num_tokens, truncation=True, return_tensors="pt"
         )
@@ -159,4 +165,7 @@ def _load(kind: str, folder: str, part: str, only_config: bool = False) -> Any:
             return loader.load_config(folder, subfolder=part)
         return loader.from_pretrained(folder, subfolder=part)
     except (OSError, ValueError, KeyError) as error:
-        raise WorldloopError(f"cannot load {part} of world_model.pretrained {folder}: {first_line(error)}") from error
+        raise WorldloopError(
+            f"cannot load {part} of world_model.pretrained {folder} ({first_line(error)}): "
+            "it must be a whole diffusers pipeline, here or on the Hub"
+        ) from error
