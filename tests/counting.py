@@ -21,3 +21,6 @@ class CountingState(Rows):
     position: Tensor
     noise_key: Tensor
     step: Tensor
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return {"position": self.position, "noise_key": self.noise_key, "step": self.step}

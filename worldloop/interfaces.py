@@ -95,6 +95,10 @@ class WorldState(Protocol):
         """Fork or select rows (repeats allowed); a fork continues bit-equal."""
         ...
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All there is to save, by name; see `WorldModel.restore`."""
+        ...
+
 
 class WorldModel(Protocol):
     """``num_context_frames`` is K of the clips that it learns from, see `worldloop.types.Clip`."""
@@ -120,6 +124,10 @@ class WorldModel(Protocol):
 
     def start(self, context: Observation, noise_key: Tensor) -> Any:
         """A `WorldState` from the context's frames and proprio; ``noise_key`` int64 [B]."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> Any:
+        """The `WorldState` that ``tensors`` were saved of; it goes on equal within float tolerance."""
         ...
 
     def imagine(self, state: Any, actions: Tensor) -> tuple[Any, ImaginedChunk]:

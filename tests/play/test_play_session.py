@@ -27,6 +27,9 @@ class _Sum:
     def start(self, context: Observation, noise_key: Tensor) -> CountingState:
         return CountingState(torch.zeros(len(context)), noise_key, torch.zeros_like(noise_key))
 
+    def restore(self, tensors: dict[str, Tensor]) -> CountingState:
+        return CountingState(**tensors)
+
     def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
         assert actions.shape[1:] == (2, 2)
         position = state.position + actions[:, :, 0].sum(1)
@@ -53,7 +56,7 @@ def test_a_step_is_imagined_and_simulated() -> None:
     session = make_session()
     session.step([0.5, 0.0])
     now = session.moments[session.now]
-    assert now.state.position.tolist() == [1.0]  # two actions of .5: the bounds are -1 and 1
+    assert now.state["position"].tolist() == [1.0]  # two actions of .5: the bounds are -1 and 1
     assert now.frame[0, 0, 0] == 110
     assert now.success_prob == pytest.approx(1 / (1 + np.exp(-1.0)))
     assert now.expected_psnr_db == pytest.approx(12 - 1 - 2)
@@ -73,12 +76,12 @@ def test_going_back_and_branching_restores_both_sides() -> None:
     session.step([-0.5, 0.0])
     assert session.path() == [0, 1, 4, 5]
     assert session.branches() == [[0, 1, 2, 3], [4, 5]]
-    assert session.moments[5].state.position.tolist() == [-1.0]
+    assert session.moments[5].state["position"].tolist() == [-1.0]
     session.go_to(1)
     for _ in range(2):
         session.step([0.5, 0.2])
     again, first = session.moments[session.now], session.moments[3]
-    assert torch.equal(again.state.position, first.state.position)
+    assert torch.equal(again.state["position"], first.state["position"])
     assert again.simulated is not None
     assert first.simulated is not None
     assert torch.equal(again.simulated.state, first.simulated.state)
@@ -130,7 +133,7 @@ def test_a_failing_simulator_leaves_the_imagined_game() -> None:
     session.step([0.5, 0.0])
     assert "device lost" in session.simulator_error
     session.step([0.5, 0.0])
-    assert session.moments[session.now].state.position.tolist() == [2.0]
+    assert session.moments[session.now].state["position"].tolist() == [2.0]
     assert session.moments[session.now].simulated is None
 
 

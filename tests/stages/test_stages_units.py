@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from worldloop.stages.optimisation import Optimisation
 from worldloop.stages.simulate import choose_split
 from worldloop.stages.state import LoopState
 from worldloop.statistics import best_threshold, fit_temperature
-from worldloop.types import Clip
+from worldloop.types import Clip, Episode
 from worldloop.workers import Workers
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
@@ -49,8 +50,10 @@ def test_every_demonstration_is_trained_on(tmp_path: Path) -> None:
     config = load_config(DEBUG, ["seed_dataset.validation_share=0.9", "seed_dataset.forked_states=1"])
     recipe = replace(config.seed_dataset, episodes={"expert": 6, "far": 6})
     context: Any = Session(config, tmp_path, "test", InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
+    stored: list[Episode] = []
+    context.store = SimpleNamespace(append=lambda e, *names: stored.extend(e), snapshot=lambda name, shards: None)
     state = seed_dataset.run(LoopState(), recipe, context)
-    metas = context.store.metas(context.store.version(state.dataset))
+    metas = [episode.meta for episode in stored]
     seeded, forked = metas[:12], metas[12:]
     assert [m.split for m in seeded if m.variant == "expert"] == ["train"] * 6
     perturbed = [m for m in seeded if m.variant == "far"]

@@ -18,7 +18,7 @@ from worldloop.interfaces import Simulator, WorldModel
 from worldloop.randomness import derive_seed
 from worldloop.types import Observation
 
-MAX_MOMENTS = 2000  # of a game: some 200 KB each
+MAX_MOMENTS = 2000  # of a game: some 200 KB each at 64 px, without what a denoiser remembers
 NUM_STATES = 16  # initial states of the simulator that a game may begin with
 ROOT = -1  # parent of the first moment
 
@@ -34,11 +34,14 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Moment:
-    """``frame`` u8 [h, w, 3]; ``success_prob`` calibrated; ``expected_psnr_db`` without its bias, inf at first."""
+    """``frame`` u8 [h, w, 3]; ``success_prob`` calibrated; ``expected_psnr_db`` without its bias, inf at first.
+
+    ``state`` is what `WorldState.to_tensors` gave, in the processor's memory.
+    """
 
     parent: int
     frame: np.ndarray
-    state: Any
+    state: dict[str, Tensor]
     success_prob: float
     expected_psnr_db: float
     simulated: Simulated | None
@@ -65,6 +68,8 @@ class PlaySession:
         self._seed = seed
         self._initial = None if simulator is None else simulator.draw_initial_states("train", NUM_STATES, seed).states
         self._now_simulated = ROOT  # the moment at which the simulator stands
+        self._now_imagined = ROOT  # the moment at which the world model's state is at hand, `_state`
+        self._state: Any = None
         self.moments: list[Moment] = []
         self.now = 0
         self.start = 0
@@ -89,10 +94,10 @@ class PlaySession:
             simulated = Simulated(frame, observation.sim_state[0].clone(), success=False)
         observation = replace(observation, sim_state=None)
         key = torch.tensor([derive_seed(self._seed, "play", start)])
-        state = self.world_model.start(observation, key)
+        self._state = self.world_model.start(observation, key)
         frame = observation.frames[0, -1].numpy().copy()
-        self.moments = [Moment(ROOT, frame, state, 0.0, float("inf"), simulated)]
-        self.now, self.start, self._now_simulated = 0, start, 0
+        self.moments = [Moment(ROOT, frame, _keep(self._state, {}), 0.0, float("inf"), simulated)]
+        self.now, self.start, self._now_simulated, self._now_imagined = 0, start, 0, 0
 
     def step(self, action: list[float]) -> None:
         """One frame further by s times the same action, [A] in shares of the bounds: -1 the lowest, 1 the highest."""
@@ -100,20 +105,22 @@ class PlaySession:
             raise WorldloopError(f"this game has {MAX_MOMENTS} moments, which is as many as are kept: start a new one")
         actions = self._scale(action)
         here = self.moments[self.now]
-        state, chunk = self.world_model.imagine(here.state, actions)
+        before = self._state if self._now_imagined == self.now else self.world_model.restore(here.state)
+        state, chunk = self.world_model.imagine(before, actions)
         psnr_db = float("inf")
         if chunk.expected_psnr_db is not None:
             psnr_db = float(chunk.expected_psnr_db[0, -1]) - self.calibration.psnr_bias_db
         moment = Moment(
             parent=self.now,
             frame=chunk.frames[0, -1].cpu().numpy(),
-            state=state,
+            state=_keep(state, here.state),
             success_prob=float(self.calibration.probability(chunk.success_logit)[0, -1]),
             expected_psnr_db=psnr_db,
             simulated=self._simulate(actions),
         )
         self.moments.append(moment)
-        self.now = len(self.moments) - 1
+        self.now = self._now_imagined = len(self.moments) - 1
+        self._state = state
         if moment.simulated is not None:
             self._now_simulated = self.now
 
@@ -175,3 +182,9 @@ class PlaySession:
         assert step.sim_states is not None
         success = before.success or bool(step.success[0, -1])
         return Simulated(step.frames[0, -1].numpy().copy(), step.sim_states[0, -1].clone(), success)
+
+
+def _keep(state: Any, before: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What there is to save of ``state``, sharing with ``before`` what has not changed (the instruction)."""
+    kept = {name: value.cpu() for name, value in state.to_tensors().items()}
+    return {n: before[n] if n in before and torch.equal(before[n], value) else value for n, value in kept.items()}
