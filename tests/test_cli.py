@@ -25,7 +25,7 @@ def test_stage_names_of_the_help_are_those_of_the_loop() -> None:
         (["run", DEBUG, "run_root=s3://bucket/runs"], "run_root 's3://bucket/runs' must be a folder"),
         (["run", DEBUG, "run_root=/dev/null/never", "policy.token_vla.proprio_prefixes=[tcp]"], "matches no proprio"),
         (["run", DEBUG, "run_root=/dev/null/never", "simulator.toy.image_size=18"], "18 is not divisible by 4"),
-        (["run", DEBUG, "run_root=/dev/null/never", "world_model.hybrid.patch=3"], "do not divide by 2 x world_model.hybrid.patch"),
+        (["run", DEBUG, "run_root=/dev/null/never", "world_model.hybrid.patch=3"], "by 2 x world_model.hybrid.patch"),
         (["run", DEBUG, "run_root=/dev/null/never", "seed_dataset.episodes={expert: 5, clumsy: 3}"], "'clumsy' is not"),
         (["run", "nowhere.yaml"], "config nowhere.yaml does not exist"),
         (["run", DEBUG, "simulator.kind=maniskill", "simulator.maniskill.task=Push-v9"], "task 'Push-v9' is not one"),

@@ -72,8 +72,13 @@ def test_balanced_accuracy_by_hand() -> None:
     assert balanced_accuracy(predicted, label) == pytest.approx((2 / 3 + 3 / 5) / 2)
     # always "failure" on 9 failures and 1 success is right 90 % of the time and worth one half
     assert balanced_accuracy(np.zeros(10, bool), np.arange(10) == 0) == pytest.approx(0.5)
-    assert np.isnan(balanced_accuracy(np.array([1, 0]), np.ones(2)))
-    assert np.isnan(balanced_accuracy(np.array([1, 0]), np.zeros(2)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("label", [np.ones(2), np.zeros(2)])
+def test_what_needs_both_outcomes_is_nan_without_a_warning(label: np.ndarray) -> None:
+    assert np.isnan(balanced_accuracy(np.array([1, 0]), label))
+    assert np.isnan(auc(np.array([0.1, 0.2]), label))
 
 
 def test_calibration_error_by_hand() -> None:

@@ -25,7 +25,7 @@ from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
 from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from worldloop.runtime.hub import HUB_NAME, fetch_from_hub
+from worldloop.runtime.hub import HUB_NAME, export_world_model, fetch_from_hub
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.recorded import check_recorded, recorded_spec
 from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec, require_maniskill
@@ -197,14 +197,32 @@ def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
     save_checkpoint(directory, checkpoint)
 
 
-def load_world_model(directory: Path) -> VideoWorldModel:
-    """A world model in eval mode, from its checkpoint alone."""
+def load_world_model(directory: Path, pretrained: str = "") -> VideoWorldModel:
+    """A world model in eval mode, from its checkpoint alone, and from the published pipeline it was fine-tuned from.
+
+    ``pretrained`` is where that pipeline is now, if it is no longer where it was.
+    """
     checkpoint = load_checkpoint(directory, "world_model")
     with _of_this_version(directory, "fit the world model again"):
         config = _world_model_config(checkpoint.config)
+        if pretrained:
+            config = replace(config, pretrained=pretrained)
         model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
     load_weights(model, checkpoint, directory, model.frozen)
     return model.eval()
+
+
+def from_pretrained(checkpoint: str | Path, device: str = "auto", pretrained: str = "") -> VideoWorldModel:
+    """The world model of a run, of a checkpoint's directory or of that name on the Hub, in eval mode on ``device``.
+
+    Arguments and errors as for `make_vector_env`.
+    """
+    return load_world_model(find_world_model(Path(checkpoint)), pretrained).to(choose_device(device))
+
+
+def save_pretrained(checkpoint: str | Path, out: str | Path) -> None:
+    """Write a checked world model with its model card to the new folder ``out``, see `worldloop.runtime.hub`."""
+    export_world_model(find_world_model(Path(checkpoint)), Path(out))
 
 
 def make_env(checkpoint: str | Path, **options: Any) -> WorldModelEnv:
@@ -221,6 +239,7 @@ def make_vector_env(checkpoint: str | Path, num_envs: int = 1, **options: Any) -
     - ``task``: refused unless it is the checkpoint's own
     - ``starts``: an `Observation` of N rows to start from instead of the checkpoint's own
     - ``device``: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``
+    - ``pretrained``: the published pipeline that it was fine-tuned from, if that is no longer where it was
 
     and what `WorldModelVectorEnv` takes. Raises `WorldloopError` for anything that does not fit.
     """
@@ -229,10 +248,15 @@ def make_vector_env(checkpoint: str | Path, num_envs: int = 1, **options: Any) -
 
 
 def _environment_parts(
-    directory: Path, task: str = "", starts: Observation | None = None, device: str = "auto", **rest: Any
+    directory: Path,
+    task: str = "",
+    starts: Observation | None = None,
+    device: str = "auto",
+    pretrained: str = "",
+    **rest: Any,
 ) -> tuple[tuple[VideoWorldModel, Observation, Calibration], dict[str, Any]]:
     directory = find_world_model(directory)
-    world_model = load_world_model(directory)
+    world_model = load_world_model(directory, pretrained)
     card = read_card(directory)
     if task and task != world_model.spec.task:
         raise WorldloopError(

@@ -158,10 +158,10 @@ def _play(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from worldloop.build import find_world_model
-    from worldloop.runtime.hub import export_world_model, push_to_hub
+    from worldloop.build import save_pretrained
+    from worldloop.runtime.hub import push_to_hub
 
-    export_world_model(find_world_model(options.checkpoint), options.out)
+    save_pretrained(options.checkpoint, options.out)
     print(f"world model and model card written to {options.out}")
     if options.push:
         print(f"uploaded to {push_to_hub(options.out, options.push, private=not options.public)}")

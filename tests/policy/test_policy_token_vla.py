@@ -11,7 +11,7 @@ from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig, smooth_targets
 from worldloop.randomness import make_generator, make_row_keys
 from worldloop.types import ImitationBatch, Normalisation, Observation, SimulatorSpec
 
-KNOWN = torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
+KNOWN = torch.tensor([0.05, 0.15, 0.5, 0.2, 0.1])
 TINY = TokenVLAConfig(
     width=32, num_layers=1, num_heads=2, mlp_width=64, stem_channels=(8, 8), num_image_tokens=2, augment_shift_px=1
 )
@@ -115,11 +115,10 @@ def test_sampling_frequencies_match_probabilities() -> None:
 def test_temperature_sharpens_what_is_sampled_and_its_log_probs_alike() -> None:
     policy, n = make_known_policy(temperature=0.5), 4000
     chunk = policy.act(make_observation(1).rows([0] * n), make_row_keys(n, 0, "tempered"))
-    # Squared and divided by their sum: .01, .04, .16, .04, .01 over .26.
-    p = torch.tensor([0.01, 0.04, 0.16, 0.04, 0.01]) / 0.26
+    p = torch.tensor([0.0025, 0.0225, 0.25, 0.04, 0.01]) / 0.325  # squared and divided by their sum
     tokens = chunk.trace["tokens"][:, 0]
     for dim in range(2):
-        # Four standard errors; at temperature 1 zero would be taken in .4 of the rows instead of in .615.
+        # Four standard errors; at temperature 1 zero would be taken in .5 of the rows instead of in .769.
         assert (torch.bincount(tokens[:, dim], minlength=5) / n - p).abs().max() < 0.032
     assert torch.allclose(chunk.log_probs[:, 0], p.log()[tokens].sum(dim=1), atol=1e-5)
     policy.temperature = 1.0  # may be set at any time
@@ -305,11 +304,11 @@ def test_imitation_loss_and_its_metrics_by_hand() -> None:
     batch = ImitationBatch(make_observation(2), actions, valid)
     loss, metrics = policy.compute_imitation_loss(batch)
     # .7 on the bin, .15 on each of two neighbours or .3 on the only one.
-    middle = -(0.7 * math.log(0.4) + 0.3 * math.log(0.2))
-    beside = -(0.7 * math.log(0.2) + 0.15 * math.log(0.4) + 0.15 * math.log(0.1))
-    end = -(0.7 * math.log(0.1) + 0.3 * math.log(0.2))
+    zero = -(0.7 * math.log(0.5) + 0.15 * math.log(0.15) + 0.15 * math.log(0.2))
+    beside = -(0.7 * math.log(0.2) + 0.15 * math.log(0.5) + 0.15 * math.log(0.1))
+    first, last = -(0.7 * math.log(0.05) + 0.3 * math.log(0.15)), -(0.7 * math.log(0.1) + 0.3 * math.log(0.2))
     expected = {
-        "loss_imitation": (2 * middle + 2 * beside + 2 * end) / 6,
+        "loss_imitation": (2 * zero + 2 * beside + first + last) / 6,
         "token_accuracy": 2 / 6,  # zero is the likeliest; the third zero is not valid
         "action_error": (2 * 0.3 + 2 * 0.6) / 6,
     }

@@ -118,16 +118,22 @@ def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothi
 
     rate = {"k": 1, "n": 4, "rate": 0.25, "low": 0.1, "high": 0.6}
     record = {"iteration": 0, "simulated_success": rate, "scripted_episodes": {"failure": 3, "success": 2}}
+    record["imagined_frames"] = 1000
     timings = [
         {"iteration": 0, "stage": "fit_world_model", "seconds": 2.0, "peak_memory_mib": 300},
         {"iteration": 0, "stage": "fit_world_model", "seconds": 3.0, "peak_memory_mib": 200},
+        {"iteration": 0, "stage": "improve_policy", "seconds": 4.0, "peak_memory_mib": 200},
     ]
     write_iteration(tmp_path, [record], timings, {"seed": 3, "resources.device": "cpu"})
+    fit, failures = (EventAccumulator(str(tmp_path / name)) for name in ("cost/fit_world_model", "sans/failure"))
+    fit.Reload()
+    failures.Reload()
+    assert fit.Scalars("cost/seconds")[0].value == 5.0
+    assert fit.Scalars("cost/peak_memory_mib")[0].value == 300
+    assert failures.Scalars("sans/scripted")[0].value == 3
     events = EventAccumulator(str(tmp_path / "loop"))
     events.Reload()
-    assert events.Scalars("cost/fit_world_model_seconds")[0].value == 5.0
-    assert events.Scalars("cost/fit_world_model_peak_memory_mib")[0].value == 300
-    assert events.Scalars("sans/scripted_failure")[0].value == 3
+    assert events.Scalars("loop/imagined_frames_per_s")[0].value == 250.0
     stored = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     pages = {page.title: page.chart for page in layout_pb2.Layout.FromString(stored).category}
     assert [chart.title for chart in pages["Is the policy better?"]] == ["success on evaluation states"]
@@ -135,7 +141,8 @@ def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothi
     stem = "loop/simulated_success"
     assert (series.value, series.lower, series.upper) == (f"{stem}_rate", f"{stem}_low", f"{stem}_high")
     (scripted,) = pages["What is in SANS?"]
-    assert [line.value for line in scripted.margin.series] == ["sans/scripted_success", "sans/scripted_failure"]
+    assert [*scripted.multiline.tag] == ["^sans/scripted$"]
+    assert "peak GPU memory per stage, MiB" not in [chart.title for chart in pages["What did it cost?"]]
     settings = EventAccumulator(str(tmp_path / "settings"))
     settings.Reload()
     assert settings.Scalars("settings/success")[0].value == 0.25

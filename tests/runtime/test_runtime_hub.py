@@ -8,17 +8,22 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from tiny_pipeline import make_pipeline
 
 import worldloop.gym_env  # noqa: F401
+from worldloop import build
 from worldloop.__main__ import main
+from worldloop.config import load_config
 from worldloop.errors import WorldloopError
+from worldloop.loop import run_loop
 from worldloop.runtime import hub
 
 NAME = "worldloop/WorldModel-v0"
+DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 
 
-def _first_step(checkpoint: Any) -> np.ndarray:
-    env = gymnasium.make(NAME, checkpoint=checkpoint, device="cpu")
+def _first_step(checkpoint: Any, **options: str) -> np.ndarray:
+    env = gymnasium.make(NAME, checkpoint=checkpoint, device="cpu", **options)
     env.reset(seed=0)
     return np.asarray(env.step(np.zeros(env.action_space.shape, dtype=np.float32))[0]["image"])
 
@@ -64,6 +69,41 @@ def test_the_hub_is_asked_for_what_is_not_here(
     assert main(["export", str(debug_run), str(tmp_path / "out"), "--push", "someone/toy-world"]) == 0
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(_first_step("someone/toy-world"), _first_step(debug_run))
+
+
+@pytest.mark.slow
+def test_a_loop_fine_tunes_a_published_pipeline_and_its_model_travels(tmp_path: Path) -> None:
+    pipeline = make_pipeline(tmp_path / "tiny-video2world")
+    config = load_config(DEBUG, [
+        f"run_root={tmp_path}", "num_iterations=1", "world_model.denoiser=cosmos", "world_model.codec=wan",
+        f"world_model.pretrained={pipeline}", "world_model.text_tokens=12", "world_model.lora_rank=4",
+        "fit_world_model.num_steps=4", "fit_world_model.num_proprio_steps=4", "check_world_model.probe_steps=4",
+        "check_world_model.required_auc=0", "improve_policy.num_updates=2", "improve_policy.num_candidates=1",
+        "improve_policy.groups_per_update=4", "clone_policy.num_steps=4", "improve_policy.num_imitation_steps=4",
+    ])  # fmt: skip
+    run = run_loop(config).path
+    assert run_loop(config).read_state().next_stage == ""
+    build.save_pretrained(run, tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out/checkpoint.json").read_text()
+    assert "the pipeline tiny-video2world: say where" in (tmp_path / "out/README.md").read_text()
+    before = _first_step(run)
+    pipeline.rename(tmp_path / "moved")
+    with pytest.raises(WorldloopError, match=r"world_model\.pretrained tiny-video2world"):
+        build.from_pretrained(tmp_path / "out")
+    assert np.array_equal(_first_step(tmp_path / "out", pretrained=str(tmp_path / "moved")), before)
+    model = build.from_pretrained(tmp_path / "out", pretrained=str(tmp_path / "moved"), device="cpu")
+    assert any("lora_A" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def test_a_card_names_the_published_model_that_it_adapts(debug_run: Path, tmp_path: Path) -> None:
+    world_model = Path(shutil.copytree(build.find_world_model(debug_run), tmp_path / "world_model"))
+    description = json.loads((world_model / "checkpoint.json").read_text())
+    description["config"]["pretrained"] = "nvidia/Cosmos-Predict2-2B-Video2World"
+    (world_model / "checkpoint.json").write_text(json.dumps(description))
+    hub.export_world_model(world_model, tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert "\nbase_model: nvidia/Cosmos-Predict2-2B-Video2World\n" in text
+    assert "nvidia/Cosmos-Predict2-2B-Video2World" in (tmp_path / "out/checkpoint.json").read_text()
 
 
 def test_what_cannot_be_had_is_one_clear_error(debug_run: Path, tmp_path: Path) -> None:

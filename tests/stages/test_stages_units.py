@@ -47,8 +47,8 @@ def test_splits_follow_the_id_and_the_share() -> None:
 
 def test_every_demonstration_is_trained_on(tmp_path: Path) -> None:
     """Of six and six, and one forked state; with a share of .9 nearly all that may be held out is."""
-    config = load_config(DEBUG, ["seed_dataset.validation_share=0.9", "seed_dataset.forked_states=1"])
-    recipe = replace(config.seed_dataset, episodes={"expert": 6, "far": 6})
+    config = load_config(DEBUG)
+    recipe = seed_dataset.SeedDatasetConfig({"expert": 6, "far": 6}, validation_share=0.9, forked_states=1)
     context: Any = Session(config, tmp_path, "test", InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
     stored: list[Episode] = []
     context.store = SimpleNamespace(append=lambda e, *names: stored.extend(e), snapshot=lambda name, shards: None)

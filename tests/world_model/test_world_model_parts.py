@@ -120,24 +120,24 @@ def test_a_rare_colour_weighs_at_most_twenty_more(rare_weight: float, ratio: flo
 
 @pytest.mark.parametrize("size", [12, 4])
 def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: int) -> None:
-    """A bright pixel, whose border counts too, in the middle of one of 4 x 4 cells of 3 x 3 pixels of each frame."""
+    """Each frame has a bright pixel at a place of its own, whose border counts too: 3 x 3 pixels."""
     frames = torch.full((5, 12, 12, 3), 100, dtype=torch.uint8)
-    cells = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # of the first frame, the previous one, now, and two targets
-    for frame, (y, x) in zip(frames, cells, strict=True):
-        frame[3 * y + 1, 3 * x + 1] = 200
+    first, previous, now, before, last = (1, 1), (1, 5), (1, 9), (5, 1), (5, 5)
+    for frame, (y, x) in zip(frames, (first, previous, now, before, last), strict=True):
+        frame[y, x] = 200
     clip = Clip(
         context=frames[None, :3], context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1),
         frames=frames[None, 3:], proprio=torch.zeros(1, 2, 1), success=torch.zeros(1, 2),
         valid=torch.ones(1, 2, dtype=torch.bool), instruction=("i",), index=torch.zeros(1, 2, dtype=torch.long),
         is_on_policy=torch.zeros(1, dtype=torch.bool),
     )  # fmt: skip
-    for m, moved in enumerate(([(0, 0), (0, 2), (1, 0)], [(0, 0), (1, 0), (1, 1)])):
-        # Three cells of sixteen weigh 1 + 3, the mean is 25 / 16.
-        expected = torch.full((4, 4), 16 / 25)
-        expected[tuple(torch.tensor(moved).T)] = 64 / 25
-        expected = expected.repeat_interleave(size // 4, 0).repeat_interleave(size // 4, 1)
+    for m, moved in enumerate(((first, now, before), (first, before, last))):
+        expected = torch.full((12, 12), 16 / 25)  # 27 pixels of 144 weigh 1 + 3: the mean is 25 / 16
+        for y, x in moved:
+            expected[y - 1 : y + 2, x - 1 : x + 2] = 4 * 16 / 25
         weights = losses.weigh_target(clip, m, size, moved_weight=3.0, rare_weight=0.0)
-        torch.testing.assert_close(weights, expected[None, None])
+        cells = expected.reshape(size, 12 // size, size, 12 // size).mean(dim=(1, 3))
+        torch.testing.assert_close(weights, cells[None, None])
 
 
 def test_video_loss_by_hand() -> None:

@@ -1,11 +1,11 @@
 """Cosmos-Predict2 for real: the published sizes on the meta device, and by value a tiny pipeline in the same layout."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_pipeline import PUBLISHED, make_pipeline
 from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
 from worldloop import build
@@ -16,30 +16,11 @@ from worldloop.world_model.pretrained import WanCodec, read_cosmos_config
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
-PUBLISHED = json.loads(Path(__file__).with_name("cosmos_predict2_2b_video2world.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every part of the published pipeline with its architecture and random weights, a few thousand times smaller."""
-    import transformers
-
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("hub") / "tiny-video2world"
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "text_embed_dim": 8}
-    config = PUBLISHED["config"] | sizes | {"adaln_lora_dim": 8, "in_channels": 5, "out_channels": 4}
-    diffusers.CosmosTransformer3DModel(**config).save_pretrained(root / "transformer")
-    vae = diffusers.AutoencoderKLWan(
-        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
-        latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[0.5, 0.6, 0.7, 0.8],
-    )  # fmt: skip
-    vae.save_pretrained(root / "vae")
-    text = transformers.T5Config(
-        vocab_size=384, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, is_encoder_decoder=False
-    )
-    transformers.T5EncoderModel(text).save_pretrained(root / "text_encoder")
-    transformers.ByT5Tokenizer().save_pretrained(root / "tokenizer")
-    return root
+    return make_pipeline(tmp_path_factory.mktemp("hub") / "tiny-video2world")
 
 
 def make_config(pipeline: Path, **changes: object) -> WorldModelConfig:

@@ -1,7 +1,8 @@
 """World models away from home: a folder with a model card that says how good it is, and the Hugging Face Hub.
 
 DIRECTORY/README.md   the model card: what it imagines, the check's figures, how to use it
-and the files of `worldloop.runtime.checkpoint` and `worldloop.runtime.card`, unchanged
+and the files of `worldloop.runtime.checkpoint` and `worldloop.runtime.card`, unchanged but for the folder of a
+published pipeline on this machine, of which only the name goes along
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloop.errors import WorldloopError, first_line
-from worldloop.files import read_json, whole_directory
+from worldloop.files import read_json, to_json, whole_directory
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import CHECKPOINT_SCHEMA_VERSION
 
@@ -44,19 +45,24 @@ def export_world_model(checkpoint: Path, out: Path) -> None:
     with whole_directory(out, f"the exported world model {out}") as directory:
         for name in FILES:
             shutil.copy2(checkpoint / name, directory / name)
+        description = _read_description(checkpoint)
+        if (base := description["config"].get("pretrained", "")) and not _is_on_hub(base):
+            description["config"]["pretrained"] = Path(base).name
+            (directory / "checkpoint.json").write_bytes(to_json(description))
         (directory / "README.md").write_text(text)
 
 
 def write_model_card(checkpoint: Path, name: str) -> str:
     """The model card, Markdown with the Hub's metadata."""
     card = read_card(checkpoint)
-    what = f"checkpoint {checkpoint}"
-    spec = read_json(checkpoint / "checkpoint.json", what, CHECKPOINT_SCHEMA_VERSION, "restore it")["spec"]
+    description = _read_description(checkpoint)
+    spec, base = description["spec"], description["config"].get("pretrained", "")
     rate = spec["hz"] / spec["actions_per_frame"]
     lines = [
         "---",
         "library_name: worldloop",
         "pipeline_tag: robotics",
+        *([f"base_model: {base}", "base_model_relation: adapter"] if base and _is_on_hub(base) else []),
         "tags: [world-model, robotics, video, gymnasium]",
         "---",
         "",
@@ -71,6 +77,7 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         "",
         f'    env = gymnasium.make("worldloop/WorldModel-v0", checkpoint="{name}")',
         "",
+        *(_tell_of_base(base) if base else []),
         "## Checked on held-out episodes",
         "",
         "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals.",
@@ -84,6 +91,22 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         if any(cell != "-" for cell in cells):
             lines.append(f"| {meaning} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def _read_description(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "checkpoint.json"
+    return read_json(path, f"checkpoint {checkpoint}", CHECKPOINT_SCHEMA_VERSION, "restore it")
+
+
+def _is_on_hub(pretrained: str) -> bool:
+    return bool(HUB_NAME.fullmatch(pretrained)) and not Path(pretrained).exists()
+
+
+def _tell_of_base(pretrained: str) -> list[str]:
+    if _is_on_hub(pretrained):
+        return [f"It holds what was trained beside {pretrained}, which is loaded from the Hub.", ""]
+    name = Path(pretrained).name
+    return [f"It holds what was trained beside the pipeline {name}: say where that is by `pretrained=FOLDER`.", ""]
 
 
 def push_to_hub(directory: Path, name: str, private: bool = True) -> str:

@@ -16,13 +16,16 @@ import torch
 
 from worldloop.files import disk_errors
 from worldloop.statistics import compute_reliability
-from worldloop.types import OUTCOMES
 
 Charts = dict[str, dict[str, list[tuple[str, ...]]]]  # page -> chart -> lines, each (tag,) or (tag, lower, upper)
 
 
-def plan_charts(stages: list[str]) -> Charts:
-    """The custom scalars page: the questions that a person has, in order; ``stages`` are those that have run."""
+def plan_charts() -> Charts:
+    """The custom scalars page: the questions that a person has, in order.
+
+    A tag alone is a line for every run that has it, which is how the stages and the outcomes get colours and names:
+    each has a run of its own, see `write_iteration`.
+    """
 
     def band(tag: str) -> tuple[str, ...]:
         stem = tag.removesuffix("_rate")
@@ -43,13 +46,15 @@ def plan_charts(stages: list[str]) -> Charts:
             "calibration error": [(f"loop/alignment_{s}_ece",) for s in ("on_policy", "scripted", "recorded")],
         },
         "What did it cost?": {
-            "seconds per stage": [(f"cost/{stage}_seconds",) for stage in stages],
-            "peak memory per stage, MiB": [(f"cost/{stage}_peak_memory_mib",) for stage in stages],
+            "seconds per stage": [("cost/seconds",)],
+            "peak memory per stage, MiB": [("cost/peak_memory_mib",)],
+            "peak GPU memory per stage, MiB": [("cost/peak_gpu_memory_mib",)],
+            "imagined frames per second": [("loop/imagined_frames_per_s",)],
             "environment steps so far": [("loop/env_steps",)],
         },
         "What is in SANS?": {
-            f"{whose} episodes of each iteration, by outcome": [(f"sans/{source}_{outcome}",) for outcome in OUTCOMES]
-            for whose, source in (("scripted", "scripted"), ("the policy's", "policy"))
+            "scripted episodes of each iteration, by outcome": [("sans/scripted",)],
+            "the policy's episodes of each iteration, by outcome": [("sans/policy",)],
         },
     }
 
@@ -112,20 +117,22 @@ class StageWriter:
             writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def layout(self, charts: Charts) -> None:
-        """Lines with their bands, for which TensorBoard neither smooths nor hides outliers; a line alone has none."""
+        """Lines with their bands, for which TensorBoard neither smooths nor hides outliers; and lines of many runs."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
-        def draw(lines: list[tuple[str, ...]]) -> layout_pb2.MarginChartContent:
-            bands = [line if len(line) == 3 else line * 3 for line in lines]
-            series = [layout_pb2.MarginChartContent.Series(value=v, lower=low, upper=high) for v, low, high in bands]
-            return layout_pb2.MarginChartContent(series=series)
+        def draw(title: str, lines: list[tuple[str, ...]]) -> layout_pb2.Chart:
+            if all(len(line) == 1 for line in lines):
+                tags = [f"^{tag}$" for (tag,) in lines]
+                return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
+            series = [layout_pb2.MarginChartContent.Series(value=v, lower=low, upper=high) for v, low, high in lines]
+            return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=series))
 
         pages = [
             layout_pb2.Category(
                 title=page,
-                chart=[layout_pb2.Chart(title=title, margin=draw(lines)) for title, lines in content.items()],
+                chart=[draw(title, lines) for title, lines in content.items()],
             )
             for page, content in charts.items()
         ]
@@ -206,12 +213,22 @@ def write_iteration(
     ``settings`` are what the HPARAMS page shows beside the latest success: keys and values that are no defaults.
     """
     record, iteration = records[-1], records[-1]["iteration"]
-    values = headline_scalars(record) | cost_scalars([t for t in timings if t["iteration"] == iteration])
-    seen = {tag for earlier in records for tag in headline_scalars(earlier) | episode_scalars(earlier)}
-    charts = plan_charts(sorted({t["stage"] for t in timings}))
+    own = [t for t in timings if t["iteration"] == iteration]
+    by_run = cost_scalars(own) | episode_scalars(record)
+    seen = {tag for earlier in records for tag in headline_scalars(earlier)}
+    for earlier in (cost_scalars(timings), *map(episode_scalars, records)):
+        seen |= {tag for values in earlier.values() for tag in values}
+    values = headline_scalars(record)
+    improving = sum(t["seconds"] for t in own if t["stage"] == "improve_policy")
+    if record.get("imagined_frames") and improving:
+        values["loop/imagined_frames_per_s"] = record["imagined_frames"] / improving
+        seen.add("loop/imagined_frames_per_s")
     with open_writer(log_dir / "loop", purge_step=iteration) as writer:
-        writer.layout(choose_charts(charts, seen | set(cost_scalars(timings))))
-        writer.scalars(iteration, values | episode_scalars(record))
+        writer.layout(choose_charts(plan_charts(), seen))
+        writer.scalars(iteration, values)
+    for name, scalars in by_run.items():
+        with open_writer(log_dir / name, purge_step=iteration) as writer:
+            writer.scalars(iteration, scalars)
     if record.get("simulated_success"):
         write_settings(log_dir / "settings", settings, {"settings/success": record["simulated_success"]["rate"]})
 
@@ -230,23 +247,26 @@ def write_settings(log_dir: Path, settings: dict[str, Any], figures: dict[str, f
         writer.add_hparams(plain, figures, run_name=".")
 
 
-def cost_scalars(timings: list[dict[str, Any]]) -> dict[str, float]:
-    """Tag -> seconds and peak memory of each stage; of a stage that ran twice, the sum and the maximum."""
-    values: dict[str, float] = {}
+def cost_scalars(timings: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Run of a stage -> tag -> its seconds and peak memory; of a stage that ran twice, the sum and the maximum."""
+    runs: dict[str, dict[str, float]] = {}
     for entry in timings:
-        seconds, memory = f"cost/{entry['stage']}_seconds", f"cost/{entry['stage']}_peak_memory_mib"
-        values[seconds] = values.get(seconds, 0.0) + entry["seconds"]
-        values[memory] = max(values.get(memory, 0.0), entry["peak_memory_mib"])
-    return values
+        values = runs.setdefault(f"cost/{entry['stage']}", {"cost/seconds": 0.0})
+        values["cost/seconds"] += entry["seconds"]
+        for name in ("peak_memory_mib", "peak_gpu_memory_mib"):
+            if entry.get(name):
+                values[f"cost/{name}"] = max(values.get(f"cost/{name}", 0.0), entry[name])
+    return runs
 
 
-def episode_scalars(record: dict[str, Any]) -> dict[str, float]:
-    """Tag -> how many episodes of each outcome the iteration recorded, scripted ones and the policy's."""
-    values: dict[str, float] = {}
+def episode_scalars(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Run of an outcome -> tag -> how many such episodes the iteration recorded, scripted ones and the policy's."""
+    runs: dict[str, dict[str, float]] = {}
     for source in ("scripted", "policy"):
         counts = record.get("scripted_episodes" if source == "scripted" else "collected_episodes") or {}
-        values |= {f"sans/{source}_{outcome}": float(count) for outcome, count in counts.items()}
-    return values
+        for outcome, count in counts.items():
+            runs.setdefault(f"sans/{outcome}", {})[f"sans/{source}"] = float(count)
+    return runs
 
 
 def headline_scalars(record: dict[str, Any]) -> dict[str, float]:
