@@ -141,7 +141,10 @@ def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothi
     stem = "loop/simulated_success"
     assert (series.value, series.lower, series.upper) == (f"{stem}_rate", f"{stem}_low", f"{stem}_high")
     (scripted,) = pages["What is in SANS?"]
-    assert [*scripted.multiline.tag] == ["^sans/scripted$"]
+    assert [line.value for line in scripted.margin.series] == ["sans/scripted"]
+    trusted = EventAccumulator(str(tmp_path / "success/simulated"))
+    trusted.Reload()
+    assert [trusted.Scalars(f"success/{key}")[0].value for key in ("share", "share_low")] == pytest.approx([0.25, 0.1])
     assert "peak GPU memory per stage, MiB" not in [chart.title for chart in pages["What did it cost?"]]
     settings = EventAccumulator(str(tmp_path / "settings"))
     settings.Reload()

@@ -142,7 +142,7 @@ def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: 
 
 def test_video_loss_by_hand() -> None:
     """Two rows of two channels of two pixels, with errors 3, -1, 0, 2 and 0, 0, 0, -2."""
-    target = torch.rand(2, 2, 1, 2)
+    target = torch.full((2, 2, 1, 2), 0.25)
     predicted = target + torch.tensor([[[[3.0, -1.0]], [[0.0, 2.0]]], [[[0.0, 0.0]], [[0.0, -2.0]]]])
     weights = torch.tensor([[[[1.5, 0.5]]], [[[0.5, 1.5]]]])
     # (3 x 1.5 + 1 x .5 + 0 + 2 x .5) / 4 and 2 x 1.5 / 4; (9 x 1.5 + 1 x .5 + 0 + 4 x .5) / 4 and 4 x 1.5 / 4

@@ -17,13 +17,13 @@ import torch
 from worldloop.files import disk_errors
 from worldloop.statistics import compute_reliability
 
-Charts = dict[str, dict[str, list[tuple[str, ...]]]]  # page -> chart -> lines, each (tag,) or (tag, lower, upper)
+Charts = dict[str, dict[str, tuple[str, ...]]]  # page -> chart -> (tag,) or (tag, lower, upper)
 
 
 def plan_charts() -> Charts:
     """The custom scalars page: the questions that a person has, in order.
 
-    A tag alone is a line for every run that has it, which is how the stages and the outcomes get colours and names:
+    A chart is a line for every run that has its tag, which is how stages, sources and outcomes get colours and names:
     each has a run of its own, see `write_iteration`.
     """
 
@@ -33,39 +33,36 @@ def plan_charts() -> Charts:
 
     return {
         "Is the policy better?": {
-            "success on evaluation states": [band("loop/simulated_success_rate")],
-            "gain over the clone, same states": [band("loop/paired_gain")],
+            "success on evaluation states": band("loop/simulated_success_rate"),
+            "gain over the clone, same states": band("loop/paired_gain"),
         },
         "Can I trust the world model?": {
-            "imagined and simulated success": [
-                band("loop/imagined_success_rate"),
-                band("loop/simulated_success_rate"),
-            ],
-            "imagined minus simulated": [band("loop/imagined_minus_simulated")],
-            "reward alignment, AUC": [band(f"loop/alignment_{s}_auc") for s in ("on_policy", "scripted", "recorded")],
-            "calibration error": [(f"loop/alignment_{s}_ece",) for s in ("on_policy", "scripted", "recorded")],
+            "imagined and simulated success": band("success/share"),
+            "imagined minus simulated": band("loop/imagined_minus_simulated"),
+            "reward alignment, AUC": band("alignment/auc"),
+            "calibration error": ("alignment/ece",),
         },
         "What did it cost?": {
-            "seconds per stage": [("cost/seconds",)],
-            "peak memory per stage, MiB": [("cost/peak_memory_mib",)],
-            "peak GPU memory per stage, MiB": [("cost/peak_gpu_memory_mib",)],
-            "imagined frames per second": [("loop/imagined_frames_per_s",)],
-            "environment steps so far": [("loop/env_steps",)],
+            "seconds per stage": ("cost/seconds",),
+            "peak memory per stage, MiB": ("cost/peak_memory_mib",),
+            "peak GPU memory per stage, MiB": ("cost/peak_gpu_memory_mib",),
+            "imagined frames per second": ("loop/imagined_frames_per_s",),
+            "environment steps so far": ("loop/env_steps",),
         },
         "What is in SANS?": {
-            "scripted episodes of each iteration, by outcome": [("sans/scripted",)],
-            "the policy's episodes of each iteration, by outcome": [("sans/policy",)],
+            "scripted episodes of each iteration, by outcome": ("sans/scripted",),
+            "the policy's episodes of each iteration, by outcome": ("sans/policy",),
         },
     }
 
 
 def choose_charts(charts: Charts, seen: set[str]) -> Charts:
-    """Without the lines that nothing was written for: TensorBoard would warn of each."""
+    """Without those that nothing was written for: TensorBoard would warn of each."""
     kept = {
-        page: {title: [line for line in lines if seen.issuperset(line)] for title, lines in content.items()}
+        page: {title: line for title, line in content.items() if seen.issuperset(line)}
         for page, content in charts.items()
     }
-    return {page: {title: lines for title, lines in content.items() if lines} for page, content in kept.items()}
+    return {page: content for page, content in kept.items() if content}
 
 
 class SilentWriter:
@@ -117,22 +114,20 @@ class StageWriter:
             writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def layout(self, charts: Charts) -> None:
-        """Lines with their bands, for which TensorBoard neither smooths nor hides outliers; and lines of many runs."""
+        """Lines with their bands, for which TensorBoard neither smooths nor hides outliers; a line alone has none."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
-        def draw(title: str, lines: list[tuple[str, ...]]) -> layout_pb2.Chart:
-            if all(len(line) == 1 for line in lines):
-                tags = [f"^{tag}$" for (tag,) in lines]
-                return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
-            series = [layout_pb2.MarginChartContent.Series(value=v, lower=low, upper=high) for v, low, high in lines]
-            return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=series))
+        def draw(title: str, line: tuple[str, ...]) -> layout_pb2.Chart:
+            value, low, high = line if len(line) == 3 else line * 3
+            series = layout_pb2.MarginChartContent.Series(value=value, lower=low, upper=high)
+            return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
 
         pages = [
             layout_pb2.Category(
                 title=page,
-                chart=[draw(title, lines) for title, lines in content.items()],
+                chart=[draw(title, line) for title, line in content.items()],
             )
             for page, content in charts.items()
         ]
@@ -214,10 +209,10 @@ def write_iteration(
     """
     record, iteration = records[-1], records[-1]["iteration"]
     own = [t for t in timings if t["iteration"] == iteration]
-    by_run = cost_scalars(own) | episode_scalars(record)
+    by_run = cost_scalars(own) | episode_scalars(record) | trust_scalars(record)
     seen = {tag for earlier in records for tag in headline_scalars(earlier)}
-    for earlier in (cost_scalars(timings), *map(episode_scalars, records)):
-        seen |= {tag for values in earlier.values() for tag in values}
+    for runs in (cost_scalars(timings), *map(episode_scalars, records), *map(trust_scalars, records)):
+        seen |= {tag for values in runs.values() for tag in values}
     values = headline_scalars(record)
     improving = sum(t["seconds"] for t in own if t["stage"] == "improve_policy")
     if record.get("imagined_frames") and improving:
@@ -266,6 +261,21 @@ def episode_scalars(record: dict[str, Any]) -> dict[str, dict[str, float]]:
         counts = record.get("scripted_episodes" if source == "scripted" else "collected_episodes") or {}
         for outcome, count in counts.items():
             runs.setdefault(f"sans/{outcome}", {})[f"sans/{source}"] = float(count)
+    return runs
+
+
+def trust_scalars(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Run of a source -> tag -> what `headline_scalars` has of it, so that sources share a chart."""
+    values = headline_scalars(record)
+    runs: dict[str, dict[str, float]] = {}
+    for source in ("imagined", "simulated"):
+        for key, own in (("rate", "share"), ("low", "share_low"), ("high", "share_high")):
+            if (tag := f"loop/{source}_success_{key}") in values:
+                runs.setdefault(f"success/{source}", {})[f"success/{own}"] = values[tag]
+    for source in ("on_policy", "scripted", "recorded"):
+        for key in ("auc", "auc_low", "auc_high", "ece"):
+            if (tag := f"loop/alignment_{source}_{key}") in values:
+                runs.setdefault(f"alignment/{source}", {})[f"alignment/{key}"] = values[tag]
     return runs
 
 
