@@ -4,8 +4,9 @@
 
 The debug loop (toy simulator, no Ray) runs in a child process that kills itself with SIGKILL just before, and in the
 next life just after, each rename that makes a file or folder final: every place where a stage, a shard, a checkpoint,
-what a training stage has done so far or the run's own state becomes durable. Each time the same command goes on. At the end ``results.json`` has to be that
-of an uninterrupted run byte for byte, every shard has to match its hash, and nothing half-written may lie about.
+what a training stage has done so far or the run's own state becomes durable. Each time the same command goes on. At
+the end ``results.json`` has to be that of an uninterrupted run byte for byte, every shard has to match its hash, and
+nothing half-written may lie about.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python scripts/fuzz_inputs.py [--trials 240] [--seed 0] [--only PREFIX] [--out fuzz.json]
 
-A small run of the toy is copied for every trial; one of its files, or a config, is truncated, emptied, deleted, gets
-bits flipped or noise, or has a value replaced where it is JSON or YAML. Then the commands that read such a file run in
-this process. A finding is a traceback, more than one line of error, more than a minute, or a change to another file of
-the dataset.
+A small run of the toy is copied for every trial, along with a recording and its labels, and an exported world model;
+one of the files, or a config, is truncated, emptied, deleted, gets bits flipped or noise, or has a value replaced where
+it is JSON or YAML. Then the commands that read such a file run in this process, or an environment is made of it and
+stepped. A finding is a traceback, more than one line of error, more than a minute, or a file of the dataset that has
+changed or gone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import traceback
 from collections import Counter
@@ -27,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+ENVIRONMENT = "environment"  # no command line: `gymnasium.make`, a reset, a step and a game
 SETTINGS = (
     "runtime=inline",
     "num_iterations=1",
@@ -39,6 +43,7 @@ SETTINGS = (
     "check_world_model.reset_every=[]",
     "improve_policy.num_updates=2",
 )
+RECORDED = ("simulator.recorded.image_size=16", "simulator.recorded.actions_per_frame=2", "chunk_length=4")
 SECONDS = 60
 VALUES: tuple[Any, ...] = (None, -1, 0, 1e30, "", "x", [], {}, True, [1, 2], {"a": 1}, "../../etc", 3.5)
 
@@ -99,6 +104,19 @@ def list_commands(run: Path, intact: Path, target: str, folder: Path) -> list[li
     go_on = [stage, config, f"run_root={run.parent}", "run_name=debug"]
     if target == "config":
         return [["stage", "promote_policy", str(folder / "config.yaml"), f"run_root={folder / 'new'}"]]
+    if target.startswith("exported/"):
+        return [
+            [ENVIRONMENT, str(folder / "run/exported")],
+            ["export", str(folder / "run/exported"), str(folder / "e")],
+        ]
+    if target.startswith(("recording/", "labels.json")):
+        recording, labels = folder / "run/recording", folder / "run/labels.json"
+        settings = [f"simulator.recorded.root={recording}", f"run_root={folder / 'new'}", *RECORDED]
+        by = f"labels={labels}" if target == "labels.json" else "success_key=next.success"
+        return [
+            ["sans", "label", str(recording), str(labels), "--success", "0"],
+            ["stage", "import_dataset", str(ROOT / "configs/recorded_cpu.yaml"), *settings, f"simulator.recorded.{by}"],
+        ]
     commands = [["stage", *go_on], ["report", str(run)], ["status", str(run)], ["compare", str(intact), str(run)]]
     if target.startswith("sans/"):
         commands = [["sans", "verify", sans], ["sans", "show", sans], ["sans", "list", sans], ["stage", *go_on]]
@@ -120,13 +138,58 @@ def execute(command: list[str]) -> tuple[int | None, str, str]:
     signal.alarm(SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            return main(command), err.getvalue(), ""
+            return (make_environment if command[0] == ENVIRONMENT else main)(command), err.getvalue(), ""
     except SystemExit as error:
         return int(error.code or 0), err.getvalue(), ""
     except BaseException:
         return None, err.getvalue(), traceback.format_exc()
     finally:
         signal.alarm(0)
+
+
+def make_environment(command: list[str]) -> int:
+    """As a command line would end: 0, or one line of error and 2."""
+    import gymnasium
+
+    from worldloop.build import make_play_session
+    from worldloop.errors import WorldloopError
+
+    try:
+        env = gymnasium.make("worldloop/WorldModel-v0", checkpoint=command[1], device="cpu")
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        env.step(env.action_space.sample())
+        make_play_session(Path(command[1]), None, "cpu").step([0.0] * env.action_space.shape[1])  # type: ignore[index]
+    except WorldloopError as error:
+        print(f"worldloop: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def make_others(folder: Path, run: Path) -> None:
+    """Beside the run: ``recording`` and ``labels.json``, as of a robot, and ``exported``."""
+    import numpy as np
+    from recording import record
+
+    from worldloop.__main__ import main
+
+    rng = np.random.default_rng(0)
+    episodes = [
+        {
+            "images": rng.integers(0, 255, (12, 24, 32, 3), dtype=np.uint8),
+            "state": rng.normal(size=(12, 3)).astype(np.float32),
+            "action": rng.normal(size=(12, 3)).astype(np.float32),
+            "success": np.arange(12) >= (8 if number % 2 else 99),
+            "task": "push the cube",
+        }
+        for number in range(6)
+    ]
+    record(folder / "recording", episodes, use_videos=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert (
+            main(["sans", "label", str(folder / "recording"), str(folder / "labels.json"), "--success", "1,3,5"]) == 0
+        )
+        assert main(["export", str(run), str(folder / "exported")]) == 0
 
 
 def hash_dataset(run: Path) -> dict[str, str]:
@@ -185,7 +248,12 @@ def cut_in_its_middle(loop: Any, config: Any) -> None:
 
 
 def list_targets(run: Path) -> list[str]:
-    files = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.stat().st_size)
+    """Relative to the run, or to what lies beside it."""
+    found = [p.relative_to(run) for p in run.rglob("*") if p.is_file() and p.stat().st_size]
+    for part in ("recording", "labels.json", "exported"):
+        beside = run.parent / part
+        found += [p.relative_to(run.parent) for p in (beside, *beside.rglob("*")) if p.is_file()]
+    files = sorted(map(str, found))
     return [name for name in files if "tfevents" not in name and ".lock" not in name and not name.startswith("logs/")]
 
 
@@ -193,13 +261,16 @@ def try_once(number: int, intact: Path, folder: Path, rng: random.Random, only: 
     """One damaged file and all commands that read it; what was found, and the exit codes under ``codes``."""
     run = folder / "run/debug"
     shutil.copytree(intact, run)
+    for part in ("recording", "exported"):
+        shutil.copytree(intact.parent / part, run.parent / part)
+    shutil.copy(intact.parent / "labels.json", run.parent)
     files = [name for name in list_targets(run) if name.startswith(only)]
     target = "config" if number % 6 == 0 and not only else rng.choice(files)
     if target == "config":
         shutil.copy(ROOT / "configs/debug.yaml", folder / "config.yaml")
         what = damage(folder / "config.yaml", rng)
     else:
-        what = damage(run / target, rng)
+        what = damage(run / target if (run / target).exists() else run.parent / target, rng)
     if target.startswith("partial/"):
         shutil.copy(intact.parent / "before_fit.json", run / "state.json")
     before = hash_dataset(run)
@@ -214,7 +285,8 @@ def try_once(number: int, intact: Path, folder: Path, rng: random.Random, only: 
             finding = f"exit code {code}"
         elif code and (len(lines) != 1 or not error.rstrip().endswith(lines[-1])):
             finding = f"not one line of error: {error}"
-        changed = [k for k, v in hash_dataset(run).items() if k in before and before[k] != v]
+        after = hash_dataset(run)
+        changed = [name for name, digest in before.items() if after.get(name) != digest]
         if changed:
             finding += f" changed {changed}"
         results.append({"target": target, "damage": what, "command": command[:2], "code": code, "finding": finding})
@@ -237,6 +309,7 @@ def main() -> None:
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             intact = make_run(base)
+            make_others(base, intact)
         for number in range(options.trials):
             folder = base / f"trial{number}"
             rng = random.Random(options.seed * 100_003 + number)

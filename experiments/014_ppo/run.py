@@ -100,8 +100,8 @@ def train(run: Path, out: Path, seed: int, num_frames: int) -> None:
     torch.set_num_threads(1)
     env = WorldModelVecEnv(make_vector_env(run, NUM_ENVS, autoreset_mode="SameStep", device="cpu"))
     env.seed(seed)
-    kwargs = {"features_extractor_class": Features, "log_std_init": -0.5}
-    model = PPO("MultiInputPolicy", env, n_steps=NUM_STEPS, seed=seed, device="cpu", policy_kwargs=kwargs, **SETTINGS)
+    features = {"features_extractor_class": Features}
+    model = PPO("MultiInputPolicy", env, n_steps=NUM_STEPS, seed=seed, device="cpu", policy_kwargs=features, **SETTINGS)
     judged, began = [], time.perf_counter()
     for part in range(PARTS + 1):
         if part:

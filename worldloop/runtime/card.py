@@ -68,6 +68,8 @@ def read_card(directory: Path) -> WorldModelCard:
                 raise WorldloopError(f"{what} does not belong to {file}.safetensors beside it; {_REMEDY}")
         tensors = load((directory / "starts.safetensors").read_bytes())
         instruction = tuple(value["instruction"])
+        if not all(isinstance(text, str) for text in instruction):
+            raise TypeError(f"instruction is {instruction}")
         starts = Observation(
             tensors["frames"], tensors["proprio"], instruction, torch.zeros(len(instruction), dtype=torch.long)
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloop.errors import WorldloopError, first_line
-from worldloop.files import read_json, to_json, whole_directory
+from worldloop.files import malformed, read_json, to_json, whole_directory
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import CHECKPOINT_SCHEMA_VERSION
 
@@ -41,7 +41,8 @@ def export_world_model(checkpoint: Path, out: Path) -> None:
     """
     if out.exists():
         raise WorldloopError(f"{out} exists: export into a folder that does not exist yet")
-    text = write_model_card(checkpoint, out.name)
+    with malformed(f"checkpoint {checkpoint}", "restore it from a copy"):
+        text = write_model_card(checkpoint, out.name)
     with whole_directory(out, f"the exported world model {out}") as directory:
         for name in FILES:
             shutil.copy2(checkpoint / name, directory / name)

@@ -20,15 +20,14 @@ def read_labels(path: Path, num_episodes: int) -> dict[int, bool]:
         raise WorldloopError(f"there are no labels {path}: {_REMEDY}")
     stored = read_json(path, f"labels {path}", LABELS_SCHEMA_VERSION, _REMEDY)
     try:
+        count = int(stored["num_episodes"])
         labels = {int(number): {"success": True, "failure": False}[name] for number, name in stored["labels"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorldloopError(f"labels {path} hold something else than success and failure ({error}); {_REMEDY}") from (
             error
         )
-    if stored["num_episodes"] != num_episodes or any(not 0 <= number < num_episodes for number in labels):
-        raise WorldloopError(
-            f"labels {path} are of a recording of {stored['num_episodes']} episodes, not {num_episodes}"
-        )
+    if count != num_episodes or any(not 0 <= number < num_episodes for number in labels):
+        raise WorldloopError(f"labels {path} are of a recording of {count} episodes, not {num_episodes}; {_REMEDY}")
     return dict(sorted(labels.items()))
 
 

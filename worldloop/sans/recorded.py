@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,58 +76,60 @@ def open_recording(config: RecordedConfig) -> Recording:
     if not config.root:
         raise WorldloopError("simulator.recorded.root is not given: the folder of a LeRobotDataset")
     root = Path(config.root)
-    info, stats = (_read_meta(root, name) for name in ("info.json", "stats.json"))
-    version = str(info.get("codebase_version", "unknown"))
-    if not version.startswith("v3."):
-        raise WorldloopError(
-            f"dataset {root} has LeRobot's format {version}, this worldloop reads v3.0: convert it with "
-            "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+    with _naming_damage(root):
+        info, stats = (_read_meta(root, name) for name in ("info.json", "stats.json"))
+        version = str(info.get("codebase_version", "unknown"))
+        if not version.startswith("v3."):
+            raise WorldloopError(
+                f"dataset {root} has LeRobot's format {version}, this worldloop reads v3.0: convert it with "
+                "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+            )
+        features = info["features"]
+        for key in filter(None, (config.state_key, config.action_key, config.success_key)):
+            if key not in features:
+                raise WorldloopError(f"dataset {root} has no feature {key!r}; there are: {', '.join(sorted(features))}")
+        if not {"min", "max"} <= set(stats.get(config.action_key, {})):
+            raise WorldloopError(
+                f"dataset {root} has no stats of {config.action_key!r} in meta/stats.json, which bound the actions"
+            )
+        low, high = (np.ravel(stats[config.action_key][name]).astype(float) for name in ("min", "max"))
+        begin, end, instructions = _read_episodes(root)
+        slack = np.maximum(_MIN_WIDTH - (high - low), 0) / 2
+        return Recording(
+            root=root,
+            fps=float(info["fps"]),
+            robot_type=str(info.get("robot_type") or "robot"),
+            features=features,
+            rows=np.stack([begin, end], axis=1),
+            instructions=instructions,
+            action_low=tuple((low - slack).tolist()),
+            action_high=tuple((high + slack).tolist()),
+            camera=_choose_camera(config, features),
+            codebase_version=version,
         )
-    features = info["features"]
-    for key in filter(None, (config.state_key, config.action_key, config.success_key)):
-        if key not in features:
-            raise WorldloopError(f"dataset {root} has no feature {key!r}; there are: {', '.join(sorted(features))}")
-    if not {"min", "max"} <= set(stats.get(config.action_key, {})):
-        raise WorldloopError(
-            f"dataset {root} has no stats of {config.action_key!r} in meta/stats.json, which bound the actions"
-        )
-    low, high = (np.ravel(stats[config.action_key][name]).astype(float) for name in ("min", "max"))
-    begin, end, instructions = _read_episodes(root)
-    slack = np.maximum(_MIN_WIDTH - (high - low), 0) / 2
-    return Recording(
-        root=root,
-        fps=float(info["fps"]),
-        robot_type=str(info.get("robot_type") or "robot"),
-        features=features,
-        rows=np.stack([begin, end], axis=1),
-        instructions=instructions,
-        action_low=tuple((low - slack).tolist()),
-        action_high=tuple((high + slack).tolist()),
-        camera=_choose_camera(config, features),
-        codebase_version=version,
-    )
 
 
 def recorded_spec(config: RecordedConfig) -> SimulatorSpec:
     """What a world model of the recording must know; actions are bounded by the smallest and largest recorded."""
     recording = open_recording(config)
-    return SimulatorSpec(
-        task=config.task or recording.root.resolve().name,
-        instruction=recording.instructions[0],
-        image_size=config.image_size,
-        proprio_names=_dimension_names(recording.features[config.state_key], "state"),
-        action_names=_dimension_names(recording.features[config.action_key], "action"),
-        action_low=recording.action_low,
-        action_high=recording.action_high,
-        hz=recording.fps,
-        actions_per_frame=config.actions_per_frame,
-        max_episode_steps=int((recording.rows[:, 1] - recording.rows[:, 0]).max()) - 1,
-        success_radius_m=0.0,
-        control_mode="recorded",
-        camera=recording.camera.removeprefix(IMAGE_PREFIX),
-        simulator_version=f"{recording.robot_type}, LeRobot {recording.codebase_version}",
-        frames_after_success=config.frames_after_success,
-    )
+    with _naming_damage(recording.root):
+        return SimulatorSpec(
+            task=config.task or recording.root.resolve().name,
+            instruction=recording.instructions[0],
+            image_size=config.image_size,
+            proprio_names=_dimension_names(recording.features[config.state_key], "state"),
+            action_names=_dimension_names(recording.features[config.action_key], "action"),
+            action_low=recording.action_low,
+            action_high=recording.action_high,
+            hz=recording.fps,
+            actions_per_frame=config.actions_per_frame,
+            max_episode_steps=int((recording.rows[:, 1] - recording.rows[:, 0]).max()) - 1,
+            success_radius_m=0.0,
+            control_mode="recorded",
+            camera=recording.camera.removeprefix(IMAGE_PREFIX),
+            simulator_version=f"{recording.robot_type}, LeRobot {recording.codebase_version}",
+            frames_after_success=config.frames_after_success,
+        )
 
 
 def count_recorded(config: RecordedConfig) -> int:
@@ -138,7 +141,8 @@ def check_recorded(config: RecordedConfig) -> Recording:
     """`open_recording`, and `WorldloopError` too where nothing says what succeeds; reads no frame."""
     recording = open_recording(config)
     if not config.success_key and not config.labels:
-        boolean = [key for key, feature in recording.features.items() if feature["dtype"] == "bool"]
+        with _naming_damage(recording.root):
+            boolean = [key for key, feature in recording.features.items() if feature["dtype"] == "bool"]
         raise WorldloopError(
             f"nothing says which episodes of {recording.root} succeed: give simulator.recorded.success_key (boolean "
             f"columns: {', '.join(boolean) or 'none'}), or label them: worldloop sans label {recording.root} LABELS"
@@ -156,15 +160,18 @@ def read_recorded(config: RecordedConfig, spec: SimulatorSpec) -> Iterator[Episo
     recording = check_recorded(config)
     dataset = _open_dataset(recording)
     keys = [config.state_key, config.action_key, *([config.success_key] if config.success_key else [])]
-    columns = dataset.hf_dataset.with_format("numpy", columns=keys)
-    first_success = _find_success(config, recording, columns)
+    with _naming_damage(recording.root):
+        columns = dataset.hf_dataset.with_format("numpy", columns=keys)
+        first_success = _find_success(config, recording, columns)
     is_success = {number: step is not None for number, step in first_success.items()}
     splits = _split(spec.task, config.validation_share, is_success)
     for number, step in first_success.items():
         begin, end = recording.rows[number]
-        rows = columns[int(begin) : int(end)]
-        state, action = (np.stack(list(rows[key])).reshape(end - begin, -1).astype(np.float32) for key in keys[:2])
-        yield _make_episode(number, state, action, step, splits[number], dataset, recording, spec)
+        with _naming_damage(recording.root):
+            rows = columns[int(begin) : int(end)]
+            state, action = (np.stack(list(rows[key])).reshape(end - begin, -1).astype(np.float32) for key in keys[:2])
+            episode = _make_episode(number, state, action, step, splits[number], dataset, recording, spec)
+        yield episode
 
 
 def read_previews(config: RecordedConfig, size: int) -> Iterator[np.ndarray]:
@@ -173,7 +180,21 @@ def read_previews(config: RecordedConfig, size: int) -> Iterator[np.ndarray]:
     dataset = _open_dataset(recording)
     for begin, end in recording.rows.tolist():
         rows = np.array([begin, (begin + end - 1) // 2, end - 1])
-        yield _read_pictures(dataset, recording.camera, rows, size)
+        with _naming_damage(recording.root):
+            pictures = _read_pictures(dataset, recording.camera, rows, size)
+        yield pictures
+
+
+@contextmanager
+def _naming_damage(root: Path) -> Iterator[None]:
+    """Within it, whatever the readers of a LeRobot dataset raise at one that is broken becomes one `WorldloopError`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise WorldloopError(
+            f"dataset {root} is damaged, or was not finalized ({type(error).__name__}: {first_line(error)}): "
+            "restore it from a copy, or record it again"
+        ) from error
 
 
 def _make_episode(
