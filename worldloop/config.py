@@ -110,6 +110,7 @@ class ResourcesConfig:
 class LoopConfig:
     run_name: str = ""  # folder of the run under run_root; "" takes the config file's name
     run_root: str = "runs"  # where runs are kept; must be absolute in a Ray job
+    mirror: str = ""  # store that the run is copied to after every stage, e.g. s3://bucket/runs; "": none
     runtime: str = "ray"  # ray | inline (no Ray: everything in and below this process)
     seed: int = 0  # of everything that is drawn, except validation and evaluation states
     num_iterations: int = 2  # iterations after iteration 0, the clone
@@ -136,7 +137,11 @@ class LoopConfig:
         if self.num_iterations < 0 or self.chunk_length < 1:
             raise ValueError("num_iterations must be at least 0 and chunk_length at least 1")
         if "://" in self.run_root:
-            raise ValueError(f"run_root {self.run_root!r} must be a folder, for several machines a shared one")
+            raise ValueError(
+                f"run_root {self.run_root!r} must be a folder; mirror={self.run_root} keeps a copy of the run there"
+            )
+        if self.mirror and "://" not in self.mirror:
+            raise ValueError(f"mirror {self.mirror!r} must be an address, e.g. s3://bucket/runs or file:///backup/runs")
         self._check_microbatches()
         if self.simulator.kind == "recorded" and self.num_iterations != 1:
             raise ValueError(
@@ -263,7 +268,7 @@ def to_yaml(config: LoopConfig) -> str:
 
 
 # A run may be continued with other resources: no result depends on these keys.
-_FREE_KEYS = ("runtime", "resources", "run_root", "run_name")
+_FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
 
 
 def list_settings(config: LoopConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from worldloop.config import LoopConfig, find_differences, list_settings, to_yam
 from worldloop.errors import WorldloopError, first_line
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.memory import PeakMemory, begin_peak, read_peak
+from worldloop.runtime.mirror import Mirror
 from worldloop.runtime.progress import Display, TerminalDisplay
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.runtime.status import StatusDisplay
@@ -133,6 +134,8 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
 def open_run(config: LoopConfig) -> RunDirectory:
     """The locked run directory of ``config``: a new one, or the one to resume if it was made by the same config."""
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+    if config.mirror:
+        Mirror(config.mirror, config.run_name).fetch(directory.path)
     if not directory.exists:
         check_networks(config)
     directory.lock()
@@ -188,6 +191,16 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     return directory
 
 
+def copy_to_mirror(config: LoopConfig, directory: RunDirectory, display: Display, is_last: bool) -> None:
+    """A store that is out of reach stops no run before its end: the next stage's copy has this one's files too."""
+    try:
+        Mirror(config.mirror, config.run_name).push(directory.path)
+    except WorldloopError as error:
+        if is_last:
+            raise
+        display.log(f"  not copied, the next stage tries again: {error}")
+
+
 def _run_next(
     config: LoopConfig, state: LoopState, directory: RunDirectory, runtime: Any, display: StatusDisplay
 ) -> LoopState:
@@ -208,6 +221,8 @@ def _run_next(
             tensorboard, new_state.records[: iteration + 1], directory.read_timings(), list_settings(config)
         )
     directory.write_state(new_state)
+    if config.mirror:
+        copy_to_mirror(config, directory, display, is_last=not new_state.next_stage)
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
     display.finish(seconds=round(seconds, 2), peak_memory_mib=round(peak.process_mib))
     return new_state
