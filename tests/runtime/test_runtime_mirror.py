@@ -60,7 +60,7 @@ def test_whoever_is_behind_is_told_and_overwrites_nothing(tmp_path: Path) -> Non
     (there / "a").write_text("further")
     mirror.push(there)
     for attempt in (mirror.push, mirror.fetch):
-        with pytest.raises(WorldloopError, match="is behind its copy .*delete the folder"):
+        with pytest.raises(WorldloopError, match=r"is behind its copy .*delete the folder"):
             attempt(here)
     shutil.rmtree(here)
     assert mirror.fetch(here)
@@ -106,7 +106,7 @@ def test_what_is_damaged_or_out_of_reach_is_one_clear_error(tmp_path: Path) -> N
         mirror.fetch(tmp_path / "there")
     assert not (tmp_path / "there").exists()
     (tmp_path / "store/first/manifest.json").write_text("{")
-    with pytest.raises(WorldloopError, match="the manifest of file://.* is not what worldloop wrote"):
+    with pytest.raises(WorldloopError, match=r"the manifest of file://.* is not what worldloop wrote"):
         mirror.fetch(tmp_path / "there")
     with pytest.raises(WorldloopError, match="the store gopher://x/first cannot be used"):
         Mirror("gopher://x", "first")

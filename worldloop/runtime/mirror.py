@@ -1,4 +1,4 @@
-"""A copy of a run in an object store (S3, GCS, Azure, HDFS; or a folder), which outlives the machine that the run is on.
+"""A copy of a run in an object store (S3, GCS, Azure, HDFS; or a folder), which outlives the machine the run is on.
 
     URI/RUN_NAME/manifest.json       the run's files and their hashes: it alone says what counts, and is written last
     URI/RUN_NAME/objects/SHA256      their contents
@@ -92,7 +92,7 @@ class Mirror:
                     stored[digest] = size
             # written down before it is done: cut in between, the new generation is known to be this folder's
             write_file(run / LOCAL, _describe(local["generation"], files, token), str(run / LOCAL))
-            value = {
+            value: dict[str, Any] = {
                 "schema_version": MANIFEST_SCHEMA_VERSION,
                 "generation": generation + 1,
                 "token": token,
