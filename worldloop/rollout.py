@@ -31,7 +31,7 @@ class Rollout:
 
     - ``group_id`` int64 [B]; ``initial_state_id``: B strings; ``origin``
     - ``observations``: C observations [B]; ``chunks``: C action chunks [B]; ``steps``: C results [B]
-    - ``policy_version``, ``simulator_version`` (of the world model when imagined)
+    - ``policy_version``, ``simulator_version``
 
     ``observations[c]`` is what ``chunks[c]`` was decided on and ``steps[c]`` what came of it.
     """

@@ -38,7 +38,7 @@ class ImageStem(nn.Module):
         factor = 2 ** len(channels)
         if image_size % factor:
             raise ValueError(
-                f"policy.stem_channels has {len(channels)} stride-2 layers; image size {image_size} is not "
+                f"policy.token_vla.stem_channels has {len(channels)} stride-2 layers; image size {image_size} is not "
                 f"divisible by {factor}"
             )
         early = max(1, len(channels) - 1)

@@ -60,26 +60,34 @@ class TokenVLAConfig:
     def __post_init__(self) -> None:
         for key in ("width", "num_layers", "num_heads", "mlp_width", "num_keypoints"):
             if getattr(self, key) < 1:
-                raise ValueError(f"policy.{key} is {getattr(self, key)}; allowed: 1 or more")
+                raise ValueError(f"policy.token_vla.{key} is {getattr(self, key)}; allowed: 1 or more")
         if self.num_image_tokens < 2:
-            raise ValueError(f"policy.num_image_tokens is {self.num_image_tokens}; allowed: 2 or more")
+            raise ValueError(f"policy.token_vla.num_image_tokens is {self.num_image_tokens}; allowed: 2 or more")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
-            raise ValueError(f"policy.num_heads is {self.num_heads}; allowed: width / num_heads an even whole number")
+            raise ValueError(
+                f"policy.token_vla.num_heads is {self.num_heads}; allowed: width / num_heads an even whole number"
+            )
         if not self.stem_channels or min(self.stem_channels) < 1:
-            raise ValueError(f"policy.stem_channels is {self.stem_channels}; allowed: one or more positive numbers")
+            raise ValueError(
+                f"policy.token_vla.stem_channels is {self.stem_channels}; allowed: one or more positive numbers"
+            )
         if self.num_frames not in (1, 2, 3):
-            raise ValueError(f"policy.num_frames is {self.num_frames}; allowed: 1, 2, 3")
+            raise ValueError(f"policy.token_vla.num_frames is {self.num_frames}; allowed: 1, 2, 3")
         if self.num_bins < 3 or self.num_bins % 2 == 0:
-            raise ValueError(f"policy.num_bins is {self.num_bins}; allowed: odd numbers from 3, so that 0 is a bin")
+            raise ValueError(
+                f"policy.token_vla.num_bins is {self.num_bins}; allowed: odd numbers from 3, so that 0 is a bin"
+            )
         if self.action_low >= self.action_high:
-            raise ValueError(f"policy.action_low is {self.action_low}; allowed: below action_high {self.action_high}")
+            raise ValueError(
+                f"policy.token_vla.action_low is {self.action_low}; allowed: below action_high {self.action_high}"
+            )
         if self.temperature <= 0:
-            raise ValueError(f"policy.temperature is {self.temperature}; allowed: above 0")
+            raise ValueError(f"policy.token_vla.temperature is {self.temperature}; allowed: above 0")
         for key in ("label_smoothing", "augment_brightness"):
             if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"policy.{key} is {getattr(self, key)}; allowed: 0 to below 1")
+                raise ValueError(f"policy.token_vla.{key} is {getattr(self, key)}; allowed: 0 to below 1")
         if self.augment_shift_px < 0:
-            raise ValueError(f"policy.augment_shift_px is {self.augment_shift_px}; allowed: 0 or more")
+            raise ValueError(f"policy.token_vla.augment_shift_px is {self.augment_shift_px}; allowed: 0 or more")
 
 
 def make_transformer(config: TokenVLAConfig) -> nn.Module:
@@ -172,7 +180,9 @@ class TokenVLA(nn.Module):
         """Prefix (image, instruction, proprio) and action queries: [B, L, C]."""
         B, K = observation.frames.shape[:2]
         if self.config.num_frames > K:
-            raise ValueError(f"policy.num_frames is {self.config.num_frames}, but the observation has {K} frames")
+            raise ValueError(
+                f"policy.token_vla.num_frames is {self.config.num_frames}, but the observation has {K} frames"
+            )
         frames = images.to_network(observation.frames[:, -self.config.num_frames :])
         prefix = [self.stem(frames), self.instruction(observation.instruction)[:, None]]
         if self.config.use_proprio:
@@ -182,7 +192,9 @@ class TokenVLA(nn.Module):
 
     def _normalised_proprio(self, observation: Observation) -> Tensor:
         if observation.proprio is None:
-            raise WorldloopError("the policy needs proprio but the observation has none; set policy.use_proprio=false")
+            raise WorldloopError(
+                "the policy needs proprio but the observation has none; set policy.token_vla.use_proprio=false"
+            )
         chosen = observation.proprio[:, list(self.proprio_index)]
         # Imagined proprio can drift far outside what training saw.
         return ((chosen - self.proprio_mean) / self.proprio_std.clamp_min(1e-6)).clamp(-5, 5)
@@ -242,7 +254,7 @@ def _select_proprio(config: TokenVLAConfig, spec: SimulatorSpec) -> tuple[int, .
     chosen = tuple(i for i, name in enumerate(spec.proprio_names) if name.startswith(tuple(config.proprio_prefixes)))
     if not chosen:
         raise ValueError(
-            f"policy.proprio_prefixes is {config.proprio_prefixes}, which matches no proprio; "
+            f"policy.token_vla.proprio_prefixes is {config.proprio_prefixes}, which matches no proprio; "
             f"allowed: beginnings of {spec.proprio_names}"
         )
     return chosen

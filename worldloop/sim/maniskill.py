@@ -142,7 +142,8 @@ def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
 class ManiSkillSimulator(ChunkedSimulator):
     """One ManiSkill task as `Simulator`, `InitialStateSource` and `ScriptedSource`.
 
-    Proprio f32 [B, 25]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4. ``sim_state``
+    Proprio f32 [B, 25]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4; the goal's position,
+    3 (m), comes on top where a task is to lift. ``sim_state``
     f32 [B, 71]: see `worldloop.sim.tasks`. A restart at an episode's start is bit-equal on the CPU; mid-episode it
     is exact to about 1e-6, because contact impulses and joint drive targets are not part of the state.
     """

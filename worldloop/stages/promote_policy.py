@@ -19,7 +19,7 @@ from worldloop.statistics import Rate, paired_gain
 
 @dataclass(frozen=True)
 class PromotePolicyConfig:
-    gate: bool = True  # false promotes every candidate: for controls
+    gate: bool = True  # false promotes the last candidate unmeasured: for controls
     num_states: int = 100  # validation states, the same every iteration
     min_gain: float = 0.0  # paired gain in success rate that a candidate needs, in [-1, 1]
     block_size: int = 10  # initial states per simulator call

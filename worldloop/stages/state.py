@@ -21,7 +21,7 @@ class LoopState:
     - ``candidates``: checkpoints of the last improvement, in the order of training, that await promotion
     - ``teacher``: what was fitted, and fits go on from; ``world_model`` is that, or its student of fewer sampler steps
     - ``world_model_steps``: optimizer steps on world models so far; ``num_fits``: fits of this iteration so far
-    - ``calibration``: scale, bias and threshold of the success head
+    - ``calibration``: the fields of `worldloop.imagination.Calibration`
     - ``distrust``: why no policy may be improved in ``world_model``, "" where one may
     - ``validation_success``: outcomes of ``policy`` on the validation states, for the paired promotion test
     - ``evaluation_success``: outcomes of every iteration's policy on the evaluation states, by iteration. Recorded

@@ -48,7 +48,7 @@ class _Step:
 
 
 class VideoWorldModel(nn.Module):
-    """`WorldModel` over a codec, a denoiser and two heads.
+    """`WorldModel` over a codec, a denoiser and heads for proprio, success and its own error.
 
     The state dict, ``config``, ``spec`` and ``normalisation`` make it up completely. ``forward`` is `compute_loss`,
     so that a data-parallel wrapper sees every gradient.
