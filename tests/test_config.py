@@ -94,3 +94,15 @@ def test_differences_ignore_resources_and_name_results() -> None:
     keys = [d.split(" ")[0] for d in find_differences(to_yaml(config), to_yaml(moved))]
     assert "seed" in keys
     assert not any(k.startswith(("resources", "runtime")) for k in keys)
+
+
+def test_every_stage_of_the_gpu_config_fills_its_simulator() -> None:
+    config = load_config(ROOT / "configs/pushcube_gpu.yaml")
+    rows = config.simulator.maniskill.num_envs
+    assert (
+        config.seed_dataset.block_size
+        == config.evaluate_policy.block_size
+        == config.collect_episodes.block_size
+        == rows
+    )
+    assert config.promote_policy.block_size == config.promote_policy.num_states

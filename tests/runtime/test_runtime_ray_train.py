@@ -79,6 +79,21 @@ def test_stages_go_to_all_workers_or_to_the_first(pool: ThreadPoolExecutor) -> N
 
 
 @pytest.mark.usefixtures("ended")
+def test_what_a_dead_worker_asked_holds_no_thread(pool: ThreadPoolExecutor) -> None:
+    coordinator = Coordinator(GROUP)
+    coordinator.start()
+    asked = [pool.submit(coordinator.take, 1, 0)]
+    for _ in range(20):  # its successors, each of which is killed in turn: the pool has four threads
+        before, latest = asked[-1], pool.submit(coordinator.take, 1, 0)
+        assert before.result(PATIENCE_S) is None
+        asked.append(latest)
+    result = begin(coordinator, pool)
+    assert asked[-1].result(PATIENCE_S).number == 1
+    coordinator.deliver(1, 7)
+    assert result.result(PATIENCE_S) == 7
+
+
+@pytest.mark.usefixtures("ended")
 @pytest.mark.parametrize("runs_already", [False, True])
 def test_a_stage_may_lose_a_worker_as_often_as_is_allowed(pool: ThreadPoolExecutor, runs_already: bool) -> None:
     coordinator = Coordinator(GROUP)

@@ -1,5 +1,7 @@
 """ManiSkill behind the Simulator interface: restarts, chunks, experts, and the missing driver's error."""
 
+import importlib.metadata
+import importlib.util
 import sys
 
 import pytest
@@ -244,3 +246,17 @@ def test_spec_needs_no_mani_skill_import() -> None:
         "assert not {'mani_skill', 'sapien'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_spec_is_known_where_there_is_no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    spec = maniskill_spec(ManiSkillConfig())
+    assert (spec.task, spec.simulator_version) == ("PushCube-v1", "mani_skill (not installed)")
+    with pytest.raises(
+        WorldloopError, match=r"mani_skill is not installed; install it with: pip install 'worldloop\[sim\]'"
+    ):
+        ManiSkillSimulator(ManiSkillConfig())

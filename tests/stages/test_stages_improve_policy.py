@@ -18,7 +18,8 @@ from worldloop.runtime.progress import SilentDisplay
 from worldloop.session import Session
 from worldloop.stages import seed_dataset
 from worldloop.stages.decisions import Decisions
-from worldloop.stages.improve_policy import _Improvement
+from worldloop.stages.improve_policy import _History, _Improvement
+from worldloop.stages.microbatches import share_of
 from worldloop.stages.state import LoopState
 from worldloop.types import ActionChunk, ChunkStep, Observation
 
@@ -135,3 +136,38 @@ def test_chunks_that_succeeded_become_likelier_than_those_that_failed(improvemen
     with torch.no_grad():
         gain = (improvement.policy.log_prob(observation, chunk) - chunk.log_probs).sum(1)
     assert gain[succeeds].min() > 0 > gain[~succeeds].max()
+
+
+def test_what_a_group_has_in_common_is_computed_once(
+    improvement: _Improvement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    start = improvement.world_model.start
+
+    def count(context: Observation, noise_key: torch.Tensor) -> Any:
+        started.append(len(noise_key))
+        return start(context, noise_key)
+
+    monkeypatch.setattr(improvement.world_model, "start", count)
+    rollout = improvement.imagine(update=0, number=0)
+    config = improvement.config
+    assert started == [config.groups_per_update]
+    assert len(rollout.group_id) == config.groups_per_update * config.group_size
+    first = rollout.steps[0].frames[:, 0].reshape(config.groups_per_update, config.group_size, -1)
+    assert (first != first[:, :1]).any(), "members act differently"
+
+
+def test_what_is_kept_of_past_rounds_is_kept_to_the_last_bit() -> None:
+    history = _History()
+    for success in (1 / 3, 0.1 + 0.2):
+        history.add(success, 2.0**24 + 1)
+    again = _History()
+    again.load_state_dict({name: value.clone() for name, value in history.state_dict().items()})
+    assert (again.success, again.num_frames) == (history.success, history.num_frames)
+
+
+def test_kinds_of_rows_have_their_share_of_many_small_parts_too() -> None:
+    for parts in (1, 2, 4, 8, 12, 24):
+        drawn = [share_of(24 // parts, 0.25, number) for number in range(parts)]
+        assert sum(drawn) == 6
+        assert max(drawn) <= 24 // parts
