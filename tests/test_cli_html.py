@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from worldloop.__main__ import main
-from worldloop.cli_html import count_episodes, draw_calibration, write_html_report
+from worldloop.cli_html import count_episodes, draw_calibration, tabulate_stages, write_html_report
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.store import SansStore
 
@@ -31,6 +31,20 @@ def test_a_finished_run_is_one_page(debug_run: Path, tmp_path: Path) -> None:
     assert f"{success['k']} of {success['n']} states" in html
     assert "num_updates" in html
     assert "<h2>What is in SANS?</h2>" in html
+    fit = next(row for row in tabulate_stages(RunDirectory(debug_run).read_timings()) if row[0] == "fit_world_model")
+    assert all(f">{cell}</td>" in html for cell in fit)
+
+
+def test_a_stage_costs_the_sum_of_its_times_and_the_most_of_its_memory() -> None:
+    times = {"finished": "", "peak_gpu_memory_mib": 0}
+    rows = tabulate_stages(
+        [
+            {"iteration": 0, "stage": "clone_policy", "seconds": 30.0, "peak_memory_mib": 700, **times},
+            {"iteration": 1, "stage": "fit_world_model", "seconds": 90.0, "peak_memory_mib": 1500, **times},
+            {"iteration": 2, "stage": "fit_world_model", "seconds": 60.0, "peak_memory_mib": 1200, **times},
+        ]
+    )
+    assert rows[1:] == [["clone_policy", "0.5", "700", "\u2013"], ["fit_world_model", "2.5", "1,500", "\u2013"]]
 
 
 def test_sans_is_counted_by_source_iteration_and_outcome(debug_run: Path) -> None:

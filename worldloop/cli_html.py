@@ -56,6 +56,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
         success=tabulate_success(records),
         trust=tabulate_trust(records),
         cost=tabulate_cost(records, timings),
+        stages=tabulate_stages(timings),
         sans=[["source, iteration", *OUTCOMES], *([name, *(row[o] for o in OUTCOMES)] for name, row in counts.items())],
         videos=videos,
         no_videos=no_videos,
@@ -158,6 +159,23 @@ def tabulate_cost(records: list[dict[str, Any]], timings: list[dict[str, Any]]) 
                 f"{frames:,}" if frames else "\u2013",
                 f"{frames / seconds:,.0f}" if frames and seconds else "\u2013",
                 f"{max((t['peak_memory_mib'] for t in mine), default=0):,}",
+            ]
+        )
+    return rows
+
+
+def tabulate_stages(timings: list[dict[str, Any]]) -> list[list[str]]:
+    """Every stage over all iterations: how long it took altogether, and the most memory that it held."""
+    rows = [["stage", "minutes", "peak memory, MiB", "peak GPU memory, MiB"]]
+    for stage in dict.fromkeys(t["stage"] for t in timings):
+        mine = [t for t in timings if t["stage"] == stage]
+        gpu = max(t["peak_gpu_memory_mib"] for t in mine)
+        rows.append(
+            [
+                stage,
+                f"{sum(t['seconds'] for t in mine) / 60:.1f}",
+                f"{max(t['peak_memory_mib'] for t in mine):,}",
+                f"{gpu:,}" if gpu else "\u2013",
             ]
         )
     return rows
