@@ -2,7 +2,7 @@
 #   ARGS="key=value ..."   more arguments for `make loop` or `make test`
 #   PYTHON=/path/python    the interpreter from which .venv is made
 .DEFAULT_GOAL := help
-.PHONY: help setup loop test lint lock doctor clean
+.PHONY: help setup loop test drills lint lock doctor clean
 SHELL := /bin/sh
 ARGS ?=
 BIN := .venv/bin
@@ -19,6 +19,13 @@ loop:  ## the closed loop on ManiSkill's PushCube-v1: 16 minutes on two cores
 
 test: setup  ## all tests: 6 to 8 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+drills: setup  ## loops that are killed at every durable write and at random, damaged inputs, a job: an hour
+	$(BIN)/python scripts/fuzz_inputs.py
+	$(BIN)/python scripts/job_drill.py
+	$(BIN)/python scripts/kill_drill.py
+	$(BIN)/python scripts/kill_drill.py --workers 2 --kills 10
+	$(BIN)/python scripts/fault_drill.py
 
 lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
