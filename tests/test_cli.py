@@ -22,6 +22,8 @@ def test_stage_names_of_the_help_are_those_of_the_loop() -> None:
     [
         (["run", DEBUG, "sed=1"], "unknown key sed; did you mean seed?"),
         (["run", DEBUG, "seed=x"], "bad value for seed"),
+        (["run", DEBUG, "mirror=/backup"], "mirror '/backup' must be an address"),
+        (["run", DEBUG, "mirror=s3://key:secret@bucket"], "must hold no credentials"),
         (["run", DEBUG, "run_root=s3://bucket/runs"], "run_root 's3://bucket/runs' must be a folder"),
         (["run", DEBUG, "run_root=/dev/null/never", "policy.token_vla.proprio_prefixes=[tcp]"], "matches no proprio"),
         (["run", DEBUG, "run_root=/dev/null/never", "simulator.toy.image_size=18"], "18 is not divisible by 4"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from worldloop.__main__ import main
-from worldloop.cli_report import format_comparison, format_status
+from worldloop.cli_report import _expect, format_comparison, format_status
 from worldloop.config import load_config, to_yaml
 from worldloop.errors import WorldloopError
 from worldloop.runtime.memory import PeakMemory
@@ -54,6 +54,14 @@ def test_a_run_that_is_running_shows_where_it_is(tmp_path: Path) -> None:
     assert some[3] == "about 4:00 for this and 1 of 2 stages to come; the others have not run yet"
     assert lines[3] == "about 5:00 to the end of the loop, if stages take as long as before"
     assert max(map(len, (*lines[1:], *some[1:]))) <= 80
+    now, times = time.time(), RunDirectory(tmp_path).read_timings()
+    unknown = {"stage": "import_dataset", "progress": None, "stage_began": now - 9, "left": []}
+    assert _expect(unknown, times, now) == "the last stage; it has not run before"
+    unknown["left"] = ["promote_policy", "fit_world_model"]
+    assert _expect(unknown, times, now) == "about 1:00 for 1 of 2 stages to come; this one has not run before"
+    bar = {"count": 99, "total": 100, "began": now - 99}
+    several = {"stage": "promote_policy", "progress": bar, "stage_began": now - 20, "left": []}
+    assert _expect(several, times, now).startswith("about 0:40 to the end")
     assert "its process is gone, last seen 0:05 ago" in format_status(tmp_path)
 
 

@@ -219,6 +219,8 @@ def test_starts_from_a_given_image() -> None:
         ({"image": np.zeros((2, 2, 3)), "proprio": [0.0, 0.0]}, "u8"),
         ({"start": 9}, "0 to 4"),
         ({"start": 1.5}, "0 to 4"),
+        ({"proprio": [0.0, 0.0]}, "go with"),
+        ({"image": np.zeros((2, 2, 3), dtype=np.uint8), "proprio": [0.0, 0.0], "start": 1}, "two starts"),
         ({"strat": 1}, "'strat' is not known: image, instruction, proprio, start"),
         ({"image": np.zeros((2, 2, 3), dtype=np.uint8), "proprio": [0.0, np.nan]}, "proprio that is not finite"),
     ],

@@ -86,6 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     play.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or a checked world model's directory")
     play.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: any free one)")
     play.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    play.add_argument(
+        "--pretrained", default="", metavar="FOLDER", help="of a fine-tuned model: where its pipeline is now"
+    )
     play.add_argument("--config", type=Path, help="simulator to play beside (default: that of the checkpoint's run)")
     play.add_argument("--no-simulator", action="store_true", help="the world model alone")
     play.add_argument("--open", action="store_true", help="open the page in the default browser")

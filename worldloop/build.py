@@ -186,10 +186,13 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
+    config = asdict(world_model.config)
+    if config["pretrained"] and Path(config["pretrained"]).exists():  # seen from elsewhere it would be another folder
+        config["pretrained"] = str(Path(config["pretrained"]).resolve())
     checkpoint = Checkpoint(
         kind="world_model",
         name="video_world_model",
-        config=asdict(world_model.config),
+        config=config,
         spec=world_model.spec,
         normalisation=world_model.normalisation,
         weights=world_model.trained_state(),
@@ -292,13 +295,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_play_session(checkpoint: Path, simulator: SimulatorConfig | None, device: str = "auto") -> PlaySession:
+def make_play_session(
+    checkpoint: Path, simulator: SimulatorConfig | None, device: str = "auto", pretrained: str = ""
+) -> PlaySession:
     """A game inside a checked world model, beside the simulator of that configuration where one is given.
 
     The simulator is started with one row, and neither its time limit nor a success ends an episode. Raises
     `WorldloopError` where it shows something else than the world model does, or cannot be started.
     """
-    (world_model, starts, calibration), _ = _environment_parts(checkpoint, device=device)
+    (world_model, starts, calibration), _ = _environment_parts(checkpoint, device=device, pretrained=pretrained)
     if simulator is None:
         return PlaySession(world_model, calibration, starts)
     endless = replace(

@@ -132,12 +132,12 @@ def _play(options: argparse.Namespace) -> int:
     def make_session() -> Any:
         nonlocal note
         try:
-            return make_play_session(options.checkpoint, simulator, options.device)
+            return make_play_session(options.checkpoint, simulator, options.device, options.pretrained)
         except (WorldloopError, ImportError) as error:
             if simulator is None or options.config:
                 raise
             note = f"no simulator beside it: {error}"
-            return make_play_session(options.checkpoint, None, options.device)
+            return make_play_session(options.checkpoint, None, options.device, options.pretrained)
 
     server = PlayServer(make_session, options.port)
     try:

@@ -114,12 +114,16 @@ def _expect(status: dict[str, Any], timings: list[dict[str, Any]], now: float) -
     last = {t["stage"]: t["seconds"] for t in timings}
     left = status.get("left", [])
     known = [last[stage] for stage in left if stage in last]
-    progress, here = status["progress"], 0.0
+    progress, here = status["progress"], []
     if progress and progress["count"]:
-        here = (progress["total"] - progress["count"]) * (now - progress["began"]) / progress["count"]
-    elif status["stage"] in last:
-        here = max(0.0, last[status["stage"]] - (now - status["stage_began"]))
-    seconds = format_minutes(here + sum(known))
+        here.append((progress["total"] - progress["count"]) * (now - progress["began"]) / progress["count"])
+    if status["stage"] in last:  # a stage may have several bars, of which one is shown
+        here.append(max(0.0, last[status["stage"]] - (now - status["stage_began"])))
+    seconds = format_minutes(max(here, default=0.0) + sum(known))
+    if not here and not left:
+        return "the last stage; it has not run before"
+    if not here:
+        return f"about {seconds} for {len(known)} of {len(left)} stages to come; this one has not run before"
     if len(known) == len(left):
         return f"about {seconds} to the end of the loop, if stages take as long as before"
     if not known:

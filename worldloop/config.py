@@ -142,6 +142,8 @@ class LoopConfig:
             )
         if self.mirror and "://" not in self.mirror:
             raise ValueError(f"mirror {self.mirror!r} must be an address, e.g. s3://bucket/runs or file:///backup/runs")
+        if "@" in self.mirror:
+            raise ValueError("mirror must hold no credentials, which the run would store: put them in the environment")
         self._check_microbatches()
         if self.simulator.kind == "recorded" and self.num_iterations != 1:
             raise ValueError(

@@ -61,6 +61,10 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         options = options or {}
         if unknown := sorted(set(options) - OPTIONS):
             raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(OPTIONS))}")
+        if "image" not in options and not set(options) <= {"start"}:
+            raise WorldloopError("options['proprio'] and options['instruction'] go with options['image']")
+        if {"image", "start"} <= set(options):
+            raise WorldloopError("options['image'] and options['start'] are two starts: give one")
         if "image" in options:
             options = {"observation": self._as_observation(options)}
         super().reset(seed=seed)

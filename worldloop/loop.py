@@ -13,7 +13,7 @@ from worldloop.config import LoopConfig, find_differences, list_settings, to_yam
 from worldloop.errors import WorldloopError, first_line
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.memory import PeakMemory, begin_peak, read_peak
-from worldloop.runtime.mirror import Mirror
+from worldloop.runtime.mirror import Mirror, StoreError
 from worldloop.runtime.progress import Display, TerminalDisplay
 from worldloop.runtime.run_directory import RunDirectory
 from worldloop.runtime.status import StatusDisplay
@@ -132,23 +132,31 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
 
 
 def open_run(config: LoopConfig) -> RunDirectory:
-    """The locked run directory of ``config``: a new one, or the one to resume if it was made by the same config."""
+    """The locked run directory of ``config``: a new one, or the one to resume if it was made by the same config.
+
+    One that is not here is fetched from ``config.mirror``.
+    """
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
-    if config.mirror:
-        Mirror(config.mirror, config.run_name).fetch(directory.path)
-    if not directory.exists:
+    mirror = Mirror(config.mirror, config.run_name) if config.mirror else None
+    if not directory.exists and not (mirror and mirror.exists):
         check_networks(config)
     directory.lock()
-    if not directory.exists:
-        directory.create(to_yaml(config))
-        return directory
-    differences = find_differences(directory.read_config(), to_yaml(config))
-    if differences:
+    try:
+        if mirror:
+            mirror.fetch(directory.path)
+        if not directory.exists:
+            directory.create(to_yaml(config))
+            return directory
+        differences = find_differences(directory.read_config(), to_yaml(config))
+        if differences:
+            shown = ", ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
+            it = f"it and its copy {mirror.place}" if mirror else "it"
+            raise WorldloopError(
+                f"{directory.path} was made with another config: {shown}; give another run_name, or delete {it}"
+            )
+    except WorldloopError:
         directory.unlock()
-        shown = ", ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
-        raise WorldloopError(
-            f"{directory.path} was made with another config: {shown}; give another run_name, or delete it"
-        )
+        raise
     return directory
 
 
@@ -172,6 +180,8 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
             state = _run_next(config, state, directory, runtime, display)
             if only_stage:
                 break
+        if config.mirror:  # also what an earlier stage, or an earlier start, could not copy
+            Mirror(config.mirror, config.run_name).push(directory.path)
         outcome = "stopped" if state.next_stage else "ended"
     except KeyboardInterrupt:
         outcome = "interrupted"
@@ -191,13 +201,11 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     return directory
 
 
-def copy_to_mirror(config: LoopConfig, directory: RunDirectory, display: Display, is_last: bool) -> None:
+def copy_to_mirror(config: LoopConfig, directory: RunDirectory, display: Display) -> None:
     """A store that is out of reach stops no run before its end: the next stage's copy has this one's files too."""
     try:
         Mirror(config.mirror, config.run_name).push(directory.path)
-    except WorldloopError as error:
-        if is_last:
-            raise
+    except StoreError as error:
         display.log(f"  not copied, the next stage tries again: {error}")
 
 
@@ -221,8 +229,8 @@ def _run_next(
             tensorboard, new_state.records[: iteration + 1], directory.read_timings(), list_settings(config)
         )
     directory.write_state(new_state)
-    if config.mirror:
-        copy_to_mirror(config, directory, display, is_last=not new_state.next_stage)
+    if config.mirror and new_state.next_stage:
+        copy_to_mirror(config, directory, display)
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
     display.finish(seconds=round(seconds, 2), peak_memory_mib=round(peak.process_mib))
     return new_state

@@ -65,10 +65,9 @@ def try_in_world_model(model: PPO, run: Path) -> np.ndarray:
     observation, _ = env.reset(seed=1)
     ended = success = np.zeros(NUM_IMAGINED, dtype=bool)
     while not ended.all():
-        # rows that have ended wait for a reset, which they never get: they are looked at no more
         observation, _, terminated, truncated, _ = env.step(act(model, **observation))
         success, ended = success | (terminated & ~ended), ended | terminated | truncated
-        if ended.any() and not ended.all():
+        if ended.any() and not ended.all():  # the environment wants ended rows reset; they are looked at no more
             env.reset(options={"reset_mask": ended})
     env.close()
     return success

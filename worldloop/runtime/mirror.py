@@ -5,32 +5,63 @@
 
 A run is worked on in a folder. After every stage `Mirror.push` copies what is new; on a machine that does not have the
 run `Mirror.fetch` brings it. What can be made again stays behind: the decoded cache, and what a stage has half done.
+Every copy has an id and counts its generations, and the folder notes both: one that is behind overwrites nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from worldloop.errors import WorldloopError, first_line
-from worldloop.files import malformed, read_json, to_json, whole_directory, write_file
+from worldloop.files import disk_errors, malformed, read_json, to_json, write_file
 
 MANIFEST_SCHEMA_VERSION = 1
-LOCAL = ".mirror.json"  # in the run: which generation of the copy it is, and the hashes of its files
+LOCAL = ".mirror.json"  # in the run: which generation of which copy it is, and the hashes of its files
+_INCOMING = ".incoming"  # in the run: what is being fetched
 _LEFT_OUT = ("sans/cache/", "partial/", "status.json")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 2**20
+
+Print = tuple[int, int, str]  # a file's size, time of change in ns, and sha256
+
+
+class StoreError(WorldloopError):
+    """The store cannot be reached, or does not do what it is asked to."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class _Version:
+    """``token`` is that of a generation which may have been written after this one, by this folder."""
+
+    copy: str = ""
+    generation: int = 0
+    token: str = ""
+    files: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        values = {"copy": self.copy, "generation": self.generation, "token": self.token, "files": self.files}
+        return to_json({"schema_version": MANIFEST_SCHEMA_VERSION, **values})
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> _Version:
+        return cls(str(value["copy"]), int(value["generation"]), str(value["token"]), dict(value["files"]))
 
 
 class Mirror:
     """The copy of the run ``run_name`` below ``uri``, e.g. ``s3://bucket/runs``, through `pyarrow.fs`.
 
-    Raises `WorldloopError` where the store cannot be reached, from every method.
+    Every method raises `StoreError` where the store cannot be used.
     """
 
     def __init__(self, uri: str, run_name: str) -> None:
@@ -47,40 +78,54 @@ class Mirror:
         self._file = fs.FileType.File
         self._selector: Any = fs.FileSelector
 
-    def fetch(self, run: Path) -> bool:
-        """Bring the copy to the folder ``run`` where there is no run yet; returns whether it did.
+    @property
+    def exists(self) -> bool:
+        return self._read_manifest() is not None
 
-        Raises `WorldloopError` where the run there is older than its copy, which another machine has gone on with.
+    def fetch(self, run: Path) -> bool:
+        """Bring the copy to the locked folder ``run`` where there is no run yet; returns whether it did.
+
+        Raises `WorldloopError` where the run there is behind its copy, with which another machine has gone on, or
+        where the folder holds something else.
         """
         manifest = self._read_manifest()
         if manifest is None:
             return False
         if (run / "config.yaml").is_file():
-            self._check_generation(run, manifest)
+            self._check_is_current(run, manifest)
             return False
-        with whole_directory(run, f"the copy of {self.place}") as folder:
-            known = {}
-            for name, digest in manifest["files"].items():
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with self._reaching(), self._store.open_input_stream(self._object(digest)) as source:
-                    found = _copy(source, target)
-                if found != digest:
-                    raise WorldloopError(
-                        f"{name} in {self.place} is damaged: restore the store, or delete {self.place}"
-                    )
-                known[name] = _fingerprint(target, digest)
-            (folder / LOCAL).write_bytes(_describe(manifest["generation"], known))
+        incoming = run / _INCOMING
+        if not incoming.exists() and any(not path.name.startswith(".") for path in run.glob("*")):
+            raise WorldloopError(f"{run} holds something that is no run: move it away, {self.place} is to go there")
+        shutil.rmtree(incoming, ignore_errors=True)
+        files = {name: self._download(digest, incoming / name, name) for name, digest in manifest.files.items()}
+        with disk_errors(str(run)):
+            # the config last: until it is there, there is no run
+            for path in sorted(incoming.iterdir(), key=lambda path: path.name == "config.yaml"):
+                target = run / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                path.rename(target)
+            note = _Version(manifest.copy, manifest.generation, "", files)
+            write_file(run / LOCAL, note.to_json(), str(run / LOCAL))
+            incoming.rmdir()
         return True
 
     def push(self, run: Path) -> None:
-        """Copy what is new or has changed since the last time, and forget what is gone."""
+        """Copy what is new or has changed since the last time, and forget what is gone.
+
+        Raises `WorldloopError` where another machine has gone on with the copy.
+        """
         manifest = self._read_manifest()
-        generation = 0 if manifest is None else int(manifest["generation"])
         if manifest is not None:
-            self._check_generation(run, manifest)
-        local, token = _read_local(run), secrets.token_hex(8)
-        files = {name: _hash(run / name, local["files"].get(name)) for name in _list_files(run)}
+            self._check_is_current(run, manifest)
+        known = _read_note(run).files
+        files = {name: found for name in _list_files(run) if (found := _hash(run / name, known.get(name)))}
+        digests = {name: digest for name, (_, _, digest) in files.items()}
+        if manifest is not None and manifest.files == digests:
+            return
+        generation = 0 if manifest is None else manifest.generation
+        copy, token = secrets.token_hex(8) if manifest is None else manifest.copy, secrets.token_hex(8)
         with self._reaching():
             self._store.create_dir(f"{self._path}/objects", recursive=True)
             infos = self._store.get_file_info(self._selector(f"{self._path}/objects"))
@@ -90,22 +135,18 @@ class Mirror:
                     with (run / name).open("rb") as source, self._store.open_output_stream(self._object(digest)) as out:
                         shutil.copyfileobj(source, out, _BLOCK)
                     stored[digest] = size
-            # written down before it is done: cut in between, the new generation is known to be this folder's
-            write_file(run / LOCAL, _describe(local["generation"], files, token), str(run / LOCAL))
-            value: dict[str, Any] = {
-                "schema_version": MANIFEST_SCHEMA_VERSION,
-                "generation": generation + 1,
-                "token": token,
-                "files": {name: digest for name, (_, _, digest) in files.items()},
-            }
+        # noted before it is done: cut in between, the new generation is known to be this folder's
+        write_file(run / LOCAL, _Version(copy, generation, token, files).to_json(), str(run / LOCAL))
+        with self._reaching():
             with self._store.open_output_stream(f"{self._path}/manifest.partial") as out:
-                out.write(to_json(value))
+                out.write(_Version(copy, generation + 1, token, digests).to_json())
             self._store.move(f"{self._path}/manifest.partial", f"{self._path}/manifest.json")
-            for digest in stored.keys() - set(value["files"].values()):
+        write_file(run / LOCAL, _Version(copy, generation + 1, "", files).to_json(), str(run / LOCAL))
+        with self._reaching():
+            for digest in stored.keys() - set(digests.values()):
                 self._store.delete_file(self._object(digest))
-        write_file(run / LOCAL, _describe(generation + 1, files), str(run / LOCAL))
 
-    def _read_manifest(self) -> dict[str, Any] | None:
+    def _read_manifest(self) -> _Version | None:
         path = f"{self._path}/manifest.json"
         with self._reaching():
             if self._store.get_file_info(path).type != self._file:
@@ -116,16 +157,41 @@ class Mirror:
             value = json.loads(data)
             if int(value["schema_version"]) > MANIFEST_SCHEMA_VERSION:
                 raise ValueError(f"schema_version {value['schema_version']}")
-            files = {str(name): str(digest) for name, digest in value["files"].items()}
-            return {"generation": int(value["generation"]), "token": str(value["token"]), "files": files}
+            manifest = _Version.of(value)
+            for name, digest in manifest.files.items():
+                relative = PurePosixPath(name)
+                if relative.is_absolute() or ".." in relative.parts or not _DIGEST.fullmatch(digest):
+                    raise ValueError(f"{name}: {digest}")
+            return manifest
 
-    def _check_generation(self, run: Path, manifest: dict[str, Any]) -> None:
-        local = _read_local(run)
-        if local["generation"] < manifest["generation"] and local["token"] != manifest["token"]:
+    def _check_is_current(self, run: Path, manifest: _Version) -> None:
+        note = _read_note(run)
+        if note.copy not in ("", manifest.copy):
+            raise WorldloopError(f"{self.place} is the copy of another run than {run}: give another run_name or mirror")
+        if note.generation < manifest.generation and note.token != manifest.token:
             raise WorldloopError(
                 f"{run} is behind its copy {self.place}, with which another machine has gone on: delete the folder to "
-                "go on from the copy, or give another run_name"
+                "go on from the copy, or the copy to go on from the folder"
             )
+
+    def _download(self, digest: str, target: Path, name: str) -> Print:
+        """Bring one object; raises `WorldloopError` where it is not what its name says."""
+        found = hashlib.sha256()
+        with self._reaching():
+            source = self._store.open_input_stream(self._object(digest))
+        with source, disk_errors(str(target)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as out:
+                while block := self._read(source):
+                    found.update(block)
+                    out.write(block)
+        if found.hexdigest() != digest:
+            raise WorldloopError(f"{name} in {self.place} is damaged: restore the store, or delete the copy")
+        return _stat(target, digest)
+
+    def _read(self, source: Any) -> bytes:
+        with self._reaching():
+            return bytes(source.read(_BLOCK))
 
     def _object(self, digest: str) -> str:
         return f"{self._path}/objects/{digest}"
@@ -135,9 +201,7 @@ class Mirror:
         try:
             yield
         except (OSError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's derive from these
-            failure = WorldloopError(f"the store {self.place} cannot be used: {first_line(error)}; see `mirror`")
-            failure.exit_code = 1
-            raise failure from error
+            raise StoreError(f"the store {self.place} cannot be used: {first_line(error)}; see `mirror`") from error
 
 
 def _list_files(run: Path) -> list[str]:
@@ -146,41 +210,28 @@ def _list_files(run: Path) -> list[str]:
     return [name for name in visible if not name.startswith(_LEFT_OUT)]
 
 
-def _copy(source: Any, target: Path) -> str:
-    """The hash of what was copied."""
-    digest = hashlib.sha256()
-    with target.open("wb") as out:
-        while block := source.read(_BLOCK):
-            digest.update(block)
-            out.write(block)
-    return digest.hexdigest()
-
-
-def _fingerprint(path: Path, digest: str) -> tuple[int, int, str]:
+def _stat(path: Path, digest: str) -> Print:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, digest
 
 
-def _hash(path: Path, known: Any) -> tuple[int, int, str]:
-    """Size, time of change and hash; the hash is ``known`` where the others are."""
-    size, changed, _ = _fingerprint(path, "")
-    if known and [size, changed] == list(known[:2]):
-        return size, changed, str(known[2])
-    with path.open("rb") as file:
-        return size, changed, hashlib.file_digest(file, "sha256").hexdigest()
+def _hash(path: Path, known: Any) -> Print | None:
+    """The hash is ``known`` where size and time of change are; ``None`` for a file that has just gone."""
+    try:
+        size, changed, _ = _stat(path, "")
+        if known and [size, changed] == list(known[:2]):
+            return size, changed, str(known[2])
+        with path.open("rb") as file:
+            return size, changed, hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
 
 
-def _describe(generation: int, files: dict[str, tuple[int, int, str]], token: str = "") -> bytes:
-    """``token`` is that of a generation which may or may not have been written."""
-    value = {"schema_version": MANIFEST_SCHEMA_VERSION, "generation": generation, "token": token, "files": files}
-    return to_json(value)
-
-
-def _read_local(run: Path) -> dict[str, Any]:
+def _read_note(run: Path) -> _Version:
     path = run / LOCAL
     if not path.is_file():
-        return {"generation": 0, "token": "", "files": {}}
-    remedy = "delete it if this folder is as new as the copy"
-    value = read_json(path, f"{path}", MANIFEST_SCHEMA_VERSION, remedy)
+        return _Version()
+    remedy = "delete the folder to go on from the copy, or the copy and this file to go on from the folder"
+    value = read_json(path, str(path), MANIFEST_SCHEMA_VERSION, remedy)
     with malformed(str(path), remedy):
-        return {"generation": int(value["generation"]), "token": str(value["token"]), "files": dict(value["files"])}
+        return _Version.of(value)

@@ -217,6 +217,7 @@ def write_iteration(
     improving = sum(t["seconds"] for t in own if t["stage"] == "improve_policy")
     if record.get("imagined_frames") and improving:
         values["loop/imagined_frames_per_s"] = record["imagined_frames"] / improving
+    if any(earlier.get("imagined_frames") for earlier in records):
         seen.add("loop/imagined_frames_per_s")
     with open_writer(log_dir / "loop", purge_step=iteration) as writer:
         writer.layout(choose_charts(plan_charts(), seen))

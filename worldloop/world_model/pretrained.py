@@ -167,5 +167,5 @@ def _load(kind: str, folder: str, part: str, only_config: bool = False) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise WorldloopError(
             f"cannot load {part} of world_model.pretrained {folder} ({first_line(error)}): "
-            "it must be a whole diffusers pipeline, here or on the Hub"
+            "it must be a whole diffusers pipeline, here or on the Hub; pretrained= says where a checkpoint's is now"
         ) from error
