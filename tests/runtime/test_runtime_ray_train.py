@@ -79,6 +79,23 @@ def test_stages_go_to_all_workers_or_to_the_first(pool: ThreadPoolExecutor) -> N
 
 
 @pytest.mark.usefixtures("ended")
+def test_a_group_that_does_not_come_is_told(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_train, "START_S", 0.05)
+    coordinator = Coordinator(GROUP)
+    result = begin(coordinator, pool)
+    said: list[str] = []
+    for _ in range(400):
+        said += lines(coordinator)
+        if said:
+            break
+        threading.Event().wait(0.05)
+    assert said == ["  no training workers after 0 s: waiting for room in the cluster"]
+    coordinator.start()
+    coordinator.deliver(1, 7)
+    assert result.result(PATIENCE_S) == 7
+
+
+@pytest.mark.usefixtures("ended")
 def test_what_a_dead_worker_asked_holds_no_thread(pool: ThreadPoolExecutor) -> None:
     coordinator = Coordinator(GROUP)
     coordinator.start()

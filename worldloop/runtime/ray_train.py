@@ -22,6 +22,7 @@ from worldloop.runtime.progress import Display, RemoteDisplay, SilentDisplay
 
 BACKEND = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 SHOW_INTERVAL_S = 0.5
+START_S = 90.0  # that a group may take to start before a person is told that it does not
 MAX_REASON = 300  # characters
 
 
@@ -85,6 +86,8 @@ class Coordinator:
                 self._number, self._starts = self._number + 1, int(self._is_up)
                 self._task = _Task(self._number, function, arguments, executor, trains)
                 self._changed.notify_all()
+                if not self._changed.wait_for(lambda: self._task is None, START_S) and not self._is_up:
+                    self._display.log(f"  no training workers after {START_S:.0f} s: waiting for room in the cluster")
                 self._changed.wait_for(lambda: self._task is None)
                 return self._value
         return run_alone(function, arguments, executor, self._display)
