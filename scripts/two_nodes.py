@@ -119,7 +119,7 @@ def drill(folder: Path, num_workers: int) -> dict[str, Any]:
         stack.callback(driver.kill)
         began = time.monotonic()
         while driver.poll() is None and time.monotonic() - began < PATIENCE_S:
-            time.sleep(0.1)
+            time.sleep(0.02)  # the shortest stage takes some .2 s
             stage = read_stage(run_dir)
             if stage and stage not in [loss["stage"] for loss in losses]:
                 worker.kill()
