@@ -17,6 +17,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+LONGEST = "test_loop.py"  # a process runs a file as a whole
+
 _session_directory = pytest.StashKey[tuple[str, dict[str, str | None]]]()
 
 
@@ -42,9 +44,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no process is left with one of them when the others have nothing to do."""
+    """The longest file and those with slow tests first, so that no process is left with one of them when the others have nothing to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in slow))
 
 
 @pytest.fixture(scope="session")

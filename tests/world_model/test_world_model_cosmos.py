@@ -243,7 +243,7 @@ def test_a_longer_memory_trains_and_fills_up() -> None:
 
 
 def test_refuses_a_size_that_does_not_divide() -> None:
-    with pytest.raises(WorldloopError, match=r"18 pixels do not divide by cosmos\.patch = 4"):
+    with pytest.raises(WorldloopError, match=r"18 pixels do not divide by world_model\.cosmos\.patch = 4"):
         make_denoiser(size=18)
     with pytest.raises(ValueError, match=r"cosmos\.prediction is 'noise', allowed: data, velocity"):
         CosmosConfig(prediction="noise")
