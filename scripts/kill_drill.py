@@ -108,7 +108,8 @@ class Loop:
 
 def title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline()).split()[0]
+        name = " ".join(process.cmdline()).split()[0]
+        return Path(name).name if name.startswith("/") else name
     except (psutil.Error, IndexError):
         return ""
 
