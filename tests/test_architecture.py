@@ -34,7 +34,15 @@ FLOORS: dict[int, set[str]] = {
     3: {"imagination", "open_loop", "rollout", "gym_env", "gym_vector_env", "window", "play"},
     4: {"stages"},
     5: {"runtime"},
-    6: {"config", "build", "session", "loop", "doctor", "__main__"},  # and every module whose name starts with `cli`
+    6: {
+        "config",
+        "build",
+        "rollout_jobs",
+        "session",
+        "loop",
+        "doctor",
+        "__main__",
+    },  # and every module whose name starts with `cli`
 }
 LEAF_FLOOR, STAGE_FLOOR, TOP_FLOOR = 2, 4, 6
 

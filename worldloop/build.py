@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from worldloop.errors import WorldloopError, first_line
 from worldloop.gym_env import WorldModelEnv
 from worldloop.gym_vector_env import WorldModelVectorEnv
 from worldloop.imagination import Calibration
-from worldloop.interfaces import Actor
 from worldloop.play.session import PlaySession
 from worldloop.policy.token_vla import TokenVLA, TokenVLAConfig
-from worldloop.rollout import RolloutJob, rollout_to_episodes, run_rollout
 from worldloop.runtime.card import read_card
 from worldloop.runtime.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from worldloop.runtime.hub import HUB_NAME, export_world_model, fetch_from_hub
@@ -30,7 +27,7 @@ from worldloop.runtime.run_directory import RunDirectory
 from worldloop.sans.recorded import check_recorded, recorded_spec
 from worldloop.sim.maniskill import ManiSkillSimulator, maniskill_spec, require_maniskill
 from worldloop.sim.toy import ToySimulator, toy_spec
-from worldloop.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Source, Split
+from worldloop.types import Normalisation, Observation, SimulatorSpec
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
@@ -341,79 +338,3 @@ def _world_model_config(values: dict[str, Any]) -> WorldModelConfig:
         if is_dataclass(getattr(defaults, f.name)) and f.name in values
     }
     return WorldModelConfig(**{**values, **nested})
-
-
-_SIMULATORS: dict[str, Any] = {}
-
-
-def _simulator_of(config: SimulatorConfig) -> Any:
-    """One simulator per configuration and process: starting ManiSkill takes seconds."""
-    key = repr(config)
-    if key not in _SIMULATORS:
-        _SIMULATORS[key] = build_simulator(config)
-    return _SIMULATORS[key]
-
-
-@lru_cache(maxsize=1)
-def _cached_policy(directory: str, modified_ns: int) -> Any:
-    return load_policy(Path(directory))
-
-
-def execute_rollout_job(job: RolloutJob) -> list[Episode]:
-    """The work of one simulator process on one block: episodes in the order of the block's states."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(job.num_threads)
-    try:
-        simulator = _simulator_of(job.simulator)
-        episodes: list[Episode] = []
-        for first in range(0, len(job.states), simulator.num_envs):
-            episodes.extend(
-                _execute_rows(job, simulator, range(first, min(first + simulator.num_envs, len(job.states))))
-            )
-        return episodes
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _execute_rows(job: RolloutJob, simulator: Any, rows: range) -> list[Episode]:
-    index = list(rows)
-    states = job.states.select(index)
-    keys = job.noise_key[index]
-    policy: Actor
-    variants = ("policy",) * len(index)
-    if job.variants is not None:
-        variants = tuple(job.variants[i] for i in index)
-        policy = simulator.make_scripted_policy(variants, keys, job.chunk_length)
-    else:
-        assert job.policy is not None
-        modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns
-        policy = _cached_policy(job.policy, modified)
-        if job.temperature is not None:
-            policy.temperature = job.temperature  # type: ignore[attr-defined]
-    rollout = run_rollout(
-        policy,
-        simulator,
-        states.states,
-        keys if job.temperature is not None else None,
-        initial_state_id=states.ids,
-    )
-    return rollout_to_episodes(
-        rollout,
-        simulator.spec,
-        sources=tuple(_source_of(v) for v in variants),
-        variants=variants,
-        splits=tuple(job.splits[i] for i in index),
-        iteration=job.iteration,
-    )
-
-
-def _source_of(variant: str) -> Source:
-    if variant in ("policy", "expert"):
-        return variant  # type: ignore[return-value]
-    return "perturbed"
-
-
-def draw_initial_states(request: tuple[SimulatorConfig, Split, int, int, int]) -> InitialStates:
-    """(simulator, split, number, seed, first) -> ``number`` states of that split's list, from position ``first`` on."""
-    config, split, num_states, seed, first = request
-    return _simulator_of(config).draw_initial_states(split, num_states, seed, first)

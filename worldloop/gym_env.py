@@ -26,7 +26,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from worldloop.errors import WorldloopError
-from worldloop.gym_vector_env import Obs, Snapshot, WorldModelVectorEnv
+from worldloop.gym_vector_env import Obs, Snapshot, WorldModelVectorEnv, refuse_unknown
 from worldloop.imagination import Calibration
 from worldloop.interfaces import WorldModel
 from worldloop.types import Observation
@@ -59,8 +59,7 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         options = options or {}
-        if unknown := sorted(set(options) - OPTIONS):
-            raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(OPTIONS))}")
+        refuse_unknown(options, OPTIONS)
         if "image" not in options and not set(options) <= {"start"}:
             raise WorldloopError("options['proprio'] and options['instruction'] go with options['image']")
         if {"image", "start"} <= set(options):

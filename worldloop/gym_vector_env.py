@@ -259,8 +259,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _check_options(self, options: dict[str, Any], num_rows: int) -> None:
         """Refuse a start that does not fit, before anything has changed."""
-        if unknown := sorted(set(options) - OPTIONS):
-            raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(OPTIONS))}")
+        refuse_unknown(options, OPTIONS)
         if "observation" in options:
             self._check_observation("options['observation']", options["observation"], num_rows)
         elif "start" in options:
@@ -281,6 +280,12 @@ class WorldModelVectorEnv(VectorEnv):
             )
         if not bool(observation.proprio.isfinite().all()):
             raise WorldloopError(f"{what} has proprio that is not finite: {observation.proprio.tolist()[:3]}")
+
+
+def refuse_unknown(options: dict[str, Any], known: set[str]) -> None:
+    """Raise `WorldloopError` for an option of ``reset`` that is none of ``known``."""
+    if unknown := sorted(set(options) - known):
+        raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(known))}")
 
 
 def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:

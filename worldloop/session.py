@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from worldloop import build
+from worldloop import build, rollout_jobs
 from worldloop.config import LoopConfig
 from worldloop.imagination import Calibration
 from worldloop.randomness import derive_seed
@@ -93,13 +93,13 @@ class Session:
                 (self.simulator_config, split, min(_DRAWN_AT_ONCE, num_states - first), seed, first)
                 for first in range(have, num_states, _DRAWN_AT_ONCE)
             ]
-            drawn = self._executor.map(build.draw_initial_states, blocks)
+            drawn = self._executor.map(rollout_jobs.draw_initial_states, blocks)
             states = InitialStates.cat([*([] if states is None else [states]), *drawn])
             directory.write_initial_states(states)
         return states.select(range(num_states))
 
     def run_rollouts(self, jobs: Iterable[RolloutJob]) -> Iterator[list[Episode]]:
-        return self._executor.map(build.execute_rollout_job, jobs)
+        return self._executor.map(rollout_jobs.execute_rollout_job, jobs)
 
     def new_policy(self, normalisation: Normalisation, seed: int) -> Any:
         return build.build_policy(self.config.policy, self.spec, normalisation, self.chunk_length, seed)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloop import build
+from worldloop import rollout_jobs
 from worldloop.config import LoopConfig, load_config
 from worldloop.randomness import make_row_keys
 from worldloop.rollout import RolloutJob
@@ -99,14 +99,14 @@ def main() -> None:
             simulator = replace(config.simulator, maniskill=replace(config.simulator.maniskill, task=task))
             here = replace(config, simulator=simulator)
             requests = [(simulator, "validation", 50, 0, first) for first in range(0, options.states, 50)]
-            states = InitialStates.cat(list(runtime.map(build.draw_initial_states, requests)))
+            states = InitialStates.cat(list(runtime.map(rollout_jobs.draw_initial_states, requests)))
             tasks[task] = {}
             for variant in SCRIPTED_VARIANTS:
                 count = options.states if variant == "expert" else min(options.perturbed_states, len(states))
                 display.open(f"{task} {variant}", count, "episode")
                 episodes: list[Episode] = []
                 for block in runtime.map(
-                    build.execute_rollout_job, make_jobs(here, states.select(range(count)), variant)
+                    rollout_jobs.execute_rollout_job, make_jobs(here, states.select(range(count)), variant)
                 ):
                     episodes.extend(block)
                     display.advance(len(block), {})
