@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.context_frames import shift_frames
+from worldloop.core.context_frames import shift_frames
 from worldloop.world_model.config import CosmosConfig
 from worldloop.world_model.cosmos import CLEAN_TIME, CosmosDenoiser, CosmosMemory
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput

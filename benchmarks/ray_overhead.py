@@ -53,7 +53,7 @@ def do_nothing(executor: Any, display: Any) -> int:
 
 def time_stages(num_workers: int) -> dict[str, float]:
     """Seconds until a runtime is there, its first stage is done, one that trains, and each of some later (median)."""
-    from worldloop.runtime.progress import SilentDisplay
+    from worldloop.reporting.progress import SilentDisplay
     from worldloop.runtime.ray import RayRuntime
 
     began = time.perf_counter()

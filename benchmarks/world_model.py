@@ -44,7 +44,7 @@ HORIZON, HORIZON_BATCH = 60, 16  # frames over which the cost per frame is follo
 def simulate(connection: Any, task: str, image_size: int, actions_per_frame: int, has_frames_only: bool) -> None:
     """A ManiSkill process: for every number of seconds received, step for so long and send (env steps, seconds)."""
     torch.set_num_threads(1)
-    from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator
+    from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 
     s = actions_per_frame if has_frames_only else 1
     config = ManiSkillConfig(task=task, image_size=image_size, actions_per_frame=s, backend="cpu")
@@ -111,7 +111,7 @@ def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[
     """A function that makes one step of ``batch`` rows and returns its environment steps; and the environment."""
     import gymnasium
 
-    import worldloop.gym_env  # noqa: F401
+    import worldloop.envs.world_model_env  # noqa: F401
 
     env = gymnasium.make_vec(
         "worldloop/WorldModel-v0",
@@ -137,7 +137,7 @@ def make_cosmos_steps(size: int, num_context_frames: int, device: torch.device) 
     """One frame of ``COSMOS_BATCH`` rows by the cached, uncached and stock path; each returns its number of frames."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from worldloop.context_frames import shift_frames
+    from worldloop.core.context_frames import shift_frames
     from worldloop.world_model.config import CosmosConfig
     from worldloop.world_model.cosmos import CosmosDenoiser
     from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
@@ -196,8 +196,8 @@ def summarise(values: list[float]) -> dict[str, float]:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from worldloop.build import choose_device
-    from worldloop.runtime.progress import TerminalDisplay
+    from worldloop.factory.build import choose_device
+    from worldloop.reporting.progress import TerminalDisplay
 
     torch.set_num_threads(options.threads)
     display = TerminalDisplay()
@@ -301,8 +301,8 @@ def name_checkpoints(checkpoints: list[Path]) -> dict[str, Path]:
 
 def read_figures(checkpoint: Path) -> dict[str, Any]:
     """AUC and PSNR of the world model by source, from its card."""
-    from worldloop.build import find_world_model
-    from worldloop.runtime.card import read_card
+    from worldloop.factory.build import find_world_model
+    from worldloop.storage.card import read_card
 
     figures = read_card(find_world_model(checkpoint)).figures
     return {

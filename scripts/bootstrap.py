@@ -27,7 +27,10 @@ import system_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 DISK_GIB = 9  # the packages take 6.5 GiB; unpacking needs room beside them
-PROBE = "import sys; from worldloop.doctor import probe_rendering as p; r = p(); print(r.detail); sys.exit(not r.ok)"
+PROBE = (
+    "import sys; from worldloop.cli.doctor import probe_rendering; "
+    "r = probe_rendering(); print(r.detail); sys.exit(not r.ok)"
+)
 
 
 class SetupError(Exception):

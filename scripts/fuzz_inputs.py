@@ -151,8 +151,8 @@ def make_environment(command: list[str]) -> int:
     """As a command line would end: 0, or one line of error and 2."""
     import gymnasium
 
-    from worldloop.build import make_play_session
-    from worldloop.errors import WorldloopError
+    from worldloop.core.errors import WorldloopError
+    from worldloop.factory.build import make_play_session
 
     try:
         env = gymnasium.make("worldloop/WorldModel-v0", checkpoint=command[1], device="cpu")
@@ -202,9 +202,9 @@ def make_run(folder: Path) -> Path:
 
     What its fit had kept when it was cut lies beside, in ``partial/``; ``before_fit.json`` is the state to go on from.
     """
-    import worldloop.loop as loop
-    from worldloop.config import load_config
-    from worldloop.runtime.run_directory import RunDirectory
+    import worldloop.loop.run as loop
+    from worldloop.config.schema import load_config
+    from worldloop.storage.run_directory import RunDirectory
 
     config = load_config(ROOT / "configs/debug.yaml", [f"run_root={folder}", *SETTINGS])
     before = None

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldloop import build
-from worldloop.randomness import make_row_keys
-from worldloop.runtime.run_directory import RunDirectory
+from worldloop.core.randomness import make_row_keys
+from worldloop.factory import build
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
+from worldloop.storage.run_directory import RunDirectory
 
 
 def imagine(run: Path, outcome: str) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from browser import Browser
 from PIL import Image
 
-from worldloop.cli_html import write_html_report
+from worldloop.reporting.html import write_html_report
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 START_S, DRAW_S = 60.0, 8.0

@@ -54,8 +54,8 @@ def debug_run(tmp_path_factory):
     """A finished debug loop of one iteration: its run directory, for reading alone."""
     from pathlib import Path
 
-    from worldloop.config import load_config
-    from worldloop.loop import run_loop
+    from worldloop.config.schema import load_config
+    from worldloop.loop.run import run_loop
 
     config = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
     root = tmp_path_factory.mktemp("runs")
@@ -68,12 +68,12 @@ def toy_clips(tmp_path):
     """A `ClipDataset` of toy episodes, all held out: three states with three scripted variants each."""
     import torch
 
-    from worldloop.randomness import make_row_keys
-    from worldloop.rollout import rollout_to_episodes, run_rollout
+    from worldloop.core.randomness import make_row_keys
+    from worldloop.core.types import Normalisation
+    from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
     from worldloop.sans.clips import ClipDataset
     from worldloop.sans.store import SansStore
-    from worldloop.sim.toy import ToyConfig, ToySimulator
-    from worldloop.types import Normalisation
+    from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
     simulator = ToySimulator(ToyConfig(image_size=32))
     states = simulator.draw_initial_states("validation", 3, seed=0).select([0, 0, 0, 1, 1, 1, 2, 2, 2])

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from worldloop.interfaces import Metrics
-from worldloop.randomness import derive_seed, make_generator, row_normal, row_uniform
-from worldloop.sim.chunks import ChunkedSimulator, Measurement
-from worldloop.types import (
+from worldloop.core.interfaces import Metrics
+from worldloop.core.randomness import derive_seed, make_generator, row_normal, row_uniform
+from worldloop.core.types import (
     ActionChunk,
     ImitationBatch,
     InitialStates,
@@ -21,6 +20,7 @@ from worldloop.types import (
     SimulatorSpec,
     Split,
 )
+from worldloop.simulators.base import ChunkedSimulator, Measurement
 
 REACH = 0.25  # to the goal, for success
 STEP = 0.15  # how far an action of 1 moves
@@ -54,7 +54,8 @@ class ReachSimulator(ChunkedSimulator):
             camera="above",
             simulator_version="reach 1",
             landmarks=(Landmark("effector", "proprio", (0, 1), 1.0),),
-            frames_after_success=1,
+            success_hold_frames=1,
+            success_confirm_frames=1,
         )
 
     def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:

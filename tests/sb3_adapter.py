@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
-from worldloop.gym_env import WorldModelVectorEnv
+from worldloop.envs.world_model_env import WorldModelVectorEnv
 
 
 class WorldModelVecEnv(VecEnv):

@@ -15,34 +15,13 @@ PACKAGE = ROOT / "worldloop"
 MAX_LINES = 400  # lines that are not blank
 
 FLOORS: dict[int, set[str]] = {
-    0: {
-        "",
-        "tensors",
-        "errors",
-        "types",
-        "interfaces",
-        "images",
-        "context_frames",
-        "randomness",
-        "statistics",
-        "files",
-        "workers",
-        "sharding",
-    },
-    1: {"networks"},
-    2: {"sans", "sim", "world_model", "policy", "executability", "value", "rl", "metrics"},
-    3: {"imagination", "open_loop", "rollout", "gym_env", "gym_vector_env", "window", "play"},
+    0: {"", "core"},
+    1: {"networks", "training"},
+    2: {"simulators", "sans", "world_model", "policies", "executability", "value", "rl"},
+    3: {"rollout", "storage", "factory", "config", "evaluation", "reporting", "envs", "play", "stages", "loop"},
     4: {"stages"},
     5: {"runtime"},
-    6: {
-        "config",
-        "build",
-        "rollout_jobs",
-        "session",
-        "loop",
-        "doctor",
-        "__main__",
-    },  # and every module whose name starts with `cli`
+    6: {"cli", "__main__"},
 }
 LEAF_FLOOR, STAGE_FLOOR, TOP_FLOOR = 2, 4, 6
 
@@ -180,7 +159,7 @@ def test_modules_stay_readable():
         ("stages/a.py", "from worldloop.runtime import inline", "up from floor 4"),
         (
             "rl/a.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import worldloop.loop",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import worldloop.loop.run",
             "up from floor 2",
         ),
         ("stages/a.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import worldloop.runtime", "up from floor 4"),
@@ -201,11 +180,14 @@ def test_a_violation_is_found(path, source, reason):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("sim/maniskill.py", "import mani_skill\nfrom worldloop.sim.tasks import x\nfrom . import chunks"),
-        ("interfaces.py", "from worldloop.types import Clip\nfrom worldloop import __version__"),
+        (
+            "sim/maniskill.py",
+            "import mani_skill\nfrom worldloop.simulators.maniskill.tasks import x\nfrom . import chunks",
+        ),
+        ("interfaces.py", "from worldloop.core.types import Clip\nfrom worldloop import __version__"),
         ("stages/a.py", "if TYPE_CHECKING:\n    from worldloop.runtime.inline import Runtime"),
         ("runtime/ray_pool.py", "import ray"),
-        ("cli_run.py", "from worldloop.loop import run\nfrom worldloop.stages import a"),
+        ("cli_run.py", "from worldloop.loop.run import run\nfrom worldloop.stages import a"),
         ("policy/token_vla.py", "import transformers, torch"),
     ],
 )
@@ -224,7 +206,7 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
     code = f"""
 import json, sys
 import worldloop.__main__ as cli
-import worldloop.cli
+import worldloop.cli.commands
 arguments = {arguments!r}
 if arguments is not None:
     sys.argv = ["worldloop", *arguments]

@@ -109,8 +109,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     options = make_parser().parse_args(arguments)
-    from worldloop import cli
-    from worldloop.errors import WorldloopError
+    from worldloop.cli import commands as cli
+    from worldloop.core.errors import WorldloopError
 
     try:
         return cli.execute(options)

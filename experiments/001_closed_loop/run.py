@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from worldloop.config import LoopConfig, load_config, to_yaml
-from worldloop.loop import run_loop
-from worldloop.runtime.card import read_card
-from worldloop.runtime.run_directory import RunDirectory
-from worldloop.stages.state import LoopState
-from worldloop.statistics import Rate, bootstrap_interval, paired_gain
+from worldloop.config.schema import LoopConfig, load_config, to_yaml
+from worldloop.core.statistics import Rate, bootstrap_interval, paired_gain
+from worldloop.loop.run import run_loop
+from worldloop.storage.card import read_card
+from worldloop.storage.run_directory import RunDirectory
+from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = {"first": "configs/pushcube_cpu.yaml", "trusted": "configs/pushcube_long.yaml"}

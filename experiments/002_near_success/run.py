@@ -21,22 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloop.config import LoopConfig, load_config
-from worldloop.errors import WorldloopError
-from worldloop.loop import make_runtime
-from worldloop.runtime.progress import Display, TerminalDisplay
-from worldloop.runtime.run_directory import RunDirectory
+from worldloop.config.schema import LoopConfig, load_config
+from worldloop.core.errors import WorldloopError
+from worldloop.core.statistics import auc, balanced_accuracy, bootstrap_interval
+from worldloop.evaluation.calibration import calibrate
+from worldloop.evaluation.held_out import imagine_episodes
+from worldloop.loop.run import make_runtime
+from worldloop.loop.session import Executor, Session
+from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.shard import shard_ref
-from worldloop.session import Executor, Session
 from worldloop.stages import branch_figures, fit_world_model
-from worldloop.stages.calibration import calibrate
 from worldloop.stages.check_world_model import align, describe
 from worldloop.stages.data import open_clips
-from worldloop.stages.held_out import imagine_episodes
 from worldloop.stages.simulate import make_jobs, restrict, run_jobs
-from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, balanced_accuracy, bootstrap_interval
+from worldloop.storage.run_directory import RunDirectory
+from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}

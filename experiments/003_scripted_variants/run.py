@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from worldloop import rollout_jobs
-from worldloop.config import LoopConfig, load_config
-from worldloop.randomness import make_row_keys
-from worldloop.rollout import RolloutJob
+from worldloop.config.schema import LoopConfig, load_config
+from worldloop.core.randomness import make_row_keys
+from worldloop.core.statistics import Rate
+from worldloop.core.types import OUTCOMES, Episode, InitialStates, Split
+from worldloop.reporting.progress import TerminalDisplay
+from worldloop.rollout import jobs as rollout_jobs
+from worldloop.rollout.rollout import RolloutJob
 from worldloop.runtime.inline import InlineRuntime
-from worldloop.runtime.progress import TerminalDisplay
-from worldloop.sim.variants import SCRIPTED_VARIANTS
-from worldloop.statistics import Rate
-from worldloop.types import OUTCOMES, Episode, InitialStates, Split
+from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1")

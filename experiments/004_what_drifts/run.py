@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloop import build
-from worldloop.errors import WorldloopError
-from worldloop.metrics.video import compute_psnr
-from worldloop.open_loop import Branches
-from worldloop.randomness import make_row_keys
-from worldloop.runtime.run_directory import RunDirectory
+from worldloop.core.errors import WorldloopError
+from worldloop.core.randomness import make_row_keys
+from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.evaluation.branch_figures import average
+from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.open_loop import Branches
+from worldloop.factory import build
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
-from worldloop.stages.branch_figures import average
-from worldloop.statistics import auc, bootstrap_interval
+from worldloop.storage.run_directory import RunDirectory
 from worldloop.world_model.denoiser import FrameMemory
 
 HERE = Path(__file__).resolve().parent

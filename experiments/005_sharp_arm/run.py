@@ -23,14 +23,14 @@ import numpy as np
 import torch
 
 import worldloop
-from worldloop.config import load_config
-from worldloop.runtime.progress import TerminalDisplay
+from worldloop.config.schema import load_config
+from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.loop.session import Session
+from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.store import SansStore
-from worldloop.session import Session
 from worldloop.stages import check_world_model, fit_world_model, held_out
 from worldloop.stages.data import open_clips
-from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, bootstrap_interval
+from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = Path(worldloop.__file__).parents[1] / "configs"  # those of the code on PYTHONPATH
@@ -53,8 +53,8 @@ ARMS = {
 
 def render(run: Path, out: Path) -> None:
     """Copy ``run``'s episodes to ``out`` with anti-aliased frames, in the decoded cache that training reads."""
-    from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator
-    from worldloop.sim.tasks import MANISKILL_STATE_DIM
+    from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
+    from worldloop.simulators.maniskill.tasks import MANISKILL_STATE_DIM
 
     SansStore(run / "sans").open_cache(SansStore(run / "sans").version(VERSION))
     shutil.copytree(run / "sans", out / "sans")

@@ -17,9 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from worldloop.config import LoopConfig, load_config
-from worldloop.loop import run_loop
-from worldloop.runtime.run_directory import RunDirectory
+from worldloop.config.schema import LoopConfig, load_config
+from worldloop.loop.run import run_loop
+from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("pushcube", "pullcube", "pickcube")

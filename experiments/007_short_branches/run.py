@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.config import LoopConfig, load_config, to_yaml
-from worldloop.loop import run_loop
-from worldloop.runtime.run_directory import RunDirectory
-from worldloop.statistics import Rate, bootstrap_interval, paired_gain
+from worldloop.config.schema import LoopConfig, load_config, to_yaml
+from worldloop.core.statistics import Rate, bootstrap_interval, paired_gain
+from worldloop.loop.run import run_loop
+from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)

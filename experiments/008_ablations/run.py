@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.config import load_config
-from worldloop.imagination import find_best
-from worldloop.interfaces import WorldModelOutput
-from worldloop.runtime.progress import TerminalDisplay
+from worldloop.config.schema import load_config
+from worldloop.core.interfaces import WorldModelOutput
+from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.core.success import find_highest_confirmed
+from worldloop.core.types import Clip
+from worldloop.loop.session import Session
+from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
-from worldloop.session import Session
 from worldloop.stages import check_world_model, fit_world_model, held_out
 from worldloop.stages.data import open_clips
-from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, bootstrap_interval
-from worldloop.types import Clip
+from worldloop.storage.run_state import LoopState
 from worldloop.world_model.denoiser import FrameMemory
 from worldloop.world_model.heads import SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
@@ -146,10 +146,10 @@ def fit(arm: str, run: Path, out: Path) -> None:
         if not len(episodes):
             continue
         branches = held_out.imagine_episodes(world_model, dataset, episodes, 64, context).branches
-        k, valid = branches.frames_after_success, branches.truth.valid
+        k, valid = branches.confirm_frames, branches.truth.valid
         own[source] = {
-            "logit": find_best(branches.logit, valid, k).tolist(),
-            "logit_of_single_frames": find_best(branches.logit, valid, 0).tolist(),
+            "logit": find_highest_confirmed(branches.logit, valid, k).tolist(),
+            "logit_of_single_frames": find_highest_confirmed(branches.logit, valid, 0).tolist(),
             "is_success": branches.succeeds.tolist(),
         }
     record = state.records[1]

@@ -22,20 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.config import load_config
-from worldloop.interfaces import Metrics
-from worldloop.metrics.video import compute_psnr, repeat_first_frame
-from worldloop.rollout import rollout_to_episodes, run_rollout
-from worldloop.runtime.progress import TerminalDisplay
+from worldloop.config.schema import load_config
+from worldloop.core.interfaces import Metrics
+from worldloop.core.types import ActionChunk, ChunkStep, ImitationBatch, Observation, Split
+from worldloop.evaluation.branch_figures import measure_state_error, positions, see
+from worldloop.evaluation.fidelity import compute_psnr, repeat_first_frame
+from worldloop.loop.session import Session
+from worldloop.reporting.progress import TerminalDisplay
+from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 from worldloop.sans.store import SansStore
-from worldloop.session import Session
-from worldloop.sim.maniskill import ManiSkillConfig, ManiSkillSimulator
-from worldloop.sim.tasks import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
+from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
+from worldloop.simulators.maniskill.tasks import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
 from worldloop.stages import check_world_model, fit_world_model, held_out
-from worldloop.stages.branch_figures import measure_state_error, positions, see
 from worldloop.stages.data import open_clips
-from worldloop.stages.state import LoopState
-from worldloop.types import ActionChunk, ChunkStep, ImitationBatch, Observation, Split
+from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
 FRAMES, LONG, TRAINING = 1000, 4, 40
@@ -47,7 +47,7 @@ OVERRIDES = [
     "fit_world_model.num_steps=2000",
     "check_world_model.probe_steps=1000",
     "simulator.maniskill.max_episode_steps=5000",
-    "simulator.maniskill.frames_after_success=1000",
+    "simulator.maniskill.success_hold_frames=1000",
 ]
 
 

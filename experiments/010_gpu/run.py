@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from worldloop.config import load_config
-from worldloop.runtime.progress import TerminalDisplay
-from worldloop.session import Session
+from worldloop.config.schema import load_config
+from worldloop.loop.session import Session
+from worldloop.reporting.progress import TerminalDisplay
 from worldloop.stages import check_world_model, fit_world_model
 from worldloop.stages.data import open_clips
-from worldloop.stages.state import LoopState
+from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
 VERSION = "v001"

@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from worldloop.config import load_config
-from worldloop.metrics.video import compute_psnr
-from worldloop.runtime.progress import TerminalDisplay
+from worldloop.config.schema import load_config
+from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.loop.session import Session
+from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
-from worldloop.session import Session
 from worldloop.stages import check_world_model, distil_world_model, fit_world_model, held_out
 from worldloop.stages.data import open_clips
-from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, bootstrap_interval
+from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
 VERSION, SOURCE = "v001", "on_policy"

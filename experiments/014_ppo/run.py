@@ -28,9 +28,9 @@ from sb3_adapter import WorldModelVecEnv  # noqa: E402
 from stable_baselines3 import PPO  # noqa: E402
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # noqa: E402
 
-from worldloop.build import build_simulator, find_simulator, make_vector_env  # noqa: E402
-from worldloop.runtime.run_directory import RunDirectory  # noqa: E402
-from worldloop.statistics import Rate  # noqa: E402
+from worldloop.core.statistics import Rate  # noqa: E402
+from worldloop.factory.build import build_simulator, find_simulator, make_vector_env  # noqa: E402
+from worldloop.storage.run_directory import RunDirectory  # noqa: E402
 
 NUM_ENVS, NUM_STEPS = 64, 32
 NUM_IMAGINED, NUM_SIMULATED = 256, 100  # episodes by which a policy is judged

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worldloop.core.types import Episode, EpisodeMeta
 from worldloop.sans.store import SansStore
-from worldloop.types import Episode, EpisodeMeta
 
 MakeEpisode = Callable[..., Episode]
 

@@ -27,7 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from worldloop.errors import WorldloopError
+from worldloop.core.errors import WorldloopError
 from worldloop.play.session import PlaySession
 
 PAGE = Path(__file__).with_name("page.html")

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.errors import WorldloopError
-from worldloop.imagination import Calibration
-from worldloop.interfaces import Simulator, WorldModel
-from worldloop.randomness import derive_seed
-from worldloop.types import Observation
+from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import Simulator, WorldModel
+from worldloop.core.randomness import derive_seed
+from worldloop.core.success import Calibration
+from worldloop.core.types import Observation
 
 MAX_MOMENTS = 2000  # of a game: some 200 KB each at 64 px, without what a denoiser remembers
 NUM_STATES = 16  # initial states of the simulator that a game may begin with

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldloop.interfaces import Metrics
-from worldloop.tensors import check_shape
+from worldloop.core.interfaces import Metrics
+from worldloop.core.tensors import check_shape
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from worldloop.errors import WorldloopError
-from worldloop.runtime.progress import Display
+from worldloop.core.errors import WorldloopError
+from worldloop.reporting.progress import Display
 
 SIMULATOR_DIED = (
     "a simulator's process died again and again on the same block (killed, or out of memory); "

@@ -6,7 +6,7 @@ reserve for each. Several training workers take the place of the stage actor, se
 
 An actor that dies (killed, out of memory, its node lost) is started again by Ray, and does again what it was at: a
 simulator its block, the stage actor its stage, from what that has kept. Both give what they would have given, see
-`worldloop.loop`.
+`worldloop.loop.run`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from worldloop.errors import WorldloopError, first_line
+from worldloop.core.errors import WorldloopError, first_line
+from worldloop.reporting.progress import Display, RemoteDisplay, replay
 from worldloop.runtime.inline import SIMULATOR_DIED
-from worldloop.runtime.progress import Display, RemoteDisplay, replay
 from worldloop.runtime.ray_train import Coordinator, TrainingGroup, run_alone
 
 POLL_INTERVAL_S = 0.5

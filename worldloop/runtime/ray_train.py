@@ -2,9 +2,9 @@
 
 Ray Train places the workers, sets up their `torch.distributed` process group, and starts all of them again when one
 dies; that takes it half a minute, so the group is kept from stage to stage, and begins to start with the run. A
-training stage runs on every worker, see `worldloop.workers` for what they add up and who writes; any other stage runs
-on the first alone, or beside the driver as long as there is no group. Begun again, a stage goes on from what it has
-kept, see `worldloop.stages.partial`.
+training stage runs on every worker (`worldloop.training.data_parallel`); any other stage runs on the first alone, or
+beside the driver as long as there is no group. Begun again, a stage goes on from its checkpoint
+(`worldloop.training.resume`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from worldloop.errors import WorldloopError, first_line
-from worldloop.runtime.progress import Display, RemoteDisplay, SilentDisplay
+from worldloop.core.errors import WorldloopError, first_line
+from worldloop.reporting.progress import Display, RemoteDisplay, SilentDisplay
 
 BACKEND = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 SHOW_INTERVAL_S = 0.5
@@ -229,7 +229,7 @@ def _work(config: dict[str, Any]) -> None:
     import ray
     from ray.exceptions import RayActorError
 
-    from worldloop.workers import Workers
+    from worldloop.training.data_parallel import Workers
 
     coordinator = config["coordinator"]
     rank, done = Workers.of_process_group().rank, 0

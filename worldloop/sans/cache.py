@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from worldloop.errors import WorldloopError
-from worldloop.files import disk_errors, hash_file, to_json, whole_directory
+from worldloop.core.errors import WorldloopError
+from worldloop.core.files import disk_errors, hash_file, to_json, whole_directory
+from worldloop.core.types import Episode, EpisodeMeta
 from worldloop.sans.shard import ShardRef, meta_to_json
-from worldloop.types import Episode, EpisodeMeta
 
 CACHE_SCHEMA_VERSION = 2
 _FRAME_ARRAYS = ("proprio", "sim_state")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.context_frames import NUM_CONTEXT_FRAMES
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
+from worldloop.core.types import Clip, Landmark, Observation, Split
 from worldloop.sans.cache import VersionCache
-from worldloop.types import Clip, Landmark, Observation, Split
 
 
 def _context_rows(now: np.ndarray, num_frames: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldloop.files import write_file
+from worldloop.core.files import write_file
 
 _COLUMNS = 3  # episodes side by side
 _CAPTION, _MARGIN = 14, 8  # pixels

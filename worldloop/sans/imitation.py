@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from worldloop.context_frames import NUM_CONTEXT_FRAMES
-from worldloop.errors import WorldloopError
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
+from worldloop.core.errors import WorldloopError
+from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import make_observation
-from worldloop.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split
 
 
 @dataclass(frozen=True)

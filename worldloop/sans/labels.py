@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from worldloop.errors import WorldloopError
-from worldloop.files import read_json, to_json, write_file
+from worldloop.core.errors import WorldloopError
+from worldloop.core.files import read_json, to_json, write_file
 
 LABELS_SCHEMA_VERSION = 1
 REST = "rest"

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.errors import WorldloopError
+from worldloop.core.errors import WorldloopError
 
 IMAGE_PREFIX = "observation.images."
 _CHUNKS_SIZE = 1000

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloop.errors import WorldloopError
-from worldloop.types import Normalisation
+from worldloop.core.errors import WorldloopError
+from worldloop.core.types import Normalisation
 
 MIN_STD = 0.01
 """Floor of a standard deviation, in the dimension's own unit: 10 mm, 0.01 rad (0.6 degrees), 0.01 rad/s.

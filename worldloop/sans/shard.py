@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.errors import WorldloopError, first_line
-from worldloop.files import hash_file, read_json, to_json, whole_directory
+from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.files import hash_file, read_json, to_json, whole_directory
+from worldloop.core.tensors import check_dtype
+from worldloop.core.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec
 from worldloop.sans.lerobot_format import (
     IMAGE_PREFIX,
     Features,
@@ -29,8 +31,6 @@ from worldloop.sans.lerobot_format import (
     require_data_extra,
     vector_feature,
 )
-from worldloop.tensors import check_dtype
-from worldloop.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec
 
 SHARD_SCHEMA_VERSION = 1
 MANIFEST = "worldloop.json"

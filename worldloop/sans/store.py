@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worldloop.errors import WorldloopError
-from worldloop.files import check_name, malformed, read_json, to_json, whole_directory, write_file
+from worldloop.core.errors import WorldloopError
+from worldloop.core.files import check_name, malformed, read_json, to_json, whole_directory, write_file
+from worldloop.core.types import Episode, EpisodeMeta, Normalisation, SimulatorSpec
 from worldloop.sans.cache import CachePart, VersionCache, ensure_part
 from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
 from worldloop.sans.shard import (
@@ -28,7 +29,6 @@ from worldloop.sans.shard import (
     verify_shard,
     write_shard,
 )
-from worldloop.types import Episode, EpisodeMeta, Normalisation, SimulatorSpec
 
 VERSION_SCHEMA_VERSION = 1
 _SUMMARY_KEYS = ("task", "source", "variant", "outcome", "split", "iteration")

@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.images import draw_level
-from worldloop.imagination import Calibration
-from worldloop.metrics.alignment import compute_alignment, with_interval
-from worldloop.metrics.frame_probe import FrameProbe, ProbeBatch, fit_frame_probe
-from worldloop.metrics.lpips import compute_lpips
-from worldloop.open_loop import Branches, cut_branches
-from worldloop.randomness import make_generator
-from worldloop.sans.clips import ClipDataset
-from worldloop.stages.branch_figures import (
+from worldloop.core.images import draw_level
+from worldloop.core.randomness import make_generator
+from worldloop.core.statistics import auc, best_threshold
+from worldloop.core.success import Calibration
+from worldloop.core.types import Landmark, Observation
+from worldloop.evaluation.alignment import compute_alignment, with_interval
+from worldloop.evaluation.branch_figures import (
     align_branches,
     best_by_episode,
     compute_visual_alignment,
@@ -40,13 +38,15 @@ from worldloop.stages.branch_figures import (
     see_outcomes,
     summarise,
 )
-from worldloop.stages.calibration import calibrate, find_distrust, fit_calibration, is_calibrated_on
+from worldloop.evaluation.calibration import calibrate, find_distrust, fit_calibration, is_calibrated_on
+from worldloop.evaluation.held_out import SOURCES, OpenLoop, imagine, imagine_episodes
+from worldloop.evaluation.lpips import compute_lpips
+from worldloop.evaluation.open_loop import Branches, cut_branches
+from worldloop.evaluation.probes import FrameProbe, ProbeBatch, fit_frame_probe
+from worldloop.sans.clips import ClipDataset
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
-from worldloop.stages.held_out import SOURCES, OpenLoop, imagine, imagine_episodes
-from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, best_threshold
-from worldloop.types import Landmark, Observation
+from worldloop.storage.run_state import LoopState
 
 GREEN, RED = (60, 200, 90), (210, 70, 60)
 NUM_STARTS = 64  # observations that the checkpoint carries, for an environment to start from
@@ -154,8 +154,8 @@ def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context)
         )
     some = torch.from_numpy(episodes[:: max(1, len(episodes) // 200)])
     clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), int(cache.num_steps[some.numpy()].max()))
-    after = context.spec.frames_after_success
-    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip, frames_after_success=after)
+    after = context.spec.success_confirm_frames
+    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip, confirm_frames=after)
     success = truth.succeeds.numpy()
     if success.all() or not success.any():
         return probe, 0.0

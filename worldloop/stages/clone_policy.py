@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from worldloop.interfaces import Metrics
-from worldloop.randomness import derive_seed
+from worldloop.core.interfaces import Metrics
+from worldloop.core.randomness import derive_seed
 from worldloop.sans.imitation import EXPERT_DEMONSTRATIONS, EpisodeSelection, ImitationDataset
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_cache
-from worldloop.stages.microbatches import add_metrics, make_generators, sum_metrics
-from worldloop.stages.optimisation import PRECISIONS, Optimisation, autocast
-from worldloop.stages.partial import KeptGenerator, PartialStage, drop_partial
-from worldloop.stages.state import LoopState
+from worldloop.storage.run_state import LoopState
+from worldloop.training.micro_batches import add_metrics, make_generators, sum_metrics
+from worldloop.training.optimizer import PRECISIONS, Optimisation, autocast
+from worldloop.training.resume import KeptGenerator, PartialStage, drop_partial
 
 NAME = "clone_policy"
 

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.imagination import Calibration, ImaginedSimulator
-from worldloop.randomness import make_row_keys
-from worldloop.rollout import run_rollout
+from worldloop.core.randomness import make_row_keys
+from worldloop.core.success import Calibration
+from worldloop.core.types import InitialStates
+from worldloop.rollout.imagination import ImaginedSimulator
+from worldloop.rollout.rollout import run_rollout
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.simulate import choose_split, make_jobs, restrict, run_jobs
-from worldloop.stages.state import LoopState
-from worldloop.types import InitialStates
+from worldloop.storage.run_state import LoopState
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a stage is given to work with. The implementation is composed above (`worldloop.session`)."""
+"""What a stage is given to work with. The implementation is composed above (`worldloop.loop.session`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from worldloop.imagination import Calibration
-from worldloop.rollout import RolloutJob
+from worldloop.core.success import Calibration
+from worldloop.core.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Split
+from worldloop.rollout.rollout import RolloutJob
 from worldloop.sans.store import SansStore
-from worldloop.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Split
-from worldloop.workers import Workers
+from worldloop.training.data_parallel import Workers
 
 
 class Progress(Protocol):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from worldloop.core.types import Split
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import ClipDataset
 from worldloop.stages.context import Context
-from worldloop.types import Split
 
 
 def open_clips(context: Context, version: str, split: Split) -> ClipDataset:

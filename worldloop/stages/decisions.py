@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldloop.imagination import find_best
+from worldloop.core.success import find_highest_confirmed
+from worldloop.core.types import ActionChunk, Observation
 from worldloop.rl.grpo import GroupAdvantages
-from worldloop.rollout import Rollout
-from worldloop.types import ActionChunk, Observation
+from worldloop.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Decisions:
 
 def compute_returns(
     rollout: Rollout,
-    frames_after_success: int,
+    confirm_frames: int,
     uncertainty_penalty: float = 0.0,
     floor_db: float = 0.0,
     last_value: Tensor | None = None,
@@ -41,7 +41,7 @@ def compute_returns(
     """
     probability = torch.cat([s.success_prob for s in rollout.steps], dim=1)
     stride = rollout.valid.shape[1] // probability.shape[1]
-    best = find_best(probability, rollout.valid[:, ::stride], frames_after_success).clamp_min(0)
+    best = find_highest_confirmed(probability, rollout.valid[:, ::stride], confirm_frames).clamp_min(0)
     if last_value is not None:
         best = torch.where(rollout.steps[-1].done, best, last_value)
     returns = torch.where(rollout.success, 1.0, best)

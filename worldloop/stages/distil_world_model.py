@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worldloop.errors import require_positive
-from worldloop.metrics.video import compute_psnr
+from worldloop.core.errors import require_positive
+from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.evaluation.calibration import is_calibrated_on
+from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.held_out import SOURCES, OpenLoop, imagine_episodes
 from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
-from worldloop.stages.calibration import is_calibrated_on
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.fit_world_model import FitWorldModelConfig, name_checkpoint, train
-from worldloop.stages.held_out import SOURCES, OpenLoop, imagine_episodes
-from worldloop.stages.microbatches import make_generators
-from worldloop.stages.partial import drop_partial
-from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, bootstrap_interval
+from worldloop.storage.run_state import LoopState
+from worldloop.training.micro_batches import make_generators
+from worldloop.training.resume import drop_partial
 
 NAME = "distil_world_model"
 

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloop.imagination import Calibration, ImaginedSimulator
-from worldloop.randomness import make_row_keys
-from worldloop.rollout import run_rollout
+from worldloop.core.randomness import make_row_keys
+from worldloop.core.statistics import Rate, paired_gain
+from worldloop.core.success import Calibration
+from worldloop.core.types import Episode, Observation
+from worldloop.rollout.imagination import ImaginedSimulator
+from worldloop.rollout.rollout import run_rollout
 from worldloop.stages.context import Context
 from worldloop.stages.simulate import evaluate_in_simulator, success_of
-from worldloop.stages.state import LoopState
-from worldloop.statistics import Rate, paired_gain
-from worldloop.types import Episode, Observation
+from worldloop.storage.run_state import LoopState
 
 
 @dataclass(frozen=True)

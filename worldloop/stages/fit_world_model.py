@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-from worldloop.errors import require_positive, require_range
-from worldloop.interfaces import Metrics
-from worldloop.networks.ema import EmaWeights
-from worldloop.randomness import derive_seed
+from worldloop.core.errors import require_positive, require_range
+from worldloop.core.interfaces import Metrics
+from worldloop.core.randomness import derive_seed
+from worldloop.core.types import Clip
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
-from worldloop.sharding import gather, shard
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
-from worldloop.stages.microbatches import add_metrics, make_generators, sum_metrics
-from worldloop.stages.optimisation import Optimisation
-from worldloop.stages.partial import Kept, KeptGenerator, KeptModule, PartialStage, drop_partial, has_partial
-from worldloop.stages.state import LoopState
-from worldloop.types import Clip
+from worldloop.storage.run_state import LoopState
+from worldloop.training.ema import EmaWeights
+from worldloop.training.micro_batches import add_metrics, make_generators, sum_metrics
+from worldloop.training.optimizer import Optimisation
+from worldloop.training.resume import Kept, KeptGenerator, KeptModule, PartialStage, drop_partial, has_partial
+from worldloop.training.sharding import gather, shard
 from worldloop.world_model.self_rollout import SelfRolloutPool
 
 NAME = "fit_world_model"

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from itertools import batched
 
-from worldloop.errors import WorldloopError
-from worldloop.sans.recorded import RecordedConfig, count_recorded, read_recorded
+from worldloop.core.errors import WorldloopError
+from worldloop.core.types import Episode
+from worldloop.sans.recordings import RecordedConfig, count_recorded, read_recorded
 from worldloop.stages.context import Context
-from worldloop.stages.state import LoopState
-from worldloop.types import Episode
+from worldloop.storage.run_state import LoopState
 
 EPISODES_PER_SHARD = 200
 

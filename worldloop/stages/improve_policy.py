@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.errors import require_positive, require_range
-from worldloop.imagination import Calibration, ImaginedSimulator
-from worldloop.interfaces import Metrics
-from worldloop.networks.ema import EmaWeights
-from worldloop.randomness import make_row_keys
-from worldloop.rl.critic import Critic
+from worldloop.core.errors import require_positive, require_range
+from worldloop.core.interfaces import Metrics
+from worldloop.core.randomness import make_row_keys
+from worldloop.core.success import Calibration
+from worldloop.core.types import Observation
 from worldloop.rl.grpo import (
     GroupAdvantages,
     compute_group_advantages,
@@ -34,18 +33,20 @@ from worldloop.rl.grpo import (
     compute_policy_loss,
     shuffle_returns,
 )
-from worldloop.rollout import Rollout, run_rollout
+from worldloop.rollout.imagination import ImaginedSimulator
+from worldloop.rollout.rollout import Rollout, run_rollout
 from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages.clone_policy import ClonePolicyConfig, imitate
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
 from worldloop.stages.decisions import Decisions, compute_returns, flatten
-from worldloop.stages.microbatches import add_metrics, make_generators, name_draws, share_of, sum_metrics
-from worldloop.stages.optimisation import Optimisation
-from worldloop.stages.partial import KeptGenerator, PartialStage, drop_partial, has_partial
 from worldloop.stages.policy_value import fit_policy_value
-from worldloop.stages.state import LoopState
-from worldloop.types import Observation
+from worldloop.storage.run_state import LoopState
+from worldloop.training.ema import EmaWeights
+from worldloop.training.micro_batches import add_metrics, make_generators, name_draws, share_of, sum_metrics
+from worldloop.training.optimizer import Optimisation
+from worldloop.training.resume import KeptGenerator, PartialStage, drop_partial, has_partial
+from worldloop.value.success_critic import Critic
 
 NAME = "improve_policy"
 METHODS = ("grpo", "imitate_successes")
@@ -279,7 +280,7 @@ class _Improvement:
         config, context = self.config, self.context
         returns = compute_returns(
             rollout,
-            context.spec.frames_after_success,
+            context.spec.success_confirm_frames,
             config.uncertainty_penalty,
             self.calibration.floor_db,
             None if self.critic is None else self.critic.value(rollout.steps[-1].observation),

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldloop.randomness import make_generator
-from worldloop.rl.critic import Critic, fit_critic
+from worldloop.core.randomness import make_generator
+from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.core.types import Observation
 from worldloop.sans.clips import ClipDataset
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
-from worldloop.stages.state import LoopState
-from worldloop.statistics import auc, bootstrap_interval
-from worldloop.types import Observation
+from worldloop.storage.run_state import LoopState
+from worldloop.value.success_critic import Critic, fit_critic
 
 BATCH_SIZE = 64
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from worldloop.core.statistics import Rate, paired_gain
 from worldloop.stages.context import Context
 from worldloop.stages.simulate import evaluate_in_simulator, success_of
-from worldloop.stages.state import LoopState
-from worldloop.statistics import Rate, paired_gain
+from worldloop.storage.run_state import LoopState
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from worldloop.randomness import make_generator
+from worldloop.core.randomness import make_generator
+from worldloop.core.types import Split
 from worldloop.stages.context import Context
 from worldloop.stages.simulate import choose_split, make_jobs, run_jobs
-from worldloop.stages.state import LoopState
-from worldloop.types import Split
+from worldloop.storage.run_state import LoopState
 
 FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")  # of those that are recorded at all
 

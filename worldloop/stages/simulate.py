@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from worldloop.randomness import derive_seed, make_row_keys
-from worldloop.rollout import RolloutJob
+from worldloop.core.randomness import derive_seed, make_row_keys
+from worldloop.core.types import Episode, InitialStates, Split
+from worldloop.rollout.rollout import RolloutJob
 from worldloop.stages.context import Context
-from worldloop.types import Episode, InitialStates, Split
 
 
 def choose_split(state_id: str, validation_share: float) -> Split:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from worldloop import images
+from worldloop.core import images
 
 
 class Codec(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from worldloop.errors import require_choice, require_positive, require_range
+from worldloop.core.errors import require_choice, require_positive, require_range
 
 DENOISERS = ("hybrid", "cosmos")
 PREDICTIONS = ("data", "velocity")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from worldloop.tensors import Rows
+from worldloop.core.tensors import Rows
 
 
 @dataclass(frozen=True)

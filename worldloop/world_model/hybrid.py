@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloop.context_frames import NUM_CONTEXT_FRAMES, shift_frames
-from worldloop.errors import WorldloopError
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, shift_frames
+from worldloop.core.errors import WorldloopError
 from worldloop.networks.blocks import (
     FilmResBlock,
     PatchProjection,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worldloop import images
-from worldloop.interfaces import Metrics
-from worldloop.types import Clip
+from worldloop.core import images
+from worldloop.core.interfaces import Metrics
+from worldloop.core.types import Clip
 
 ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
 MOVED_THRESHOLD = 0.06  # in units of [-1, 1] images: 8 grey levels, above rendering noise

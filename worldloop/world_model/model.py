@@ -13,13 +13,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from worldloop.context_frames import fill_context, shift_frames
-from worldloop.errors import WorldloopError
-from worldloop.interfaces import ImaginedChunk, WorldModelOutput
+from worldloop.core.context_frames import fill_context, shift_frames
+from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import ImaginedChunk, WorldModelOutput
+from worldloop.core.randomness import row_normal
+from worldloop.core.types import Clip, Normalisation, Observation, SimulatorSpec
 from worldloop.networks import flow
 from worldloop.networks.instruction import InstructionEncoder
-from worldloop.randomness import row_normal
-from worldloop.types import Clip, Normalisation, Observation, SimulatorSpec
 from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import WorldModelConfig

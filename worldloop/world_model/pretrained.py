@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldloop import images
-from worldloop.errors import WorldloopError, first_line
+from worldloop.core import images
+from worldloop.core.errors import WorldloopError, first_line
 from worldloop.world_model.config import CosmosConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")

@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from worldloop.context_frames import shift_frames
-from worldloop.interfaces import WorldModelOutput
-from worldloop.tensors import Rows
-from worldloop.types import Clip
+from worldloop.core.context_frames import shift_frames
+from worldloop.core.interfaces import WorldModelOutput
+from worldloop.core.tensors import Rows
+from worldloop.core.types import Clip
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from worldloop.tensors import Rows, check_shape
+from worldloop.core.tensors import Rows, check_shape
 from worldloop.world_model.denoiser import FrameMemory
 
 

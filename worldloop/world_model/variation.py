@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldloop.context_frames import NUM_CONTEXT_FRAMES
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.networks.augment import shift_images
 
 JUDGEMENT_NOISE = 0.1  # largest noise on what the success head learns from: [-1, 1] images, normalised proprio

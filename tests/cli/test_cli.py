@@ -1,0 +1,90 @@
+"""The command line as a person meets it: exit codes, one-line errors, and what is printed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worldloop.__main__ import STAGE_NAMES, main
+from worldloop.loop.run import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBUG = str(ROOT / "configs/debug.yaml")
+
+
+def test_stage_names_of_the_help_are_those_of_the_loop() -> None:
+    assert set(STAGE_NAMES) == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", DEBUG, "sed=1"], "unknown key sed; did you mean seed?"),
+        (["run", DEBUG, "seed=x"], "bad value for seed"),
+        (["run", DEBUG, "mirror=/backup"], "mirror '/backup' must be an address"),
+        (["run", DEBUG, "mirror=s3://key:secret@bucket"], "must hold no credentials"),
+        (["run", DEBUG, "run_root=s3://bucket/runs"], "run_root 's3://bucket/runs' must be a folder"),
+        (["run", DEBUG, "run_root=/dev/null/never", "policy.token_vla.proprio_prefixes=[tcp]"], "matches no proprio"),
+        (["run", DEBUG, "run_root=/dev/null/never", "simulator.toy.image_size=18"], "18 is not divisible by 4"),
+        (["run", DEBUG, "run_root=/dev/null/never", "world_model.hybrid.patch=3"], "by 2 x world_model.hybrid.patch"),
+        (["run", DEBUG, "run_root=/dev/null/never", "seed_dataset.episodes={expert: 5, clumsy: 3}"], "'clumsy' is not"),
+        (["run", "nowhere.yaml"], "config nowhere.yaml does not exist"),
+        (["run", DEBUG, "simulator.kind=maniskill", "simulator.maniskill.task=Push-v9"], "task 'Push-v9' is not one"),
+        (["report", "/nonexistent"], "has no results.json"),
+        (["sans", "list", "/nonexistent"], "dataset folder /nonexistent does not exist"),
+    ],
+)
+def test_user_mistakes_are_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dance"], "invalid choice: 'dance'"),
+        ([], "required: COMMAND"),
+        (["run"], "required: config"),
+        (["sans", "paint", "x"], "invalid choice: 'paint'"),
+        (["stage", "dance", DEBUG], "unknown stage 'dance'; stages: seed_dataset"),
+    ],
+)
+def test_unknown_commands_exit_2_without_a_traceback(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("worldloop: ")
+    assert message in error
+
+
+def test_report_and_sans_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [f"run_root={tmp_path}", "num_iterations=0", "clone_policy.num_steps=5"]
+    assert main(["run", DEBUG, *overrides]) == 0
+    run_dir = tmp_path / "debug"
+    table = capsys.readouterr().out
+    assert "simulated success, 95 %" in table
+    assert max(len(line) for line in table.splitlines() if str(tmp_path) not in line) <= 80
+    assert main(["report", str(run_dir)]) == 0
+    assert main(["sans", "list", str(run_dir / "sans")]) == 0
+    assert "v000" in capsys.readouterr().out
+    assert main(["sans", "show", str(run_dir / "sans")]) == 0
+    assert "96 episodes" in capsys.readouterr().out
+    assert main(["sans", "verify", str(run_dir / "sans"), "v000"]) == 0
+    assert "match their hashes" in capsys.readouterr().out
+    assert main(["sans", "show", str(run_dir / "sans"), "v9"]) == 2
+    assert "no version 'v9'" in capsys.readouterr().err
+
+
+def test_both_ways_to_call_it() -> None:
+    for command in ([sys.executable, "-m", "worldloop"], [str(Path(sys.executable).parent / "worldloop")]):
+        result = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30)
+        assert result.returncode == 0
+        assert result.stdout.startswith("worldloop ")

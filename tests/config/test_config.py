@@ -1,0 +1,108 @@
+"""Configuration: what loads, and how mistakes are explained."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from worldloop.config.schema import build_config, find_differences, load_config, to_yaml
+from worldloop.core.errors import WorldloopError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_load_and_round_trip(path: Path) -> None:
+    config = load_config(path)
+    assert config.run_name == path.stem
+    assert build_config([OmegaConf.create(to_yaml(config))], "x") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_key_is_commented(path: Path) -> None:
+    section, bare = "", []
+    for line in path.read_text().splitlines():
+        body = line.split("#")[0].rstrip()
+        if body and not body.endswith(":") and "#" not in line and section != "episodes":
+            bare.append(line)
+        if body.endswith(":"):
+            section = body.strip(" :")
+    assert not bare, bare
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_iteration=3", "unknown key num_iteration; did you mean num_iterations?"),
+        ("improve_policy.group_sice=3", "unknown key improve_policy.group_sice; did you mean group_size?"),
+        ("num_iterations=many", "bad value for num_iterations"),
+        ("improve_policy.group_size=1", "improve_policy.group_size must be at least 2, got 1"),
+        ("runtime=slurm", "runtime 'slurm' is not one of ray, inline"),
+        ("chunk_length=3", "chunk_length 3 must be a multiple of simulator.toy.actions_per_frame 2"),
+        ("simulator.maniskill.task=PushCub-v1", "task 'PushCub-v1' is not one of PushCube-v1"),
+        ("world_model.denoiser=unet", "world_model.denoiser is 'unet', allowed: hybrid, cosmos"),
+        ("policy.kind=diffusion", "policy.kind 'diffusion' is not one of token_vla, or module:Class"),
+        ("seed", "override 'seed' is not of the form key=value"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_remedy(override: str, message: str) -> None:
+    with pytest.raises(WorldloopError) as error:
+        load_config(ROOT / "configs/debug.yaml", [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(WorldloopError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(WorldloopError, match="not a mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1, 2\nb: }")
+    with pytest.raises(WorldloopError, match="is not YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_a_config_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("run_name: base\nseed: 3\nclips: {motion_weight: 2.0, on_policy_share: 0.1}\n")
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nclips: {on_policy_share: 0.2}\n")
+    config = load_config(tmp_path / "child.yaml", ["clips.outcome_balance=false"])
+    assert (config.run_name, config.seed) == ("child", 3)
+    assert (config.clips.motion_weight, config.clips.on_policy_share) == (2.0, 0.2)
+    assert not config.clips.outcome_balance
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ("gone.yaml", "gone.yaml, which .*a.yaml extends, does not exist"),
+        ("a.yaml", "extends itself"),
+        ("[1]", "name of"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, extends: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"extends: {extends}\n")
+    with pytest.raises(WorldloopError, match=message):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_differences_ignore_resources_and_name_results() -> None:
+    config = load_config(ROOT / "configs/debug.yaml")
+    moved = build_config([{"resources": {"num_simulators": 7}, "runtime": "ray", "seed": 1}], "test")
+    keys = [d.split(" ")[0] for d in find_differences(to_yaml(config), to_yaml(moved))]
+    assert "seed" in keys
+    assert not any(k.startswith(("resources", "runtime")) for k in keys)
+
+
+def test_every_stage_of_the_gpu_config_fills_its_simulator() -> None:
+    config = load_config(ROOT / "configs/pushcube_gpu.yaml")
+    rows = config.simulator.maniskill.num_envs
+    assert (
+        config.seed_dataset.block_size
+        == config.evaluate_policy.block_size
+        == config.collect_episodes.block_size
+        == rows
+    )
+    assert config.promote_policy.block_size == config.promote_policy.num_states

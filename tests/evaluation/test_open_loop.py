@@ -1,0 +1,77 @@
+"""Branches of recorded episodes, imagined by a world model that is the simulator itself."""
+
+import torch
+
+from worldloop.core.interfaces import ImaginedChunk
+from worldloop.core.randomness import row_normal
+from worldloop.evaluation.open_loop import cut_branches, imagine_branches
+from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator, toy_spec
+
+
+class _Oracle:
+    """Plays the toy's physics from the observation's state; its success head knows."""
+
+    spec = toy_spec(ToyConfig(image_size=32))
+
+    def start(self, context, noise_key):
+        simulator = ToySimulator(ToyConfig(image_size=32, success_hold_frames=3))  # the stored chunk went on, too
+        simulator.reset(context.sim_state)
+        return simulator
+
+    def imagine(self, state, actions):
+        frames, proprio, success = [], [], []
+        for part in actions.split(2, dim=1):  # the toy stores a frame every two actions
+            step = state.step_chunk(part)
+            frames.append(step.frames)
+            proprio.append(step.proprio)
+            success.append(step.success.any(1, keepdim=True))
+        logit = torch.where(torch.cat(success, 1), 5.0, -5.0)
+        return state, ImaginedChunk(torch.cat(frames, 1), torch.cat(proprio, 1), logit)
+
+
+def test_branches_of_an_oracle_are_the_episodes(toy_clips) -> None:
+    episodes = toy_clips.episode_index()
+    index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
+    num_frames = int(toy_clips.cache.num_steps.max())
+    counts: list[int] = []
+    branches = imagine_branches(_Oracle(), toy_clips, index, num_frames, batch_size=4, key=(0,), on_batch=counts.append)
+    assert counts == [4, 4, 1]
+    valid = branches.truth.valid
+    assert torch.equal(branches.frames[valid], branches.truth.frames[valid])
+    assert torch.equal(branches.proprio[valid], branches.truth.proprio[valid])
+    assert branches.succeeds.tolist() == [True, False, False] * 3
+    assert (branches.best_logit > 0).tolist() == [True, False, False] * 3
+
+
+class _Noisy(_Oracle):
+    """Its frames are its noise."""
+
+    def start(self, context, noise_key):
+        return noise_key
+
+    def imagine(self, state, actions):
+        noise = row_normal(state, torch.zeros_like(state), (1, 32, 32, 3))
+        frames = (255 * noise.sigmoid()).to(torch.uint8)
+        return state, ImaginedChunk(frames, torch.zeros(len(state), 1, 4), torch.zeros(len(state), 1))
+
+
+def test_noise_does_not_depend_on_the_size_of_a_batch(toy_clips) -> None:
+    index = torch.tensor([[0, 0], [1, 0], [2, 0], [3, 0]])
+    one, two = (imagine_branches(_Noisy(), toy_clips, index, 1, batch_size=n, key=(0,)).frames for n in (1, 3))
+    assert torch.equal(one, two)
+    assert not torch.equal(one[0], one[1])
+
+
+def test_short_branches_tile_their_episodes_and_start_from_real_frames(toy_clips) -> None:
+    episodes = toy_clips.episode_index()[:2]
+    lengths = [int(toy_clips.cache.episode(e).valid.any(1).sum()) for e in (0, 1)]  # up to the success
+    assert lengths[0] < toy_clips.cache.num_steps[0]
+    index = cut_branches(toy_clips, episodes, 3)
+    assert index.tolist() == [[e, f] for e in (0, 1) for f in range(0, lengths[e], 3)]
+    branches = imagine_branches(_Oracle(), toy_clips, index, 3, batch_size=64, key=(0,))
+    valid = branches.truth.valid
+    assert valid.sum() == sum(min(3, toy_clips.cache.num_steps[e] - f) for e, f in index.tolist())
+    assert torch.equal(branches.frames[valid], branches.truth.frames[valid])
+    # the episode's first frame stays the anchor, while each branch starts from its own
+    assert torch.equal(branches.first_frames[0], branches.first_frames[1])
+    assert torch.equal(branches.start_frames[1], branches.frames[0, 2])

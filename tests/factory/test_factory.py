@@ -1,0 +1,195 @@
+"""Environments from checkpoints: a debug loop's world model, reused away from its run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from worldloop.core.errors import WorldloopError
+from worldloop.factory import build
+from worldloop.storage.card import read_card
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "worldloop/WorldModel-v0"
+
+
+@pytest.fixture(scope="module")
+def run(debug_run: Path) -> Path:
+    return debug_run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the world model alone, away from its run."""
+    state = json.loads((run / "state.json").read_bytes())
+    return Path(shutil.copytree(run / state["world_model"], tmp_path_factory.mktemp("elsewhere") / "world_model"))
+
+
+def _actions(env: Any, seed: int) -> np.ndarray:
+    env.action_space.seed(seed)
+    return env.action_space.sample()
+
+
+def test_gymnasium_makes_it_by_name_from_the_checkpoint_alone(checkpoint: Path) -> None:
+    env = gymnasium.make(NAME, checkpoint=str(checkpoint), task="ToyPush-v1", render_mode="rgb_array")
+    first, info = env.reset(seed=5)
+    assert env.observation_space.contains(first)
+    assert info["start"] >= 0
+    second, reward, *_ = env.step(_actions(env, 0))
+    assert not np.array_equal(first["image"], second["image"])
+    assert np.array_equal(env.render(), second["image"])
+    env.reset(seed=5)
+    again = env.step(_actions(env, 0))
+    assert np.array_equal(again[0]["image"], second["image"])
+    assert again[1] == reward
+
+
+def test_make_vec_gives_the_native_environment_and_a_run_means_its_latest_model(run: Path) -> None:
+    env = gymnasium.make_vec(NAME, num_envs=3, checkpoint=run, autoreset_mode="SameStep")
+    assert isinstance(env.unwrapped, build.WorldModelVectorEnv)
+    env.reset(seed=0)
+    ended = 0
+    for t in range(30):
+        observation, _, terminated, truncated, info = env.step(_actions(env, t))
+        ended += int((terminated | truncated).sum())
+        assert ("final_obs" in info) == bool((terminated | truncated).any())
+    assert observation["image"].shape == (3, 16, 16, 3)
+    assert ended >= 3
+
+
+def test_the_example_in_the_readme_runs(run: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = text[text.index("    import gymnasium, worldloop.envs.world_model_env") :].split("\n\n`")[0].splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(line[4:] for line in lines).replace("runs/pushcube_cpu", str(run)), names)
+    assert 0 <= names["info"]["success_prob"] <= 1
+    assert (names["futures"].num_envs, names["envs"].num_envs) == (8, 16)
+    assert np.array_equal(names["env"].unwrapped.restore(names["moment"])["image"], names["observation"]["image"])
+
+
+def test_a_fork_of_a_real_world_model_goes_on_bit_equal(checkpoint: Path) -> None:
+    env = build.make_env(checkpoint)
+    env.reset(seed=0)
+    env.step(_actions(env, 0))
+    saved, actions = env.save(), [_actions(env, t) for t in range(1, 3)]
+    first = [env.step(a)[0]["image"] for a in actions]
+    env.restore(saved)
+    assert np.array_equal([env.step(a)[0]["image"] for a in actions], first)
+    env.restore(saved)
+    forks = env.fork(4)
+    for a, image in zip(actions, first, strict=True):
+        observation = forks.step(np.stack([a] * 4))[0]["image"]
+        assert (observation == observation[:1]).all()
+        # another batch size may round differently by a grey level
+        assert np.abs(observation[0].astype(int) - image).max() <= 1
+
+
+def test_the_card_carries_calibration_figures_and_training_starts(run: Path, checkpoint: Path) -> None:
+    state, card = json.loads((run / "state.json").read_bytes()), read_card(checkpoint)
+    assert vars(card.calibration) == state["calibration"]
+    check = state["records"][1]["reward_alignment"]
+    assert card.figures["on_policy"]["auc"] == check["on_policy"]["auc"]
+    assert card.starts.frames.shape[1:] == (1, 16, 16, 3)
+    assert len(card.starts) > 1
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "starts.safetensors"])
+def test_a_card_of_other_weights_is_refused(checkpoint: Path, tmp_path: Path, file: str) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (copy / file).write_bytes((copy / file).read_bytes()[:-1] + b"x")
+    with pytest.raises(WorldloopError, match=r"damaged|does not belong"):
+        build.make_env(copy)
+
+
+def test_mistakes_are_named(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorldloopError, match="task 'Stack' is not known"):
+        build.make_env(checkpoint, task="Stack")
+    with pytest.raises(WorldloopError, match="does not exist"):
+        build.make_env(tmp_path / "nowhere")
+    with pytest.raises(WorldloopError, match="holds a policy"):
+        build.make_env(run / "checkpoints/iteration_000/policy")
+    unchecked = Path(shutil.copytree(checkpoint, tmp_path / "unchecked"))
+    (unchecked / "card.json").unlink()
+    with pytest.raises(WorldloopError, match=r"no card\.json"):
+        build.make_env(unchecked)
+    if not torch.cuda.is_available():
+        with pytest.raises(WorldloopError, match="sees no GPU"):
+            build.make_env(checkpoint, device="cuda")
+    (tmp_path / "other").mkdir()
+    state = json.loads((run / "state.json").read_bytes()) | {"world_model": ""}
+    (tmp_path / "other/state.json").write_text(json.dumps(state))
+    with pytest.raises(WorldloopError, match="no world model yet"):
+        build.make_env(tmp_path / "other")
+
+
+LIGHT = """
+import importlib.metadata as metadata
+import re
+import sys
+
+from packaging.requirements import Requirement
+
+
+def normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def list_needs(name):
+    for text in metadata.requires(name) or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield normal(requirement.name)
+
+
+installed = {normal(d.metadata["Name"]) for d in metadata.distributions()}
+allowed, left = set(), ["worldloop"]
+while left:
+    name = left.pop()
+    if name in installed and name not in allowed:
+        allowed.add(name)
+        left += list_needs(name)
+tops = metadata.packages_distributions()
+refused = {top for top, names in tops.items() if allowed.isdisjoint(map(normal, names))} - {"worldloop"}
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Refuse())
+assert {"ray", "mani_skill", "lerobot", "transformers", "pyarrow", "PIL"} <= refused
+assert not {"torch", "gymnasium", "tqdm"} & refused
+"""
+
+
+def test_the_environment_and_play_need_the_base_install_alone(checkpoint: Path) -> None:
+    code = LIGHT + (
+        "import gymnasium\n"
+        "import worldloop.envs.world_model_env\n"
+        "from worldloop import build\n"
+        "from worldloop.__main__ import main\n"
+        f"env = gymnasium.make_vec({NAME!r}, num_envs=2, checkpoint={str(checkpoint)!r})\n"
+        "env.reset(seed=0)\n"
+        "env.step(env.action_space.sample())\n"
+        "from pathlib import Path\n"
+        "from worldloop.play.server import PlayServer\n"
+        f"PlayServer(lambda: build.make_play_session(Path({str(checkpoint)!r}), None)).close()\n"
+        "main(['doctor'])\n"
+        "print('light')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("light\n"), done.stderr
+
+
+def test_importing_the_environments_is_enough_to_register() -> None:
+    code = f"import gymnasium, worldloop.envs.world_model_env; print({NAME!r} in gymnasium.registry)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

@@ -1,0 +1,231 @@
+"""The loop as a whole on the toy simulator: results, resume after a kill, Ctrl-C, Ray, and refusals."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from worldloop.config.schema import load_config
+from worldloop.core.errors import WorldloopError
+from worldloop.loop.run import list_stages, run_loop
+from worldloop.reporting.tables import format_report
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBUG = ROOT / "configs/debug.yaml"
+SMALL = ("fit_world_model.num_steps=12", "fit_world_model.num_refit_steps=12", "clone_policy.num_steps=20")
+
+
+def _run_in_child(run_root: str, kill_at: tuple[int, str] | None) -> None:
+    """Run the debug loop; kill this process for good at the first progress of stage ``kill_at``."""
+    import worldloop.loop.run as loop
+
+    class Display(loop.TerminalDisplay):
+        def log(self, line: str) -> None:
+            if line.startswith("iteration "):
+                head, _, name = line.rpartition(": ")
+                self.now = (int(head.split()[1].split("/")[0]), name)
+
+        def advance(self, count: int, figures: dict[str, float]) -> None:
+            if self.now == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.TerminalDisplay = Display  # type: ignore[misc]
+    loop.run_loop(load_config(DEBUG, [f"run_root={run_root}", *SMALL]))
+
+
+def _in_child(run_root: Path, kill_at: tuple[int, str] | None) -> int | None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worldloop.loop.run", "worldloop.config.schema"])
+    process = context.Process(target=_run_in_child, args=(str(run_root), kill_at))
+    process.start()
+    process.join(200)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    assert _in_child(root, None) == 0
+    return root / "debug"
+
+
+def test_run_directory_and_results(finished: Path) -> None:
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.yaml", "state.json", "results.json", "timings.json", "tensorboard", "checkpoints", "sans"} <= names
+    for iteration in (1, 2):
+        for kind in ("world_model", "policy_after_002", "policy_after_004"):
+            assert (finished / f"checkpoints/iteration_{iteration:03d}/{kind}/model.safetensors").is_file()
+    results = json.loads((finished / "results.json").read_text())
+    assert [e["iteration"] for e in results["iterations"]] == [0, 1, 2]
+    clone, last = results["iterations"][0], results["iterations"][2]
+    assert clone["imagined_success"] is None
+    assert clone["imagined_success_reason"] == "no world model yet"
+    assert clone["reward_alignment"] is None
+    assert last["lpips"] is None
+    assert "LPIPS" in last["lpips_reason"]
+    for entry in results["iterations"]:
+        success = entry["simulated_success"]
+        assert success["n"] == 40
+        assert success["rate"] == pytest.approx(success["k"] / 40)
+        assert success["low"] <= success["rate"] <= success["high"]
+    assert set(last["reward_alignment"]) >= {"scripted", "on_policy"}
+    assert clone["env_steps"] < last["env_steps"]
+    assert 0 <= last["value_auc"]["value"] <= 1
+    # 4 updates of 8 groups of 4 rows, each of at most 3 chunks of one frame
+    assert 0 < last["imagined_frames"] <= 4 * 8 * 4 * 3
+    calibration = json.loads((finished / "state.json").read_text())["calibration"]
+    assert calibration["floor_db"] > 0
+
+
+def test_the_check_stands_beside_its_baselines_and_floors(finished: Path) -> None:
+    check = json.loads((finished / "results.json").read_text())["iterations"][-1]["world_model_check"]
+    for source in ("scripted", "on_policy"):
+        figures = check[source]
+        assert figures["object_error_cm_floor"]["end"]["value"] < figures["object_error_cm"]["end"]["value"]
+        assert len(figures["object_error_cm"]["by_frame"]) == 10  # frames of a full toy episode
+        for name in ("psnr_db", "moving_psnr_db"):
+            assert {"value", "low", "high", "n"} <= set(figures[f"{name}_first_frame"]["mean"])
+        assert [h["chunks"] for h in figures["horizon"]] == [2]
+    assert check["on_policy"]["action_following"] is None
+    assert "forked_states" in check["on_policy"]["action_following_reason"]
+    followed = check["scripted"]["action_following"]
+    assert followed["num_states"] == 4
+    assert followed["num_pairs"] == 4 * 6
+    assert 0 < followed["image"]["ratio"]["value"] < 2
+
+
+def test_evaluation_states_never_enter_the_dataset(finished: Path) -> None:
+    from worldloop.sans.store import SansStore
+
+    store = SansStore(finished / "sans")
+    ids = {e.meta.initial_state_id for name in store.list_versions() for e in store.episodes(store.version(name))}
+    assert ids
+    assert all("/train/" in state_id for state_id in ids)
+
+
+def test_a_share_of_the_episodes_starts_where_the_world_model_is_uncertain(finished: Path) -> None:
+    from worldloop.sans.store import SansStore
+
+    store = SansStore(finished / "sans")
+    before = {e.meta.initial_state_id: e.meta.split for e in store.episodes(store.version("v001"))}
+    added = [e.meta for e in store.episodes(store.version("v002"))][-40:]
+    assert all(m.iteration == 1 for m in added)
+    again = [m for m in added if m.initial_state_id in before]
+    assert len(again) == 10
+    assert all(m.split == before[m.initial_state_id] == "train" for m in again)
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_gives_the_same_results(finished: Path, tmp_path: Path) -> None:
+    config = load_config(DEBUG)
+    stages = [(i, name) for i in range(config.num_iterations + 1) for name in list_stages(config, i)]
+    for target in stages:
+        assert _in_child(tmp_path, target) == -signal.SIGKILL, target
+    assert _in_child(tmp_path, None) == 0
+    assert (tmp_path / "debug/results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_ray_and_simulator_pool_give_the_same_results(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "worldloop", "run", str(DEBUG), f"run_root={tmp_path}", "runtime=ray", *SMALL]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    result = subprocess.run(
+        [*command, "resources.num_simulators=2"], capture_output=True, text=True, timeout=280, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "debug/results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert "gain over clone" in result.stdout
+
+
+def test_ctrl_c_ends_cleanly_and_the_run_resumes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "worldloop", "run", str(DEBUG), f"run_root={tmp_path}", "num_iterations=0"]
+    command += ["clone_policy.num_steps=100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "imitating" in line:
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert "the same command continues" in rest
+    state = json.loads((tmp_path / "debug/state.json").read_text())
+    assert state["next_stage"] == "clone_policy"
+
+
+def test_a_run_directory_of_another_config_is_refused(finished: Path) -> None:
+    with pytest.raises(WorldloopError, match=r"made with another config: seed \(0 -> 1\)"):
+        run_loop(load_config(DEBUG, [f"run_root={finished.parent}", "seed=1", *SMALL]))
+
+
+def test_a_finished_run_is_left_alone(finished: Path) -> None:
+    before = (finished / "timings.json").read_bytes()
+    run_loop(load_config(DEBUG, [f"run_root={finished.parent}", *SMALL]))
+    assert (finished / "timings.json").read_bytes() == before
+
+
+def test_only_the_next_stage_can_be_run(tmp_path: Path) -> None:
+    config = load_config(DEBUG, [f"run_root={tmp_path}"])
+    with pytest.raises(WorldloopError, match=r"next stage of .* is seed_dataset, not improve_policy"):
+        run_loop(config, "improve_policy")
+    directory = run_loop(config, "seed_dataset")
+    assert directory.read_state().next_stage == "clone_policy"
+
+
+def test_a_corrupt_shard_stops_the_next_stage_by_name(tmp_path: Path) -> None:
+    config = load_config(DEBUG, [f"run_root={tmp_path}"])
+    directory = run_loop(config, "seed_dataset")
+    (parquet,) = (directory.path / "sans/shards/000-scripted/data").rglob("*.parquet")
+    data = bytearray(parquet.read_bytes())
+    data[len(data) // 2] ^= 1
+    parquet.write_bytes(bytes(data))
+    with pytest.raises(WorldloopError, match="000-scripted"):
+        run_loop(config, "clone_policy")
+    assert directory.read_state().next_stage == "clone_policy"
+
+
+def test_a_full_disk_is_explained_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(DEBUG, [f"run_root={tmp_path}", *SMALL])
+    directory = run_loop(config, "seed_dataset")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(WorldloopError, match="disk full while writing checkpoint") as error:
+            run_loop(config, "clone_policy")
+    assert error.value.exit_code == 1
+    assert not (directory.path / "checkpoints/iteration_000/policy").exists()
+    assert run_loop(config, "clone_policy").read_state().next_stage == "evaluate_policy"
+
+
+def test_no_policy_is_improved_in_a_model_that_is_not_good_enough(tmp_path: Path) -> None:
+    enough = "seed_dataset.episodes.noisy=100"  # held-out successes to judge by
+    overrides = [f"run_root={tmp_path}", "check_world_model.required_auc=1.0", "num_iterations=1", enough, *SMALL]
+    directory = run_loop(load_config(DEBUG, [*overrides, "improve_policy.restart_from=policy"]))
+    state, entry = directory.read_state(), directory.read_results()["iterations"][1]
+    assert entry["num_fits"] == 2
+    assert state.world_model == "checkpoints/iteration_001/world_model_2"
+    assert state.world_model_steps == 12 + 12
+    assert "below check_world_model.required_auc 1.0" in entry["improvement_skipped"]
+    assert entry["promoted"] is False
+    assert state.policy == state.clone
+    assert "no policy improved in it: AUC" in format_report(directory.path)
+
+
+def test_the_control_that_imitates_needs_no_world_model(tmp_path: Path) -> None:
+    overrides = [f"run_root={tmp_path}", "improve_policy.method=imitate_successes", "num_iterations=1", *SMALL]
+    config = load_config(DEBUG, overrides)
+    assert "fit_world_model" not in list_stages(config, 1)
+    results = run_loop(config).read_results()
+    assert results["iterations"][1]["simulated_success"]["n"] == 40
+    assert results["iterations"][1]["imagined_success"] is None

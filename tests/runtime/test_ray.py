@@ -1,0 +1,156 @@
+"""Actors of a local Ray cluster: they die in the middle of their work, and the work is done all the same."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldloop.core.errors import WorldloopError
+from worldloop.reporting.progress import TerminalDisplay
+from worldloop.runtime.ray import RayRuntime, find_missing
+
+
+def test_what_a_cluster_lacks() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]
+    assert find_missing([{"CPU": 6.0}], [{"CPU": 2.0}] * 3, nodes) == ""
+    assert find_missing([{"CPU": 9.0}], [], nodes) == "9 CPU for one actor, the largest node has 8"
+    assert (
+        find_missing([{"CPU": 4.0}], [{"CPU": 4.0}] * 3, nodes) == "16 CPU for all actors together, the cluster has 12"
+    )
+    assert find_missing([{"CPU": 1.0, "GPU": 2.0}], [], nodes) == "2 GPU for one actor, the largest node has 1"
+    apart = find_missing([{"CPU": 6.0, "GPU": 1.0}], [], nodes)
+    assert apart == (
+        "1 training actors of 6 CPU and 1 GPU each, for which its nodes are too small (4 CPU and 1 GPU; 8 CPU)"
+    )
+    three_each = [{"CPU": 8.0, "GPU": 3.0}] * 2
+    assert "2 GPU each, for which" in find_missing([{"CPU": 1.0, "GPU": 2.0}] * 3, [], three_each)
+    assert find_missing([{"CPU": 1.0, "GPU": 1.5}] * 4, [{"CPU": 6.0}] * 2, three_each) == ""
+    crowded = find_missing([{"CPU": 1.0, "GPU": 1.5}] * 2, [{"CPU": 4.5}] * 3, three_each)
+    assert "of 1 CPU and 1.5 GPU each beside 3 simulators of 4.5 CPU, for which" in crowded
+    both_on_the_small_one = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 2.0}]
+    assert find_missing([{"CPU": 1.0, "GPU": 1.0}] * 2, [{"CPU": 8.0}], both_on_the_small_one) == ""
+
+
+def start(num_simulators: int, cpus_per_simulator: float, num_workers: int = 1) -> RayRuntime:
+    return RayRuntime(
+        address="",
+        num_simulators=num_simulators,
+        cpus_per_simulator=cpus_per_simulator,
+        num_workers=num_workers,
+        trainer_cpus=1.0 / num_workers**2,  # beside the module's other runtime on two processors
+        trainer_gpus=0.0,
+        max_retries=2,
+        display=TerminalDisplay(),
+    )
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[RayRuntime]:
+    address = os.environ.pop("RAY_ADDRESS", None)
+    runtime = start(num_simulators=2, cpus_per_simulator=0.0)
+    yield runtime
+    runtime.close()
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+
+
+def make_stage(folder: Path, times: int, kills_stage: bool) -> Any:
+    """A stage that squares numbers on simulators; the simulator of number 2, or the stage, dies ``times`` times.
+
+    Nested functions, because those travel to the actors by value.
+    """
+
+    def die() -> None:
+        died = len(list(folder.iterdir()))
+        if died < times:
+            (folder / str(died)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def square(number: int) -> int:
+        if number == 2 and not kills_stage:
+            die()
+        return number**2
+
+    def stage(executor: Any, display: Any) -> list[int]:
+        results = list(executor.map(square, range(6)))
+        if kills_stage:
+            die()
+        return results
+
+    return stage
+
+
+@pytest.mark.parametrize("kills_stage", [False, True])
+def test_the_work_of_an_actor_that_died_is_done_again(runtime: RayRuntime, tmp_path: Path, kills_stage: bool) -> None:
+    assert runtime.run_stage(make_stage(tmp_path, 2, kills_stage)) == [0, 1, 4, 9, 16, 25]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("kills_stage", "message"), [(False, "simulator's process died"), (True, "stage's process died")]
+)
+def test_work_that_always_kills_its_actor_is_one_clear_error(
+    runtime: RayRuntime, tmp_path: Path, kills_stage: bool, message: str
+) -> None:
+    with pytest.raises(WorldloopError, match=message):
+        runtime.run_stage(make_stage(tmp_path, 100, kills_stage))
+    assert len(list(tmp_path.iterdir())) == 3
+    after = tmp_path / "after"
+    after.mkdir()
+    assert runtime.run_stage(make_stage(after, 0, kills_stage)) == [0, 1, 4, 9, 16, 25]  # the actors live on
+
+
+def test_a_cluster_that_is_too_small_says_so_at_once(runtime: RayRuntime) -> None:
+    with pytest.raises(WorldloopError, match="CPU for all actors together, the cluster has"):
+        start(num_simulators=1000, cpus_per_simulator=1.0)
+
+
+def make_training_stage(folder: Path, end: str) -> Any:
+    """A stage on two workers, of which the second dies once; then it ``end``s well, or with a clear error."""
+
+    def stage(executor: Any, display: Any) -> Any:
+        import torch
+
+        from worldloop.core.errors import WorldloopError
+        from worldloop.training.data_parallel import Workers
+
+        workers = Workers.of_process_group()
+        display.log(f"worker {workers.rank}")
+        if workers.rank == 1 and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if end == "error" and not workers.is_first:
+            raise WorldloopError("the loss became nan")
+        return int(workers.sum(torch.tensor(workers.rank + 1))), workers
+
+    return stage
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("runtime")
+def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    from worldloop.training.data_parallel import Workers
+
+    group = start(num_simulators=1, cpus_per_simulator=0.0, num_workers=2)
+    assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, Workers(0, 2))
+    shown = capsys.readouterr().err
+    assert "attempt 2 of 3" in shown
+    assert "worker 0" in shown
+    assert "worker 1" not in shown
+    after = tmp_path / "after"
+    after.mkdir()
+    assert group.run_stage(make_stage(after, 0, False)) == [0, 1, 4, 9, 16, 25]  # on the first of them alone
+    ray.kill(group._stage, no_restart=False)  # the coordinator, and its group with it
+    (tmp_path / "died").unlink()
+    assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, Workers(0, 2))
+    reserved = [entry for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
+    assert len(reserved) == 1  # nothing is left of the first group's
+    with pytest.raises(WorldloopError, match="the loss became nan"):
+        group.run_stage(make_training_stage(tmp_path, "error"), trains=True)
+    group.close()

@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+import torch
+
+from worldloop.core.errors import WorldloopError
+from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
+from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset
+
+
+@pytest.fixture
+def cache(store, make_episode):
+    """Two shards; episodes 0..4 carry the numbers 1..5."""
+    first = [
+        make_episode(1, num_steps=4),
+        make_episode(2, num_steps=3, source="perturbed", outcome="failure", instruction="pull the cube"),
+    ]
+    second = [
+        make_episode(3, num_steps=2, source="policy", outcome="near_success"),
+        make_episode(4, num_steps=2, split="validation"),
+        make_episode(5, num_steps=5, source="policy"),
+    ]
+    version = store.snapshot("v1", [store.append(first, "a"), store.append(second, "b")])
+    return store.open_cache(version)
+
+
+@pytest.fixture
+def dataset(cache) -> ClipDataset:
+    return ClipDataset(cache, "train", "base")
+
+
+def stamps(frames: torch.Tensor) -> list:
+    """(episode number, frame) that the pixels encode."""
+    assert torch.equal(frames[..., :2].amin((-3, -2)), frames[..., :2].amax((-3, -2)))
+    return frames[..., 0, 0, :2].tolist()
+
+
+def test_candidates_are_the_steps_of_the_split(dataset) -> None:
+    assert dataset.candidates.tolist() == (
+        [[0, f] for f in range(4)] + [[1, f] for f in range(3)] + [[2, 0], [2, 1]] + [[4, f] for f in range(5)]
+    )
+
+
+def test_clip_is_aligned_in_time(dataset) -> None:
+    clip = dataset.load(torch.tensor([[4, 2], [0, 0], [1, 1]]), num_frames=2)
+    assert stamps(clip.context) == [[[5, 0], [5, 1], [5, 2]], [[1, 0], [1, 0], [1, 0]], [[2, 0], [2, 0], [2, 1]]]
+    longer = dataset.load(clip.index, num_frames=2, num_context_frames=5).context
+    assert stamps(longer)[0] == [[5, 0], [5, 0], [5, 0], [5, 1], [5, 2]]
+    assert stamps(longer)[2] == [[2, 0], [2, 0], [2, 0], [2, 0], [2, 1]]
+    assert stamps(clip.frames) == [[[5, 3], [5, 4]], [[1, 1], [1, 2]], [[2, 2], [2, 3]]]
+    assert clip.context_proprio[:, 0].tolist() == [502, 100, 201]
+    assert clip.proprio[..., 0].tolist() == [[503, 504], [101, 102], [202, 203]]
+    # s = 2: frame step f holds the environment steps 2f and 2f + 1, which lead to frame f + 1.
+    assert clip.actions[..., 0].tolist() == [
+        [[5004, 5005], [5006, 5007]],
+        [[1000, 1001], [1002, 1003]],
+        [[2002, 2003], [2004, 2005]],
+    ]
+    assert clip.valid.all()
+    assert clip.instruction == ("push the cube", "push the cube", "pull the cube")
+    assert clip.is_on_policy.tolist() == [True, False, False]
+    assert clip.success.tolist() == [[0, 0], [0, 0], [0, 0]]
+    assert clip.success.dtype == torch.float32
+
+
+def test_padding_repeats_the_last_frame(dataset) -> None:
+    clip = dataset.load(torch.tensor([[0, 2]]), num_frames=4)
+    assert stamps(clip.frames) == [[[1, 3], [1, 4], [1, 4], [1, 4]]]
+    assert torch.equal(clip.frames[0, 1], clip.frames[0, 3])
+    assert clip.proprio[0, :, 0].tolist() == [103, 104, 104, 104]
+    assert clip.valid.tolist() == [[True, True, False, False]]
+    assert clip.success.tolist() == [[0, 1, 1, 1]]
+    assert clip.actions[0, 1, 0, 0] == 1006
+    assert (clip.actions[0, 2:] == 0).all()
+
+
+def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, make_episode) -> None:
+    episode = make_episode(1, num_steps=4, outcome="failure")
+    episode.success[1, 1] = True  # the simulator's flag flickers; the episode has succeeded for good
+    episode.valid[2:] = False
+    cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
+    dataset = ClipDataset(cache, "train", "base")
+    assert dataset.candidates.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
+    assert dataset.num_open_steps.tolist() == [2]
+    clip = dataset.load(torch.tensor([[0, 0]]), num_frames=4)
+    assert clip.valid.all()
+    assert clip.success.tolist() == [[0, 1, 1, 1]]
+    assert dataset.success_before(torch.tensor([[0, 0], [0, 1], [0, 2], [0, 4]])).tolist() == [False, False, True, True]
+
+
+def test_whole_episode_and_observation(dataset, make_episode) -> None:
+    clip = dataset.whole_episode(4)
+    expected = make_episode(5, num_steps=5, source="policy")
+    assert torch.equal(clip.frames[0], torch.from_numpy(expected.frames["base"][1:]))
+    assert torch.equal(clip.actions[0], torch.from_numpy(expected.actions))
+    observation = dataset.observation(torch.tensor([[4, 3], [4, 5], [1, 0]]))
+    assert stamps(observation.frames) == [[[5, 0], [5, 2], [5, 3]], [[5, 0], [5, 4], [5, 5]], [[2, 0]] * 3]
+    assert observation.env_step.tolist() == [6, 10, 0]
+    assert observation.proprio is not None
+    assert observation.proprio[:, 0].tolist() == [503, 505, 200]
+    assert observation.sim_state is not None
+    assert torch.equal(observation.sim_state[0], torch.from_numpy(expected.sim_state[3]))
+
+
+def test_episode_index_filters(dataset, cache) -> None:
+    assert dataset.episode_index().tolist() == [0, 1, 2, 4]
+    assert dataset.episode_index(source="policy").tolist() == [2, 4]
+    assert dataset.episode_index(source=("expert", "perturbed"), outcome="failure").tolist() == [1]
+    assert cache.select(split="validation").tolist() == [3]
+
+
+def test_bad_requests_are_named(cache, dataset) -> None:
+    with pytest.raises(ValueError, match=r"camera 'top'.*allowed: base"):
+        ClipDataset(cache, "train", "top")
+    with pytest.raises(ValueError, match=r"0\.\.F-1"):
+        dataset.load(torch.tensor([[0, 4]]), num_frames=1)
+    with pytest.raises(ValueError, match=r"on_policy_share is 1\.5"):
+        ClipSamplingConfig(on_policy_share=1.5)
+    with pytest.raises(ValueError, match="motion_weight is -1"):
+        ClipSamplingConfig(motion_weight=-1)
+
+
+def test_sampler_balances_sources_and_outcomes(dataset) -> None:
+    sampler = BalancedClipSampler(dataset, ClipSamplingConfig(on_policy_share=0.25, motion_weight=0.0))
+    probabilities = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 2, 4)}
+    # scripted .75 over success (episode 0) and failure (1); policy .25 over near-success (2) and success (4)
+    assert probabilities == pytest.approx({0: 0.375, 1: 0.375, 2: 0.125, 4: 0.125})
+    drawn = sampler.sample(torch.Generator().manual_seed(0), 20_000)
+    counts = np.bincount(drawn[:, 0].numpy(), minlength=5) / len(drawn)
+    assert counts[[0, 1, 2, 3, 4]] == pytest.approx([0.375, 0.375, 0.125, 0.0, 0.125], abs=0.012)
+    within = drawn[drawn[:, 0] == 4][:, 1].bincount() / (drawn[:, 0] == 4).sum()
+    assert within.tolist() == pytest.approx([0.2] * 5, abs=0.04)
+
+
+def test_sampler_without_balance_and_with_a_missing_source(dataset) -> None:
+    config = ClipSamplingConfig(on_policy_share=0.5, motion_weight=0.0, outcome_balance=False)
+    sampler = BalancedClipSampler(dataset, config)
+    mass = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 2, 4)}
+    assert mass == pytest.approx({0: 0.5 * 4 / 7, 1: 0.5 * 3 / 7, 2: 0.5 * 2 / 7, 4: 0.5 * 5 / 7})
+    validation = ClipDataset(dataset.cache, "validation", "base")  # scripted only, although its share is 0
+    drawn = BalancedClipSampler(validation, ClipSamplingConfig(on_policy_share=1.0)).sample(torch.Generator(), 50)
+    assert set(drawn[:, 0].tolist()) == {3}
+    only_policy = BalancedClipSampler(dataset, ClipSamplingConfig(on_policy_share=1.0))
+    assert set(only_policy.sample(torch.Generator().manual_seed(1), 500)[:, 0].tolist()) == {2, 4}
+
+
+def test_sampler_without_near_successes(dataset) -> None:
+    config = ClipSamplingConfig(on_policy_share=0.5, motion_weight=0.0, near_success=False)
+    sampler = BalancedClipSampler(dataset, config)
+    mass = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 2, 4)}
+    assert mass == pytest.approx({0: 0.25, 1: 0.25, 2: 0.0, 4: 0.5})
+
+
+def test_sampler_prefers_motion(store, make_episode) -> None:
+    episode = make_episode(1, num_steps=2, outcome="failure")
+    images = episode.frames["base"]
+    images[:] = 0
+    images[2] = 30  # step 0 stands still, step 1 moves by 30 grey levels: relative motion 0 and 2
+    cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
+    sampler = BalancedClipSampler(ClipDataset(cache, "train", "base"), ClipSamplingConfig(motion_weight=1.5))
+    assert sampler.probabilities.tolist() == pytest.approx([0.2, 0.8])  # weights 1 and 1 + 1.5 * 2
+
+
+def test_sampler_is_a_function_of_the_generator(dataset) -> None:
+    sampler = BalancedClipSampler(dataset, ClipSamplingConfig())
+    first = sampler.sample(torch.Generator().manual_seed(7), 32)
+    sampler.sample(torch.Generator().manual_seed(8), 32)
+    assert torch.equal(sampler.sample(torch.Generator().manual_seed(7), 32), first)
+    assert not torch.equal(sampler.sample(torch.Generator().manual_seed(8), 32), first)
+
+
+def test_imitation_is_aligned(cache) -> None:
+    dataset = ImitationDataset(cache, EpisodeSelection(), "base")
+    assert dataset.episodes.tolist() == [0]
+    batch = dataset.load(np.array([[0, 1], [0, 3]]), chunk_length=4)
+    assert stamps(batch.observation.frames) == [[[1, 0], [1, 0], [1, 1]], [[1, 0], [1, 2], [1, 3]]]
+    assert batch.actions.shape == (2, 4, 4)
+    assert batch.actions[0, :, 0].tolist() == [1002, 1003, 1004, 1005]
+    assert batch.actions[1, :, 0].tolist() == [1006, 0, 0, 0]
+    assert batch.valid.tolist() == [[True] * 4, [True, False, False, False]]
+    assert batch.observation.env_step.tolist() == [2, 6]
+    now = ImitationDataset(cache, EpisodeSelection(), "base", num_context_frames=1).load(np.array([[0, 2]]), 2)
+    assert stamps(now.observation.frames) == [[[1, 2]]]
+
+
+def test_imitation_selections(cache) -> None:
+    every = ImitationDataset(cache, EVERY_SUCCESS, "base")
+    assert every.episodes.tolist() == [0, 4]  # never the validation success
+    assert len(every) == 4 + 5
+    drawn = every.sample(torch.Generator().manual_seed(0), 200, 2).observation.proprio
+    assert drawn is not None
+    assert set((drawn[:, 0] // 100).int().tolist()) == {1, 5}
+    assert ImitationDataset(cache, EpisodeSelection(("policy",), max_episodes=1), "base").episodes.tolist() == [4]
+    with pytest.raises(ValueError, match="chunk_length is 3, allowed: multiples of actions_per_frame = 2"):
+        every.load(np.array([[0, 0]]), 3)
+    with pytest.raises(WorldloopError, match="no episode to imitate"):
+        ImitationDataset(cache, EpisodeSelection(("perturbed",)), "base")
+    with pytest.raises(ValueError, match="sources is"):
+        EpisodeSelection(sources=("human",))  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+"""What a recording of LeRobot's own writer becomes: rows, successes, splits; labels; and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recording import record
+
+from worldloop.core.errors import WorldloopError
+from worldloop.core.types import Episode
+from worldloop.sans.labels import format_numbers, parse_numbers, read_labels, update_labels, write_labels
+from worldloop.sans.recordings import RecordedConfig, open_recording, read_previews, read_recorded, recorded_spec
+
+S = 3
+NUM_ROWS = (12, 12, 12, 11, 1)
+
+
+def _success(number: int, rows: int) -> np.ndarray:
+    """0 fails, 1 succeeds in row 4 and stays there, 2 in its last row alone, 3 in row 0, 4 has no action at all."""
+    first = {0: rows, 1: 4, 2: rows - 1, 3: 0, 4: 0}[number]
+    return np.arange(rows) >= first
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five episodes; every pixel of row r of episode e is (10 * e, r, 0), state (e, r), action (100 * e + r, 7, -r)."""
+    pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    episodes = []
+    for e, n in enumerate(NUM_ROWS):
+        row = np.arange(n, dtype=np.float32)
+        images = np.zeros((n, 12, 20, 3), dtype=np.uint8)
+        images[..., 0], images[..., 1] = 10 * e, np.arange(n)[:, None, None]
+        episodes.append(
+            {
+                "images": images,
+                "state": np.stack([np.full(n, e), row], axis=1).astype(np.float32),
+                "action": np.stack([100 * e + row, np.full(n, 7), -row], axis=1).astype(np.float32),
+                "success": _success(e, n),
+                "task": f"task {e}",
+            }
+        )
+    return record(tmp_path_factory.mktemp("recordings") / "pick", episodes, use_videos=False)
+
+
+def _config(root: Path, **changes: object) -> RecordedConfig:
+    config = RecordedConfig(root=str(root), image_size=8, actions_per_frame=S, success_key="next.success")
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def _read(config: RecordedConfig) -> list[Episode]:
+    return list(read_recorded(config, recorded_spec(config)))
+
+
+def test_spec(recording: Path) -> None:
+    spec = recorded_spec(_config(recording))
+    assert (spec.task, spec.instruction, spec.hz, spec.max_episode_steps) == ("pick", "task 0", 30.0, 11)
+    assert spec.proprio_names == ("joint_0.pos", "joint_1.pos")
+    assert spec.action_names == ("action_0", "action_1", "action_2")
+    assert spec.action_low == pytest.approx(
+        (0.0, 6.9995, -11.0)
+    )  # one action never moved: bounds with room to divide by
+    assert spec.action_high == pytest.approx((400.0, 7.0005, 0.0))
+    assert (spec.camera, spec.control_mode, spec.landmarks) == ("front", "recorded", ())
+
+
+def test_rows_of_a_failure(recording: Path) -> None:
+    episode = _read(_config(recording))[0]
+    assert episode.meta.outcome == "failure"
+    assert np.isnan(episode.meta.margin_m)
+    assert np.isnan(episode.distances_m).all()
+    assert (episode.terminated, episode.truncated) == (False, True)
+    assert episode.frames["front"][:, 0, 0, 1].tolist() == [0, 3, 6, 9, 11]
+    assert episode.frames["front"].shape == (5, 8, 8, 3)
+    assert episode.proprio[:, 1].tolist() == [0, 3, 6, 9, 11]
+    assert episode.actions[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 10]]  # row 11's leads nowhere
+    assert episode.valid.tolist() == [[True] * 3] * 3 + [[True, True, False]]
+    assert not episode.success.any()
+    assert not episode.rewards.any()
+    assert episode.sim_state.shape == (5, 0)
+
+
+def test_success_ends_the_episode_some_frames_later(recording: Path) -> None:
+    episode = _read(_config(recording, success_hold_frames=1))[1]
+    assert episode.meta.outcome == "success"
+    assert episode.meta.margin_m == 0
+    assert episode.frames["front"][:, 0, 0, 1].tolist() == [0, 3, 6, 9]
+    assert episode.success.tolist() == [[False] * 3, [False, True, True], [True] * 3]
+    assert episode.rewards.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert episode.valid.tolist() == [[True] * 3, [True, True, False], [False] * 3]
+    assert episode.actions[2, :, 0].tolist() == [106, 107, 108]  # executed, though it counts no more
+    assert (episode.terminated, episode.truncated) == (True, False)
+    assert np.isnan(episode.distances_m[0]).all()
+    assert episode.distances_m[2].tolist() == [0, 0, 0]
+    without = _read(_config(recording, success_hold_frames=0, success_confirm_frames=0))[1]
+    assert without.frames["front"][:, 0, 0, 1].tolist() == [0, 3, 6]
+
+
+def test_success_at_the_ends_of_an_episode(recording: Path) -> None:
+    _, _, last, first = _read(_config(recording))
+    assert np.argwhere(last.rewards).tolist() == [[3, 1]]  # row 11 leads nowhere: the action of row 10 gets it
+    assert np.argwhere(first.rewards).tolist() == [[0, 0]]
+    assert first.num_frame_steps == 2
+
+
+def test_labels_put_success_where_enough_frames_show_it(recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    write_labels(path, {0: True, 3: False, 4: True}, len(NUM_ROWS))
+    episodes = _read(_config(recording, success_key="", labels=str(path), success_hold_frames=1))
+    assert [e.meta.initial_state_id for e in episodes] == ["pick/recorded/000000", "pick/recorded/000003"]
+    assert episodes[0].success.any(axis=1).tolist() == [False, False, True, True]  # steps: frames 3 and 4 show it
+    assert np.argwhere(episodes[0].rewards).tolist() == [[2, 2]]
+    assert episodes[0].num_frame_steps == 4
+    assert episodes[1].meta.outcome == "failure"
+    assert episodes[1].valid.tolist() == [[True] * 3] * 3 + [[True, False, False]]
+
+
+def test_split_takes_a_share_of_each_outcome(recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    write_labels(path, {0: True, 1: True, 2: False, 3: False}, len(NUM_ROWS))
+    episodes = _read(_config(recording, success_key="", labels=str(path), validation_share=0.5))
+    held_out = [e.meta.outcome for e in episodes if e.meta.split == "validation"]
+    assert sorted(held_out) == ["failure", "success"]
+
+
+def test_store_round_trip(recording: Path, store, assert_same) -> None:
+    config = _config(recording)
+    episodes, spec = _read(config), recorded_spec(config)
+    ref = store.append(episodes, "000-recorded-000", spec)
+    assert store.append(_read(config), "000-recorded-000", spec) == ref  # what an interrupted import does again
+    assert "NaN" not in (store.shard_path(ref.name) / "meta/stats.json").read_text()
+    version = store.snapshot("v000", [ref])
+    cache = store.open_cache(version)
+    for i, (stored, episode) in enumerate(zip(store.episodes(version), episodes, strict=True)):
+        for actual in (stored, cache.episode(i)):
+            assert np.isnan(actual.meta.margin_m) == np.isnan(episode.meta.margin_m)
+            known = replace(actual, meta=replace(actual.meta, margin_m=0.0))
+            assert_same(known, replace(episode, meta=replace(episode.meta, margin_m=0.0)))
+
+
+def test_a_video_survives_scaling(tmp_path: Path) -> None:
+    """A grey ramp over time, through LeRobot's video codec and our scaling."""
+    n = 16
+    images = np.broadcast_to((np.arange(n) * 14 + 20)[:, None, None, None], (n, 96, 128, 3)).astype(np.uint8)
+    ramp = np.linspace(0, 1, n, dtype=np.float32)[:, None]
+    episode = {"images": images, "state": ramp, "action": ramp, "success": np.arange(n) == n - 1, "task": "t"}
+    config = _config(
+        record(tmp_path / "ramp", [episode]), image_size=32, success_hold_frames=0, success_confirm_frames=0
+    )
+    (read,) = _read(config)
+    assert read.frames["front"].shape == (6, 32, 32, 3)
+    expected = np.array([0, 3, 6, 9, 12, 15])[:, None, None, None] * 14 + 20
+    assert np.abs(read.frames["front"] - expected.astype(float)).max() < 8
+    (preview,) = read_previews(config, 16)
+    assert np.abs(preview.mean((1, 2, 3)) - np.array([20, 7 * 14 + 20, 15 * 14 + 20])).max() < 8
+
+
+def test_wrong_recordings_are_refused_by_name(recording: Path, tmp_path: Path) -> None:
+    def refuse(match: str, **changes: object) -> None:
+        with pytest.raises(WorldloopError, match=match):
+            _read(replace(_config(recording), **changes))  # type: ignore[arg-type]
+
+    refuse("has no feature 'joints'; there are: action", state_key="joints")
+    refuse("has the cameras observation.images.front: .* 'top' is none of them", camera="top")
+    refuse(r"success_key \(boolean columns: next.success\), or label them: worldloop sans label", success_key="")
+    refuse("there are no labels", success_key="", labels=str(tmp_path / "none.json"))
+    refuse("root is not given", root="")
+    refuse("is no LeRobotDataset: its meta/info.json cannot be read", root=str(tmp_path))
+    write_labels(tmp_path / "labels.json", {}, 99)
+    refuse("of a recording of 99 episodes, not 5", success_key="", labels=str(tmp_path / "labels.json"))
+
+    old = tmp_path / "old/meta"
+    old.mkdir(parents=True)
+    info = json.loads((recording / "meta/info.json").read_text())
+    (old / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    (old / "stats.json").write_text("{}")
+    refuse("has LeRobot's format v2.1, this worldloop reads v3.0: convert it", root=str(tmp_path / "old"))
+    (old / "info.json").write_text(json.dumps(info))
+    refuse("stats of 'action'", root=str(tmp_path / "old"))
+    (old / "stats.json").write_bytes((recording / "meta/stats.json").read_bytes())
+    refuse("no meta/episodes; finalize the recording", root=str(tmp_path / "old"))
+
+
+def test_a_recording_without_its_frames_is_refused(recording: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(recording, broken)
+    for file in (broken / "data").rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-100])
+    assert len(open_recording(_config(broken)).rows) == 5
+    with pytest.raises(WorldloopError, match="LeRobot cannot open the dataset"):
+        _read(_config(broken))
+
+
+def test_label_lists() -> None:
+    assert parse_numbers("0, 3,5-7", 8) == [0, 3, 5, 6, 7]
+    assert format_numbers([0, 3, 5, 6, 7]) == "0, 3, 5-7"
+    assert format_numbers([]) == ""
+    for text in ("8", "5-8", "7-5", "x", "-1", "1..3"):
+        with pytest.raises(WorldloopError, match=r"no episode number|does not fit"):
+            parse_numbers(text, 8)
+    assert update_labels({0: True, 1: True}, 4, "", "1") == {0: True, 1: False}
+    assert update_labels({0: True}, 4, "2", "rest") == {0: True, 1: False, 2: True, 3: False}
+    with pytest.raises(WorldloopError, match="episodes 1, 2 cannot be both"):
+        update_labels({}, 4, "0-2", "1-3")
+    with pytest.raises(WorldloopError, match="the rest cannot be both"):
+        update_labels({}, 4, "rest", "rest")
+
+
+def test_label_files(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    write_labels(path, {2: True, 0: False}, 3)
+    assert read_labels(path, 3) == {0: False, 2: True}
+    stored = json.loads(path.read_text())
+    for changed in ({"labels": {"0": "maybe"}}, {"labels": {"3": "success"}}, {"labels": [1]}, {"schema_version": 2}):
+        path.write_text(json.dumps(stored | changed))
+        with pytest.raises(WorldloopError, match=r"labels\.json"):
+            read_labels(path, 3)

@@ -1,0 +1,143 @@
+"""Checkpoints: round trip, and refusal of everything damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_disk import disk_of
+
+from worldloop.config.schema import PolicyConfig, load_config
+from worldloop.core.errors import WorldloopError
+from worldloop.core.types import Normalisation, Observation
+from worldloop.factory import build
+from worldloop.storage.checkpoint import load_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def policy_config() -> PolicyConfig:
+    return load_config(ROOT / "configs/debug.yaml").policy
+
+
+@pytest.fixture
+def saved(tmp_path: Path, policy_config: PolicyConfig) -> Path:
+    config = load_config(ROOT / "configs/debug.yaml")
+    normalisation = Normalisation(torch.arange(4.0), torch.ones(4) * 2)
+    policy = build.build_policy(policy_config, build.build_spec(config.simulator), normalisation, 2, seed=3)
+    build.save_policy(policy, tmp_path / "policy", policy_config, version="v1")
+    return tmp_path / "policy"
+
+
+def _observation() -> Observation:
+    generator = torch.Generator().manual_seed(0)
+    return Observation(
+        frames=torch.randint(0, 256, (2, 3, 16, 16, 3), generator=generator, dtype=torch.uint8),
+        proprio=torch.randn(2, 4, generator=generator),
+        instruction=("push", "pull"),
+        env_step=torch.zeros(2, dtype=torch.long),
+    )
+
+
+def test_a_policy_acts_the_same_after_the_round_trip(saved: Path, policy_config: PolicyConfig) -> None:
+    first, second = build.load_policy(saved), build.load_policy(saved)
+    assert first.version == "v1"
+    assert torch.equal(first.normalisation.proprio_mean, torch.arange(4.0))
+    keys = torch.tensor([1, 2])
+    assert torch.equal(first.act(_observation(), keys).actions, second.act(_observation(), keys).actions)
+
+
+def test_a_world_model_imagines_the_same_after_the_round_trip(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs/debug.yaml")
+    normalisation = Normalisation(torch.zeros(4), torch.ones(4))
+    model = build.build_world_model(config.world_model, build.build_spec(config.simulator), normalisation, 0).eval()
+    build.save_world_model(model, tmp_path / "wm")
+    loaded = build.load_world_model(tmp_path / "wm")
+    assert loaded.config == model.config
+    keys, actions = torch.tensor([1, 2]), torch.zeros(2, 2, 2)
+    before = model.imagine(model.start(_observation(), keys), actions)[1]
+    after = loaded.imagine(loaded.start(_observation(), keys), actions)[1]
+    assert torch.equal(before.frames, after.frames)
+    assert torch.equal(before.success_logit, after.success_logit)
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "message"),
+    [("hybrid", "num_gears", 3, "num_gears"), ("", "denoiser", "flux", "flux"), ("hybrid", "dim", 129, "129")],
+)
+def test_a_world_model_of_another_version_is_refused(
+    tmp_path: Path, where: str, key: str, value: object, message: str
+) -> None:
+    config = load_config(ROOT / "configs/debug.yaml")
+    normalisation = Normalisation(torch.zeros(4), torch.ones(4))
+    model = build.build_world_model(config.world_model, build.build_spec(config.simulator), normalisation, 0)
+    build.save_world_model(model, tmp_path / "wm")
+    path = tmp_path / "wm" / "checkpoint.json"
+    description = json.loads(path.read_text())
+    config_of = description["config"][where] if where else description["config"]
+    config_of[key] = value
+    path.write_text(json.dumps(description))
+    with pytest.raises(WorldloopError, match=f"{message}.*another version.*fit the world model again"):
+        build.load_world_model(tmp_path / "wm")
+
+
+def test_truncated_weights_are_refused(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WorldloopError, match=r"policy is damaged: model.safetensors does not match"):
+        build.load_policy(saved)
+
+
+def test_a_flipped_bit_is_refused(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(WorldloopError, match="damaged"):
+        build.load_policy(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "schema_version 99"),
+        ({"kind": "world_model"}, "holds a world_model, not a policy"),
+        ({"spec": {"task": "x"}}, "is not a worldloop checkpoint"),
+    ],
+)
+def test_other_descriptions_are_refused_by_name(saved: Path, change: dict, message: str) -> None:
+    path = saved / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(WorldloopError, match=message):
+        load_checkpoint(saved, "policy")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("width", 64, "does not fit its architecture"),
+        ("num_heads", 7, "another version.*clone the policy again"),
+        ("num_gears", 3, "num_gears.*another version.*clone the policy again"),
+    ],
+)
+def test_another_architecture_is_refused(saved: Path, key: str, value: int, message: str) -> None:
+    path = saved / "checkpoint.json"
+    description = json.loads(path.read_text())
+    description["config"][key] = value
+    path.write_text(json.dumps(description))
+    with pytest.raises(WorldloopError, match=message):
+        build.load_policy(saved)
+
+
+def test_a_disk_that_fills_while_weights_are_written_is_one_clear_error(saved: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(saved, "policy")
+    with disk_of(10_000), pytest.raises(WorldloopError, match=r"cannot write checkpoint .*full: File too large"):
+        save_checkpoint(tmp_path / "full", checkpoint)
+    assert not (tmp_path / "full").exists()
+    assert not (tmp_path / ".partial-full").exists()
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WorldloopError, match="nowhere does not exist"):
+        build.load_policy(tmp_path / "nowhere")

@@ -1,0 +1,238 @@
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from worldloop.core.errors import WorldloopError
+from worldloop.core.types import Clip
+from worldloop.networks import flow
+from worldloop.world_model import losses
+from worldloop.world_model.codec import PixelCodec
+from worldloop.world_model.config import HybridConfig, SelfRolloutConfig, WorldModelConfig
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
+from worldloop.world_model.heads import ErrorHead, SuccessHead
+from worldloop.world_model.hybrid import HybridDenoiser
+from worldloop.world_model.sampler import sample
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("denoiser", "magic"),
+        ("codec", "vhs"),
+        ("precision", "fp8"),
+        ("video_loss", "l3"),
+        ("success_loss", "hinge"),
+        ("zero_time_share", 1.5),
+        ("num_sampler_steps", 0),
+        ("context_noise", -0.1),
+        ("ema_decay", 1.0),
+    ],
+)
+def test_config_names_the_bad_key_and_what_is_allowed(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"world_model\.{key} is .*allowed"):
+        WorldModelConfig(**{key: value})  # type: ignore[arg-type]
+
+
+def test_nested_configs_are_validated() -> None:
+    with pytest.raises(ValueError, match=r"hybrid\.dim 30"):
+        HybridConfig(dim=30, num_heads=4)
+    with pytest.raises(ValueError, match=r"self_rollout\.share"):
+        SelfRolloutConfig(share=2.0)
+    assert dataclasses.is_dataclass(WorldModelConfig().hybrid)
+
+
+def test_pixel_codec_round_trip_is_exact() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3).contiguous()
+    codec = PixelCodec(16)
+    assert torch.equal(codec.decode(codec.encode(frames)), frames)
+
+
+def make_denoiser(size: int = 16) -> tuple[HybridDenoiser, tuple[Any, ...], Conditioning]:
+    torch.manual_seed(0)
+    config = HybridConfig(
+        patch=2, width=8, patch_hidden=8, num_res_blocks=1, dim=16, num_heads=2, num_blocks=1, condition_dim=16
+    )
+    denoiser = HybridDenoiser(config, 3, size, 4, 2, 3, instruction_dim=5)
+    B = 2
+    memory = FrameMemory(torch.rand(B, 3, 3, size, size) * 2 - 1)
+    inputs = (torch.randn(B, 1, 3, size, size), torch.rand(B), memory)
+    return (
+        denoiser,
+        inputs,
+        Conditioning(torch.rand(B, 1, 3, 2), torch.randn(B, 4), torch.randn(B, 1, 4), torch.randn(B, 5)),
+    )
+
+
+def test_hybrid_shapes_and_reward_token_first() -> None:
+    denoiser, inputs, conditioning = make_denoiser()
+    output = denoiser(*inputs, conditioning)
+    assert output.data.shape == (2, 1, 3, 16, 16)
+    assert output.features.shape == (2, 1, 1 + 3 + 2 + 1 + 16, 16)
+
+
+def test_hybrid_starts_near_a_copy_of_now() -> None:
+    denoiser, (noisy, t, memory), conditioning = make_denoiser()
+    frames = memory.frames
+    error = (denoiser(noisy, t, memory, conditioning).data[:, 0] - frames[:, -1]).abs().mean()
+    other = (frames[:, 0] - frames[:, -1]).abs().mean()
+    assert error < 0.5 * other
+
+
+@pytest.mark.parametrize("name", ["actions", "proprio", "next_proprio", "instruction"])
+def test_hybrid_reads_every_condition(name: str) -> None:
+    denoiser, inputs, conditioning = make_denoiser()
+    for block in (*denoiser.down_blocks, *denoiser.up_blocks):
+        torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    changed = dataclasses.replace(conditioning, **{name: getattr(conditioning, name) + 1})
+    before, after = denoiser(*inputs, conditioning), denoiser(*inputs, changed)
+    assert (before.data - after.data).abs().max() > 1e-4
+    assert (before.features - after.features).abs().max() > 1e-4
+
+
+def test_hybrid_refuses_a_size_that_does_not_fold() -> None:
+    with pytest.raises(WorldloopError, match="18 pixels"):
+        make_denoiser(18)
+
+
+def test_pixel_weights_find_what_moved_and_what_is_rare() -> None:
+    now = torch.full((1, 3, 12, 12), -0.5)
+    target = now.clone()
+    target[:, :, 2:4, 2:4] = 0.5
+    weights = losses.weigh_pixels(target, now, now, moved_weight=4.0, rare_weight=0.0)
+    assert weights.mean().item() == pytest.approx(1.0)
+    assert (weights[0, 0, 3, 3] / weights[0, 0, 9, 9]).item() == pytest.approx(5.0)
+    assert weights[0, 0, 1, 1] == weights[0, 0, 3, 3]  # the border counts as moved
+    rare = losses.weigh_pixels(target, target, target, moved_weight=4.0, rare_weight=1.0)
+    # 140 pixels of one colour, 4 of the other: (140 / 4)^.5 - 1 more
+    assert (rare[0, 0, 3, 3] / rare[0, 0, 9, 9]).item() == pytest.approx(35**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("rare_weight", "ratio"), [(1.0, 21.0), (0.5, 11.0)])
+def test_a_rare_colour_weighs_at_most_twenty_more(rare_weight: float, ratio: float) -> None:
+    frame = torch.full((1, 3, 24, 24), -0.5)
+    frame[:, :, 5, 5] = 0.5  # one of 576 pixels: 575^.5 - 1 = 23 is cut to 20
+    weights = losses.weigh_pixels(frame, frame, frame, moved_weight=0.0, rare_weight=rare_weight)
+    assert (weights[0, 0, 5, 5] / weights[0, 0, 9, 9]).item() == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("size", [12, 4])
+def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: int) -> None:
+    """Each frame has a bright pixel at a place of its own, whose border counts too: 3 x 3 pixels."""
+    frames = torch.full((5, 12, 12, 3), 100, dtype=torch.uint8)
+    first, previous, now, before, last = (1, 1), (1, 5), (1, 9), (5, 1), (5, 5)
+    for frame, (y, x) in zip(frames, (first, previous, now, before, last), strict=True):
+        frame[y, x] = 200
+    clip = Clip(
+        context=frames[None, :3], context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1),
+        frames=frames[None, 3:], proprio=torch.zeros(1, 2, 1), success=torch.zeros(1, 2),
+        valid=torch.ones(1, 2, dtype=torch.bool), instruction=("i",), index=torch.zeros(1, 2, dtype=torch.long),
+        is_on_policy=torch.zeros(1, dtype=torch.bool),
+    )  # fmt: skip
+    for m, moved in enumerate(((first, now, before), (first, before, last))):
+        expected = torch.full((12, 12), 16 / 25)  # 27 pixels of 144 weigh 1 + 3: the mean is 25 / 16
+        for y, x in moved:
+            expected[y - 1 : y + 2, x - 1 : x + 2] = 4 * 16 / 25
+        weights = losses.weigh_target(clip, m, size, moved_weight=3.0, rare_weight=0.0)
+        cells = expected.reshape(size, 12 // size, size, 12 // size).mean(dim=(1, 3))
+        torch.testing.assert_close(weights, cells[None, None])
+
+
+def test_video_loss_by_hand() -> None:
+    """Two rows of two channels of two pixels, with errors 3, -1, 0, 2 and 0, 0, 0, -2."""
+    target = torch.full((2, 2, 1, 2), 0.25)
+    predicted = target + torch.tensor([[[[3.0, -1.0]], [[0.0, 2.0]]], [[[0.0, 0.0]], [[0.0, -2.0]]]])
+    weights = torch.tensor([[[[1.5, 0.5]]], [[[0.5, 1.5]]]])
+    # (3 x 1.5 + 1 x .5 + 0 + 2 x .5) / 4 and 2 x 1.5 / 4; (9 x 1.5 + 1 x .5 + 0 + 4 x .5) / 4 and 4 x 1.5 / 4
+    torch.testing.assert_close(
+        losses.compute_video_loss("l1", predicted, target, weights), torch.tensor([1.5, 0.75]), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        losses.compute_video_loss("mse", predicted, target, weights), torch.tensor([4.0, 1.5]), atol=1e-5, rtol=0
+    )
+
+
+def test_latent_psnr_by_hand() -> None:
+    target = torch.zeros(2, 3, 4, 4)
+    predicted = torch.stack([torch.full((3, 4, 4), 0.2), torch.zeros(3, 4, 4)])
+    expected = torch.tensor([20.0, 60.0])  # 0.2 of a range of 2 is a tenth; no error is capped
+    torch.testing.assert_close(losses.compute_latent_psnr_db(predicted, target), expected)
+
+
+def test_losses_of_frames_by_hand() -> None:
+    """Two rows of two frames, of which the last is not valid: means over three."""
+    first = losses.FrameLosses(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]), torch.tensor([100.0, 200.0]))
+    second = losses.FrameLosses(torch.tensor([3.0, 99.0]), torch.tensor([6.0, 99.0]), torch.tensor([300.0, 99.0]))
+    valid = torch.tensor([[True, True], [True, False]])
+    loss, metrics = losses.add_up([first, second], valid, success_weight=0.5)
+    assert metrics == pytest.approx({"loss_video": 2, "loss_success": 3, "loss_error": 200, "loss": 2 + 1.5 + 6})
+    assert float(loss) == pytest.approx(9.5)
+
+
+def test_success_loss_balances_classes() -> None:
+    logit, success = torch.zeros(10), torch.tensor([1.0] + [0.0] * 9)
+    loss = losses.compute_success_loss("bce", logit, success, torch.tensor(0.1))
+    assert loss[0].item() == pytest.approx(loss[1:].sum().item(), rel=1e-5)
+    assert loss.mean().item() == pytest.approx(0.6931, rel=1e-3)
+    squared = losses.compute_success_loss("mse", logit, success, torch.tensor(0.5))
+    torch.testing.assert_close(squared, torch.full((10,), 0.25))
+
+
+@pytest.mark.parametrize(("rate", "of_success", "of_failure"), [(0.0, 25.0, 0.5 / 0.98), (1.0, 0.5 / 0.98, 25.0)])
+def test_a_class_never_seen_weighs_as_if_one_in_fifty(rate: float, of_success: float, of_failure: float) -> None:
+    logit, success = torch.zeros(2), torch.tensor([1.0, 0.0])
+    weights = torch.tensor([of_success, of_failure])
+    cross_entropy = losses.compute_success_loss("bce", logit, success, torch.tensor(rate))
+    torch.testing.assert_close(cross_entropy, weights * math.log(2))
+    squared = losses.compute_success_loss("mse", logit, success, torch.tensor(rate))
+    torch.testing.assert_close(squared, weights * 0.25)
+
+
+def test_time_weights_by_hand() -> None:
+    weights = losses.weigh_times(torch.tensor([0.0, 0.5, 0.999]), maximum=4.0)
+    torch.testing.assert_close(weights, torch.tensor([1.0, 4.0, 4.0]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_sampler_with_an_oracle_returns_the_data_and_stays_on_the_path(num_steps: int) -> None:
+    noise, data = torch.randn(2, 3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    times = []
+
+    def denoise(noisy: torch.Tensor, t: torch.Tensor) -> DenoiserOutput:
+        times.append(t[0].item())
+        torch.testing.assert_close(noisy, flow.interpolate(noise, data, t), atol=1e-5, rtol=1e-5)
+        return DenoiserOutput(data, data)
+
+    assert torch.equal(sample(denoise, noise, num_steps).data, data)
+    assert times == pytest.approx([i / num_steps for i in range(num_steps)])
+
+
+def test_success_is_the_mean_of_both_readers() -> None:
+    torch.manual_seed(0)
+    head = SuccessHead(feature_dim=8, channels=3, size=16, proprio_dim=2)
+    features, first, frames, proprio = (torch.randn(2, *s) for s in ((2, 5, 8), (3, 16, 16), (2, 3, 16, 16), (2, 2)))
+    by_frame = torch.stack([head.read_frame(first, frames[:, i], proprio[:, i]) for i in range(2)], dim=1)
+    by_tokens = head.read_tokens(features)
+    for spread in (by_frame, by_tokens):
+        assert spread.std() > 1e-3
+    expected = 0.5 * by_frame + 0.5 * by_tokens
+    torch.testing.assert_close(head(features, first, frames, proprio), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_error_head_learns_what_its_tokens_tell() -> None:
+    torch.manual_seed(0)
+    head = ErrorHead(8)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    features = torch.randn(256, 1, 5, 8)
+    actual_db = 22 + 3 * features[:, :, 0, 0]
+    for _ in range(150):
+        loss = head.compute_loss(head(features), actual_db).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (head(features) - actual_db).abs().mean() < 1.0, "of a spread of 3 dB"
+    assert head.compute_loss(torch.tensor(27.0), torch.tensor(22.0)).item() == pytest.approx(1.0)
+    features.requires_grad_()
+    assert not torch.autograd.grad(head(features).sum(), features, allow_unused=True)[0], "tokens get no gradient"

@@ -1,0 +1,99 @@
+"""A world of one dot that moves by its actions and succeeds at the right edge: enough to test a world model on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldloop.core.types import Clip, Normalisation, Observation, SimulatorSpec
+from worldloop.world_model.config import HybridConfig, WorldModelConfig
+
+SIZE, S_PER_FRAME, NUM_FRAMES = 16, 2, 5
+
+
+def toy_spec() -> SimulatorSpec:
+    return SimulatorSpec(
+        task="Dot",
+        instruction="move right",
+        image_size=SIZE,
+        proprio_names=("x", "y"),
+        action_names=("dx", "dy"),
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        hz=10.0,
+        actions_per_frame=S_PER_FRAME,
+        max_episode_steps=S_PER_FRAME * NUM_FRAMES,
+        success_radius_m=0.1,
+        control_mode="delta",
+        camera="base_camera",
+        simulator_version="1",
+    )
+
+
+def toy_normalisation() -> Normalisation:
+    return Normalisation(torch.tensor([0.1, 0.0]), torch.tensor([0.5, 0.4]))
+
+
+def tiny_config(**changes: object) -> WorldModelConfig:
+    hybrid = HybridConfig(
+        patch=2, width=16, patch_hidden=16, num_res_blocks=1, dim=32, num_heads=2, num_blocks=1, condition_dim=32
+    )
+    return WorldModelConfig(hybrid=hybrid, precision="fp32", ema_decay=0.9, **changes)  # type: ignore[arg-type]
+
+
+class ToyEpisodes:
+    """``num_episodes`` random walks; `load` gives clips as the dataset would."""
+
+    def __init__(self, num_episodes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.actions = torch.rand(num_episodes, num_frames, S_PER_FRAME, 2, generator=generator) * 2 - 1
+        self.actions[..., 0] = (self.actions[..., 0] + 0.5).clamp(-1, 1)
+        positions = [torch.rand(num_episodes, 2, generator=generator) - 0.7]
+        for f in range(num_frames):
+            positions.append((positions[-1] + 0.2 * self.actions[:, f].sum(1)).clamp(-1, 1))
+        self.proprio = torch.stack(positions, 1)
+        self.frames = draw_dots(self.proprio)
+        self.success = (self.proprio[:, 1:, 0] > 0.5).float().cummax(1).values
+        self.num_frame_steps = torch.full((num_episodes,), num_frames)
+
+    def choose(self, num_clips: int, generator: torch.Generator) -> Tensor:
+        episode = torch.randint(0, len(self.frames), (num_clips,), generator=generator)
+        return torch.stack([episode, (torch.rand(num_clips, generator=generator) * NUM_FRAMES).long()], 1)
+
+    def load(self, index: Tensor, num_frames: int) -> Clip:
+        e, f = index.T
+        last = self.num_frame_steps[e]
+        ahead = f[:, None] + 1 + torch.arange(num_frames)
+        valid = ahead <= last[:, None]
+        ahead = torch.minimum(ahead, last[:, None])
+        rows = e[:, None]
+        return Clip(
+            context=torch.stack([self.frames[e, 0], self.frames[e, (f - 1).clamp_min(0)], self.frames[e, f]], 1),
+            context_proprio=self.proprio[e, f],
+            actions=self.actions[rows, ahead - 1],
+            frames=self.frames[rows, ahead],
+            proprio=self.proprio[rows, ahead],
+            success=self.success[rows, ahead - 1],
+            valid=valid,
+            instruction=("move right",) * len(e),
+            index=index,
+            is_on_policy=torch.zeros(len(e), dtype=torch.bool),
+        )
+
+    def first_observation(self, num_rows: int) -> Observation:
+        return Observation(
+            self.frames[:num_rows, :1],
+            self.proprio[:num_rows, 0],
+            ("move right",) * num_rows,
+            torch.zeros(num_rows, dtype=torch.long),
+        )
+
+
+def draw_dots(positions: Tensor) -> Tensor:
+    """u8 [..., SIZE, SIZE, 3] of dots at positions [..., 2] in [-1, 1]."""
+    axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
+    dx = axis[None, :] - positions[..., 0, None, None]
+    dy = axis[:, None] - positions[..., 1, None, None]
+    cover = ((0.3 - (dx**2 + dy**2).sqrt()) * SIZE / 2 + 0.5).clamp(0, 1)[..., None]
+    dark, bright = torch.tensor([60.0, 50.0, 40.0]), torch.tensor([240.0, 200.0, 60.0])
+    return (dark * (1 - cover) + bright * cover).round().to(torch.uint8)

@@ -1,0 +1,201 @@
+"""What each command does, and the tables it prints (within 80 columns)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from worldloop.core.errors import WorldloopError
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Dispatch a parsed command line; see `worldloop.__main__` for the exit codes."""
+    match options.command:
+        case "run":
+            return _run(options.config, options.overrides)
+        case "stage":
+            return _run(options.config, options.overrides, only_stage=options.name)
+        case "report" | "status" | "compare":
+            runs = [options.run_a, options.run_b] if options.command == "compare" else [options.run_dir]
+            with _reading(*runs):
+                return _report(options)
+        case "sans":
+            return _sans(options)
+        case "play":
+            return _play(options)
+        case "export":
+            return _export(options)
+        case _:
+            from worldloop.cli.doctor import run_doctor
+
+            return run_doctor(as_json=options.json)
+
+
+def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
+    # Set before torch is imported: thread pools are sized when it is.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    from worldloop.config.schema import load_config
+    from worldloop.loop.run import run_loop
+    from worldloop.reporting.progress import remember_interrupt
+    from worldloop.reporting.tables import format_report
+
+    config = load_config(path, overrides)
+    is_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if is_job and not Path(config.run_root).is_absolute():
+        raise WorldloopError(
+            f"run_root {config.run_root!r} must be absolute in a Ray job, whose folder is a throw-away copy: "
+            "add run_root=/a/shared/folder"
+        )
+    with remember_interrupt():
+        directory = run_loop(config, only_stage)
+    with _reading(directory.path):
+        print(format_report(directory.path))
+    return 0
+
+
+def _reading(*runs: Path) -> AbstractContextManager[None]:
+    """Within it, what is wrong with the records of ``runs`` is one clear error."""
+    from worldloop.core.files import malformed
+
+    remedy = "restore its results.json, state.json and status.json"
+    return malformed(f"what {' or '.join(map(str, runs))} has recorded", remedy)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from worldloop.reporting.tables import format_comparison, format_report, format_status
+
+    match options.command:
+        case "report" if options.html:
+            from worldloop.reporting.html import write_html_report
+
+            write_html_report(options.run_dir, options.html)
+            print(f"report written to {options.html}")
+        case "report":
+            print(format_report(options.run_dir))
+        case "status":
+            print(format_status(options.run_dir))
+        case _:
+            print(format_comparison(options.run_a, options.run_b))
+    return 0
+
+
+def _sans(options: argparse.Namespace) -> int:
+    if options.action == "label":
+        return _label(options)
+    from worldloop.sans.store import SansStore
+
+    if not options.root.is_dir():
+        raise WorldloopError(f"dataset folder {options.root} does not exist")
+    store = SansStore(options.root)
+    names = store.list_versions()
+    if options.action == "list":
+        for name in names:
+            version = store.version(name)
+            episodes = sum(shard.num_episodes for shard in version.shards)
+            print(f"{name:<24} {len(version.shards):>3} shards {episodes:>7} episodes")
+        return 0
+    if not names:
+        raise WorldloopError(f"{options.root} has no versions yet")
+    name = options.version or names[-1]
+    if name not in names:
+        raise WorldloopError(f"no version {name!r} in {options.root}; there are: {', '.join(names)}")
+    version = store.version(name)
+    match options.action:
+        case "show":
+            print(_format_summary(store.summary(version)))
+        case "verify":
+            store.verify(version)
+            print(f"{name}: {len(version.shards)} shards match their hashes")
+        case "merge":
+            store.merge(version, options.out)
+            print(f"{name} written to {options.out}")
+    return 0
+
+
+def _play(options: argparse.Namespace) -> int:
+    """Serve the game until Ctrl-C."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    from worldloop.config.schema import load_config
+    from worldloop.factory.build import find_simulator, make_play_session
+    from worldloop.play.server import PlayServer
+    from worldloop.reporting.progress import remember_interrupt
+
+    simulator = load_config(options.config).simulator if options.config else find_simulator(options.checkpoint)
+    if options.no_simulator:
+        simulator = None
+    note = "" if simulator else "no simulator beside it"
+
+    def make_session() -> Any:
+        nonlocal note
+        try:
+            return make_play_session(options.checkpoint, simulator, options.device, options.pretrained)
+        except (WorldloopError, ImportError) as error:
+            if simulator is None or options.config:
+                raise
+            note = f"no simulator beside it: {error}"
+            return make_play_session(options.checkpoint, None, options.device, options.pretrained)
+
+    server = PlayServer(make_session, options.port)
+    try:
+        with remember_interrupt():  # also where whoever started this ignores it, as a shell does in the background
+            if note:
+                print(note)
+            print(f"playing {options.checkpoint} at\n{server.url}\nCtrl-C ends it", flush=True)
+            if options.open:
+                import webbrowser
+
+                webbrowser.open(server.url)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        print("\nended")
+    finally:
+        server.close()
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from worldloop.factory.build import save_pretrained
+    from worldloop.storage.hub import push_to_hub
+
+    save_pretrained(options.checkpoint, options.out)
+    print(f"world model and model card written to {options.out}")
+    if options.push:
+        print(f"uploaded to {push_to_hub(options.out, options.push, private=not options.public)}")
+    return 0
+
+
+def _label(options: argparse.Namespace) -> int:
+    """Change the labels of a recording, draw what to judge by, and say what is labelled."""
+    from worldloop.sans.labels import format_numbers, read_labels, update_labels, write_labels
+    from worldloop.sans.recordings import RecordedConfig, count_recorded, read_previews
+
+    config = RecordedConfig(root=str(options.root), camera=options.camera)
+    count = count_recorded(config)
+    known = read_labels(options.labels, count) if options.labels.exists() else {}
+    labels = update_labels(known, count, options.success, options.failure)
+    if labels != known:
+        write_labels(options.labels, labels, count)
+    if options.sheet:
+        from worldloop.sans.contact_sheet import draw_contact_sheet
+
+        draw_contact_sheet(options.sheet, read_previews(config, size=96), labels)
+    print(f"{options.root}: {count} episodes, labels in {options.labels}")
+    for name, numbers in (
+        ("success", [n for n in labels if labels[n]]),
+        ("failure", [n for n in labels if not labels[n]]),
+        ("no label", [n for n in range(count) if n not in labels]),
+    ):
+        text = f"  {name:<8} {len(numbers):>5}  {format_numbers(numbers)}"
+        print("\n".join(textwrap.wrap(text, 80, subsequent_indent=" " * 18)))
+    return 0
+
+
+def _format_summary(summary: dict[str, Any]) -> str:
+    lines = [f"{summary['name']}: {summary['num_episodes']} episodes, {summary['num_frames']} frames"]
+    for key in ("task", "source", "variant", "outcome", "split", "iteration"):
+        lines.append(f"  {key:<10} " + ", ".join(f"{name} {count}" for name, count in summary[key].items()))
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Files that are whole or absent: temporary name, fsync, rename; and errors of the disk in plain words."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from worldloop.core.errors import WorldloopError, first_line
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise ``WorldloopError`` unless ``name`` can be a file name on every system."""
+    if not _NAME.fullmatch(name):
+        raise WorldloopError(f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', starting with no '.'")
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn an ``OSError`` inside the block into one clear ``WorldloopError`` about ``what``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            text = f"disk full while writing {what}: nothing was kept of it; free space, then run the same command"
+        else:
+            reason = error.strerror or str(error)
+            text = f"cannot write {what}: {reason}; check the directory's permissions and its disk"
+        failure = WorldloopError(text)
+        failure.exit_code = 1
+        raise failure from error
+
+
+def _sync_path(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(root: Path) -> None:
+    for directory, _, files in os.walk(root, topdown=False):
+        for file in files:
+            _sync_path(Path(directory) / file)
+        _sync_path(Path(directory))
+
+
+def remove_leftovers(final: Path) -> None:
+    """Delete what a killed writer of ``final`` left beside it."""
+    for prefix in (".partial-", ".old-"):
+        leftover = final.parent / f"{prefix}{final.name}"
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(final: Path, what: str) -> Iterator[Path]:
+    """A temporary directory that becomes ``final`` when the block ends well, and vanishes otherwise.
+
+    An existing ``final`` is replaced. One writer per ``final`` at a time.
+    """
+    partial = final.parent / f".partial-{final.name}"
+    with disk_errors(what):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final)
+        partial.mkdir()
+        try:
+            yield partial
+            _sync_tree(partial)
+            if final.exists():
+                final.rename(final.parent / f".old-{final.name}")
+            partial.rename(final)
+            _sync_path(final.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        remove_leftovers(final)
+
+
+def write_file(path: Path, data: bytes, what: str) -> None:
+    """Write ``data`` to ``path`` so that readers see the old file or the whole new one."""
+    partial = path.parent / f".partial-{path.name}"
+    with disk_errors(what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+            _sync_path(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def to_json(value: Any) -> bytes:
+    """Canonical JSON: the same value gives the same bytes."""
+    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
+
+
+def read_json(path: Path, what: str, newest_schema: int, remedy: str) -> dict[str, Any]:
+    """The object in ``path``; a broken file or a ``schema_version`` newer than ``newest_schema`` is refused by name."""
+    try:
+        value = json.loads(path.read_bytes())
+        schema = int(value["schema_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorldloopError(f"{what} is unreadable ({path.name}: {error}); {remedy}") from error
+    if schema > newest_schema:
+        raise WorldloopError(
+            f"{what} has schema_version {schema}, this worldloop reads up to {newest_schema}: install a newer worldloop"
+        )
+    return value
+
+
+@contextmanager
+def malformed(what: str, remedy: str) -> Iterator[None]:
+    """Within it, the errors of reading a file that parses but holds something else become one ``WorldloopError``."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise WorldloopError(f"{what} is not what worldloop wrote ({reason}); {remedy}") from error
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of the file's bytes, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,356 @@
+"""The vocabulary: every value that crosses a module boundary, with its shapes checked.
+
+Shape legend: B rows, K context frames, H actions a chunk, M = H / s frames a chunk, s actions per
+stored frame (``actions_per_frame``), T environment steps, F = ceil(T / s) frame steps of an episode,
+S proprio, A action, D simulator state, h x w pixels.
+
+Images are ``uint8`` HWC everywhere outside a network (`worldloop.core.images` is the only conversion).
+Stored values (`Episode`) are numpy; values in flight are torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.core.tensors import Rows, check_dtype, check_shape
+
+Outcome = Literal["success", "near_success", "failure"]
+Source = Literal["expert", "perturbed", "policy", "recorded"]
+Split = Literal["train", "validation", "evaluation"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+SOURCES: tuple[Source, ...] = get_args(Source)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+EPISODE_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """A point that the check of a world model follows, e.g. ``object`` or ``effector``.
+
+    Its 2 or 3 coordinates are ``columns`` of ``source``, each worth ``metres_per_unit``.
+    """
+
+    name: str
+    source: Literal["sim_state", "proprio"]
+    columns: tuple[int, ...]
+    metres_per_unit: float = 1.0
+
+
+@dataclass(frozen=True)
+class SimulatorSpec:
+    """What a policy or a world model must know of a simulator before it sees a frame.
+
+    ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at which the task
+    counts as solved, 0 where nobody knows; ``max_episode_steps`` is in environment steps. ``success_hold_frames``: an
+    episode goes on for so many stored frames after its first success, time limit permitting; a world model declares a
+    success when it sees one in that many more frames on end. ``landmarks`` may be empty: only
+    the check of a world model reads them; no policy and no world model ever does.
+    """
+
+    task: str
+    instruction: str
+    image_size: int
+    proprio_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    hz: float
+    actions_per_frame: int
+    max_episode_steps: int
+    success_radius_m: float
+    control_mode: str
+    camera: str
+    simulator_version: str
+    landmarks: tuple[Landmark, ...] = ()
+    success_hold_frames: int = 0
+    success_confirm_frames: int = 0
+
+    @property
+    def proprio_dim(self) -> int:
+        return len(self.proprio_names)
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_names)
+
+
+@dataclass(frozen=True)
+class InitialStates:
+    """A stored list of simulator states that episodes start from. ``states`` f32 [N, D]; ids are unique.
+
+    Example id: ``PushCube-v1/evaluation/000017``.
+    """
+
+    split: Split
+    ids: tuple[str, ...]
+    states: Tensor
+
+    def __post_init__(self) -> None:
+        check_shape("InitialStates.states", self.states, (len(self.ids), None))
+        if self.split not in SPLITS:
+            raise ValueError(f"split {self.split!r} is not one of {SPLITS}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, index: Tensor | list[int] | range) -> InitialStates:
+        """The states at ``index``, in that order."""
+        index = list(index) if not isinstance(index, Tensor) else index.tolist()
+        return InitialStates(self.split, tuple(self.ids[i] for i in index), self.states[index])
+
+    @classmethod
+    def cat(cls, parts: Sequence[InitialStates]) -> InitialStates:
+        """One list of the lists of one split, in order."""
+        ids = tuple(i for part in parts for i in part.ids)
+        return cls(parts[0].split, ids, torch.cat([part.states for part in parts]))
+
+
+@dataclass(frozen=True)
+class EpisodeMeta:
+    """Where an episode comes from and how it ended.
+
+    ``margin_m``: smallest distance to the success region over the episode, in metres, 0 on success, NaN where unknown.
+    ``source``: a scripted ``expert`` or ``perturbed`` one, a ``policy``, or ``recorded`` elsewhere (`sans.recorded`).
+    ``variant`` names the perturbation (``expert``, ``stops_short``, ...) or is ``policy``.
+    """
+
+    task: str
+    instruction: str
+    initial_state_id: str
+    split: Split
+    outcome: Outcome
+    margin_m: float
+    source: Source
+    variant: str
+    iteration: int
+    control_mode: str
+    hz: float
+    actions_per_frame: int
+    simulator_version: str
+    policy_version: str
+    schema_version: int = EPISODE_SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES or self.source not in SOURCES or self.split not in SPLITS:
+            raise ValueError(f"bad outcome, source or split: {self.outcome}, {self.source}, {self.split}")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One stored episode. Rule: ``actions[f]`` leads from ``frames[f]`` to ``frames[f + 1]``.
+
+    - ``frames``: camera name -> u8 [F+1, h, w, 3]
+    - ``proprio`` f32 [F+1, S]; ``sim_state`` f32 [F+1, D], privileged: exact restart and labels only; D = 0 where there
+      was no simulator
+    - ``actions`` f32 [F, s, A] in environment units; a step that was not executed holds zeros
+    - ``valid`` bool [F, s]: executed, and not after the first success
+    - ``rewards`` f32 [F, s]: 1.0 on the step of the first success, else 0
+    - ``success`` bool [F, s]: the simulator's own flag at that step
+    - ``distances_m`` f32 [F, s]: distance to the success region after that step (0 = inside), NaN where unknown
+    - ``terminated``/``truncated``: ended by success / by the time limit
+
+    Worked example, s=2, T=3, success at the third step: ``valid = [[1, 1], [1, 0]]``,
+    ``success = [[0, 0], [1, 1]]``, ``rewards = [[0, 0], [1, 0]]``, ``terminated = True``.
+    """
+
+    meta: EpisodeMeta
+    frames: dict[str, np.ndarray]
+    proprio: np.ndarray
+    actions: np.ndarray
+    valid: np.ndarray
+    rewards: np.ndarray
+    success: np.ndarray
+    distances_m: np.ndarray
+    sim_state: np.ndarray
+    terminated: bool
+    truncated: bool
+
+    def __post_init__(self) -> None:
+        F, s = self.actions.shape[:2]
+        for name, images in self.frames.items():
+            check_shape(f"Episode.frames[{name!r}]", images, (F + 1, None, None, 3))
+            check_dtype(f"Episode.frames[{name!r}]", images, np.uint8)
+        check_shape("Episode.proprio", self.proprio, (F + 1, None))
+        check_shape("Episode.sim_state", self.sim_state, (F + 1, None))
+        check_shape("Episode.actions", self.actions, (F, s, None))
+        for key in ("valid", "rewards", "success", "distances_m"):
+            check_shape(f"Episode.{key}", getattr(self, key), (F, s))
+        if F == 0:
+            raise ValueError("an episode needs at least one frame step")
+
+    @property
+    def num_frame_steps(self) -> int:
+        return int(self.actions.shape[0])
+
+    @property
+    def num_env_steps(self) -> int:
+        """Environment steps that counted (up to and with the first success)."""
+        return int(self.valid.sum())
+
+    @property
+    def is_success(self) -> bool:
+        return self.meta.outcome == "success"
+
+
+@dataclass(frozen=True)
+class Observation(Rows):
+    """What a policy and a world model see.
+
+    - ``frames`` u8 [B, K, h, w, 3]; the last is now. With K = 3 they are (first of the episode, previous, now);
+      with K = 1 only now.
+    - ``proprio`` f32 [B, S], raw units, or ``None`` where there is none (never zeros)
+    - ``instruction``: B strings
+    - ``env_step`` int64 [B]: environment steps since the episode's start
+    - ``sim_state`` f32 [B, D] or ``None``: privileged, for scripted experts and exact restart; never an input to a
+      policy or a world model
+    """
+
+    frames: Tensor
+    proprio: Tensor | None
+    instruction: tuple[str, ...]
+    env_step: Tensor
+    sim_state: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        B = len(self.instruction)
+        check_shape("Observation.frames", self.frames, (B, None, None, None, 3))
+        check_dtype("Observation.frames", self.frames, torch.uint8)
+        check_shape("Observation.env_step", self.env_step, (B,))
+        if self.proprio is not None:
+            check_shape("Observation.proprio", self.proprio, (B, None))
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+
+@dataclass(frozen=True)
+class ActionChunk(Rows):
+    """H actions decided at once.
+
+    - ``actions`` f32 [B, H, A] in environment units
+    - ``log_probs`` f32 [B, H] (summed over A), exact under the policy that acted, or ``None``
+    - ``trace``: opaque tensors [B, ...] that ``Policy.log_prob`` needs (e.g. token ids)
+    """
+
+    actions: Tensor
+    log_probs: Tensor | None = None
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    policy_version: str = ""
+
+    def __post_init__(self) -> None:
+        B, H, _ = self.actions.shape
+        if self.log_probs is not None:
+            check_shape("ActionChunk.log_probs", self.log_probs, (B, H))
+
+
+@dataclass(frozen=True)
+class ChunkStep(Rows):
+    """What a simulator, real or imagined, gives back for one chunk of H actions.
+
+    - ``observation``: after the chunk
+    - ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S] or ``None``: after every s actions
+    - ``rewards`` f32 [B, H]: sparse; simulated: 1.0 on the step of the first success; imagined: 1.0 on the
+      frame at which success is declared
+    - ``success_prob`` f32 [B, M]: imagined: the success head's probability per frame; simulated: 0 or 1
+    - ``valid`` bool [B, H]: false after the first success, and for rows that had ended before
+    - ``success`` bool [B, H]: the success flag after each action
+    - ``terminated`` (after a success) and ``truncated`` (time limit, no success) bool [B]; both stay true once the row
+      ended, which is ``SimulatorSpec.success_hold_frames`` frames after the success
+    - ``distances_m`` f32 [B, H] or ``None``, ``sim_states`` f32 [B, M, D] or ``None``: privileged
+    - ``expected_psnr_db`` f32 [B, M] or ``None``: imagined: how close the model expects each frame to be; ``inf`` where
+      nothing was imagined
+
+    Worked example, B=1, H=4, s=2, success at the third action: ``valid = [[1, 1, 1, 0]]``,
+    ``rewards = [[0, 0, 1, 0]]``, ``success = [[0, 0, 1, 1]]``, ``success_prob = [[0, 1]]``, ``terminated = [1]``.
+    """
+
+    observation: Observation
+    frames: Tensor
+    proprio: Tensor | None
+    rewards: Tensor
+    success_prob: Tensor
+    valid: Tensor
+    success: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    distances_m: Tensor | None = None
+    sim_states: Tensor | None = None
+    expected_psnr_db: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        B, H = self.valid.shape
+        M = self.frames.shape[1]
+        check_shape("ChunkStep.frames", self.frames, (B, M, None, None, 3))
+        check_shape("ChunkStep.rewards", self.rewards, (B, H))
+        check_shape("ChunkStep.success", self.success, (B, H))
+        check_shape("ChunkStep.success_prob", self.success_prob, (B, M))
+        check_shape("ChunkStep.terminated", self.terminated, (B,))
+        check_shape("ChunkStep.truncated", self.truncated, (B,))
+
+    @property
+    def done(self) -> Tensor:
+        return self.terminated | self.truncated
+
+
+@dataclass(frozen=True)
+class Clip(Rows):
+    """A training window: K context frames, then M frame steps to predict.
+
+    - ``context`` u8 [B, K, h, w, 3]: see `worldloop.core.context_frames`
+    - ``context_proprio`` f32 [B, S]: now
+    - ``actions`` f32 [B, M, s, A]: lead from now to each target frame
+    - ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets
+    - ``success`` f32 [B, M]: 1 once the episode has succeeded at or before that frame
+    - ``valid`` bool [B, M]: false where the episode had already ended (padding repeats the last frame)
+    - ``instruction``: B strings
+    - ``index`` int64 [B, 2]: (episode, frame step of "now") in the dataset version the clip came from
+    - ``is_on_policy`` bool [B]: the episode was a policy's own
+    """
+
+    context: Tensor
+    context_proprio: Tensor
+    actions: Tensor
+    frames: Tensor
+    proprio: Tensor
+    success: Tensor
+    valid: Tensor
+    instruction: tuple[str, ...]
+    index: Tensor
+    is_on_policy: Tensor
+
+    def __post_init__(self) -> None:
+        B, M = self.valid.shape
+        check_shape("Clip.context", self.context, (B, None, None, None, 3))
+        check_shape("Clip.context_proprio", self.context_proprio, (B, None))
+        check_shape("Clip.actions", self.actions, (B, M, None, None))
+        check_shape("Clip.frames", self.frames, (B, M, None, None, 3))
+        check_shape("Clip.proprio", self.proprio, (B, M, None))
+        check_shape("Clip.success", self.success, (B, M))
+        check_shape("Clip.index", self.index, (B, 2))
+
+
+@dataclass(frozen=True)
+class ImitationBatch(Rows):
+    """Observations and the action chunks to imitate: ``actions`` f32 [B, H, A], ``valid`` bool [B, H]."""
+
+    observation: Observation
+    actions: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Frozen mean and standard deviation of proprio, f32 [S] each; part of every checkpoint."""
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+
+    def normalise(self, proprio: Tensor) -> Tensor:
+        return (proprio - self.proprio_mean.to(proprio)) / self.proprio_std.to(proprio)

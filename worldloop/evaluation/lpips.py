@@ -1,0 +1,63 @@
+"""LPIPS (Zhang et al. 2018, arXiv:1801.03924), where its backbone's weights are on this machine.
+
+The metric is AlexNet's features under learnt channel weights (which torchmetrics ships). The backbone's file is read
+from torch hub's local cache and is never fetched: without it the metric is unavailable, with the reason, and no
+stand-in is computed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldloop.core import images
+from worldloop.evaluation.fidelity import _check_pair
+
+BACKBONE_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGENET1K_V1
+MIN_IMAGE_SIZE = 32  # below this AlexNet's last pooling has nothing to pool
+BATCH_SIZE = 64  # frames per forward pass, to bound memory
+
+
+def compute_lpips(
+    predicted: Tensor, target: Tensor, valid: Tensor | None = None
+) -> tuple[Tensor, None] | tuple[None, str]:
+    """(distance f32 [B], None), lower is nearer; or (None, reason) where the metric cannot be had.
+
+    Arguments as for `worldloop.evaluation.fidelity.compute_psnr`; a row without valid frames gives NaN.
+    """
+    _check_pair(predicted, target)
+    if min(predicted.shape[2:4]) < MIN_IMAGE_SIZE:
+        return None, f"LPIPS needs images of at least {MIN_IMAGE_SIZE} px, got {min(predicted.shape[2:4])}"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE_FILE
+    if not path.is_file():
+        return None, f"LPIPS needs the AlexNet weights {BACKBONE_FILE} in torch hub's cache; the file is not there"
+    try:
+        network = _load_network(str(path))
+    except Exception as error:
+        return None, f"LPIPS could not load {BACKBONE_FILE}: {type(error).__name__}: {error}"
+    B, M = predicted.shape[:2]
+    first, second = predicted.flatten(0, 1).split(BATCH_SIZE), target.flatten(0, 1).split(BATCH_SIZE)
+    with torch.no_grad():
+        parts = [network(images.to_network(p), images.to_network(t)) for p, t in zip(first, second, strict=True)]
+    per_frame = torch.cat([part.reshape(-1) for part in parts]).reshape(B, M)
+    if valid is None:
+        return per_frame.mean(dim=1), None
+    return (per_frame * valid).sum(dim=1) / valid.sum(dim=1), None
+
+
+@lru_cache(maxsize=1)
+def _load_network(path: str) -> Any:
+    """torchmetrics' LPIPS network with the backbone of ``path``, read as plain tensors (nothing is unpickled)."""
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    with torch.random.fork_rng(devices=[]):  # building the backbone draws weights that are replaced below
+        network = _LPIPS(pretrained=True, net="alex", pnet_rand=True, eval_mode=True)
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    # The backbone is cut into slices that keep torchvision's layer numbers: slice1.0.weight is features.0.weight.
+    own = {key: weights["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
+    network.net.load_state_dict(own)
+    return network.requires_grad_(False)

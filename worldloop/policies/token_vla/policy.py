@@ -1,0 +1,288 @@
+"""A small vision-language-action policy in the manner of OpenVLA-OFT (arXiv:2502.19645).
+
+Image tokens, an instruction token, an optional proprio token and H x A learned action queries attend to each other in
+one bidirectional transformer; every action token of the chunk is decoded in the same forward pass. Actions are bins,
+so log-probabilities are exact, which GRPO needs.
+
+    image u8 -> convolutional stem -> keypoints, flattened features -> image tokens  \\
+    instruction -> hashed words -> token                                              >  Llama blocks,
+    proprio (chosen dimensions, normalised) -> token                                 /   full attention
+    H x A action queries                                                            /    -> logits [B, H, A, bins]
+
+Two departures from OpenVLA-OFT: the image enters through a convolutional stem that keeps absolute position (from few
+demonstrations this beats patches by far; see `image_stem`), and the blocks are trained from scratch.
+Shapes: B rows, H actions a chunk, A action dimensions, L tokens, C width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldloop.core import images, randomness
+from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import Metrics
+from worldloop.core.tensors import check_shape
+from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation, SimulatorSpec
+from worldloop.networks.augment import augment_frames
+from worldloop.networks.instruction import InstructionEncoder
+from worldloop.policies.token_vla.action_bins import ActionBins
+from worldloop.policies.token_vla.image_stem import ImageStem
+
+
+@dataclass(frozen=True)
+class TokenVLAConfig:
+    """The token VLA's shape, its action bins and how it learns from demonstrations."""
+
+    width: int = 128  # channels of every token
+    num_layers: int = 2  # transformer blocks
+    num_heads: int = 4  # attention heads; divides width
+    mlp_width: int = 256  # hidden channels of a block's gated MLP
+    stem_channels: tuple[int, ...] = (32, 48, 32)  # output channels of each stride-2 convolution
+    num_image_tokens: int = 4  # image tokens: one of keypoints, the rest of the flattened stem features
+    num_keypoints: int = 32  # spatial-softmax keypoints of the keypoint token
+    num_frames: int = 1  # latest frames the policy sees, 1 to 3; with 1 it cannot see speed
+    use_proprio: bool = True  # whether the proprio token is there
+    proprio_prefixes: tuple[str, ...] = ("tcp",)  # proprio dimensions used, by the beginning of their names; "" is all
+    action_low: float = -0.6  # lowest bin centre, environment units
+    action_high: float = 0.6  # highest bin centre, environment units
+    full_range_actions: tuple[str, ...] = ("gripper",)  # actions (by prefix) binned over the simulator's whole range
+    num_bins: int = 13  # bins per action dimension; odd, so that zero is a bin centre
+    temperature: float = 1.0  # softmax temperature when sampling, and of every log-probability
+    label_smoothing: float = 0.3  # cloning: probability given to the neighbouring bins, 0 to below 1
+    augment_shift_px: int = 1  # cloning: largest random shift of the image, pixels
+    augment_brightness: float = 0.1  # cloning: largest relative change of brightness, 0 to below 1
+
+    def __post_init__(self) -> None:
+        for key in ("width", "num_layers", "num_heads", "mlp_width", "num_keypoints"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"policy.token_vla.{key} is {getattr(self, key)}; allowed: 1 or more")
+        if self.num_image_tokens < 2:
+            raise ValueError(f"policy.token_vla.num_image_tokens is {self.num_image_tokens}; allowed: 2 or more")
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ValueError(
+                f"policy.token_vla.num_heads is {self.num_heads}; allowed: width / num_heads an even whole number"
+            )
+        if not self.stem_channels or min(self.stem_channels) < 1:
+            raise ValueError(
+                f"policy.token_vla.stem_channels is {self.stem_channels}; allowed: one or more positive numbers"
+            )
+        if self.num_frames not in (1, 2, 3):
+            raise ValueError(f"policy.token_vla.num_frames is {self.num_frames}; allowed: 1, 2, 3")
+        if self.num_bins < 3 or self.num_bins % 2 == 0:
+            raise ValueError(
+                f"policy.token_vla.num_bins is {self.num_bins}; allowed: odd numbers from 3, so that 0 is a bin"
+            )
+        if self.action_low >= self.action_high:
+            raise ValueError(
+                f"policy.token_vla.action_low is {self.action_low}; allowed: below action_high {self.action_high}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"policy.token_vla.temperature is {self.temperature}; allowed: above 0")
+        for key in ("label_smoothing", "augment_brightness"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"policy.token_vla.{key} is {getattr(self, key)}; allowed: 0 to below 1")
+        if self.augment_shift_px < 0:
+            raise ValueError(f"policy.token_vla.augment_shift_px is {self.augment_shift_px}; allowed: 0 or more")
+
+
+def make_transformer(config: TokenVLAConfig) -> nn.Module:
+    """Llama blocks of `transformers` that take embeddings; the caller supplies the (full) attention mask."""
+    from transformers import LlamaConfig, LlamaModel
+
+    shape: dict[str, Any] = {
+        "vocab_size": 1,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "max_position_embeddings": 1024,
+        "use_cache": False,
+        # Plain matmul attention: the fused kernel's bfloat16 backward is several times slower on a CPU.
+        "attn_implementation": "eager",
+    }
+    llama = LlamaModel(LlamaConfig(**shape))
+    # Never used, and a parameter without a gradient would stop data-parallel training.
+    llama.embed_tokens = nn.Identity()  # type: ignore[assignment]
+    return llama
+
+
+class TokenVLA(nn.Module):
+    """`worldloop.core.interfaces.Policy` on discretised actions. A chunk's ``trace["tokens"]`` is int64 [B, H, A].
+
+    Initial weights come from torch's global generator: seed it before constructing. There is no dropout, so the
+    same weights give the same log-probabilities in training and in evaluation mode. Before cloning, call
+    `fit_image_statistics` once.
+
+    ``temperature`` (sampling, and every log-probability) and ``version`` may be set.
+    """
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+
+    def __init__(
+        self, config: TokenVLAConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.normalisation = normalisation
+        self.chunk_length = chunk_length
+        self.temperature = config.temperature
+        self.version = ""
+        self.bins = ActionBins(spec, config.action_low, config.action_high, config.num_bins, config.full_range_actions)
+        self.stem = ImageStem(
+            num_frames=config.num_frames,
+            channels=config.stem_channels,
+            image_size=spec.image_size,
+            num_tokens=config.num_image_tokens,
+            num_keypoints=config.num_keypoints,
+            width=config.width,
+        )
+        self.instruction = InstructionEncoder(config.width)
+        self.proprio_index = _select_proprio(config, spec)
+        index = torch.tensor(self.proprio_index, dtype=torch.long)
+        self.register_buffer("proprio_mean", normalisation.proprio_mean.float()[index].clone())
+        self.register_buffer("proprio_std", normalisation.proprio_std.float()[index].clone())
+        if config.use_proprio:
+            self.proprio = nn.Sequential(
+                nn.Linear(len(self.proprio_index), config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+            )
+        num_prefix = config.num_image_tokens + 1 + int(config.use_proprio)
+        self.prefix_type = nn.Parameter(0.02 * torch.randn(num_prefix, config.width))
+        # Unit scale, as wide as what they attend to: at 0.02 the queries start out indistinguishable.
+        self.queries = nn.Parameter(torch.randn(chunk_length * spec.action_dim, config.width))
+        self.transformer = make_transformer(config)
+        self.head = nn.Linear(config.width, config.num_bins)
+
+    def fit_image_statistics(self, frames: Tensor) -> None:
+        """Freeze the background and the contrast of ``frames`` u8 [N, h, w, 3] (all frames of the demonstrations).
+
+        They become part of the state dict. Without this call the background is mid-grey and the contrast 1.
+        """
+        self.stem.fit(images.to_network(frames))
+
+    def forward(self, observation: Observation) -> Tensor:
+        """Logits f32 [B, H, A, num_bins], before any temperature."""
+        tokens = self._embed(observation.to(self.queries.device))
+        # Additive zeros: a 4D mask is used as it is, so every token sees every other; None would mean causal.
+        full_attention = tokens.new_zeros(1, 1, 1, 1)
+        hidden = self.transformer(inputs_embeds=tokens, attention_mask=full_attention).last_hidden_state
+        hidden = hidden[:, -self.queries.shape[0] :]
+        return self.head(hidden).float().unflatten(1, (self.chunk_length, self.spec.action_dim))
+
+    def _embed(self, observation: Observation) -> Tensor:
+        """Prefix (image, instruction, proprio) and action queries: [B, L, C]."""
+        B, K = observation.frames.shape[:2]
+        if self.config.num_frames > K:
+            raise ValueError(
+                f"policy.token_vla.num_frames is {self.config.num_frames}, but the observation has {K} frames"
+            )
+        frames = images.to_network(observation.frames[:, -self.config.num_frames :])
+        prefix = [self.stem(frames), self.instruction(observation.instruction)[:, None]]
+        if self.config.use_proprio:
+            prefix.append(self.proprio(self._normalised_proprio(observation))[:, None])
+        embedded = torch.cat(prefix, dim=1) + self.prefix_type
+        return torch.cat([embedded, self.queries.to(embedded).expand(B, -1, -1)], dim=1)
+
+    def _normalised_proprio(self, observation: Observation) -> Tensor:
+        if observation.proprio is None:
+            raise WorldloopError(
+                "the policy needs proprio but the observation has none; set policy.token_vla.use_proprio=false"
+            )
+        chosen = observation.proprio[:, list(self.proprio_index)]
+        # Imagined proprio can drift far outside what training saw.
+        return ((chosen - self.proprio_mean) / self.proprio_std.clamp_min(1e-6)).clamp(-5, 5)
+
+    def _log_softmax(self, observation: Observation) -> Tensor:
+        return F.log_softmax(self(observation) / self.temperature, dim=-1)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
+        """Sample by inverse CDF with uniforms that depend on (noise_key [B], env_step), or take the likeliest bins.
+
+        ``log_probs`` are exact under ``temperature``, in the greedy case too.
+        """
+        log_p = self._log_softmax(observation)
+        if noise_key is None:
+            tokens = log_p.argmax(dim=-1)
+        else:
+            shape = (self.chunk_length, self.spec.action_dim)
+            uniform = randomness.row_uniform(noise_key, observation.env_step, shape).to(log_p.device)
+            cdf = log_p.double().exp().cumsum(dim=-1)
+            # The first bin whose CDF exceeds u; scaling by the last value removes the rounding of the sum.
+            tokens = (cdf <= uniform.double()[..., None] * cdf[..., -1:]).sum(dim=-1).clamp_max(self.bins.num_bins - 1)
+        log_probs = log_p.gather(-1, tokens[..., None]).squeeze(-1).sum(dim=-1)
+        return ActionChunk(self.bins.decode(tokens).cpu(), log_probs.cpu(), {"tokens": tokens.cpu()}, self.version)
+
+    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
+        """Exact log pi(a_h | observation) f32 [B, H], summed over the A dimensions, under ``temperature``."""
+        if "tokens" not in chunk.trace:
+            raise ValueError("the action chunk has no trace['tokens']; it was not made by a token policy")
+        check_shape("trace['tokens']", chunk.trace["tokens"], (len(observation), self.chunk_length, None))
+        log_p = self._log_softmax(observation)
+        return log_p.gather(-1, chunk.trace["tokens"][..., None]).squeeze(-1).sum(dim=-1)
+
+    def compute_imitation_loss(
+        self, batch: ImitationBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """Cross-entropy per action dimension against the (smoothed) bins of ``batch.actions``, where valid.
+
+        Args:
+            generator: draws the image augmentation; without one there is none, and the loss is deterministic.
+        """
+        observation = batch.observation
+        if generator is not None:
+            shift, brightness = self.config.augment_shift_px, self.config.augment_brightness
+            observation = replace(observation, frames=augment_frames(observation.frames, shift, brightness, generator))
+        logits = self(observation)
+        tokens = self.bins.encode(batch.actions)
+        target = smooth_targets(tokens, self.bins.num_bins, self.config.label_smoothing)
+        per_action = -(target * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean(dim=-1)  # [B, H]
+        loss = (per_action * batch.valid).sum() / batch.valid.sum().clamp_min(1)
+        return loss, _imitation_metrics(loss, logits, tokens, batch, self.bins)
+
+
+def _select_proprio(config: TokenVLAConfig, spec: SimulatorSpec) -> tuple[int, ...]:
+    if not config.use_proprio:
+        return ()
+    chosen = tuple(i for i, name in enumerate(spec.proprio_names) if name.startswith(tuple(config.proprio_prefixes)))
+    if not chosen:
+        raise ValueError(
+            f"policy.token_vla.proprio_prefixes is {config.proprio_prefixes}, which matches no proprio; "
+            f"allowed: beginnings of {spec.proprio_names}"
+        )
+    return chosen
+
+
+def smooth_targets(tokens: Tensor, num_bins: int, smoothing: float) -> Tensor:
+    """Target probabilities f32 [..., num_bins]: 1 - smoothing on the token, the rest shared by its neighbours.
+
+    Bins are ordered, so a neighbour is nearly right. At the ends the only neighbour takes the whole rest.
+    """
+    one_hot = F.one_hot(tokens, num_bins).float()
+    below = F.one_hot((tokens - 1).clamp_min(0), num_bins).float()
+    above = F.one_hot((tokens + 1).clamp_max(num_bins - 1), num_bins).float()
+    below = torch.where((tokens == 0)[..., None], above, below)
+    above = torch.where((tokens == num_bins - 1)[..., None], below, above)
+    return (1 - smoothing) * one_hot + smoothing / 2 * (below + above)
+
+
+@torch.no_grad()
+def _imitation_metrics(
+    loss: Tensor, logits: Tensor, tokens: Tensor, batch: ImitationBatch, bins: ActionBins
+) -> dict[str, Any]:
+    predicted = logits.argmax(dim=-1)
+    valid = batch.valid[..., None].expand_as(tokens)
+    count = valid.sum().clamp_min(1)
+    error = (bins.decode(predicted) - batch.actions).abs()
+    return {
+        "loss_imitation": loss.item(),
+        "token_accuracy": ((predicted == tokens) & valid).sum().item() / count.item(),
+        "action_error": (error * valid).sum().item() / count.item(),
+    }

@@ -1,0 +1,243 @@
+"""A world model as a `Simulator`: same reset, same step_chunk, so policies, rollouts and metrics need not know.
+
+Success is declared, and the row ends, at the first frame whose calibrated probability and that of the
+``spec.success_confirm_frames`` frames before it reach the threshold, so that no single false frame ends a row. That is
+as many frames later than in the real simulator. On the last frame before the time limit one frame is enough.
+Rows that have ended cost nothing: only running rows are imagined.
+
+With ``truncates_uncertain`` a row also ends, without success, at the first frame that the model expects to be worse
+than ``calibration.floor_db``: the unknown states of MOReL (arXiv:2005.05951).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, fill_context
+from worldloop.core.interfaces import ImaginedChunk, WorldModel
+from worldloop.core.randomness import make_row_keys
+from worldloop.core.success import Calibration
+from worldloop.core.tensors import Rows
+from worldloop.core.types import ChunkStep, Observation, SimulatorSpec
+
+
+@dataclass(frozen=True)
+class ImaginedRows(Rows):
+    """All that an `ImaginedSimulator` remembers of its B rows; never changed in place, so it may be kept and restored.
+
+    - ``observation``: what each row shows now; ``state``: the world model's own
+    - ``terminated``, ``truncated`` bool [B]
+    - ``streak`` int64 [B]: frames on end, up to now, that show a success
+    """
+
+    observation: Observation
+    state: Any
+    terminated: Tensor
+    truncated: Tensor
+    streak: Tensor
+
+    @property
+    def ended(self) -> Tensor:
+        return self.terminated | self.truncated
+
+
+class ImaginedSimulator:
+    """`Simulator` over a world model, for up to ``num_envs`` rows.
+
+    Noise keys follow from ``seed`` unless `start` gives them. ``rows_at_once`` go through the world model together,
+    0 for all; where that is more than a GPU's memory holds, it is halved until it fits, and stays so.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        spec: SimulatorSpec,
+        calibration: Calibration,
+        num_envs: int,
+        seed: int = 0,
+        truncates_uncertain: bool = False,
+        rows_at_once: int = 0,
+    ) -> None:
+        self.world_model = world_model
+        self.spec = spec
+        self.calibration = calibration
+        self.num_envs = num_envs
+        self.truncates_uncertain = truncates_uncertain
+        self.rows_at_once = rows_at_once or num_envs
+        self._seed = seed
+        self._num_resets = 0
+        self._rows: ImaginedRows | None = None
+
+    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
+        """Start from observations, see `Simulator.reset`; a world model cannot start from a simulator state."""
+        if not isinstance(initial_states, Observation):
+            raise TypeError("an imagined simulator starts from an Observation, not from a simulator state")
+        self._num_resets += 1
+        keys = make_row_keys(len(initial_states), self._seed, "imagination", self._num_resets)
+        return self.start(initial_states, keys, rows)
+
+    def start(self, observation: Observation, noise_key: Tensor, rows: Tensor | None = None) -> Observation:
+        """`reset` with one noise key per row, int64 [B]: rows that share a key share the world model's noise."""
+        observation = replace(observation, frames=fill_context(observation.frames, NUM_CONTEXT_FRAMES), sim_state=None)
+        ended = torch.zeros(len(observation), dtype=torch.bool)
+        state = self._start(observation, noise_key)
+        fresh = ImaginedRows(observation, state, ended, ended, torch.zeros(len(observation), dtype=torch.long))
+        if rows is not None:
+            if self._rows is None:
+                raise ValueError("reset the whole batch before resetting single rows")
+            fresh = self._rows.put(rows, fresh)
+        return self.restore(fresh)
+
+    def save(self) -> ImaginedRows:
+        """Where every row stands: `restore` goes on from there, ``rows`` of it forks or selects."""
+        if self._rows is None:
+            raise ValueError("reset before saving")
+        return self._rows
+
+    def restore(self, rows: ImaginedRows) -> Observation:
+        """Go on from what `save` gave, bit-equal where as many rows are running; the batch becomes these rows."""
+        if len(rows.terminated) > self.num_envs:
+            raise ValueError(f"{len(rows.terminated)} rows do not fit into {self.num_envs} environments")
+        self._rows = rows
+        return rows.observation
+
+    def step_chunk(self, actions: Tensor) -> ChunkStep:
+        """See `Simulator.step_chunk`. H must be a multiple of ``actions_per_frame``."""
+        if self._rows is None:
+            raise ValueError("reset before the first step")
+        before = self._rows
+        running = (~before.ended).nonzero()[:, 0]
+        step = self._empty_step(before, actions)
+        state, streak = before.state, before.streak
+        cut = torch.zeros_like(before.terminated)
+        if len(running):
+            everything = len(running) == len(before.terminated)
+            chosen = before.state if everything else before.state.rows(running)
+            imagined, chunk = self._imagine(chosen, actions[running])
+            state = imagined if everything else before.state.put(running, imagined)
+            step, streak, cut = self._write_running(step, chunk, running, streak)
+        terminated = before.terminated | step.success.any(1)
+        observation = self._next_observation(before.observation, step, ~before.ended)
+        at_limit = observation.env_step >= self.spec.max_episode_steps
+        truncated = before.truncated | (~terminated & (cut | at_limit))
+        self._rows = ImaginedRows(observation, state, terminated, truncated, streak)
+        return replace(step, observation=observation, terminated=terminated, truncated=truncated)
+
+    def close(self) -> None:
+        self._rows = None
+
+    def _start(self, observation: Observation, noise_key: Tensor) -> Any:
+        """`WorldModel.start` in parts."""
+
+        def start(rows: Tensor) -> Any:
+            if len(rows) == len(observation):
+                return self.world_model.start(observation, noise_key)
+            return self.world_model.start(observation.rows(rows), noise_key[rows])
+
+        states = self._in_parts(start, len(observation))
+        return states[0] if len(states) == 1 else type(states[0]).cat(states)
+
+    def _imagine(self, state: Any, actions: Tensor) -> tuple[Any, ImaginedChunk]:
+        """`WorldModel.imagine` in parts."""
+
+        def imagine(rows: Tensor) -> tuple[Any, ImaginedChunk]:
+            if len(rows) == len(actions):
+                return self.world_model.imagine(state, actions)
+            return self.world_model.imagine(state.rows(rows), actions[rows])
+
+        done = self._in_parts(imagine, len(actions))
+        if len(done) == 1:
+            return done[0]
+        return type(done[0][0]).cat([s for s, _ in done]), ImaginedChunk.cat([c for _, c in done])
+
+    def _in_parts(self, work: Callable[[Tensor], Any], num_rows: int) -> list[Any]:
+        """``work`` on ``rows_at_once`` rows after the other. It changes nothing: what ran out of memory runs again."""
+        while True:
+            try:
+                return [work(part) for part in torch.arange(num_rows).split(self.rows_at_once)]
+            except torch.OutOfMemoryError:
+                if self.rows_at_once == 1:
+                    raise
+                self.rows_at_once = max(1, min(self.rows_at_once, num_rows) // 2)
+            torch.cuda.empty_cache()
+
+    def _empty_step(self, rows: ImaginedRows, actions: Tensor) -> ChunkStep:
+        before = rows.observation
+        B, H = actions.shape[:2]
+        M = H // self.spec.actions_per_frame
+        if M * self.spec.actions_per_frame != H:
+            raise ValueError(f"chunk of {H} actions is not a multiple of {self.spec.actions_per_frame} per frame")
+        proprio = before.proprio
+        return ChunkStep(
+            observation=before,
+            frames=before.frames[:, -1:].repeat(1, M, 1, 1, 1),
+            proprio=None if proprio is None else proprio[:, None].repeat(1, M, 1),
+            rewards=torch.zeros(B, H),
+            success_prob=torch.zeros(B, M),
+            valid=torch.zeros(B, H, dtype=torch.bool),
+            success=torch.zeros(B, H, dtype=torch.bool),
+            terminated=rows.terminated,
+            truncated=rows.truncated,
+        )
+
+    def _write_running(
+        self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor, streak: Tensor
+    ) -> tuple[ChunkStep, Tensor, Tensor]:
+        """``step`` filled at the running rows, their streaks, and which rows, bool [B], are too uncertain to go on.
+
+        Success is held from the frame that declares it.
+        """
+        s = self.spec.actions_per_frame
+        probability = self.calibration.probability(chunk.success_logit).cpu()
+        expected = torch.full_like(probability, torch.inf)
+        if chunk.expected_psnr_db is not None:
+            expected = chunk.expected_psnr_db.float().cpu() - self.calibration.psnr_bias_db
+        ends = (expected < self.calibration.floor_db).cummax(1).values & self.truncates_uncertain
+        probability = probability.masked_fill(ends, 0.0)
+        env_step = step.observation.env_step[running]
+        past = env_step[:, None] + s * torch.arange(probability.shape[1]) >= self.spec.max_episode_steps
+        shows = (probability >= self.calibration.threshold) & ~past
+        succeeded, running_streak = self._declare(shows, env_step, streak[running])
+        streak = streak.index_copy(0, running, running_streak)
+        cut = ends & ~succeeded
+        counts = ((succeeded | cut).long().cumsum(1) <= 1) & ~past  # up to and with the frame that ends the row
+        step.frames[running] = chunk.frames.cpu()
+        if step.proprio is not None:
+            step.proprio[running] = chunk.proprio.cpu()
+        step.success_prob[running] = probability
+        step.success[running] = succeeded.repeat_interleave(s, 1)
+        step.valid[running] = counts.repeat_interleave(s, 1)
+        all_rows = torch.full((len(step.valid), expected.shape[1]), torch.inf)
+        all_rows[running] = expected.masked_fill(~counts, torch.inf)
+        step = replace(step, expected_psnr_db=all_rows)
+        rewards = torch.zeros(len(running), step.rewards.shape[1])
+        rewards[:, s - 1 :: s] = (succeeded & counts).float()
+        step.rewards[running] = rewards
+        return step, streak, torch.zeros_like(step.terminated).index_copy(0, running, cut[:, -1])
+
+    def _declare(self, shows: Tensor, env_step: Tensor, streak: Tensor) -> tuple[Tensor, Tensor]:
+        """bool [b, M]: success has been declared at or before that frame, from the frames that show it; the streaks."""
+        s, spec = self.spec.actions_per_frame, self.spec
+        declared = torch.zeros_like(shows)
+        for m in range(shows.shape[1]):
+            streak = torch.where(shows[:, m], streak + 1, 0)
+            is_last = env_step + (m + 1) * s >= spec.max_episode_steps
+            declared[:, m] = (streak > spec.success_confirm_frames) | (shows[:, m] & is_last)
+        return declared.cummax(1).values, streak
+
+    def _next_observation(self, before: Observation, step: ChunkStep, was_running: Tensor) -> Observation:
+        frames = torch.cat([before.frames[:, -1:], step.frames], dim=1)
+        context = torch.stack([before.frames[:, 0], frames[:, -2], frames[:, -1]], dim=1)
+        if not was_running.all():
+            context = torch.where(was_running[:, None, None, None, None], context, before.frames)
+        return replace(
+            before,
+            frames=context,
+            proprio=None if step.proprio is None else step.proprio[:, -1],
+            env_step=before.env_step + was_running.long() * step.valid.shape[1],
+        )

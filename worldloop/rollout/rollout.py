@@ -1,0 +1,209 @@
+"""The one rollout loop: any policy in any simulator, real or imagined; and rollouts made into stored episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.core.interfaces import Actor, Simulator
+from worldloop.core.success import classify_outcome
+from worldloop.core.types import (
+    ActionChunk,
+    ChunkStep,
+    Episode,
+    EpisodeMeta,
+    InitialStates,
+    Observation,
+    SimulatorSpec,
+    Source,
+    Split,
+)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """On-policy rows from one simulator, real or imagined, over C chunks, before any advantage is computed.
+
+    - ``group_id`` int64 [B]; ``initial_state_id``: B strings; ``origin``
+    - ``observations``: C observations [B]; ``chunks``: C action chunks [B]; ``steps``: C results [B]
+    - ``policy_version``, ``simulator_version``
+
+    ``observations[c]`` is what ``chunks[c]`` was decided on and ``steps[c]`` what came of it.
+    """
+
+    origin: Literal["imagined", "simulated"]
+    group_id: Tensor
+    initial_state_id: tuple[str, ...]
+    observations: tuple[Observation, ...]
+    chunks: tuple[ActionChunk, ...]
+    steps: tuple[ChunkStep, ...]
+    policy_version: str
+    simulator_version: str
+
+    def __post_init__(self) -> None:
+        if not len(self.observations) == len(self.chunks) == len(self.steps) > 0:
+            raise ValueError("a rollout needs as many observations as chunks and steps, and at least one")
+
+    @property
+    def success(self) -> Tensor:
+        """bool [B]: success at any valid step."""
+        return torch.stack([(s.success & s.valid).any(1) for s in self.steps]).any(0)
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B, C*H]."""
+        return torch.cat([s.valid for s in self.steps], dim=1)
+
+    @property
+    def lowest_expected_psnr_db(self) -> Tensor | None:
+        """f32 [B]: of each row's least certain frame, ``inf`` where nothing was imagined; ``None`` in a simulator."""
+        parts = [s.expected_psnr_db for s in self.steps if s.expected_psnr_db is not None]
+        return torch.cat(parts, dim=1).amin(1) if len(parts) == len(self.steps) else None
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """A block of initial states for one simulator call; picklable, and the same whoever executes it.
+
+    Exactly one of ``policy`` (a checkpoint directory) and ``variants`` (scripted, one name per state) is given.
+    ``temperature`` None acts greedily. ``splits``: the split each episode is stored under.
+    """
+
+    states: InitialStates
+    simulator: Any
+    chunk_length: int
+    noise_key: Tensor
+    iteration: int
+    splits: tuple[Split, ...]
+    policy: str | None = None
+    temperature: float | None = None
+    variants: tuple[str, ...] | None = None
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.policy is None) == (self.variants is None):
+            raise ValueError("a rollout job needs a policy or scripted variants, and not both")
+
+
+def run_rollout(
+    policy: Actor,
+    simulator: Simulator,
+    start: Tensor | Observation,
+    noise_key: Tensor | None,
+    *,
+    initial_state_id: tuple[str, ...],
+    group_id: Tensor | None = None,
+    max_chunks: int | None = None,
+    origin: Literal["imagined", "simulated"] = "simulated",
+    reset: Callable[[], Observation] | None = None,
+    on_chunk: Callable[[], None] | None = None,
+) -> Rollout:
+    """Act until every row has ended or ``max_chunks`` are done.
+
+    ``start``: simulator states f32 [B, D] or an observation; ``noise_key`` int64 [B] or None for greedy;
+    ``reset`` replaces ``simulator.reset(start)`` where the caller must give more than a start (shared noise).
+    """
+    observation = reset() if reset is not None else simulator.reset(start)
+    observations: list[Observation] = []
+    chunks: list[ActionChunk] = []
+    steps: list[ChunkStep] = []
+    while max_chunks is None or len(steps) < max_chunks:
+        chunk = policy.act(observation, noise_key)
+        step = simulator.step_chunk(chunk.actions)
+        observations.append(observation)
+        chunks.append(chunk)
+        steps.append(step)
+        observation = step.observation
+        if on_chunk is not None:
+            on_chunk()
+        if bool(step.done.all()):
+            break
+    return Rollout(
+        origin=origin,
+        group_id=torch.arange(len(observation)) if group_id is None else group_id,
+        initial_state_id=initial_state_id,
+        observations=tuple(observations),
+        chunks=tuple(chunks),
+        steps=tuple(steps),
+        policy_version=policy.version,
+        simulator_version=simulator.spec.simulator_version,
+    )
+
+
+def rollout_to_episodes(
+    rollout: Rollout,
+    spec: SimulatorSpec,
+    *,
+    sources: tuple[Source, ...],
+    variants: tuple[str, ...],
+    splits: tuple[Split, ...],
+    iteration: int,
+) -> list[Episode]:
+    """The rows of a simulated rollout as stored episodes, each cut after the chunk in which it ended."""
+    if rollout.steps[0].sim_states is None or rollout.steps[0].distances_m is None:
+        raise ValueError("only a simulated rollout, which knows the simulator's state, can be stored")
+    episodes = []
+    for row, state_id in enumerate(rollout.initial_state_id):
+        arrays = _row_arrays(rollout, row, spec.actions_per_frame, spec.max_episode_steps)
+        terminated = bool(arrays["success"].any())
+        outcome, margin_m = classify_outcome(
+            terminated,
+            arrays["distances_m"][arrays["valid"]],
+            float(arrays["distances_m"].flat[0]),
+            spec.success_radius_m,
+        )
+        meta = EpisodeMeta(
+            task=spec.task,
+            instruction=spec.instruction,
+            initial_state_id=state_id,
+            split=splits[row],
+            outcome=outcome,
+            margin_m=margin_m,
+            source=sources[row],
+            variant=variants[row],
+            iteration=iteration,
+            control_mode=spec.control_mode,
+            hz=spec.hz,
+            actions_per_frame=spec.actions_per_frame,
+            simulator_version=spec.simulator_version,
+            policy_version=rollout.policy_version,
+        )
+        frames = {spec.camera: arrays.pop("frames")}
+        episodes.append(Episode(meta=meta, frames=frames, terminated=terminated, truncated=not terminated, **arrays))
+    return episodes
+
+
+def _row_arrays(rollout: Rollout, row: int, s: int, max_episode_steps: int) -> dict[str, np.ndarray]:
+    """The arrays of `Episode` for one row, over the chunks in which the row was running."""
+    count = 1 + sum(not bool(step.done[row]) for step in rollout.steps[:-1])
+    steps, start = rollout.steps[:count], rollout.observations[0]
+    if start.proprio is None or start.sim_state is None:
+        raise ValueError("storing an episode needs proprio and the simulator's state")
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(step, name)[row] for step in steps])
+
+    def per_frame(values: Tensor) -> np.ndarray:
+        return values.reshape(-1, s, *values.shape[1:]).numpy()
+
+    valid = joined("valid")
+    actions = torch.cat([chunk.actions[row] for chunk in rollout.chunks[:count]])
+    # Steps after a success are still executed until the chunk ends; steps past the time limit are not.
+    executed = int(start.env_step[row]) + torch.arange(len(valid)) < max_episode_steps
+    num_frames = int(executed.reshape(-1, s).any(1).sum())
+    arrays = {
+        "frames": torch.cat([start.frames[row, -1:], joined("frames")]).numpy()[: num_frames + 1],
+        "proprio": torch.cat([start.proprio[row, None], joined("proprio")]).numpy()[: num_frames + 1],
+        "sim_state": torch.cat([start.sim_state[row, None], joined("sim_states")]).numpy()[: num_frames + 1],
+        "actions": per_frame(torch.where(executed[:, None], actions, torch.zeros_like(actions)))[:num_frames],
+        "valid": per_frame(valid)[:num_frames],
+        "rewards": per_frame(joined("rewards"))[:num_frames],
+        "success": per_frame(joined("success"))[:num_frames],
+        "distances_m": per_frame(joined("distances_m"))[:num_frames],
+    }
+    return {name: np.ascontiguousarray(values) for name, values in arrays.items()}

@@ -1,0 +1,310 @@
+"""ManiSkill behind the `Simulator` interface; the only module that imports mani_skill and sapien (in functions).
+
+Physics is stepped per action and a camera image is rendered only after every ``actions_per_frame`` actions: on a
+CPU rendering is three quarters of the cost otherwise. ``obs_mode="none"`` keeps ManiSkill from rendering by itself.
+
+The GPU backend (`physx_cuda`) follows ManiSkill's documented vectorised reset and step but has not been run: no
+machine with a GPU was at hand. Evaluation results of the two backends are not expected to agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from worldloop.core.errors import WorldloopError
+from worldloop.core.randomness import derive_seed
+from worldloop.core.success import require_success_frames
+from worldloop.core.types import InitialStates, Landmark, SimulatorSpec, Split
+from worldloop.simulators.base import ChunkedSimulator, Measurement
+from worldloop.simulators.maniskill.lift import LiftScriptedPolicy
+from worldloop.simulators.maniskill.slide import SlideScriptedPolicy
+from worldloop.simulators.maniskill.tasks import (
+    CUBE_XYZ,
+    GOAL_XYZ,
+    MANISKILL_STATE_DIM,
+    QPOS,
+    QVEL,
+    STATE_DIM,
+    TASKS,
+    compute_distance_m,
+)
+from worldloop.simulators.perturbations import draw_variant_parameters
+
+CONTROL_MODE = "pd_ee_delta_pos"
+CONTROL_HZ = 20.0
+_JOINTS = (*(f"joint{i}" for i in range(1, 8)), "finger1", "finger2")
+PROPRIO_NAMES = (
+    *(f"qpos_{j}" for j in _JOINTS),
+    *(f"qvel_{j}" for j in _JOINTS),
+    *(f"tcp_{c}" for c in ("x", "y", "z", "qw", "qx", "qy", "qz")),
+)
+# ManiSkill tells every observation mode of PickCube-v1 where the goal is; one camera could not say how far away it is.
+GOAL_NAMES = ("goal_x", "goal_y", "goal_z")
+
+
+@dataclass(frozen=True)
+class ManiSkillConfig:
+    """How a ManiSkill task is simulated and seen."""
+
+    task: str = "PushCube-v1"  # registered ManiSkill task: PushCube-v1 | PullCube-v1 | PickCube-v1
+    image_size: int = 64  # pixels, height and width of the camera image
+    supersampling: int = 1  # rendered pixels per stored pixel and side, averaged: above 1 edges are anti-aliased
+    actions_per_frame: int = 5  # environment steps (20 Hz) between two stored frames
+    backend: str = "auto"  # auto | cpu | gpu; auto takes the GPU when there is one and num_envs > 1
+    num_envs: int = 1  # rows simulated at once; 1 on the CPU
+    shader: str = "minimal"  # SAPIEN shader pack: minimal | default | rt-fast
+    camera: str = "base_camera"  # name of the camera whose images are stored
+    max_episode_steps: int = 0  # environment steps before an episode is truncated; 0: the task's own limit
+    success_hold_frames: int = 1  # frames an episode goes on for after its success
+    success_confirm_frames: int = 1  # further frames that must agree before imagination declares a success
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"simulator.maniskill.task {self.task!r} is not one of {', '.join(TASKS)}")
+        if self.backend not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"simulator.maniskill.backend {self.backend!r} is not one of auto, cpu, gpu")
+        if self.shader not in ("minimal", "default", "rt-fast"):
+            raise ValueError(f"simulator.maniskill.shader {self.shader!r} is not one of minimal, default, rt-fast")
+        if self.camera != "base_camera":
+            raise ValueError(f"simulator.maniskill.camera {self.camera!r} is not one of base_camera")
+        for key in ("image_size", "supersampling", "actions_per_frame", "num_envs"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"simulator.maniskill.{key} must be at least 1, got {getattr(self, key)}")
+        if self.max_episode_steps < 0:
+            raise ValueError(f"simulator.maniskill.max_episode_steps must be >= 0, got {self.max_episode_steps}")
+        require_success_frames("simulator.maniskill", self.success_hold_frames, self.success_confirm_frames)
+        if self.backend == "cpu" and self.num_envs != 1:
+            raise ValueError(
+                f"simulator.maniskill.num_envs must be 1 on the CPU, got {self.num_envs}: use more processes"
+            )
+
+
+def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
+    """The spec without making an environment; episodes can be learned from where there is no mani_skill."""
+    try:
+        version = importlib.metadata.version("mani_skill")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed)"
+    task = TASKS[config.task]
+    return SimulatorSpec(
+        task=task.name,
+        instruction=task.instruction,
+        image_size=config.image_size,
+        proprio_names=PROPRIO_NAMES + GOAL_NAMES if task.kind == "lift" else PROPRIO_NAMES,
+        action_names=("dx", "dy", "dz", "gripper"),
+        action_low=(-1.0,) * 4,
+        action_high=(1.0,) * 4,
+        hz=CONTROL_HZ,
+        actions_per_frame=config.actions_per_frame,
+        max_episode_steps=config.max_episode_steps or task.max_episode_steps,
+        success_radius_m=task.goal_radius_m,
+        control_mode=CONTROL_MODE,
+        camera=config.camera,
+        simulator_version=f"mani_skill {version}",
+        landmarks=(
+            Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
+            Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
+        ),
+        success_hold_frames=config.success_hold_frames,
+        success_confirm_frames=config.success_confirm_frames,
+    )
+
+
+def require_maniskill() -> None:
+    """Raise `WorldloopError` unless mani_skill is installed."""
+    if importlib.util.find_spec("mani_skill") is None:
+        raise WorldloopError("mani_skill is not installed; install it with: pip install 'worldloop[sim]'")
+
+
+def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
+    """Raise `WorldloopError` unless SAPIEN finds a Vulkan driver that renders on ``device_name``."""
+    import sapien
+
+    # software rendering reports itself under its PCI name; the plain "cpu" device says it cannot render
+    names = ("cuda",) if device_name == "cuda" else ("cpu", "pci:0", "cuda")
+    can_render = False
+    for name in names:
+        try:
+            can_render = can_render or bool(sapien.Device(name).can_render())
+        except RuntimeError:  # no such device
+            continue
+    if not can_render:
+        raise WorldloopError(
+            f"no Vulkan driver can render on {device_name!r}, which ManiSkill's camera needs; "
+            "run `make setup` to install one, or `worldloop doctor` to see what is missing"
+        )
+
+
+class ManiSkillSimulator(ChunkedSimulator):
+    """One ManiSkill task as `Simulator`, `InitialStateSource` and `ScriptedSource`.
+
+    Proprio f32 [B, 25]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4; the goal's position,
+    3 (m), comes on top where a task is to lift. ``sim_state``
+    f32 [B, 71]: see `tasks`. A restart at an episode's start is bit-equal on the CPU; mid-episode it
+    is exact to about 1e-6, because contact impulses and joint drive targets are not part of the state.
+    """
+
+    state_dim = STATE_DIM
+
+    def __init__(self, config: ManiSkillConfig) -> None:
+        require_maniskill()
+        self.config = config
+        self.spec = maniskill_spec(config)
+        self.num_envs = config.num_envs
+        self._task = TASKS[config.task]
+        has_gpu = torch.cuda.is_available()
+        if config.backend == "gpu" and not has_gpu:
+            raise WorldloopError("backend=gpu, but torch finds no CUDA device; set backend=cpu and num_envs=1")
+        self._on_gpu = config.backend == "gpu" or (config.backend == "auto" and has_gpu and config.num_envs > 1)
+        if not self._on_gpu and config.num_envs != 1:
+            raise WorldloopError(f"num_envs={config.num_envs} needs a GPU, and there is none; set num_envs=1")
+        self._env = self._make_env("gpu" if self._on_gpu else "cpu", config.num_envs)
+        self._drawing_env: Any = None
+        self._num_rows = 0
+
+    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
+        """State i is drawn alone, from ``derive_seed(task, split, seed, i)``; ends the running batch.
+
+        Always on the CPU, since a vectorised environment seeds all its rows from the first one's seed.
+        """
+        if self._drawing_env is None:
+            self._drawing_env = self._make_env("cpu", 1) if self._on_gpu else self._env
+        self._batch = None
+        states = torch.zeros(num_states, STATE_DIM)
+        numbers = range(first, first + num_states)
+        for row, i in enumerate(numbers):
+            self._drawing_env.reset(seed=derive_seed(self.spec.task, split, seed, i) % 2**31)
+            states[row, :MANISKILL_STATE_DIM] = self._drawing_env.get_state()[0]
+        ids = tuple(f"{self.spec.task}/{split}/{seed}-{i:06d}" for i in numbers)
+        return InitialStates(split, ids, states)
+
+    def make_scripted_policy(
+        self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
+    ) -> SlideScriptedPolicy | LiftScriptedPolicy:
+        """See `ScriptedSource`; the variants are `SCRIPTED_VARIANTS`."""
+        parameters = draw_variant_parameters(variants, row_keys)
+        if self._task.kind == "lift":
+            return LiftScriptedPolicy(parameters, chunk_length)
+        return SlideScriptedPolicy(self._task, parameters, chunk_length)
+
+    def close(self) -> None:
+        """Free the scenes; the simulator cannot be used afterwards."""
+        for env in (self._env, self._drawing_env):
+            if env is not None:
+                env.close()
+        self._env = self._drawing_env = self._batch = None
+
+    def _make_env(self, backend: str, num_envs: int) -> Any:
+        if backend == "cpu":
+            # Mesa's software driver rasterises in the calling thread: its own threads cost 8 % with one process a core.
+            os.environ.setdefault("LP_NUM_THREADS", "0")
+        check_can_render("cuda" if backend == "gpu" else "cpu")
+        import gymnasium
+        import mani_skill.envs  # noqa: F401  (registers the tasks)
+        from mani_skill.utils.sapien_utils import look_at
+
+        camera, size = self._task.camera, self.config.image_size * self.config.supersampling
+        view = {"width": size, "height": size, "fov": camera.fov_rad, "pose": look_at(camera.eye_m, camera.target_m)}
+        env: Any = gymnasium.make(
+            self._task.name,
+            obs_mode="none",
+            reward_mode="none",
+            control_mode=CONTROL_MODE,
+            num_envs=num_envs,
+            sensor_configs={"shader_pack": self.config.shader, self.config.camera: view},
+            sim_backend="physx_cuda" if backend == "gpu" else "physx_cpu",
+            render_backend=backend,
+        ).unwrapped
+        env.reset(seed=0)
+        for hidden in env._hidden_objects:  # a goal that only privileged observations tell is no task for a camera
+            hidden.show_visual()
+        if env.get_state().shape[1] != MANISKILL_STATE_DIM:
+            raise RuntimeError(f"{self._task.name} has a state of {env.get_state().shape[1]} numbers, not 70")
+        return env
+
+    def _load(self, states: Tensor, rows: Tensor, num_rows: int) -> None:
+        if len(rows) == num_rows:  # all rows: spare envs of a batch smaller than num_envs run along as copies
+            ordered = states[torch.argsort(rows)]
+            states = torch.cat([ordered, ordered[:1].expand(self.num_envs - num_rows, -1)])
+            rows = torch.arange(self.num_envs)
+        self._num_rows = num_rows
+        if not self._on_gpu:
+            self._renew_physics()
+        device = self._env.device
+        options: dict[str, Any] = {
+            "reset_to_env_states": {"env_states": states[:, :MANISKILL_STATE_DIM].to(device)},
+        }
+        if len(rows) != self.num_envs:
+            options["env_idx"] = rows.to(device)
+        self._env.reset(options=options)
+        if not self._on_gpu:
+            self._wake_bodies()
+
+    def _wake_bodies(self) -> None:
+        """Start every body's sleep timer anew: a cube left at rest by the last episode would start out asleep."""
+        import sapien
+
+        for entity in self._env.scene.sub_scenes[0].entities:
+            body = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+            if body is not None and not body.kinematic:
+                body.wake_up()
+
+    def _renew_physics(self) -> None:
+        """Move everything into a new PhysX scene (3 ms), so that nothing of earlier episodes is left.
+
+        PhysX hands out contact managers in an order that depends on which ones were freed before; the solver follows
+        that order, so that the same start and actions gave another push after another episode. Neither clearing the
+        state nor PhysX's enhanced determinism helps; ManiSkill's ``reconfigure`` does, at 50 times the price.
+        """
+        import sapien
+
+        scene = self._env.scene
+        old = scene.sub_scenes[0]
+        physics = sapien.physx.PhysxCpuSystem()
+        physics.timestep = scene.px.timestep
+        new = sapien.Scene([physics, old.render_system])
+        entities = list(old.entities)
+        for entity in entities:  # links of one articulation must never be in two scenes
+            old.remove_entity(entity)
+        for entity in entities:
+            new.add_entity(entity)
+        scene.sub_scenes[0] = new
+        scene.px = physics
+
+    def _advance(self, actions: Tensor, running: Tensor) -> None:
+        padded = torch.zeros(self.num_envs, self.spec.action_dim)
+        padded[: len(actions)] = actions
+        self._env.step(padded.to(self._env.device))
+
+    def _measure(self) -> Measurement:
+        env = self._env
+        state = torch.zeros(self.num_envs, STATE_DIM)
+        state[:, :MANISKILL_STATE_DIM] = env.get_state().cpu()
+        tcp = env.agent.tcp.pose.raw_pose.cpu()
+        parts = [state[:, QPOS], state[:, QVEL], tcp]
+        if self._task.kind == "lift":
+            parts.append(state[:, GOAL_XYZ])
+        proprio = torch.cat(parts, dim=1)
+        success = env.evaluate()["success"].cpu()
+        distance = compute_distance_m(state, self._task)
+        keep = slice(0, self._num_rows)
+        return Measurement(proprio[keep], state[keep], success[keep], distance[keep])
+
+    def _render(self) -> Tensor:
+        env = self._env
+        env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        env.capture_sensor_data()
+        sensor = env._sensors[self.config.camera]
+        images = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)["rgb"]
+        images = images[: self._num_rows]
+        n = self.config.supersampling
+        if n > 1:
+            images = images.unfold(1, n, n).unfold(2, n, n).float().mean((4, 5)).round().to(torch.uint8)
+        return images.cpu().clone()

@@ -1,0 +1,123 @@
+"""Self-contained checkpoints: weights and normalisation in safetensors, everything else in one JSON file.
+
+    DIRECTORY/model.safetensors      state_dict, and normalisation.proprio_mean / .proprio_std
+    DIRECTORY/checkpoint.json        schema_version, kind, class, config, spec, extra, sha256 of the weights
+
+Nothing is unpickled. A checkpoint loads without the run that made it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldloop.core.errors import WorldloopError
+from worldloop.core.files import hash_file, read_json, to_json, whole_directory
+from worldloop.core.tensors import load_trained
+from worldloop.core.types import Landmark, Normalisation, SimulatorSpec
+
+CHECKPOINT_SCHEMA_VERSION = 1
+_PREFIX = "normalisation."
+_REMEDY = "restore it, or delete the run directory and run again"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model is rebuilt from: ``kind`` is ``policy`` or ``world_model``, ``name`` the class as in configs."""
+
+    kind: str
+    name: str
+    config: dict[str, Any]
+    spec: SimulatorSpec
+    normalisation: Normalisation
+    weights: dict[str, Tensor]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically, replacing what an interrupted stage may have left at ``directory``."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.weights.items()}
+    tensors[_PREFIX + "proprio_mean"] = checkpoint.normalisation.proprio_mean.clone()
+    tensors[_PREFIX + "proprio_std"] = checkpoint.normalisation.proprio_std.clone()
+    with whole_directory(directory, f"checkpoint {directory}") as temporary:
+        _save_tensors(tensors, temporary / "model.safetensors")
+        description = {
+            "schema_version": CHECKPOINT_SCHEMA_VERSION,
+            "kind": checkpoint.kind,
+            "name": checkpoint.name,
+            "config": checkpoint.config,
+            "spec": asdict(checkpoint.spec),
+            "extra": checkpoint.extra,
+            "sha256": hash_file(temporary / "model.safetensors"),
+        }
+        (temporary / "checkpoint.json").write_bytes(to_json(description))
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises ``OSError`` where the disk does not take them, which safetensors says in an error of its own."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
+    """Raises `WorldloopError`, naming the directory, for anything missing, damaged, newer or of another kind."""
+    if not directory.is_dir():
+        raise WorldloopError(f"checkpoint {directory} does not exist: give the folder of a run, or of a checkpoint")
+    what = f"checkpoint {directory}"
+    meta = read_json(directory / "checkpoint.json", what, CHECKPOINT_SCHEMA_VERSION, _REMEDY)
+    weights = directory / "model.safetensors"
+    try:
+        if meta["kind"] != kind:
+            raise WorldloopError(f"{what} holds a {meta['kind']}, not a {kind}: give the folder of a {kind}")
+        if not weights.is_file() or hash_file(weights) != meta["sha256"]:
+            raise WorldloopError(f"{what} is damaged: model.safetensors does not match its hash; {_REMEDY}")
+        tensors = load_file(weights)
+        normalisation = Normalisation(tensors.pop(_PREFIX + "proprio_mean"), tensors.pop(_PREFIX + "proprio_std"))
+        return Checkpoint(
+            kind=kind,
+            name=meta["name"],
+            config=meta["config"],
+            spec=_spec(meta["spec"]),
+            normalisation=normalisation,
+            weights=tensors,
+            extra=meta["extra"],
+        )
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise WorldloopError(f"checkpoint {directory} is not a worldloop checkpoint ({error}); {_REMEDY}") from error
+
+
+def _spec(values: dict[str, Any]) -> SimulatorSpec:
+    fields = _tuples(values)
+    fields["landmarks"] = tuple(Landmark(**_tuples(mark)) for mark in fields.get("landmarks", ()))
+    return SimulatorSpec(**fields)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def load_weights(
+    module: torch.nn.Module, checkpoint: Checkpoint, directory: Path, frozen: frozenset[str] = frozenset()
+) -> None:
+    """Raises `WorldloopError` when names or shapes differ from the architecture that the config describes.
+
+    What is ``frozen`` stays as the module has it: a checkpoint does not store it.
+    """
+    try:
+        load_trained(module, checkpoint.weights, frozen)
+    except RuntimeError as error:
+        last = (str(error).splitlines() or [""])[-1].strip()
+        raise WorldloopError(f"checkpoint {directory} does not fit its architecture ({last}); {_REMEDY}") from error

@@ -1,0 +1,159 @@
+"""World models away from home: a folder with a model card that says how good it is, and the Hugging Face Hub.
+
+DIRECTORY/README.md   the model card: what it imagines, the check's figures, how to use it
+and the files of `worldloop.storage.checkpoint` and `worldloop.storage.card`, unchanged but for the folder of a
+published pipeline on this machine, of which only the name goes along
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.files import malformed, read_json, to_json, whole_directory
+from worldloop.storage.card import read_card
+from worldloop.storage.checkpoint import CHECKPOINT_SCHEMA_VERSION
+
+FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What a card shows of a source's figures: name, what it means, unit.
+_SHOWN = (
+    ("auc", "success head over whole episodes, AUC", ""),
+    ("balanced_accuracy", "success head, balanced accuracy", ""),
+    ("expected_calibration_error", "success head, expected calibration error", ""),
+    ("auc_branches_4_chunks", "success head over four chunks from real states, AUC", ""),
+    ("visual_alignment_imagined", "outcome seen in imagined frames, balanced accuracy", ""),
+    ("psnr_db", "PSNR", " dB"),
+    ("psnr_db_first_frame", "PSNR of copying the first frame", " dB"),
+    ("ssim", "SSIM", ""),
+    ("object_error_cm", "object position at the end, error", " cm"),
+    ("object_error_cm_floor", "the same of simulated frames (the probe's floor)", " cm"),
+)
+
+
+def export_world_model(checkpoint: Path, out: Path) -> None:
+    """Copy the checked world model in ``checkpoint`` to the new folder ``out``, with a model card.
+
+    Raises `WorldloopError` where ``out`` exists or the checkpoint was not checked or is damaged.
+    """
+    if out.exists():
+        raise WorldloopError(f"{out} exists: export into a folder that does not exist yet")
+    with malformed(f"checkpoint {checkpoint}", "restore it from a copy"):
+        text = write_model_card(checkpoint, out.name)
+    with whole_directory(out, f"the exported world model {out}") as directory:
+        for name in FILES:
+            shutil.copy2(checkpoint / name, directory / name)
+        description = _read_description(checkpoint)
+        if (base := description["config"].get("pretrained", "")) and not _is_on_hub(base):
+            description["config"]["pretrained"] = Path(base).name
+            (directory / "checkpoint.json").write_bytes(to_json(description))
+        (directory / "README.md").write_text(text)
+
+
+def write_model_card(checkpoint: Path, name: str) -> str:
+    """The model card, Markdown with the Hub's metadata."""
+    card = read_card(checkpoint)
+    description = _read_description(checkpoint)
+    spec, base = description["spec"], description["config"].get("pretrained", "")
+    rate = spec["hz"] / spec["actions_per_frame"]
+    lines = [
+        "---",
+        "library_name: worldloop",
+        "pipeline_tag: robotics",
+        *([f"base_model: {base}", "base_model_relation: adapter"] if base and _is_on_hub(base) else []),
+        "tags: [world-model, robotics, video, gymnasium]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"An action-conditioned world model of {spec['task']} (\u201c{spec['instruction']}\u201d), as a Gymnasium "
+        "environment: "
+        f"{spec['image_size']} px, {rate:g} frames a second of {spec['actions_per_frame']} actions each "
+        f"({', '.join(spec['action_names'])}; {spec['control_mode']}).",
+        "",
+        "    import gymnasium, worldloop.envs.world_model_env",
+        "",
+        f'    env = gymnasium.make("worldloop/WorldModel-v0", checkpoint="{name}")',
+        "",
+        *(_tell_of_base(base) if base else []),
+        "## Checked on held-out episodes",
+        "",
+        "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals.",
+        "",
+    ]
+    sources = [source for source in card.figures if isinstance(card.figures[source], dict)]
+    lines.append("| | " + " | ".join(f"{s.replace('_', '-')}, n {card.figures[s]['n']}" for s in sources) + " |")
+    lines.append("|---|" + "---|" * len(sources))
+    for key, meaning, unit in _SHOWN:
+        cells = [_format(card.figures[source].get(key), unit) for source in sources]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {meaning} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _read_description(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "checkpoint.json"
+    return read_json(path, f"checkpoint {checkpoint}", CHECKPOINT_SCHEMA_VERSION, "restore it")
+
+
+def _is_on_hub(pretrained: str) -> bool:
+    return bool(HUB_NAME.fullmatch(pretrained)) and not Path(pretrained).exists()
+
+
+def _tell_of_base(pretrained: str) -> list[str]:
+    if _is_on_hub(pretrained):
+        return [f"It holds what was trained beside {pretrained}, which is loaded from the Hub.", ""]
+    name = Path(pretrained).name
+    return [f"It holds what was trained beside the pipeline {name}: say where that is by `pretrained=FOLDER`.", ""]
+
+
+def push_to_hub(directory: Path, name: str, private: bool = True) -> str:
+    """Upload an exported world model to the Hub as ``name`` (owner/model); returns its address."""
+    hub = _import_hub()
+    if not HUB_NAME.fullmatch(name):
+        raise WorldloopError(f"{name!r} is no name on the Hub: owner/model")
+    try:
+        api = hub.HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=directory, commit_message="World model and its check's figures")
+    except Exception as error:  # no network, no login, no rights: the Hub's client raises its own and httpx's errors
+        failure = WorldloopError(f"cannot upload {directory} to {name}: {first_line(error)}; `hf auth login` logs in")
+        failure.exit_code = 1
+        raise failure from error
+    return f"https://huggingface.co/{name}"
+
+
+def fetch_from_hub(name: str) -> Path:
+    """A local copy of the world model called ``name`` on the Hub, downloaded once; raises `WorldloopError`."""
+    hub = _import_hub()
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=[*FILES, "README.md"]))
+    except Exception as error:  # as above
+        raise WorldloopError(
+            f"checkpoint {name} does not exist here, and cannot be had from the Hub: {first_line(error)}"
+        ) from error
+
+
+def _import_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise WorldloopError(
+            "the Hub needs huggingface_hub, which is not installed: pip install huggingface_hub"
+        ) from error
+    return huggingface_hub
+
+
+def _format(value: Any, unit: str) -> str:
+    if value is None:
+        return "-"
+    digits = 1 if unit else 3
+    if isinstance(value, dict):
+        if value.get("value") is None:
+            return "-"
+        text = f"{value['value']:.{digits}f}{unit}"
+        return text if value["low"] is None else f"{text} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+    return f"{value:.{digits}f}{unit}"

@@ -1,0 +1,194 @@
+"""One run on disk.
+
+    config.yaml  state.json  results.json  timings.json  environment.json
+    tensorboard/  checkpoints/iteration_NNN/{world_model,policy}/  sans/  initial_states/
+    partial/  of the training stage that runs: what it has done so far
+
+``state.json`` is the truth about how far the run is; it is replaced after every stage. ``results.json`` follows from
+it and holds no timings, so that an interrupted and an uninterrupted run can be compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from yaml import YAMLError
+
+from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.files import malformed, read_json, to_json, write_file
+from worldloop.core.types import InitialStates, Split
+from worldloop.runtime.memory import PeakMemory
+from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
+
+RESULTS_SCHEMA_VERSION = 1
+_TIMING = {
+    "iteration": int,
+    "stage": str,
+    "seconds": int | float,
+    "peak_memory_mib": int | float,
+    "peak_gpu_memory_mib": int | float,
+    "finished": str,
+}
+_SINCE = {"peak_gpu_memory_mib": 0}  # for runs of before there was one
+_REMEDY = "restore it, or delete the run directory and run again"
+_PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", "numpy", "worldloop")
+
+
+class RunDirectory:
+    """Paths and durable files of a run; `lock` keeps two processes from sharing one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    def lock(self) -> None:
+        """Raises `WorldloopError` when another process is running this run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            self._lock = None
+            raise WorldloopError(
+                f"{self.path} is in use by another worldloop process; wait for it or end it"
+            ) from error
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read_config(self) -> str:
+        """The YAML that the run was made with; raises `WorldloopError` where the file is gone or no mapping."""
+        path = self.path / "config.yaml"
+        try:
+            text = path.read_text()
+            if not isinstance(OmegaConf.create(text), DictConfig):
+                raise ValueError("not a mapping of keys to values")
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise WorldloopError(f"{path} is not what worldloop wrote ({first_line(error)}); {_REMEDY}") from error
+        return text
+
+    def create(self, config_yaml: str) -> None:
+        """Store what the run is made of: resolved config, git commit, package versions."""
+        write_file(self.path / "environment.json", to_json(_describe_environment()), "environment.json")
+        write_file(self.path / "config.yaml", config_yaml.encode(), "config.yaml")
+
+    def read_state(self) -> LoopState:
+        """The state after the last finished stage; the initial one for a fresh run."""
+        path = self.path / "state.json"
+        if not path.exists():
+            return LoopState()
+        return LoopState.from_dict(read_json(path, f"run state {path}", STATE_SCHEMA_VERSION, _REMEDY))
+
+    def write_state(self, state: LoopState) -> None:
+        """Results first: the stage counts as done only once ``state.json`` says so."""
+        write_file(self.path / "results.json", to_json(make_results(state)), "results.json")
+        write_file(self.path / "state.json", to_json(state.to_dict()), "state.json")
+
+    def read_results(self) -> dict[str, Any]:
+        path = self.path / "results.json"
+        if not path.exists():
+            raise WorldloopError(f"{self.path} has no results.json: no run directory, or no stage has finished yet")
+        return read_json(path, f"results {path}", RESULTS_SCHEMA_VERSION, _REMEDY)
+
+    def read_timings(self) -> list[dict[str, Any]]:
+        path = self.path / "timings.json"
+        if not path.exists():
+            return []
+        value = read_json(path, f"timings {path}", 1, "delete it: only the report reads it")
+        with malformed(f"timings {path}", "delete it: only the report reads it"):
+            stages = [_SINCE | entry for entry in value["stages"]]
+            for entry in stages:
+                for key, kind in _TIMING.items():
+                    if not isinstance(entry[key], kind):
+                        raise TypeError(f"{key} is {entry[key]!r}")
+            return [{key: entry[key] for key in _TIMING} for entry in stages]
+
+    def add_timing(self, iteration: int, stage: str, seconds: float, peak: PeakMemory) -> None:
+        entry = {
+            "iteration": iteration,
+            "stage": stage,
+            "seconds": round(seconds, 2),
+            "peak_memory_mib": round(peak.process_mib),
+            "peak_gpu_memory_mib": round(peak.gpu_mib),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        stages = [*self.read_timings(), entry]
+        write_file(self.path / "timings.json", to_json({"schema_version": 1, "stages": stages}), "timings.json")
+
+    def read_initial_states(self, split: Split) -> InitialStates | None:
+        """The stored list of ``split``, or None before it was drawn."""
+        path = self.path / "initial_states" / f"{split}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            tensors = load(path.read_bytes())
+            ids = tuple(bytes(tensors["ids"].tolist()).decode().split("\n"))
+            return InitialStates(split, ids, tensors["states"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise WorldloopError(
+                f"initial states {path} are damaged ({error}); delete the file and run again"
+            ) from error
+
+    def write_initial_states(self, states: InitialStates) -> None:
+        import torch
+
+        ids = torch.tensor(list("\n".join(states.ids).encode()), dtype=torch.uint8)
+        data = save({"ids": ids, "states": states.states.contiguous()})
+        write_file(self.path / "initial_states" / f"{states.split}.safetensors", data, "initial states")
+
+
+def _describe_environment() -> dict[str, Any]:
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {"schema_version": 1, "git_commit": commit.stdout.strip() or None, "packages": versions}
+
+
+_NOT_MEASURED = {
+    "simulated_success": "not evaluated yet",
+    "paired_gain": "not evaluated yet",
+    "imagined_success": "not evaluated yet",
+    "promoted": "not decided yet",
+    "reward_alignment": "no world model in this iteration",
+    "psnr_db": "no world model in this iteration",
+    "ssim": "no world model in this iteration",
+    "lpips": "no world model in this iteration",
+}
+
+
+def make_results(state: LoopState) -> dict[str, Any]:
+    """``results.json``: one entry per iteration; what was not measured is null with a ``*_reason`` beside it."""
+    iterations = []
+    for record in state.records:
+        entry: dict[str, Any] = dict(record)
+        if record["iteration"] == 0:
+            entry.setdefault("promoted", True)
+        for key, reason in _NOT_MEASURED.items():
+            if entry.get(key) is None:
+                entry[key] = None
+                entry.setdefault(f"{key}_reason", reason)
+        iterations.append(entry)
+    return {"schema_version": RESULTS_SCHEMA_VERSION, "iterations": iterations}

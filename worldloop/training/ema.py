@@ -1,0 +1,61 @@
+"""Exponential moving average of a module's weights; the averaged copy is what imagines."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from worldloop.core.tensors import load_trained, prefix, strip
+from worldloop.training.sharding import to_local
+
+
+class EmaWeights[ModuleT: nn.Module]:
+    """``module`` holds the average of ``source``'s weights with ``decay`` per update.
+
+    The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not dominated by
+    the initial weights. Integer buffers are copied. What is frozen in ``source`` is shared with it: one copy in memory.
+    """
+
+    def __init__(self, source: ModuleT, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema decay {decay} is not in [0, 1)")
+        self.decay = decay
+        self.num_updates = 0
+        frozen = {name: p for name, p in source.named_parameters() if not p.requires_grad}
+        shared: dict[int, object] = {id(parameter): parameter for parameter in frozen.values()}
+        self.module: ModuleT = copy.deepcopy(source, shared).eval().requires_grad_(False)
+        self.frozen = frozenset(frozen)
+
+    def copy(self) -> ModuleT:
+        """The average as it is now, in the processor's memory but for what is frozen, which is shared here too."""
+        shared: dict[int, object] = {id(p): p for name, p in self.module.named_parameters() if name in self.frozen}
+        copied: ModuleT = copy.deepcopy(self.module, shared)
+        for name, tensor in (*copied.named_parameters(), *copied.named_buffers()):
+            if name not in self.frozen:
+                tensor.data = tensor.data.cpu()
+        return copied
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Without what is frozen."""
+        averaged = {name: value for name, value in self.module.state_dict().items() if name not in self.frozen}
+        return {"num_updates": torch.tensor(self.num_updates), **prefix("module", averaged)}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        self.num_updates = int(tensors["num_updates"])
+        load_trained(self.module, strip("module", tensors), self.frozen)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module) -> None:
+        """Move the average towards ``source``'s present weights."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        averaged, present = (
+            {name: to_local(value) for name, value in module.state_dict().items() if name not in self.frozen}
+            for module in (self.module, source)
+        )
+        floats = [name for name, value in averaged.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[n] for n in floats], [present[n] for n in floats], 1 - decay)
+        for name in averaged.keys() - set(floats):
+            averaged[name].copy_(present[name])

@@ -1,0 +1,102 @@
+"""A small critic: how likely does the policy still succeed from what it sees?
+
+It is fitted on the policy's real episodes, whose ends are known, by cross-entropy, a proper score. Imagined rollouts
+that are cut short take its value of their last state as their return, as truncated rollouts of model-based
+reinforcement learning do (MBPO, arXiv:1906.08253; Dreamer, arXiv:1912.01603). It is not bootstrapped from itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldloop.core import images
+from worldloop.core.types import Observation
+from worldloop.networks.augment import augment_frames
+from worldloop.networks.blocks import make_mlp
+from worldloop.networks.frame_pair import FramePairEncoder
+from worldloop.training.fitting import minimise
+
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.05
+# A few hundred episodes are easily learned by heart. On one run's 265 (PushCube-v1), AUC over 95 held-out ones: .60
+# with every cell's features and no shift, .77 with shifts, .84 with keypoints alone and shifts.
+DROPOUT = 0.3
+SHIFT_PX, BRIGHTNESS = 2, 0.05
+
+
+class Critic(nn.Module):
+    """``forward(observation)`` -> logit f32 [B] of success by the episode's end.
+
+    Reads the first frame, the frame now, proprio where there is any, and the share of the time limit that has passed.
+    """
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+
+    def __init__(self, background: Tensor, proprio: Tensor | None, max_episode_steps: int) -> None:
+        super().__init__()
+        self.max_episode_steps = max_episode_steps
+        if proprio is None:
+            proprio = torch.zeros(2, 0)
+        self.register_buffer("proprio_mean", proprio.float().mean(0))
+        self.register_buffer("proprio_std", proprio.float().std(0).clamp_min(1e-4))
+        self.encoder = FramePairEncoder(len(background), background.shape[-1], background, only_keypoints=True)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.head = make_mlp(self.encoder.dim + proprio.shape[1] + 1, 64, 1, num_hidden=1)
+
+    def forward(self, observation: Observation) -> Tensor:
+        first, now = (images.to_network(observation.frames[:, i]) for i in (0, -1))
+        with torch.autocast(first.device.type, dtype=torch.bfloat16):
+            features = self.encoder(first, now)
+        parts = [features, (observation.env_step / self.max_episode_steps)[:, None].to(features)]
+        if len(self.proprio_mean):
+            if observation.proprio is None:
+                raise ValueError("this critic was fitted with proprio, and the observation has none")
+            parts.append((observation.proprio.to(features) - self.proprio_mean) / self.proprio_std)
+        return self.head(self.dropout(torch.cat(parts, dim=1)))[:, 0]
+
+    @torch.no_grad()
+    def value(self, observation: Observation) -> Tensor:
+        """f32 [B] in [0, 1], on the CPU: the probability of success."""
+        return torch.sigmoid(self(observation.to(self.proprio_mean.device))).cpu()
+
+
+def fit_critic(
+    load: Callable[[Tensor], tuple[Observation, Tensor]],
+    num_rows: int,
+    *,
+    num_steps: int,
+    batch_size: int,
+    max_episode_steps: int,
+    generator: torch.Generator,
+    device: torch.device,
+    on_step: Callable[[float], None],
+) -> Critic:
+    """A critic fitted on what ``load(rows int64 [B])`` gives for rows 0..num_rows - 1: an observation and, f32 [B],
+    whether its episode succeeded in the end. ``on_step(loss)`` is called after every step.
+    """
+    sample, _ = load(torch.randint(num_rows, (min(num_rows, 1024),), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        critic = Critic(images.to_network(sample.frames[:, -1]).mean(0), sample.proprio, max_episode_steps).to(device)
+
+        def compute_loss() -> Tensor:
+            observation, succeeds = load(torch.randint(num_rows, (batch_size,), generator=generator))
+            frames = augment_frames(observation.frames, SHIFT_PX, BRIGHTNESS, generator)
+            logit = critic(replace(observation, frames=frames).to(device))
+            return functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
+
+        minimise(
+            critic.parameters(),
+            compute_loss,
+            num_steps=num_steps,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            on_step=on_step,
+        )
+    return critic.eval()
