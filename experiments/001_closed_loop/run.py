@@ -118,8 +118,9 @@ def rewind(directory: RunDirectory) -> None:
             teacher=world_model,
             world_model_steps=count_steps(directory, fits),
             num_fits=fits,
-            calibration=vars(read_card(directory.path / world_model).calibration),
+            calibration=read_card(directory.path / world_model).calibration,
             evaluation_success=state.evaluation_success[:1],
+            num_scripted_episodes=state.num_scripted_episodes,
             env_steps=first["env_steps"],
             records=(first, {k: second[k] for k in CHECKED if k in second} | {"env_steps": first["env_steps"]}),
         )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from worldloop.core.success import classify_outcome
+from worldloop.core.success import Trust, classify_outcome
 
 RADIUS = 0.1
 
@@ -29,3 +29,9 @@ def test_outcome_rule(success: bool, distances: list[float], start: float, expec
 def test_nonsense_is_refused(distances: list[float], radius: float) -> None:
     with pytest.raises(ValueError, match=r"distances_m|success_radius_m"):
         classify_outcome(False, np.array(distances, np.float32), 0.1, radius)
+
+
+@pytest.mark.parametrize(("is_trusted", "reason"), [(True, "too low"), (False, "")])
+def test_trust_is_refused_with_a_reason_and_given_without(is_trusted: bool, reason: str) -> None:
+    with pytest.raises(ValueError, match="reason"):
+        Trust(is_trusted, reason)

@@ -5,6 +5,7 @@
   model sees what a solved task looks like.
 - An imagined success is declared when ``SimulatorSpec.success_confirm_frames`` further frames agree (`confirm`).
 - `Calibration` turns the success head's logits into probabilities, and says from which one on a success is declared.
+- `Trust` says whether a policy may learn from imagined success at all.
 
 World-VLA-Loop trains its reward on failures that almost succeed, but gives no number. Ours: an episode is a
 near-success when it failed and its smallest distance to the goal's *centre* was at most twice the success radius r,
@@ -90,6 +91,23 @@ class Calibration:
 
     def probability(self, logit: Tensor) -> Tensor:
         return torch.sigmoid(self.scale * logit.float() + self.bias)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whether a policy may be improved in a world model, by its check; ``reason`` says why not.
+
+    Raises ``ValueError`` for a refusal without a reason, or a reason without a refusal.
+    """
+
+    is_trusted: bool
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.is_trusted == bool(self.reason):
+            raise ValueError(
+                f"trust needs a reason exactly where it is refused, got {self.is_trusted}, {self.reason!r}"
+            )
 
 
 def confirm(values: Tensor, confirm_frames: int) -> Tensor:

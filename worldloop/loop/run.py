@@ -63,7 +63,8 @@ def advance(config: LoopConfig, state: LoopState) -> LoopState:
     """
     if (
         state.next_stage == "check_world_model"
-        and state.distrust
+        and state.trust is not None
+        and not state.trust.is_trusted
         and state.num_fits < config.check_world_model.max_fits
     ):
         return replace(state, next_stage="fit_world_model")

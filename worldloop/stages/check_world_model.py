@@ -22,7 +22,7 @@ from torch import Tensor
 from worldloop.core.images import draw_level
 from worldloop.core.randomness import make_generator
 from worldloop.core.statistics import auc, best_threshold
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibration, Trust
 from worldloop.core.types import Landmark, Observation
 from worldloop.evaluation.alignment import compute_alignment, with_interval
 from worldloop.evaluation.branch_figures import (
@@ -119,7 +119,7 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
     if distrust:
         context.log(f"not good enough: {distrust}")
     state = state.record(reward_alignment=alignment, world_model_check=check, num_fits=state.num_fits, **figures)
-    return replace(state, calibration=vars(calibration).copy(), distrust=distrust)
+    return replace(state, calibration=calibration, trust=Trust(not distrust, distrust))
 
 
 def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context) -> tuple[FrameProbe, float]:

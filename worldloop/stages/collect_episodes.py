@@ -45,8 +45,7 @@ class CollectEpisodesConfig:
 
 def run(state: LoopState, config: CollectEpisodesConfig, context: Context) -> LoopState:
     """Roll the current policy out with exploration and snapshot the grown dataset."""
-    num_scripted = sum(state.records[0]["scripted_episodes"].values())
-    first = num_scripted + state.iteration * config.num_episodes
+    first = state.num_scripted_episodes + state.iteration * config.num_episodes
     num_uncertain = round(config.uncertain_share * config.num_episodes) if state.world_model else 0
     states = restrict(context.initial_states("train", first + config.num_episodes - num_uncertain), first)
     splits = [choose_split(i, config.validation_share) for i in states.ids]
@@ -90,7 +89,7 @@ def find_uncertain_states(
     policy = context.load_policy(state.policy).to(context.device).eval()
     policy.temperature = config.temperature
     world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
-    calibration = Calibration(**(state.calibration or {}))
+    calibration = state.calibration or Calibration()
     lowest: list[Tensor] = []
     with context.progress(len(episodes), "imagined episode") as progress:
         for number, block in enumerate(episodes.split(128)):

@@ -84,7 +84,7 @@ def imagine_success(state: LoopState, context: Context, episodes: list[Episode])
     """Greedy imagined success of ``state.policy`` from the first observations of ``episodes``."""
     policy = context.load_policy(state.policy).to(context.device)
     world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
-    calibration = Calibration(**(state.calibration or {}))
+    calibration = state.calibration or Calibration()
     success: list[bool] = []
     for first in range(0, len(episodes), 100):
         block = episodes[first : first + 100]

@@ -95,7 +95,7 @@ def run(state: LoopState, config: FitWorldModelConfig, sampling: ClipSamplingCon
     drop_partial(context, PROPRIO)
     steps = state.world_model_steps + num_steps
     state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
-    return replace(state, calibration=None, distrust="")
+    return replace(state, calibration=None, trust=None)
 
 
 def name_checkpoint(iteration: int, name: str, fit_number: int) -> str:

@@ -122,9 +122,9 @@ def run(state: LoopState, config: ImprovePolicyConfig, clone: ClonePolicyConfig,
         imitated = (start,)
     if config.method == "imitate_successes":
         return replace(state, candidates=imitated)
-    if state.distrust:
-        context.log(f"no policy is improved: {state.distrust}")
-        return replace(state, candidates=imitated).record(improvement_skipped=state.distrust)
+    if state.trust is not None and not state.trust.is_trusted:
+        context.log(f"no policy is improved: {state.trust.reason}")
+        return replace(state, candidates=imitated).record(improvement_skipped=state.trust.reason)
     improvement = _Improvement(state, config, start, context)
     candidates, figures = improvement.train(path)
     drop_partial(context, NAME)
@@ -147,7 +147,7 @@ class _Improvement:
             model.temperature = config.temperature
         self.averaged = EmaWeights(self.policy, config.ema_decay)
         self.world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
-        self.calibration = Calibration(**(state.calibration or {}))
+        self.calibration = state.calibration or Calibration()
         self.dataset = open_clips(context, state.dataset, "train")
         self.episodes = self.dataset.episode_index()
         self.policy_episodes = self.dataset.episode_index(source="policy")

@@ -74,6 +74,7 @@ def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopSt
     state = replace(
         state,
         dataset="v000",
+        num_scripted_episodes=len(episodes),
         env_steps=sum(e.num_env_steps for e in episodes),
     )
     return state.record(scripted_episodes=dict(sorted(counts.items())), demonstrations=config.episodes["expert"])
