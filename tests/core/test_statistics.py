@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 
 from worldloop.core.statistics import (
+    Estimate,
     Rate,
+    ReliabilityBin,
     auc,
     balanced_accuracy,
     best_threshold,
     bootstrap_interval,
     bootstrap_mean,
     compute_reliability,
+    estimate,
+    estimate_by_label,
+    estimate_mean,
     expected_calibration_error,
     fit_temperature,
     paired_gain,
@@ -89,8 +94,9 @@ def test_calibration_error_by_hand() -> None:
 def test_a_probability_of_one_belongs_to_the_last_bin() -> None:
     probability, label = np.array([0.0, 0.92, 1.0, 1.0]), np.array([1, 1, 0, 1])
     low, high = compute_reliability(probability, label)
-    assert low == {"n": 1, "probability": 0.0, "rate": 1.0}
-    assert high == {"n": 3, "probability": pytest.approx(2.92 / 3), "rate": pytest.approx(2 / 3)}
+    assert low == ReliabilityBin(1, probability=0.0, rate=1.0)
+    assert (high.n, high.probability, high.rate) == (3, pytest.approx(2.92 / 3), pytest.approx(2 / 3))
+    assert high.to_dict() == {"n": 3, "probability": round(2.92 / 3, 6), "rate": 0.666667}
     assert expected_calibration_error(probability, label) == pytest.approx(1 / 4 * 1.0 + 3 / 4 * (2.92 - 2) / 3)
 
 
@@ -154,3 +160,53 @@ def test_rank_correlation_by_hand() -> None:
     assert rank_correlation(np.array([0.1, 0.2, 5.0, 9.0]), np.array([2.0, 1.0, 40.0, 3.0])) == pytest.approx(0.6)
     assert np.isnan(rank_correlation(np.zeros(3), np.arange(3)))
     assert np.isnan(rank_correlation(np.arange(3), np.zeros(3)))
+
+
+def test_an_estimate_is_stored_with_what_is_not_defined_as_null() -> None:
+    figure = Estimate(0.25, float("nan"), float("nan"), n=3)
+    assert figure.to_dict() == {"value": 0.25, "low": None, "high": None}
+    assert figure.to_dict(with_n=True)["n"] == 3
+    assert str(figure) == "0.250"
+    assert str(Estimate(0.943, 0.91, 0.9721, n=50)) == "0.943 (0.910-0.972)"
+
+
+def test_an_estimate_is_rounded_and_has_the_interval_of_the_bootstrap() -> None:
+    values = np.arange(9.0) / 7
+
+    def mean(v: np.ndarray) -> float:
+        return float(v.mean())
+
+    figure = estimate(mean, values, digits=3)
+    low, high = bootstrap_interval(mean, values)
+    assert figure == Estimate(0.571, round(low, 3), round(high, 3), n=9)
+
+
+def test_an_estimate_by_label_needs_both_classes() -> None:
+    scores, labels = np.array([0.1, 0.9]), np.array([False, True])
+    figure = estimate_by_label(auc, scores, labels)
+    assert figure is not None
+    assert (figure.value, figure.n) == (1.0, 2)
+    assert estimate_by_label(auc, scores, np.array([True, True])) is None
+    assert estimate_by_label(auc, scores, np.array([False, False])) is None
+
+
+def test_bounds_that_are_not_defined_are_none() -> None:
+    """A statistic that only the episodes themselves have, and hardly any resample of them."""
+    scores, labels = np.array([0.9, 0.8, 0.3, 0.7, 0.1, 0.2]), np.arange(6) < 3
+
+    def only_here(values: np.ndarray, labels: np.ndarray) -> float:
+        return 0.25 if np.array_equal(values, scores) else float("nan")
+
+    figure = estimate_by_label(only_here, scores, labels)
+    assert figure is not None
+    assert not figure.has_interval
+    assert figure.to_dict() == {"value": 0.25, "low": None, "high": None}
+
+
+def test_the_mean_has_an_interval_and_leaves_out_what_is_not_defined() -> None:
+    figure = estimate_mean(np.append(np.arange(100.0), np.nan))
+    assert figure is not None
+    assert (figure.value, figure.n) == (49.5, 100)
+    # standard error of the mean: 28.87 / 10, of which the interval spans about 2 x 1.96
+    assert figure.high - figure.low == pytest.approx(2 * 1.96 * 2.887, rel=0.1)
+    assert estimate_mean(np.full(3, np.nan)) is None

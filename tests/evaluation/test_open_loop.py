@@ -4,7 +4,7 @@ import torch
 
 from worldloop.core.interfaces import ImaginedChunk
 from worldloop.core.randomness import row_normal
-from worldloop.evaluation.open_loop import cut_branches, imagine_branches
+from worldloop.evaluation.open_loop import cut_branches, imagine_branches, imagine_episodes
 from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator, toy_spec
 
 
@@ -34,13 +34,26 @@ def test_branches_of_an_oracle_are_the_episodes(toy_clips) -> None:
     index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
     num_frames = int(toy_clips.cache.num_steps.max())
     counts: list[int] = []
-    branches = imagine_branches(_Oracle(), toy_clips, index, num_frames, batch_size=4, key=(0,), on_batch=counts.append)
+    branches = imagine_branches(_Oracle(), toy_clips, index, num_frames, batch_size=4, seed=0, on_batch=counts.append)
     assert counts == [4, 4, 1]
     valid = branches.truth.valid
     assert torch.equal(branches.frames[valid], branches.truth.frames[valid])
     assert torch.equal(branches.proprio[valid], branches.truth.proprio[valid])
     assert branches.succeeds.tolist() == [True, False, False] * 3
     assert (branches.best_logit > 0).tolist() == [True, False, False] * 3
+
+
+def test_whole_episodes_come_with_what_the_simulator_said(toy_clips) -> None:
+    counts: list[int] = []
+    episodes = imagine_episodes(
+        _Oracle(), toy_clips, toy_clips.episode_index()[3:], batch_size=4, seed=0, on_batch=counts.append
+    )
+    assert (len(episodes), counts) == (6, [4, 2])
+    assert episodes.branches.episode.tolist() == [3, 4, 5, 6, 7, 8]
+    assert episodes.branches.truth.index[:, 1].tolist() == [0] * 6
+    assert episodes.is_success.tolist() == [True, False, False] * 2
+    assert [outcome == "success" for outcome in episodes.outcomes] == episodes.is_success.tolist()
+    assert ((episodes.logit > 0) == episodes.is_success).all()
 
 
 class _Noisy(_Oracle):
@@ -57,7 +70,7 @@ class _Noisy(_Oracle):
 
 def test_noise_does_not_depend_on_the_size_of_a_batch(toy_clips) -> None:
     index = torch.tensor([[0, 0], [1, 0], [2, 0], [3, 0]])
-    one, two = (imagine_branches(_Noisy(), toy_clips, index, 1, batch_size=n, key=(0,)).frames for n in (1, 3))
+    one, two = (imagine_branches(_Noisy(), toy_clips, index, 1, batch_size=n, seed=0).frames for n in (1, 3))
     assert torch.equal(one, two)
     assert not torch.equal(one[0], one[1])
 
@@ -68,7 +81,7 @@ def test_short_branches_tile_their_episodes_and_start_from_real_frames(toy_clips
     assert lengths[0] < toy_clips.cache.num_steps[0]
     index = cut_branches(toy_clips, episodes, 3)
     assert index.tolist() == [[e, f] for e in (0, 1) for f in range(0, lengths[e], 3)]
-    branches = imagine_branches(_Oracle(), toy_clips, index, 3, batch_size=64, key=(0,))
+    branches = imagine_branches(_Oracle(), toy_clips, index, 3, batch_size=64, seed=0)
     valid = branches.truth.valid
     assert valid.sum() == sum(min(3, toy_clips.cache.num_steps[e] - f) for e, f in index.tolist())
     assert torch.equal(branches.frames[valid], branches.truth.frames[valid])

@@ -1,4 +1,4 @@
-"""The small parts of stages: splits, the optimizer recipe, calibration, promotion, the order of stages."""
+"""The small parts of stages: splits, the optimizer recipe, the order of stages."""
 
 import math
 from dataclasses import replace
@@ -9,25 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit
 from torch import nn
 
 from worldloop.config.schema import load_config
 from worldloop.core.errors import WorldloopError
-from worldloop.core.statistics import best_threshold, fit_temperature
-from worldloop.core.success import Calibration, Trust
-from worldloop.core.types import Clip, Episode
-from worldloop.evaluation.calibration import calibrate, find_distrust, fit_calibration, is_calibrated_on
-from worldloop.evaluation.fidelity import compute_psnr
-from worldloop.evaluation.held_out import OpenLoop
-from worldloop.evaluation.open_loop import Branches
+from worldloop.core.success import Trust
+from worldloop.core.types import Episode
 from worldloop.loop.run import advance, list_stages
 from worldloop.loop.session import Session
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
-from worldloop.stages import promote_policy, seed_dataset
-from worldloop.stages.check_world_model import align, choose_videos
-from worldloop.stages.evaluate_policy import compare_outcomes
+from worldloop.stages import seed_dataset
 from worldloop.stages.simulate import choose_split
 from worldloop.storage.run_state import LoopState
 from worldloop.training.data_parallel import Workers
@@ -124,81 +116,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     assert torch.equal(weight, torch.ones(2, 2))
 
 
-def _open_loop(logit: list[float], success: list[int]) -> OpenLoop:
-    n = len(logit)
-    frames = torch.zeros(n, 1, 2, 2, 3, dtype=torch.uint8)
-    clip = Clip(
-        context=frames,
-        context_proprio=torch.zeros(n, 1),
-        actions=torch.zeros(n, 1, 1, 1),
-        frames=frames,
-        proprio=torch.zeros(n, 1, 1),
-        success=torch.tensor(success)[:, None].float(),
-        valid=torch.ones(n, 1, dtype=torch.bool),
-        instruction=("i",) * n,
-        index=torch.stack([torch.arange(n), torch.zeros(n, dtype=torch.long)], dim=1),
-        is_on_policy=torch.ones(n, dtype=torch.bool),
-    )
-    branches = Branches(frames, torch.zeros(n, 1, 1), torch.tensor(logit)[:, None], clip)
-    outcomes = tuple("success" if s else "failure" for s in success)
-    return OpenLoop(branches.best_logit.numpy(), branches.succeeds.numpy(), outcomes, branches)
-
-
-def test_calibration_trusts_the_policys_own_episodes_when_there_are_enough() -> None:
-    scripted = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
-    shifted = _open_loop([1.0] * 10 + [5.0] * 10, [0] * 10 + [1] * 10)  # flattered: failures reach 1
-    few = _open_loop([1.0] * 10 + [5.0] * 3, [0] * 10 + [1] * 3)
-    own = calibrate({"scripted": scripted, "on_policy": shifted})
-    failure, success = own.probability(torch.tensor([1.0, 5.0])).tolist()
-    assert failure < own.threshold <= success
-    pooled = calibrate({"scripted": scripted, "on_policy": few})
-    assert pooled != own
-    assert calibrate({}).scale == 1.0
-
-
-@pytest.mark.parametrize(("num_failures", "num_successes", "is_enough"), [(8, 8, True), (7, 9, False), (9, 7, False)])
-def test_eight_episodes_of_each_outcome_are_enough(num_failures: int, num_successes: int, is_enough: bool) -> None:
-    wrong = _open_loop([4.0] * num_failures + [-4.0] * num_successes, [0] * num_failures + [1] * num_successes)
-    scripted = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
-    by_source = {"scripted": scripted, "on_policy": wrong}
-    assert is_calibrated_on(wrong, by_source)
-    assert is_calibrated_on(scripted, by_source) != is_enough
-    assert bool(find_distrust({"on_policy": wrong}, 0.7)) == is_enough
-
-
-def test_a_threshold_stays_between_a_fifth_and_four_fifths() -> None:
-    """Where 2 of 12 succeed and none of 90 others, it is half of 1 in 6; in the mirror as far below 1."""
-    logit, label = np.repeat([0.0, 1.0], [90, 12]), np.arange(102) >= 100
-    assert fit_calibration(logit, label).threshold == 0.2
-    assert fit_calibration(-logit, ~label).threshold == 0.8
-    scale, bias = fit_temperature(logit, label)
-    assert best_threshold(expit(scale * logit + bias), label) < 0.15, "else this shows nothing"
-
-
-def test_the_floor_is_a_quantile_of_the_unbiased_estimate() -> None:
-    result = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
-    actual = compute_psnr(result.branches.frames, result.branches.truth.frames)
-    expected = actual + 3.0 + torch.linspace(-1, 1, 20)[:, None]
-    result = replace(result, branches=replace(result.branches, expected_psnr_db=expected.float()))
-    calibration = calibrate({"on_policy": result}, floor_quantile=0.5)
-    assert calibration.psnr_bias_db == pytest.approx(3.0, abs=1e-3)
-    assert calibration.floor_db == pytest.approx(float(actual[0]), abs=1e-3)
-    assert calibrate({"on_policy": _open_loop([0.0, 1.0], [0, 1])}).floor_db == 0.0, "no estimate, no floor"
-
-
-def test_cross_fitting_judges_no_episode_by_its_own_calibration() -> None:
-    # Even rows say "success" from logit 2 on, odd rows from logit 12 on: each half is judged by the other's threshold.
-    result = _open_loop([0.0, 10.0, 4.0, 14.0] * 10, [0, 0, 1, 1] * 10)
-    fitted = calibrate({"on_policy": result})
-    own, other = align(result, fitted), align(result, fitted, cross_fit=True)
-    assert own["auc"]["value"] == other["auc"]["value"] == pytest.approx(0.75), "no calibration changes the order"
-    assert other["true_positive_rate"]["rate"] == pytest.approx(0.5)  # even successes lie below the odd threshold
-    assert other["false_positive_rate"]["rate"] == pytest.approx(0.5)  # odd failures above the even one
-    # A calibration that was fitted elsewhere is used as it is.
-    assert not is_calibrated_on(_open_loop([0.0], [0]), {"on_policy": result})
-    assert is_calibrated_on(result, {"on_policy": result})
-
-
 def test_the_last_iteration_collects_nothing_and_the_loop_ends() -> None:
     config = load_config(DEBUG)
     state, seen = LoopState(), []
@@ -222,92 +139,3 @@ def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> 
         state = advance(config, state)
     assert seen == [*["fit_world_model", "check_world_model"] * 3, *list_stages(config, 1)[2:]]
     assert state.num_fits == 0  # a new iteration has fits of its own
-
-
-def test_distrust_names_the_figure_and_needs_enough_episodes() -> None:
-    wrong = _open_loop([4.0] * 10 + [-4.0] * 10, [0] * 10 + [1] * 10)  # AUC 0
-    right = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
-    assert "AUC 0.000 is below check_world_model.required_auc 0.7" in find_distrust({"on_policy": wrong}, 0.7)
-    assert find_distrust({"scripted": wrong, "on_policy": right}, 0.7) == ""  # the policy's own episodes decide
-    assert find_distrust({"on_policy": _open_loop([4.0] * 3 + [-4.0] * 3, [0] * 3 + [1] * 3)}, 0.7) == ""
-    assert find_distrust({}, 0.7) == ""
-
-
-class _Log:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, line: str) -> None:
-        self.lines.append(line)
-
-
-@pytest.fixture
-def validation(monkeypatch):
-    """What each policy achieves on four validation states; the names that were measured."""
-    outcomes = {"old": (1, 0, 0, 1), "a": (1, 1, 0, 1), "b": (1, 1, 1, 0), "bad": (0, 0, 0, 1)}
-    measured: list[str] = []
-
-    def evaluate(context, split, num_states, block_size, policy, iteration):
-        assert (split, num_states) == ("validation", 4)
-        measured.append(policy)
-        return outcomes[policy]
-
-    monkeypatch.setattr(promote_policy, "evaluate_in_simulator", evaluate)
-    monkeypatch.setattr(promote_policy, "success_of", lambda episodes: tuple(bool(e) for e in episodes))
-    return measured
-
-
-def test_the_best_candidate_is_promoted_the_earliest_of_equals(validation) -> None:
-    state = LoopState(policy="old", candidates=("bad", "a", "b"))
-    after = promote_policy.run(state, promote_policy.PromotePolicyConfig(num_states=4), _Log())  # type: ignore[arg-type]
-    assert (after.policy, after.candidates, after.validation_success) == ("a", (), (True, True, False, True))
-    assert after.records[0]["promoted"]
-    assert after.records[0]["promotion_gain"]["gain"] == 0.25
-    assert after.records[0]["validation_success"]["b"]["k"] == 3
-    assert validation == ["old", "bad", "a", "b"]
-
-
-def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(validation) -> None:
-    state = LoopState(policy="old", candidates=("bad",), validation_success=(True, False, False, True))
-    config = promote_policy.PromotePolicyConfig(num_states=4)
-    log = _Log()
-    kept = promote_policy.run(state, config, log)  # type: ignore[arg-type]
-    assert (kept.policy, kept.candidates, kept.records[0]["promoted"]) == ("old", (), False)
-    assert "rolled back" in log.lines[-1]
-    assert kept.validation_success == state.validation_success
-    assert validation == ["bad"]  # the policy in force is not measured twice
-    off = promote_policy.PromotePolicyConfig(num_states=4, gate=False)
-    forced = promote_policy.run(LoopState(policy="old", candidates=("a", "bad")), off, _Log())  # type: ignore[arg-type]
-    assert (forced.policy, forced.validation_success) == ("bad", ())
-    assert validation == ["bad"]
-
-
-def test_imagined_and_simulated_outcomes_of_the_same_states() -> None:
-    imagined = np.array([True, True, True, False, False, False])
-    simulated = np.array([True, True, False, True, True, False])
-    record = compare_outcomes(imagined, simulated)
-    assert [record["imagined_success_precision"][k] for k in ("k", "n")] == [2, 3]  # of 3 imagined, 2 are simulated
-    assert [record["imagined_success_recall"][k] for k in ("k", "n")] == [2, 4]  # of 4 simulated, 2 are imagined
-    assert record["imagined_success"]["k"] == 3
-    assert record["imagined_minus_simulated"]["gain"] == pytest.approx(3 / 6 - 4 / 6, abs=1e-6)
-    never = compare_outcomes(np.zeros(6, dtype=bool), simulated)
-    assert never["imagined_success_precision"] is None
-    assert never["imagined_success_precision_reason"] == "no such success"
-    assert never["imagined_success_recall"]["rate"] == 0
-
-
-def test_the_worst_judged_episodes_are_shown_and_some_of_the_best() -> None:
-    """Wrong by .1, .9, .3, .7, .02 and .05, in this order; the last is a failure."""
-    probability = np.array([0.9, 0.1, 0.7, 0.7, 0.98, 0.05])
-    success = [True, True, True, False, True, False]
-    logit = np.log(probability / (1 - probability)).tolist()
-    shown = choose_videos(_open_loop(logit, success), Calibration(), 4)
-    assert [(v["name"], v["episode"], v["outcome"]) for v in shown] == [
-        ("worst_1", 1, "success"),
-        ("worst_2", 3, "failure"),
-        ("best_1", 4, "success"),
-        ("best_2", 5, "failure"),
-    ]
-    assert [v["imagined_success"] for v in shown] == [0.1, 0.7, 0.98, 0.05]
-    assert choose_videos(_open_loop(logit, success), Calibration(), 0) == []
-    assert len(choose_videos(_open_loop(logit[:1], success[:1]), Calibration(), 4)) == 1

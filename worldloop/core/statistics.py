@@ -7,6 +7,7 @@ takes over a second, and most processes of a run compute no statistics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -70,6 +71,43 @@ class PairedGain:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A figure of ``n`` rows with its 95 % bootstrap interval; what the rows do not define is NaN.
+
+    Example: the AUC of 50 episodes -> .943 (.910-.972).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
+
+    def to_dict(self, with_n: bool = False) -> dict[str, float | None]:
+        """``value``, ``low``, ``high`` with ``None`` for NaN; ``n`` too where nothing beside the figure says it."""
+        figures = {"value": self.value, "low": self.low, "high": self.high}
+        return {k: None if math.isnan(x) else x for k, x in figures.items()} | ({"n": self.n} if with_n else {})
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" + (f" ({self.low:.3f}-{self.high:.3f})" if self.has_interval else "")
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """``n`` episodes of nearly the same probability: its mean, and the ``rate`` of those that succeeded."""
+
+    n: int
+    probability: float
+    rate: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {"n": self.n, "probability": round(self.probability, 6), "rate": round(self.rate, 6)}
+
+
 def paired_gain(before: np.ndarray, after: np.ndarray) -> PairedGain:
     """``before`` and ``after`` are bool [n] on the same states in the same order."""
     from scipy import stats
@@ -128,6 +166,43 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, num_resamples: int = NUM_R
     return float(low), float(high)
 
 
+def estimate(
+    statistic: Callable[..., float],
+    *arrays: np.ndarray,
+    digits: int = 4,
+    num_resamples: int = NUM_RESAMPLES,
+    clusters: np.ndarray | None = None,
+) -> Estimate:
+    """``statistic(*arrays)`` over n rows with the interval of `bootstrap_interval`, rounded to ``digits``."""
+    low, high = bootstrap_interval(statistic, *arrays, num_resamples=num_resamples, clusters=clusters)
+    return Estimate(round(statistic(*arrays), digits), round(low, digits), round(high, digits), len(arrays[0]))
+
+
+def estimate_by_label(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    values: np.ndarray,
+    labels: np.ndarray,
+    *,
+    digits: int = 4,
+    num_resamples: int = NUM_RESAMPLES,
+    clusters: np.ndarray | None = None,
+) -> Estimate | None:
+    """`estimate` of ``statistic(values, labels)`` for bool labels [n]; ``None`` where one class is missing."""
+    if labels.all() or not labels.any():
+        return None
+    return estimate(statistic, values, labels, digits=digits, num_resamples=num_resamples, clusters=clusters)
+
+
+def estimate_mean(values: np.ndarray, digits: int = 4, num_resamples: int = NUM_RESAMPLES) -> Estimate | None:
+    """Mean of what is not NaN in ``values`` [n]; ``None`` where all is NaN."""
+    values = np.asarray(values, dtype=float)
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    low, high = bootstrap_mean(defined, num_resamples=num_resamples)
+    return Estimate(round(float(defined.mean()), digits), round(low, digits), round(high, digits), len(defined))
+
+
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve by ranks (Mann-Whitney), ties counted half; NaN when one class is missing."""
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
@@ -160,25 +235,23 @@ def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
     """ECE over equal-width bins: sum_b n_b / n |mean label - mean probability| (Guo et al. 2017, eq. 3)."""
     bins = compute_reliability(probabilities, labels, num_bins)
-    return float(sum(b["n"] / len(labels) * abs(b["rate"] - b["probability"]) for b in bins))
+    return float(sum(b.n / len(labels) * abs(b.rate - b.probability) for b in bins))
 
 
-def compute_reliability(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> list[dict[str, float]]:
-    """Each of ``num_bins`` bins of equal width that holds anything: ``n``, mean ``probability``, ``rate`` of labels.
+def compute_reliability(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10
+) -> tuple[ReliabilityBin, ...]:
+    """Each of ``num_bins`` bins of equal width that holds anything, in order of probability.
 
     A reliability diagram (Guo et al. 2017, figure 1) shows the rate over the probability.
     """
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels, dtype=float)
     bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
     held = [bins == b for b in range(num_bins) if (bins == b).any()]
-    return [
-        {
-            "n": int(inside.sum()),
-            "probability": float(probabilities[inside].mean()),
-            "rate": float(labels[inside].mean()),
-        }
+    return tuple(
+        ReliabilityBin(int(inside.sum()), float(probabilities[inside].mean()), float(labels[inside].mean()))
         for inside in held
-    ]
+    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -1,49 +1,114 @@
-"""Reward alignment: does the world model's reward head agree with the simulator about an episode's outcome?
+"""Reward alignment: does the world model's success head agree with the simulator about an episode's outcome?
 
 World-VLA-Loop (arXiv:2602.06508) reports the share of 20 samples a task that agree; one sample is then 5 points and
 a head that always says "failure" looks good on failures. Here: balanced accuracy and AUC, with counts and 95 %
-intervals, also for each outcome, since near-successes are what a reward model gets wrong.
+intervals, also for each outcome, since near-successes are what a success head gets wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from worldloop.core.statistics import (
+    Estimate,
     Rate,
+    ReliabilityBin,
     auc,
     balanced_accuracy,
-    bootstrap_interval,
     compute_reliability,
+    estimate_by_label,
     expected_calibration_error,
 )
 from worldloop.core.types import OUTCOMES, Outcome
+from worldloop.evaluation.calibration import CalibratedSuccess
+from worldloop.evaluation.open_loop import ImaginedEpisodes
+
+DIGITS = 6  # of every stored figure
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision and recall where scores from ``threshold`` on count as predicted success; all in [0, 1]."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How n predicted outcomes agree with the simulator's; what cannot be had (a class without episodes) is ``None``.
+
+    - ``threshold``: of the scores; its mean where episodes have thresholds of their own
+    - ``balanced_accuracy``, ``auc``, ``expected_calibration_error``: bootstrap over episodes
+    - ``accuracy``, ``true_positive_rate`` (recall), ``false_positive_rate``, ``precision``: Wilson intervals
+    - ``by_outcome``: rate of *correct* predictions among the episodes of each outcome
+    - ``reliability``: scores taken as probabilities, see `compute_reliability`
+    - ``precision_recall_curve``: highest threshold first
+    """
+
+    n: int
+    num_success: int
+    threshold: float
+    balanced_accuracy: Estimate | None
+    auc: Estimate | None
+    accuracy: Rate | None
+    true_positive_rate: Rate | None
+    false_positive_rate: Rate | None
+    by_outcome: dict[Outcome, Rate | None]
+    precision: Rate | None
+    expected_calibration_error: Estimate | None
+    reliability: tuple[ReliabilityBin, ...]
+    precision_recall_curve: tuple[PrecisionRecall, ...] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        curve = self.precision_recall_curve
+        return {
+            "n": self.n,
+            "num_success": self.num_success,
+            "threshold": self.threshold,
+            "balanced_accuracy": self.balanced_accuracy and self.balanced_accuracy.to_dict(),
+            "auc": self.auc and self.auc.to_dict(),
+            "accuracy": self.accuracy and self.accuracy.to_dict(),
+            "true_positive_rate": self.true_positive_rate and self.true_positive_rate.to_dict(),
+            "false_positive_rate": self.false_positive_rate and self.false_positive_rate.to_dict(),
+            "by_outcome": {outcome: rate and rate.to_dict() for outcome, rate in self.by_outcome.items()},
+            "precision": self.precision and self.precision.to_dict(),
+            "expected_calibration_error": (
+                self.expected_calibration_error and self.expected_calibration_error.to_dict()
+            ),
+            "reliability": [entry.to_dict() for entry in self.reliability],
+            "precision_recall_curve": None if curve is None else [dict(vars(point)) for point in curve],
+        }
+
+
+def align_episodes(episodes: ImaginedEpisodes, success: CalibratedSuccess) -> Alignment:
+    """Alignment of imagined episodes, read as `apply_calibration` gives it in ``success``.
+
+    The AUC is that of the logits themselves: no calibration changes their order, and two of them mixed, as
+    cross-fitting does, would only blur it.
+    """
+    alignment = compute_alignment(success.probability, episodes.is_success, episodes.outcomes, success.threshold)
+    return replace(alignment, auc=estimate_by_label(auc, episodes.logit, episodes.is_success, digits=DIGITS))
 
 
 def compute_alignment(
     scores: np.ndarray, is_success: np.ndarray, outcomes: Sequence[Outcome], threshold: float | np.ndarray
-) -> dict[str, Any]:
-    """Alignment of n imagined episodes with what the simulator said of the same actions.
+) -> Alignment:
+    """Alignment of the scores of n episodes with what the simulator said of the same actions.
 
     Args:
-        scores: f [n], the reward head's score of an episode (e.g. its largest success probability).
+        scores: f [n], e.g. the largest success probability of each episode.
         is_success: bool [n], the simulator's verdict.
         outcomes: n of success | near_success | failure.
-        threshold: score >= threshold counts as predicted success; one number, or one per episode f [n] where
-            thresholds were cross-fitted (their mean is reported).
+        threshold: score >= threshold counts as predicted success; one number, or one per episode f [n].
 
-    Returns plain numbers, ready for JSON: ``n, num_success, threshold``; ``balanced_accuracy`` and ``auc`` as
-    ``{"value", "low", "high"}`` (bootstrap over episodes); ``true_positive_rate``, ``false_positive_rate`` and
-    ``accuracy`` as ``{"k", "n", "rate", "low", "high"}`` (Wilson); ``by_outcome``: outcome -> such a rate of
-    *correct* predictions; ``precision`` at the threshold (recall is the true-positive rate);
-    ``expected_calibration_error``, scores taken as probabilities, and its bins as ``reliability``, see
-    `compute_reliability`; ``precision_recall_curve``: a list of
-    ``{"threshold", "precision", "recall"}``. What cannot be had (a class without episodes) is ``None``.
-
-    Raises ``ValueError`` where lengths differ, nothing is given, or outcomes contradict ``is_success``.
+    Raises ``ValueError`` where lengths differ, nothing is given, a score is not finite, or outcomes contradict
+    ``is_success``.
     """
     scores, is_success = np.asarray(scores, dtype=float), np.asarray(is_success, dtype=bool)
     if not len(scores) == len(is_success) == len(outcomes) or len(scores) == 0:
@@ -51,37 +116,42 @@ def compute_alignment(
             f"alignment needs one length > 0, got {len(scores)} scores, {len(is_success)} verdicts, "
             f"{len(outcomes)} outcomes"
         )
-    if not np.isfinite(scores).all():
-        raise ValueError("alignment scores contain NaN or infinity")
+    check_finite(scores)
     labels = np.asarray(outcomes)
     if not np.isin(labels, OUTCOMES).all() or (is_success != (labels == "success")).any():
         raise ValueError(f"outcomes must be of {OUTCOMES} and be 'success' exactly where is_success holds")
     predicted = scores >= threshold
-    correct = predicted == is_success
-    return {
-        "n": len(scores),
-        "num_success": int(is_success.sum()),
-        "threshold": round(float(np.mean(threshold)), 6),
-        "balanced_accuracy": with_interval(balanced_accuracy, predicted, is_success),
-        "auc": with_interval(auc, scores, is_success),
-        "accuracy": _rate(correct),
-        "true_positive_rate": _rate(predicted[is_success]),
-        "false_positive_rate": _rate(predicted[~is_success]),
-        "by_outcome": {outcome: _rate(correct[labels == outcome]) for outcome in OUTCOMES},
-        "precision": _rate(is_success[predicted]),
-        "expected_calibration_error": with_interval(expected_calibration_error, scores, is_success),
-        "reliability": [
-            {name: round(value, 6) for name, value in entry.items()}
-            for entry in compute_reliability(scores, is_success)
-        ],
-        "precision_recall_curve": trace_precision_recall(scores, is_success),
-    }
+    is_correct = predicted == is_success
+    return Alignment(
+        n=len(scores),
+        num_success=int(is_success.sum()),
+        threshold=round(float(np.mean(threshold)), DIGITS),
+        balanced_accuracy=estimate_by_label(balanced_accuracy, predicted, is_success, digits=DIGITS),
+        auc=estimate_by_label(auc, scores, is_success, digits=DIGITS),
+        accuracy=_rate(is_correct),
+        true_positive_rate=_rate(predicted[is_success]),
+        false_positive_rate=_rate(predicted[~is_success]),
+        by_outcome={outcome: _rate(is_correct[labels == outcome]) for outcome in OUTCOMES},
+        precision=_rate(is_success[predicted]),
+        expected_calibration_error=estimate_by_label(expected_calibration_error, scores, is_success, digits=DIGITS),
+        reliability=compute_reliability(scores, is_success),
+        precision_recall_curve=trace_precision_recall(scores, is_success),
+    )
+
+
+def check_finite(scores: np.ndarray) -> None:
+    """Raise ``ValueError`` where a score is NaN or infinite, as those of a diverged model are."""
+    if not np.isfinite(scores).all():
+        raise ValueError("alignment scores contain NaN or infinity")
 
 
 def trace_precision_recall(
     scores: np.ndarray, is_success: np.ndarray, num_points: int = 20
-) -> list[dict[str, float]] | None:
-    """Precision and recall at ``num_points`` thresholds, evenly spread over the ranks of the scores, highest first."""
+) -> tuple[PrecisionRecall, ...] | None:
+    """Precision and recall at ``num_points`` thresholds, evenly spread over the ranks of the scores, highest first.
+
+    ``None`` where nothing succeeds.
+    """
     if not is_success.any():
         return None
     ranked = np.sort(scores)[::-1]
@@ -91,18 +161,9 @@ def trace_precision_recall(
         predicted = scores >= threshold
         hits = int((predicted & is_success).sum())
         precision, recall = hits / int(predicted.sum()), hits / int(is_success.sum())
-        points.append({"threshold": round(threshold, 6), "precision": round(precision, 6), "recall": round(recall, 6)})
-    return points
+        points.append(PrecisionRecall(*(round(x, DIGITS) for x in (threshold, precision, recall))))
+    return tuple(points)
 
 
-def _rate(outcomes: np.ndarray) -> dict[str, float] | None:
-    return Rate.of(outcomes).to_dict() if outcomes.size else None
-
-
-def with_interval(statistic: Any, values: np.ndarray, labels: np.ndarray) -> dict[str, float | None] | None:
-    """``statistic(values, labels)`` with its bootstrap interval; ``None`` where one class is missing."""
-    if labels.all() or not labels.any():
-        return None
-    low, high = bootstrap_interval(statistic, values, labels, seed=0)
-    bounds = {key: None if np.isnan(x) else round(x, 6) for key, x in (("low", low), ("high", high))}
-    return {"value": round(statistic(values, labels), 6), **bounds}
+def _rate(outcomes: np.ndarray) -> Rate | None:
+    return Rate.of(outcomes) if outcomes.size else None

@@ -1,40 +1,52 @@
-"""What the check concludes from held-out episodes: how to read the world model's heads, and whether to trust it."""
+"""What held-out episodes say of a world model's heads: how to read them, and whether to trust them.
+
+The policy's own episodes decide where there are enough of both outcomes, since they are what the success head will
+judge; else all episodes do.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldloop.core.statistics import auc, best_threshold, fit_temperature
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibration, Trust
 from worldloop.evaluation.fidelity import compute_psnr
-from worldloop.evaluation.held_out import OpenLoop
-from worldloop.evaluation.open_loop import Branches
+from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
 
-MIN_CALIBRATION_EPISODES = 8  # of each outcome
+MIN_EPISODES = 8  # of each outcome
+MIN_THRESHOLD, MAX_THRESHOLD = 0.2, 0.8  # probabilities; few episodes may suggest any threshold
 
 
-def is_calibrated_on(result: OpenLoop, by_source: dict[str, OpenLoop]) -> bool:
-    """Whether `calibrate` looks at ``result``: at the policy's own episodes where there are enough, else at all."""
+@dataclass(frozen=True)
+class CalibratedSuccess:
+    """``probability`` f [n] of success of each episode, and the ``threshold`` f [n] from which it counts as one."""
+
+    probability: np.ndarray
+    threshold: np.ndarray
+
+
+def choose_sources(by_source: Mapping[str, ImaginedEpisodes]) -> tuple[str, ...]:
+    """The sources that calibration and trust look at: ``on_policy`` if it has enough episodes, else all."""
     own = by_source.get("on_policy")
-    enough = own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_CALIBRATION_EPISODES
-    return result is own or not enough
+    is_enough = own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_EPISODES
+    return ("on_policy",) if is_enough else tuple(by_source)
 
 
-def calibrate(by_source: dict[str, OpenLoop], floor_quantile: float = 0.05) -> Calibration:
+def calibrate(by_source: Mapping[str, ImaginedEpisodes], floor_quantile: float = 0.05) -> Calibration:
     """Platt scaling and the threshold of best balanced accuracy; the identity without both outcomes.
 
-    On the policy's own episodes where there are enough of both outcomes, since that is what the reward will judge;
-    else on all. On the same episodes: the bias of the frames' expected PSNR, and its ``floor_quantile``.
+    On the same episodes: the bias of the frames' expected PSNR, and its ``floor_quantile`` in [0, 1).
     """
-    used = [r for r in by_source.values() if is_calibrated_on(r, by_source)]
-    if not used:
+    chosen = [by_source[name] for name in choose_sources(by_source)]
+    if not chosen:
         return Calibration()
-    success = fit_calibration(np.concatenate([r.logit for r in used]), np.concatenate([r.is_success for r in used]))
-    expected, actual = (torch.cat(parts) for parts in zip(*(_psnr_pairs(r.branches) for r in used), strict=True))
+    success = fit_calibration(np.concatenate([e.logit for e in chosen]), np.concatenate([e.is_success for e in chosen]))
+    expected, actual = (torch.cat(parts) for parts in zip(*(_pair_psnr(e.branches) for e in chosen), strict=True))
     if not len(expected):
         return success
     bias = float((expected - actual).mean())
@@ -42,7 +54,7 @@ def calibrate(by_source: dict[str, OpenLoop], floor_quantile: float = 0.05) -> C
     return replace(success, psnr_bias_db=round(bias, 4), floor_db=round(floor, 4))
 
 
-def _psnr_pairs(branches: Branches) -> tuple[Tensor, Tensor]:
+def _pair_psnr(branches: Branches) -> tuple[Tensor, Tensor]:
     """Expected and actual PSNR in dB, f32 [n], of all valid frames; none where the model does not say."""
     if branches.expected_psnr_db is None:
         return torch.zeros(0), torch.zeros(0)
@@ -50,29 +62,43 @@ def _psnr_pairs(branches: Branches) -> tuple[Tensor, Tensor]:
     return branches.expected_psnr_db[valid], compute_psnr(branches.frames, branches.truth.frames)[valid]
 
 
-def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:
-    """From logits f [n] and verdicts bool [n]."""
+def fit_calibration(logit: np.ndarray, is_success: np.ndarray) -> Calibration:
+    """From logits f [n] and verdicts bool [n]; the identity where all verdicts are the same."""
     from scipy.special import expit
 
-    if len(label) == 0 or label.all() or not label.any():
+    if len(is_success) == 0 or is_success.all() or not is_success.any():
         return Calibration()
-    scale, bias = fit_temperature(logit, label)
+    scale, bias = fit_temperature(logit, is_success)
     probability = expit(scale * logit + bias)
-    threshold = float(np.clip(best_threshold(probability, label), 0.2, 0.8))
+    threshold = float(np.clip(best_threshold(probability, is_success), MIN_THRESHOLD, MAX_THRESHOLD))
     return Calibration(round(scale, 6), round(bias, 6), round(threshold, 6))
 
 
-def find_distrust(by_source: dict[str, OpenLoop], required_auc: float) -> str:
-    """Why the model is not good enough to improve a policy in, "" where it is or where too few episodes tell.
+def apply_calibration(episodes: ImaginedEpisodes, calibration: Calibration, cross_fit: bool) -> CalibratedSuccess:
+    """Read the logits of n ``episodes``.
 
-    Judged on the policy's own episodes where there are enough of both outcomes, else on all, like `calibrate`.
+    With ``cross_fit``, for episodes that ``calibration`` was itself fitted on, each half of them is read with a
+    calibration that is fitted on the other half. So no figure judges what it was tuned on.
     """
-    used = [r for r in by_source.values() if is_calibrated_on(r, by_source)]
-    logit = np.concatenate([np.zeros(0), *(r.logit for r in used)])
-    is_success = np.concatenate([np.zeros(0, dtype=bool), *(r.is_success for r in used)])
-    if min(is_success.sum(), (~is_success).sum()) < MIN_CALIBRATION_EPISODES:
-        return ""
+    n = len(episodes)
+    halves = [(np.arange(n) % 2 == i, calibration) for i in range(2)]
+    if cross_fit:
+        halves = [(half, fit_calibration(episodes.logit[~half], episodes.is_success[~half])) for half, _ in halves]
+    probability, threshold = np.zeros(n), np.zeros(n)
+    for half, used in halves:
+        probability[half] = used.probability(torch.from_numpy(episodes.logit[half])).numpy()
+        threshold[half] = used.threshold
+    return CalibratedSuccess(probability, threshold)
+
+
+def judge_trust(by_source: Mapping[str, ImaginedEpisodes], required_auc: float) -> Trust:
+    """Trusted where the success head's AUC is at least ``required_auc``, or where too few episodes tell."""
+    chosen = [by_source[name] for name in choose_sources(by_source)]
+    logit = np.concatenate([np.zeros(0), *(e.logit for e in chosen)])
+    is_success = np.concatenate([np.zeros(0, dtype=bool), *(e.is_success for e in chosen)])
+    if min(is_success.sum(), (~is_success).sum()) < MIN_EPISODES:
+        return Trust(True)
     reached = auc(logit, is_success)
-    return (
-        "" if reached >= required_auc else f"AUC {reached:.3f} is below check_world_model.required_auc {required_auc}"
-    )
+    if reached >= required_auc:
+        return Trust(True)
+    return Trust(False, f"AUC {reached:.3f} is below check_world_model.required_auc {required_auc}")

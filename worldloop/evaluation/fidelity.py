@@ -6,18 +6,94 @@ beside that baseline (`repeat_first_frame`), and `compute_moving_psnr` looks onl
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from worldloop.core import images
+from worldloop.core.statistics import Estimate, estimate_mean
 from worldloop.core.tensors import check_dtype, check_shape
+from worldloop.evaluation.open_loop import Branches
 
 MAX_PSNR_DB = 100.0  # given for identical frames, whose PSNR is infinite, so that means stay finite
-_AT_ONCE = 16  # rows
 MOVING_THRESHOLD = 10  # grey levels (of 255) by which a pixel must differ from the first frame to have moved
+CURVE_RESAMPLES = 400  # bootstrap resamples of each point of a curve
+ROWS_AT_ONCE = 32  # branches whose frames are compared at once: doubles of all of them would fill the memory
+PSNR_ROWS_AT_ONCE = 16  # its doubles take 24 times the bytes of a pair of frames
 
 
-def _check_pair(predicted: Tensor, target: Tensor) -> None:
+@dataclass(frozen=True)
+class FrameMetric:
+    """A metric of the frames of N branches: its ``mean`` over branches of their mean frame, and at their ``end``.
+
+    ``by_frame``: frame number from 1 -> the mean over branches at that frame. ``values`` f32 [N, M] are those of each
+    frame, NaN where the metric is not defined or the frame is not valid. ``None``: no branch has a value.
+    """
+
+    mean: Estimate | None
+    end: Estimate | None
+    by_frame: dict[int, Estimate]
+    values: Tensor = field(compare=False, repr=False)
+
+    @classmethod
+    def summarise(cls, values: Tensor, valid: Tensor) -> FrameMetric:
+        """From ``values`` f32 [N, M] and ``valid`` bool [N, M]; the bootstrap is over branches."""
+        values = values.float().masked_fill(~valid, torch.nan)
+        at_end = values.gather(1, (valid.sum(1, keepdim=True) - 1).clamp_min(0))[:, 0]
+        points = [estimate_mean(column.numpy(), num_resamples=CURVE_RESAMPLES) for column in values.unbind(1)]
+        return cls(
+            mean=estimate_mean(values.nanmean(1).numpy()),
+            end=estimate_mean(at_end.numpy()),
+            by_frame={number: point for number, point in enumerate(points, 1) if point is not None},
+            values=values,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "mean": self.mean and self.mean.to_dict(with_n=True),
+            "end": self.end and self.end.to_dict(with_n=True),
+            "by_frame": [{"frame": frame} | point.to_dict(with_n=True) for frame, point in self.by_frame.items()],
+        }
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near the imagined frames of one camera are; ``*_first_frame`` is the baseline "nothing moves"."""
+
+    psnr_db: FrameMetric
+    ssim: FrameMetric
+    moving_psnr_db: FrameMetric
+    psnr_db_first_frame: FrameMetric
+    ssim_first_frame: FrameMetric
+    moving_psnr_db_first_frame: FrameMetric
+
+    @property
+    def metrics(self) -> dict[str, FrameMetric]:
+        """All of them, by the names above."""
+        return dict(vars(self))
+
+
+def measure_fidelity(branches: Branches) -> Fidelity:
+    """PSNR, SSIM and moving PSNR of the valid frames of ``branches``, and of their first frame repeated."""
+    blocks: dict[str, list[Tensor]] = {}
+    for rows in torch.arange(len(branches)).split(ROWS_AT_ONCE):
+        target, start = branches.truth.frames[rows], branches.start_frames[rows]
+        still = repeat_first_frame(start, target.shape[1])
+        for suffix, predicted in (("", branches.frames[rows]), ("_first_frame", still)):
+            for name, values in (
+                ("psnr_db", compute_psnr(predicted, target)),
+                ("ssim", compute_ssim(predicted, target)),
+                ("moving_psnr_db", compute_moving_psnr(predicted, target, start)),
+            ):
+                blocks.setdefault(name + suffix, []).append(values)
+    valid = branches.truth.valid
+    return Fidelity(**{name: FrameMetric.summarise(torch.cat(values), valid) for name, values in blocks.items()})
+
+
+def check_frame_pair(predicted: Tensor, target: Tensor) -> None:
+    """Raise ``ValueError`` unless both are u8 [B, M, h, w, 3] of one shape."""
     check_shape("predicted", predicted, (None, None, None, None, 3))
     check_shape("target", target, tuple(predicted.shape))
     check_dtype("predicted", predicted, torch.uint8)
@@ -31,8 +107,8 @@ def _to_psnr(mse: Tensor) -> Tensor:
 
 def compute_psnr(predicted: Tensor, target: Tensor) -> Tensor:
     """PSNR of each frame in dB f32 [B, M], of u8 [B, M, h, w, 3]; identical frames count `MAX_PSNR_DB`."""
-    _check_pair(predicted, target)
-    pairs = zip(predicted.split(_AT_ONCE), target.split(_AT_ONCE), strict=True)  # doubles take 24 times a pair's bytes
+    check_frame_pair(predicted, target)
+    pairs = zip(predicted.split(PSNR_ROWS_AT_ONCE), target.split(PSNR_ROWS_AT_ONCE), strict=True)
     return torch.cat([_to_psnr((p.double() - t.double()).square().mean(dim=(2, 3, 4))) for p, t in pairs])
 
 
@@ -40,7 +116,7 @@ def compute_ssim(predicted: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each frame f32 [B, M] in [-1, 1] (Wang et al. 2004, 11 px Gaussian window)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    _check_pair(predicted, target)
+    check_frame_pair(predicted, target)
     first, second = (images.to_network(x.flatten(0, 1)) for x in (predicted, target))
     per_frame = structural_similarity_index_measure(first, second, reduction="none", data_range=2.0)
     return per_frame.reshape(predicted.shape[:2])  # type: ignore[union-attr]
@@ -52,7 +128,7 @@ def compute_moving_psnr(predicted: Tensor, target: Tensor, first_frame: Tensor) 
     A pixel has moved when any channel of the target differs from ``first_frame`` u8 [B, h, w, 3] by more than
     `MOVING_THRESHOLD`.
     """
-    _check_pair(predicted, target)
+    check_frame_pair(predicted, target)
     check_shape("first_frame", first_frame, (target.shape[0], *target.shape[2:]))
     moved = ((target.int() - first_frame[:, None].int()).abs() > MOVING_THRESHOLD).any(dim=-1)  # [B, M, h, w]
     error = (predicted.double() - target.double()).square().mean(dim=4)

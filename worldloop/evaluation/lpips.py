@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldloop.core import images
-from worldloop.evaluation.fidelity import _check_pair
+from worldloop.evaluation.fidelity import check_frame_pair
 
 BACKBONE_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGENET1K_V1
 MIN_IMAGE_SIZE = 32  # below this AlexNet's last pooling has nothing to pool
@@ -29,7 +28,7 @@ def compute_lpips(
 
     Arguments as for `worldloop.evaluation.fidelity.compute_psnr`; a row without valid frames gives NaN.
     """
-    _check_pair(predicted, target)
+    check_frame_pair(predicted, target)
     if min(predicted.shape[2:4]) < MIN_IMAGE_SIZE:
         return None, f"LPIPS needs images of at least {MIN_IMAGE_SIZE} px, got {min(predicted.shape[2:4])}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE_FILE
@@ -50,7 +49,7 @@ def compute_lpips(
 
 
 @lru_cache(maxsize=1)
-def _load_network(path: str) -> Any:
+def _load_network(path: str) -> nn.Module:
     """torchmetrics' LPIPS network with the backbone of ``path``, read as plain tensors (nothing is unpickled)."""
     from torchmetrics.functional.image.lpips import _LPIPS
 

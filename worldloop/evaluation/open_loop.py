@@ -1,4 +1,4 @@
-"""Imagining what was recorded: a world model follows the stored actions of episodes, without looking at their frames.
+"""Recorded episodes, imagined again: a world model follows the stored actions without looking at the stored frames.
 
 A branch starts from a real frame of an episode and lasts M frames. Whole episodes are branches from their first frame;
 shorter ones show how trust falls with the horizon. Everything that judges a world model works on `Branches`.
@@ -10,14 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import WorldModel
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.success import find_highest_confirmed
-from worldloop.core.types import Clip
+from worldloop.core.types import Clip, Outcome, Source
 from worldloop.sans.clips import ClipDataset
+
+# Name under which held-out episodes are reported -> where the dataset says that they come from.
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "scripted": ("expert", "perturbed"),
+    "on_policy": ("policy",),
+    "recorded": ("recorded",),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,11 @@ class Branches:
 
     def __len__(self) -> int:
         return len(self.logit)
+
+    @property
+    def episode(self) -> Tensor:
+        """int64 [N]: the episode of each branch in its dataset."""
+        return self.truth.index[:, 0]
 
     @property
     def first_frames(self) -> Tensor:
@@ -59,6 +72,42 @@ class Branches:
         return ((self.truth.success > 0.5) & self.truth.valid).any(1)
 
 
+@dataclass(frozen=True)
+class ImaginedEpisodes:
+    """n whole episodes, imagined from their first frame.
+
+    ``logit`` f [n]: the highest confirmed success logit of each. ``is_success`` bool [n] and ``outcomes``: what the
+    simulator said. ``branches``: one a row, in the same order.
+    """
+
+    logit: np.ndarray
+    is_success: np.ndarray
+    outcomes: tuple[Outcome, ...]
+    branches: Branches
+
+    def __len__(self) -> int:
+        return len(self.logit)
+
+
+def imagine_episodes(
+    world_model: WorldModel,
+    dataset: ClipDataset,
+    episodes: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> ImaginedEpisodes:
+    """The whole of each of ``episodes`` int64 [n] of ``dataset``; other arguments as for `imagine_branches`."""
+    index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
+    num_frames = int(dataset.cache.num_steps[episodes.numpy()].max())
+    branches = imagine_branches(
+        world_model, dataset, index, num_frames, batch_size=batch_size, seed=seed, on_batch=on_batch
+    )
+    outcomes = tuple(dataset.cache.metas[e].outcome for e in episodes.tolist())
+    return ImaginedEpisodes(branches.best_logit.numpy(), branches.succeeds.numpy(), outcomes, branches)
+
+
 def imagine_branches(
     world_model: WorldModel,
     dataset: ClipDataset,
@@ -66,15 +115,15 @@ def imagine_branches(
     num_frames: int,
     *,
     batch_size: int,
-    key: tuple[int | str, ...],
+    seed: int,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Branches:
-    """Branches of ``num_frames`` from ``index`` int64 [N, 2] = (episode, frame); ``key`` seeds the model's noise.
+    """Branches of ``num_frames`` from ``index`` int64 [N, 2] = (episode, frame); ``seed`` is that of the model's noise.
 
     ``on_batch(n)`` is called after every n branches. Frames past an episode's end are imagined and not valid.
     """
     frames, proprio, logit, psnr_db = [], [], [], []
-    row_keys = make_row_keys(len(index), *key)
+    row_keys = make_row_keys(len(index), seed, "check_world_model", num_frames)
     for block, keys in zip(index.split(batch_size), row_keys.split(batch_size), strict=True):
         clip = dataset.load(block, num_frames)
         state = world_model.start(dataset.observation(block), keys)
@@ -87,8 +136,8 @@ def imagine_branches(
         on_batch(len(block))
     truth = dataset.load(index, num_frames)
     expected = torch.cat(psnr_db) if psnr_db else None
-    after = world_model.spec.success_confirm_frames
-    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth, expected, after)
+    confirm_frames = world_model.spec.success_confirm_frames
+    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth, expected, confirm_frames)
 
 
 def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:

@@ -1,9 +1,7 @@
 """Reads the simulator's state off a frame: where things are, and whether the task is solved.
 
 An instrument for imagined frames, which have no state behind them. It is trained on simulated frames only, knows
-nothing of any world model, and every figure it gives belongs beside the same figure on held-out simulated frames.
-World-VLA-Loop (arXiv:2602.06508, table 2) calls agreement of the outcome *seen* in the video visual alignment and has
-people or a language model look; here a classifier looks.
+nothing of any world model. What it sees in imagined episodes: `worldloop.evaluation.visual_state`.
 """
 
 from __future__ import annotations

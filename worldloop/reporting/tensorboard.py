@@ -9,13 +9,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from worldloop.core.files import disk_errors
 from worldloop.core.statistics import compute_reliability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Charts = dict[str, dict[str, tuple[str, ...]]]  # page -> chart -> (tag,) or (tag, lower, upper)
 
@@ -65,8 +68,18 @@ def choose_charts(charts: Charts, seen: set[str]) -> Charts:
     return {page: content for page, content in kept.items() if content}
 
 
+class Writer(Protocol):
+    """What a stage writes to TensorBoard, at steps that only grow."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None: ...
+
+    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None: ...
+
+
 class SilentWriter:
-    """Writes nothing: for the workers that are not the first."""
+    """A `Writer` that writes nothing: for the workers that are not the first."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         pass
@@ -79,7 +92,7 @@ class SilentWriter:
 
 
 class StageWriter:
-    """Scalars and videos of one stage. Every method raises `WorldloopError` where the disk takes no more."""
+    """A `Writer` into the folder of one stage. Every method raises `WorldloopError` where the disk takes no more."""
 
     def __init__(self, log_dir: Path, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -146,7 +159,7 @@ class StageWriter:
             self._writer.close()
 
 
-def draw_reliability(probability: np.ndarray, is_success: np.ndarray) -> Any:
+def draw_reliability(probability: np.ndarray, is_success: np.ndarray) -> Figure:
     """How often episodes succeed, over the probability they were given; a figure of matplotlib."""
     from matplotlib.figure import Figure
 
@@ -154,10 +167,10 @@ def draw_reliability(probability: np.ndarray, is_success: np.ndarray) -> Any:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
     for entry in compute_reliability(probability, is_success):
-        point, size = (entry["probability"], entry["rate"]), 4 + 10 * (entry["n"] / len(probability)) ** 0.5
+        point, size = (entry.probability, entry.rate), 4 + 10 * (entry.n / len(probability)) ** 0.5
         axes.plot(*point, "o", color="#2563a8", ms=size, clip_on=False)
         offset = size / 2 + 2, -3
-        axes.annotate(f"{entry['n']}", point, fontsize=7, textcoords="offset points", xytext=offset)
+        axes.annotate(f"{entry.n}", point, fontsize=7, textcoords="offset points", xytext=offset)
     axes.set(xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(f"n of {len(probability)} episodes at each point", fontsize=9)
     return figure

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from worldloop.core.success import Calibration
 from worldloop.core.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Split
+from worldloop.reporting.tensorboard import Writer
 from worldloop.rollout.rollout import RolloutJob
 from worldloop.sans.store import SansStore
 from worldloop.training.data_parallel import Workers
@@ -21,16 +21,6 @@ class Progress(Protocol):
     """Progress of one stage; ``advance`` may raise ``KeyboardInterrupt`` where the run was interrupted."""
 
     def advance(self, count: int = 1, **figures: float) -> None: ...
-
-
-class Writer(Protocol):
-    """TensorBoard for one stage; steps start where ``Context.writer`` was told to purge."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
-
-    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None: ...
-
-    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None: ...
 
 
 class Context(Protocol):

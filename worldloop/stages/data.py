@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from worldloop.core.types import Split
+import torch
+
+from worldloop.core.types import Observation, Split
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import ClipDataset
 from worldloop.stages.context import Context
+
+NUM_STARTS = 64  # observations that the checkpoint of a checked world model carries
 
 
 def open_clips(context: Context, version: str, split: Split) -> ClipDataset:
@@ -22,3 +26,13 @@ def open_cache(context: Context, version: str) -> VersionCache:
     if workers.is_first:
         workers.wait()
     return cache
+
+
+def choose_starts(dataset: ClipDataset) -> Observation:
+    """First observations of the latest episodes of ``dataset``, the policy's own where there are any.
+
+    An environment that is made of a checkpoint alone starts from these.
+    """
+    episodes = dataset.episode_index(source="policy")
+    episodes = (episodes if len(episodes) else dataset.episode_index())[-NUM_STARTS:]
+    return dataset.observation(torch.stack([episodes, torch.zeros_like(episodes)], dim=1))

@@ -9,16 +9,11 @@ its PSNR, minus the teacher's, stay above what the config allows to be lost. Lat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from worldloop.core.errors import require_positive
-from worldloop.core.statistics import auc, bootstrap_interval
-from worldloop.evaluation.calibration import is_calibrated_on
-from worldloop.evaluation.fidelity import compute_psnr
-from worldloop.evaluation.held_out import SOURCES, OpenLoop, imagine_episodes
+from worldloop.evaluation.open_loop import SOURCES, ImaginedEpisodes, imagine_episodes
+from worldloop.evaluation.student import compare_student
+from worldloop.reporting.student import describe_accepted, describe_refused
 from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
 from worldloop.stages.context import Context
 from worldloop.stages.data import open_clips
@@ -77,78 +72,35 @@ def run(
         teacher=teacher,
     ).eval()
     held_out = open_clips(context, state.dataset, "validation")
-    judged: list[dict[str, OpenLoop]] = [{}, {}]
+    imagined: dict[str, dict[str, ImaginedEpisodes]] = {"teacher": {}, "student": {}}
     for name, sources in SOURCES.items():
-        episodes = held_out.episode_index(source=sources)[-config.max_episodes :]
-        for results, model in zip(judged, (teacher, student), strict=True):
-            if len(episodes):
-                results[name] = imagine_episodes(model, held_out, episodes, config.batch_size, context)
-    figures = compare(*judged)
-    lost = context.workers.gather(find_loss(figures, config))[0]  # rounding must not part the workers
-    figures |= {"accepted": not lost, "num_sampler_steps": config.num_sampler_steps}
-    context.log(f"student of {config.num_sampler_steps} steps: " + (f"refused, {lost}" if lost else describe(figures)))
-    state = replace(state, world_model_steps=state.world_model_steps + config.num_steps).record(distillation=figures)
-    if lost:
-        drop_partial(context, NAME)
-        return state
-    path = name_checkpoint(state.iteration, "world_model_student", state.num_fits)
-    context.save_world_model(student, path)
+        index = held_out.episode_index(source=sources)[-config.max_episodes :]
+        for which, model in (("teacher", teacher), ("student", student)):
+            if len(index):
+                with context.progress(len(index), "episode") as progress:
+                    imagined[which][name] = imagine_episodes(
+                        model,
+                        held_out,
+                        index,
+                        batch_size=config.batch_size,
+                        seed=context.seed,
+                        on_batch=progress.advance,
+                    )
+    comparison = compare_student(**imagined)
+    lost = comparison.find_loss(config.max_auc_loss, config.max_psnr_loss_db)
+    lost = context.workers.gather(lost)[0]  # rounding must not part the workers
+    if lost is None:
+        verdict = describe_accepted(comparison)
+    else:
+        allowed = {"auc": config.max_auc_loss, "psnr_db": config.max_psnr_loss_db}[lost]
+        verdict = describe_refused(comparison, lost, allowed)
+    context.log(f"student of {config.num_sampler_steps} steps: {verdict}")
+    outcome = {"accepted": lost is None, "num_sampler_steps": config.num_sampler_steps}
+    state = replace(state, world_model_steps=state.world_model_steps + config.num_steps)
+    state = state.record(distillation=comparison.to_dict() | outcome)
+    if lost is None:
+        path = name_checkpoint(state.iteration, "world_model_student", state.num_fits)
+        context.save_world_model(student, path)
+        state = replace(state, world_model=path)
     drop_partial(context, NAME)
-    return replace(state, world_model=path)
-
-
-def compare(teacher: dict[str, OpenLoop], student: dict[str, OpenLoop]) -> dict[str, Any]:
-    """The student's AUC and mean PSNR in dB minus the teacher's, each ``{value, low, high}``, and ``n`` episodes.
-
-    On the episodes that calibration looks at; ``None`` where there is none, or for the AUC a single outcome.
-    """
-    names = [name for name in teacher if is_calibrated_on(teacher[name], teacher)]
-    if not names:
-        return {"n": 0, "auc": None, "psnr_db": None}
-    success = np.concatenate([teacher[name].is_success for name in names])
-    logits = [np.concatenate([results[name].logit for name in names]) for results in (student, teacher)]
-    psnr = [np.concatenate([_psnr_db(results[name]) for name in names]) for results in (student, teacher)]
-
-    def auc_gain(a: NDArray[Any], b: NDArray[Any], label: NDArray[Any]) -> float:
-        return auc(a, label) - auc(b, label)
-
-    def psnr_gain(a: NDArray[Any], b: NDArray[Any]) -> float:
-        return float(np.mean(a) - np.mean(b))
-
-    both = success.any() and not success.all()
-    return {
-        "n": len(success),
-        "auc": _with_interval(auc_gain, *logits, success) if both else None,
-        "psnr_db": _with_interval(psnr_gain, *psnr),
-    }
-
-
-def _with_interval(statistic: Any, *arrays: NDArray[Any]) -> dict[str, float]:
-    low, high = bootstrap_interval(statistic, *arrays)
-    return {"value": round(statistic(*arrays), 4), "low": round(low, 4), "high": round(high, 4)}
-
-
-def _psnr_db(result: OpenLoop) -> NDArray[Any]:
-    """f [n]: the mean over each episode's valid frames."""
-    valid = result.branches.truth.valid.float()
-    psnr_db = compute_psnr(result.branches.frames, result.branches.truth.frames)
-    return ((psnr_db * valid).sum(1) / valid.sum(1).clamp_min(1)).numpy()
-
-
-def find_loss(figures: dict[str, Any], config: DistilWorldModelConfig) -> str:
-    """What the student may have lost more of than is allowed; "" where it is as good as its teacher."""
-    for name, allowed in (("auc", config.max_auc_loss), ("psnr_db", config.max_psnr_loss_db)):
-        gain = figures[name]
-        if gain is None:
-            return f"no held-out episodes to compare its {name} on"
-        if not gain["low"] >= -allowed:
-            return f"{name} {_show(gain)} against the teacher's, n {figures['n']}, allowed: down to {-allowed}"
-    return ""
-
-
-def describe(figures: dict[str, Any]) -> str:
-    return f"accepted, AUC {_show(figures['auc'])}, PSNR {_show(figures['psnr_db'])} dB, n {figures['n']}"
-
-
-def _show(gain: dict[str, float]) -> str:
-    return f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+    return state

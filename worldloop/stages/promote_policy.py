@@ -52,11 +52,9 @@ def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> Loop
     best = max(state.candidates, key=lambda c: sum(success[c]))  # the earliest of equals
     gain = paired_gain(np.array(current), np.array(success[best]))
     promoted = gain.gain >= config.min_gain
-    rates = ", ".join(str(Rate.of(np.array(s))) for s in success.values())
-    context.log(
-        f"candidates {rates} against {Rate.of(np.array(current))}: "
-        + (f"promoted {best.rsplit('/', 1)[-1]}" if promoted else "rolled back")
-    )
+    rates = {candidate: Rate.of(np.array(outcomes)) for candidate, outcomes in success.items()}
+    verdict = f"promoted {best.rsplit('/', 1)[-1]}" if promoted else "rolled back"
+    context.log(f"candidates {', '.join(map(str, rates.values()))} against {Rate.of(np.array(current))}: {verdict}")
     state = replace(
         state,
         policy=best if promoted else state.policy,
@@ -66,5 +64,5 @@ def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> Loop
     return state.record(
         promoted=promoted,
         promotion_gain=gain.to_dict(),
-        validation_success={c: Rate.of(np.array(s)).to_dict() for c, s in success.items()},
+        validation_success={candidate: rate.to_dict() for candidate, rate in rates.items()},
     )

@@ -1,19 +1,20 @@
+import json
 import math
-import socket
+from dataclasses import replace
 
 import pytest
 import torch
 
 from worldloop.core.randomness import make_generator
-from worldloop.evaluation import lpips
 from worldloop.evaluation.fidelity import (
     MAX_PSNR_DB,
+    FrameMetric,
     compute_moving_psnr,
     compute_psnr,
     compute_ssim,
+    measure_fidelity,
     repeat_first_frame,
 )
-from worldloop.evaluation.lpips import BACKBONE_FILE, compute_lpips
 
 
 def noise_frames(seed: int, *shape: int) -> torch.Tensor:
@@ -90,61 +91,33 @@ def test_shapes_and_dtypes_are_checked() -> None:
         compute_psnr(a.float(), a.float())
 
 
-def test_lpips_says_why_it_is_unavailable(tmp_path, monkeypatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("LPIPS must not open a connection")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    a = noise_frames(0, 1, 2, 64, 64)
-    value, reason = compute_lpips(a, a)
-    assert value is None
-    assert BACKBONE_FILE in reason
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / BACKBONE_FILE).write_bytes(b"not weights")
-    value, reason = compute_lpips(a, a)
-    assert value is None
-    assert "could not load" in reason
-    value, reason = compute_lpips(a[:, :, :16, :16], a[:, :, :16, :16])
-    assert value is None
-    assert "32 px" in reason
+def test_the_truth_is_perfect_and_a_still_picture_equals_its_baseline(truth) -> None:
+    fidelity = measure_fidelity(truth)
+    valid = truth.truth.valid
+    assert (fidelity.psnr_db.values[valid] == MAX_PSNR_DB).all()
+    assert fidelity.psnr_db.values[~valid].isnan().all()
+    still = replace(truth, frames=repeat_first_frame(truth.start_frames, truth.logit.shape[1]))
+    fidelity = measure_fidelity(still)
+    for name in ("psnr_db", "ssim", "moving_psnr_db"):
+        values, baseline = (fidelity.metrics[key].values for key in (name, f"{name}_first_frame"))
+        assert torch.equal(values.nan_to_num(), baseline.nan_to_num())
+        assert fidelity.metrics[name] == fidelity.metrics[f"{name}_first_frame"]
+    assert fidelity.psnr_db.values[valid].max() < MAX_PSNR_DB
 
 
-def test_lpips_of_a_row_is_the_mean_over_its_valid_frames(tmp_path, monkeypatch) -> None:
-    """With a network that gives the mean absolute difference of images in [-1, 1]."""
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / BACKBONE_FILE).touch()
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(lpips, "_load_network", lambda path: lambda p, t: (p - t).abs().mean(dim=(1, 2, 3)))
-    monkeypatch.setattr(lpips, "BATCH_SIZE", 4)  # 6 frames: two passes
-    target = torch.zeros(3, 2, 32, 32, 3, dtype=torch.uint8)
-    levels = torch.tensor([[0, 51], [51, 102], [204, 255]], dtype=torch.uint8)  # 51 of 127.5 is .4
-    predicted = target + levels[:, :, None, None, None]
-    value, reason = compute_lpips(predicted, target)
-    assert reason is None
-    assert value.tolist() == pytest.approx([0.2, 0.6, 1.8])
-    valid = torch.tensor([[True, True], [False, True], [False, False]])
-    value, _ = compute_lpips(predicted, target, valid)
-    assert value.tolist() == pytest.approx([0.2, 0.8, math.nan], nan_ok=True)
+def test_a_summary_leaves_out_what_is_not_defined() -> None:
+    values = torch.tensor([[1.0, 3.0, 99.0], [torch.nan, 5.0, 7.0], [99.0, 99.0, 99.0]])
+    valid = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
+    metric = FrameMetric.summarise(values, valid)
+    assert (metric.mean.value, metric.mean.n) == ((2.0 + 6.0) / 2, 2)
+    assert metric.end.value == (3.0 + 7.0) / 2
+    assert {frame: (p.n, p.value) for frame, p in metric.by_frame.items()} == {1: (1, 1.0), 2: (2, 4.0), 3: (1, 7.0)}
+    figures = metric.to_dict()
+    assert figures["by_frame"][0] == {"frame": 1, "value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    assert figures["mean"] == {"value": 4.0, "low": 2.0, "high": 6.0, "n": 2}
+    json.dumps(figures, allow_nan=False)
 
 
-def test_lpips_reads_a_backbone_from_the_local_cache(tmp_path, monkeypatch) -> None:
-    """A file of the right format (random AlexNet weights, written here) is loaded and used."""
-    import torchvision
-
-    torch.manual_seed(0)
-    network = torchvision.models.alexnet(weights=None)
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(network.state_dict(), tmp_path / "checkpoints" / BACKBONE_FILE)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    a, b = noise_frames(0, 2, 2, 64, 64), noise_frames(1, 2, 2, 64, 64)
-    same, reason = compute_lpips(a, a)
-    assert reason is None
-    assert same.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
-    different, _ = compute_lpips(a, b)
-    assert different.shape == (2,)
-    assert (different > 1e-4).all()
-    from worldloop.evaluation.lpips import _load_network
-
-    loaded = _load_network(str(tmp_path / "checkpoints" / BACKBONE_FILE))
-    assert torch.equal(loaded.net.slice1[0].weight, network.features[0].weight)
+def test_a_metric_that_is_nowhere_defined_is_null() -> None:
+    nowhere = FrameMetric.summarise(torch.full((2, 2), torch.nan), torch.ones(2, 2, dtype=torch.bool))
+    assert nowhere.to_dict() == {"mean": None, "end": None, "by_frame": []}

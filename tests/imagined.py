@@ -1,0 +1,54 @@
+"""Imagined episodes made by hand, for tests of what judges them."""
+
+from collections.abc import Sequence
+
+import torch
+
+from worldloop.core.types import Clip
+from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
+
+
+def make_clip(
+    success: Sequence[Sequence[int]],
+    index: Sequence[Sequence[int]] | None = None,
+    valid: Sequence[Sequence[bool]] | None = None,
+    size: int = 8,
+) -> Clip:
+    """Black frames [N, M, size, size, 3]; ``success`` and ``valid`` (all, by default) are [N, M]."""
+    solved = torch.tensor(success).float()
+    N, M = solved.shape
+    frames = torch.zeros(N, M, size, size, 3, dtype=torch.uint8)
+    rows = torch.stack([torch.arange(N), torch.zeros(N, dtype=torch.long)], dim=1)
+    return Clip(
+        context=frames[:, :1],
+        context_proprio=torch.zeros(N, 1),
+        actions=torch.zeros(N, M, 1, 1),
+        frames=frames,
+        proprio=torch.zeros(N, M, 1),
+        success=solved,
+        valid=torch.ones(N, M, dtype=torch.bool) if valid is None else torch.tensor(valid),
+        instruction=("go",) * N,
+        index=rows if index is None else torch.tensor(index),
+        is_on_policy=torch.ones(N, dtype=torch.bool),
+    )
+
+
+def make_episodes(
+    logit: Sequence[float],
+    success: Sequence[int],
+    error: int | Sequence[Sequence[int]] = 0,
+    valid: Sequence[Sequence[bool]] | None = None,
+) -> ImaginedEpisodes:
+    """n episodes that are successes or failures; every pixel of frame [n, M] is ``error`` grey levels off.
+
+    One frame each where ``error`` is a number.
+    """
+    n = len(logit)
+    errors = torch.full((n, 1), error) if isinstance(error, int) else torch.tensor(error)
+    M = errors.shape[1]
+    truth = make_clip([[int(s)] * M for s in success], valid=valid)
+    frames = truth.frames + errors[..., None, None, None].to(torch.uint8)
+    logits = torch.tensor(logit, dtype=torch.float32)[:, None].repeat(1, M)
+    branches = Branches(frames, truth.proprio, logits, truth)
+    outcomes = tuple("success" if s else "failure" for s in success)
+    return ImaginedEpisodes(branches.best_logit.numpy(), branches.succeeds.numpy(), outcomes, branches)

@@ -1,0 +1,113 @@
+"""Do different actions from one state lead as far apart in imagination as in the simulator?
+
+A world model that plays a likely video whatever the actions are has good frames and teaches a policy nothing. Here
+pairs of held-out episodes from one state are compared at the last frame that both have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.core.statistics import Estimate, estimate
+from worldloop.core.types import Landmark
+from worldloop.evaluation.fidelity import CURVE_RESAMPLES
+from worldloop.evaluation.open_loop import Branches
+from worldloop.evaluation.visual_state import CM, Seen, slice_landmarks
+from worldloop.sans.clips import ClipDataset
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How far the two episodes of a pair end up apart: means over pairs, ``imagined`` and ``simulated``.
+
+    ``ratio``: the imagined over the simulated mean; ``correlation``: Pearson's over pairs. Intervals resample states.
+    """
+
+    imagined: float
+    simulated: float
+    ratio: Estimate
+    correlation: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "imagined": self.imagined,
+            "simulated": self.simulated,
+            "ratio": self.ratio.to_dict(),
+            "correlation": self.correlation.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class ActionFollowing:
+    """``num_pairs`` of episodes from ``num_states`` states: how far their images (root mean square, grey levels) and
+    their ``landmarks`` (name -> cm, as the probe sees them) end up apart."""
+
+    num_pairs: int
+    num_states: int
+    image: Separation
+    landmarks: dict[str, Separation]
+
+    def to_dict(self) -> dict[str, Any]:
+        separations = {"image": self.image, **self.landmarks}
+        counts = {"num_pairs": self.num_pairs, "num_states": self.num_states}
+        return counts | {name: separation.to_dict() for name, separation in separations.items()}
+
+
+def follow_actions(
+    branches: Branches, dataset: ClipDataset, imagined: Seen, true_m: Tensor, landmarks: tuple[Landmark, ...]
+) -> ActionFollowing | None:
+    """Compare all pairs of whole episodes from one state; ``None`` without such a pair.
+
+    ``true_m`` f32 [N, M, P]: see `locate_landmarks`.
+    """
+    by_state: dict[str, list[int]] = {}
+    for row, episode in enumerate(branches.episode.tolist()):
+        by_state.setdefault(dataset.cache.metas[episode].initial_state_id, []).append(row)
+    pairs = [(a, b, number) for number, rows in enumerate(by_state.values()) for a, b in combinations(rows, 2)]
+    if not pairs:
+        return None
+    left, right, state = torch.tensor(pairs).T
+    length = branches.truth.valid.sum(1)
+    frame = torch.minimum(length[left], length[right]) - 1
+
+    def subtract(values: Tensor) -> Tensor:
+        return (values[left, frame].double() - values[right, frame].double()).flatten(1)
+
+    def root_mean_square(frames: Tensor) -> Tensor:
+        return subtract(frames).square().mean(1).sqrt()
+
+    def distance_cm(position_m: Tensor) -> Tensor:
+        return CM * subtract(position_m).norm(dim=1)
+
+    return ActionFollowing(
+        num_pairs=len(pairs),
+        num_states=len(np.unique(state.numpy())),
+        image=_compare(root_mean_square(branches.frames), root_mean_square(branches.truth.frames), state),
+        landmarks={
+            mark.name: _compare(distance_cm(imagined.position_m[..., part]), distance_cm(true_m[..., part]), state)
+            for mark, part in slice_landmarks(landmarks)
+        },
+    )
+
+
+def _compare(imagined: Tensor, simulated: Tensor, state: Tensor) -> Separation:
+    a, b, clusters = imagined.numpy(), simulated.numpy(), state.numpy()
+
+    def ratio(x: np.ndarray, y: np.ndarray) -> float:
+        return float(x.mean() / y.mean()) if y.mean() > 0 else float("nan")
+
+    def correlation(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else float("nan")
+
+    return Separation(
+        imagined=round(float(a.mean()), 4),
+        simulated=round(float(b.mean()), 4),
+        ratio=estimate(ratio, a, b, clusters=clusters, num_resamples=CURVE_RESAMPLES),
+        correlation=estimate(correlation, a, b, clusters=clusters, num_resamples=CURVE_RESAMPLES),
+    )

@@ -1,0 +1,209 @@
+"""All that held-out episodes say about a world model: the figures of each source, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worldloop.core.statistics import Estimate
+from worldloop.core.success import Calibration, Trust
+from worldloop.core.types import Landmark
+from worldloop.evaluation.action_following import ActionFollowing, follow_actions
+from worldloop.evaluation.alignment import Alignment, align_episodes
+from worldloop.evaluation.calibration import (
+    CalibratedSuccess,
+    apply_calibration,
+    calibrate,
+    choose_sources,
+    judge_trust,
+)
+from worldloop.evaluation.fidelity import Fidelity, FrameMetric, measure_fidelity
+from worldloop.evaluation.horizon import Horizon
+from worldloop.evaluation.lpips import compute_lpips
+from worldloop.evaluation.open_loop import ImaginedEpisodes
+from worldloop.evaluation.uncertainty import Uncertainty, judge_uncertainty
+from worldloop.evaluation.visual_state import (
+    FittedProbe,
+    StateError,
+    VisualAlignment,
+    compute_visual_alignment,
+    locate_landmarks,
+    measure_state_errors,
+    see,
+)
+from worldloop.sans.clips import ClipDataset
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The figures of the held-out episodes of one source.
+
+    - ``success``: how the success head's logits were read; ``alignment`` judges that
+    - ``state_errors`` by landmark, ``visual_alignment``, ``action_following``: empty or ``None`` without a probe
+    - ``action_following`` is also ``None`` where no two episodes began in one state
+    - ``uncertainty``: ``None`` where the model does not say how sure it is
+    """
+
+    success: CalibratedSuccess
+    alignment: Alignment
+    fidelity: Fidelity
+    state_errors: dict[str, StateError]
+    visual_alignment: VisualAlignment | None
+    action_following: ActionFollowing | None
+    uncertainty: Uncertainty | None
+    horizons: tuple[Horizon, ...]
+
+    @property
+    def metrics(self) -> dict[str, FrameMetric]:
+        """Every metric that each frame has, by its name in results.json."""
+        metrics = self.fidelity.metrics
+        for landmark, error in self.state_errors.items():
+            metrics |= error.name_metrics(landmark)
+        return metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results.json has under ``world_model_check``; the alignment has a place of its own there."""
+        figures: dict[str, Any] = {
+            "visual_alignment": self.visual_alignment and self.visual_alignment.to_dict(),
+            "action_following": self.action_following and self.action_following.to_dict(),
+            "uncertainty": self.uncertainty and self.uncertainty.to_dict(),
+            "horizon": [horizon.to_dict() for horizon in self.horizons],
+        }
+        if self.visual_alignment is None:
+            figures["probe_reason"] = "check_world_model.probe_steps is 0, or the simulator names no landmarks"
+        elif self.action_following is None:
+            figures["action_following_reason"] = "no two episodes from one state (seed_dataset.forked_states)"
+        return figures | {name: metric.to_dict() for name, metric in self.metrics.items()}
+
+
+def judge_episodes(
+    episodes: ImaginedEpisodes,
+    dataset: ClipDataset,
+    calibration: Calibration,
+    *,
+    cross_fit: bool,
+    probe: FittedProbe | None,
+    landmarks: tuple[Landmark, ...],
+    horizons: tuple[Horizon, ...] = (),
+) -> Judgement:
+    """Judge ``episodes`` of ``dataset``; ``cross_fit`` where ``calibration`` was fitted on them."""
+    branches = episodes.branches
+    success = apply_calibration(episodes, calibration, cross_fit)
+    fidelity = measure_fidelity(branches)
+    state_errors: dict[str, StateError] = {}
+    visual_alignment, action_following = None, None
+    if probe is not None:
+        imagined, simulated = (
+            see(probe.network, branches, frames) for frames in (branches.frames, branches.truth.frames)
+        )
+        true_m = locate_landmarks(branches, dataset, landmarks)
+        state_errors = measure_state_errors(branches, imagined, simulated, true_m, landmarks)
+        visual_alignment = compute_visual_alignment(
+            branches, imagined, simulated, episodes.outcomes, probe.success_threshold
+        )
+        action_following = follow_actions(branches, dataset, imagined, true_m, landmarks)
+    return Judgement(
+        success=success,
+        alignment=align_episodes(episodes, success),
+        fidelity=fidelity,
+        state_errors=state_errors,
+        visual_alignment=visual_alignment,
+        action_following=action_following,
+        uncertainty=judge_uncertainty(
+            branches, fidelity.psnr_db, {landmark: error.imagined for landmark, error in state_errors.items()}
+        ),
+        horizons=horizons,
+    )
+
+
+@dataclass(frozen=True)
+class OverallFidelity:
+    """Means over all held-out episodes; ``None`` where there are none, or for LPIPS where it cannot be had."""
+
+    psnr_db: float | None
+    ssim: float | None
+    lpips: float | None
+    reason: str = ""  # of what is None
+
+    def to_dict(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"psnr_db": self.psnr_db, "ssim": self.ssim, "lpips": self.lpips}
+        missing = [name for name in ("psnr_db", "lpips") if figures[name] is None]
+        return figures | {f"{name}_reason": self.reason for name in missing}
+
+
+@dataclass(frozen=True)
+class WorldModelCheck:
+    """The whole check: by source what was ``imagined`` and how it was judged, and what follows for the world model.
+
+    A source without held-out episodes is in neither mapping.
+    """
+
+    imagined: dict[str, ImaginedEpisodes]
+    judgements: dict[str, Judgement]
+    calibration: Calibration
+    trust: Trust
+    fidelity: OverallFidelity
+
+
+def judge_world_model(
+    imagined: dict[str, ImaginedEpisodes],
+    horizons: Mapping[str, tuple[Horizon, ...]],
+    dataset: ClipDataset,
+    *,
+    probe: FittedProbe | None,
+    landmarks: tuple[Landmark, ...],
+    floor_quantile: float,
+    required_auc: float,
+) -> WorldModelCheck:
+    """Calibrate on ``imagined`` episodes of ``dataset``, judge each source, and decide on trust.
+
+    ``horizons`` are those of each source; ``floor_quantile`` see `calibrate`, ``required_auc`` see `judge_trust`.
+    """
+    calibration = calibrate(imagined, floor_quantile)
+    calibrated_on = choose_sources(imagined)
+    judgements = {
+        name: judge_episodes(
+            episodes,
+            dataset,
+            calibration,
+            cross_fit=name in calibrated_on,
+            probe=probe,
+            landmarks=landmarks,
+            horizons=horizons[name],
+        )
+        for name, episodes in imagined.items()
+    }
+    return WorldModelCheck(
+        imagined=imagined,
+        judgements=judgements,
+        calibration=calibration,
+        trust=judge_trust(imagined, required_auc),
+        fidelity=average_fidelity(imagined, judgements),
+    )
+
+
+def average_fidelity(by_source: Mapping[str, ImaginedEpisodes], judgements: Mapping[str, Judgement]) -> OverallFidelity:
+    """Over the episodes of every source; both mappings have the same sources."""
+    if not by_source:
+        return OverallFidelity(None, None, None, reason="no validation episodes")
+    fidelity = [judgement.fidelity for judgement in judgements.values()]
+    branches = [episodes.branches for episodes in by_source.values()]
+    distances = [compute_lpips(b.frames, b.truth.frames, b.truth.valid) for b in branches]
+    values = [value for value, _ in distances if value is not None]
+    return OverallFidelity(
+        psnr_db=_average([f.psnr_db.mean for f in fidelity]),
+        ssim=_average([f.ssim.mean for f in fidelity]),
+        lpips=round(float(torch.cat(values).mean()), 4) if values else None,
+        reason="" if values else distances[0][1] or "",
+    )
+
+
+def _average(means: list[Estimate | None]) -> float | None:
+    """Of means, weighted by their n."""
+    defined = [mean for mean in means if mean is not None]
+    if not defined:
+        return None
+    return round(sum(mean.value * mean.n for mean in defined) / sum(mean.n for mean in defined), 4)

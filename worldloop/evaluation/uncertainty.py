@@ -1,0 +1,88 @@
+"""Does a world model know where it is wrong? Its expected PSNR against what came true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.core.statistics import Estimate, auc, estimate, estimate_by_label, rank_correlation
+from worldloop.evaluation.fidelity import CURVE_RESAMPLES, FrameMetric
+from worldloop.evaluation.open_loop import Branches
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Over ``num_frames`` valid frames; intervals resample episodes.
+
+    - ``bias_db``: expected minus actual PSNR, above 0 for an overconfident model
+    - ``rank_correlation``: Spearman's, of expected and actual PSNR
+    - ``state_error_correlation``: landmark -> Spearman's, of expected PSNR and its error; negative where it helps
+    - ``auc_certain``, ``auc_uncertain``: of the success head, over the half of the branches whose lowest expected PSNR
+      is higher, and over the other half; ``None`` where a half has one outcome only
+    """
+
+    num_frames: int
+    bias_db: Estimate
+    rank_correlation: Estimate
+    state_error_correlation: dict[str, Estimate]
+    auc_certain: Estimate | None
+    auc_uncertain: Estimate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.num_frames,
+            "bias_db": self.bias_db.to_dict(),
+            "rank_correlation": self.rank_correlation.to_dict(),
+            **{
+                f"rank_correlation_{landmark}_error_cm": correlation.to_dict()
+                for landmark, correlation in self.state_error_correlation.items()
+            },
+            "auc_by_certainty": {
+                "certain": self.auc_certain and self.auc_certain.to_dict(),
+                "uncertain": self.auc_uncertain and self.auc_uncertain.to_dict(),
+            },
+        }
+
+
+def judge_uncertainty(
+    branches: Branches, psnr_db: FrameMetric, state_errors: Mapping[str, FrameMetric]
+) -> Uncertainty | None:
+    """``None`` where the model does not say how sure it is.
+
+    ``psnr_db``: of the imagined frames of ``branches``; ``state_errors``: landmark -> its error in them.
+    """
+    if branches.expected_psnr_db is None:
+        return None
+    valid = branches.truth.valid
+    episode = branches.episode[:, None].expand_as(valid)[valid].numpy()
+    expected = branches.expected_psnr_db[valid].numpy()
+
+    def compare(statistic: Callable[[np.ndarray, np.ndarray], float], values: Tensor) -> Estimate:
+        actual = values[valid].numpy()
+        return estimate(statistic, expected, actual, clusters=episode, num_resamples=CURVE_RESAMPLES)
+
+    lowest = branches.expected_psnr_db.masked_fill(~valid, torch.inf).amin(1).numpy()
+    score, is_success = branches.best_logit.numpy(), branches.succeeds.numpy()
+    certain, uncertain = (
+        estimate_by_label(auc, score[half], is_success[half], num_resamples=CURVE_RESAMPLES)
+        for half in (lowest > np.median(lowest), lowest <= np.median(lowest))
+    )
+    return Uncertainty(
+        num_frames=len(expected),
+        bias_db=compare(_mean_difference, psnr_db.values),
+        rank_correlation=compare(rank_correlation, psnr_db.values),
+        state_error_correlation={
+            landmark: compare(rank_correlation, error.values) for landmark, error in state_errors.items()
+        },
+        auc_certain=certain,
+        auc_uncertain=uncertain,
+    )
+
+
+def _mean_difference(x: np.ndarray, y: np.ndarray) -> float:
+    return float((x - y).mean())

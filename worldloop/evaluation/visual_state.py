@@ -1,0 +1,194 @@
+"""What the frame probe sees in branches: where things are (state error), and whether the task is solved.
+
+World-VLA-Loop (arXiv:2602.06508, table 2) calls agreement of the outcome *seen* in the video visual alignment and has
+people or a language model look; here a classifier looks. The probe errs too, so that every figure stands beside the
+same figure of simulated frames. Shapes: N branches, M frames, P landmark coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.core.statistics import best_threshold
+from worldloop.core.success import find_highest_confirmed
+from worldloop.core.types import Landmark, Outcome
+from worldloop.evaluation.alignment import Alignment, compute_alignment
+from worldloop.evaluation.fidelity import FrameMetric
+from worldloop.evaluation.open_loop import Branches
+from worldloop.evaluation.probes import FrameProbe, ProbeBatch, fit_frame_probe
+from worldloop.sans.clips import ClipDataset
+
+CM = 100.0  # per metre
+THRESHOLD_EPISODES = 200  # at least, of those there are, that the threshold is chosen on
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A frame probe, and the success logit from which an episode that it looks at counts as solved."""
+
+    network: FrameProbe
+    success_threshold: float
+
+
+def fit_probe(
+    dataset: ClipDataset,
+    landmarks: tuple[Landmark, ...],
+    *,
+    confirm_frames: int,
+    num_steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    device: torch.device,
+    on_step: Callable[[float], None] = lambda loss: None,
+) -> FittedProbe:
+    """Fit on every frame of ``dataset``; the threshold parts the outcomes of its episodes best, 0 if all are alike.
+
+    ``confirm_frames`` see `confirm`; ``on_step(loss)`` is called after every optimizer step.
+    """
+    cache = dataset.cache
+    episodes = dataset.episode_index().numpy()
+    length = cache.num_steps[episodes] + 1
+    episode = torch.from_numpy(np.repeat(episodes, length))
+    frame = torch.from_numpy(np.concatenate([np.arange(n) for n in length]))
+    camera = f"frames.{dataset.camera}"
+
+    def load(rows: Tensor) -> ProbeBatch:
+        index = torch.stack([episode[rows], frame[rows]], dim=1)
+        e, f = index.numpy().T
+        return ProbeBatch(
+            first=torch.from_numpy(cache.frames(camera, e, np.zeros_like(f))),
+            frame=torch.from_numpy(cache.frames(camera, e, f)),
+            position_m=dataset.landmark_positions(landmarks, index),
+            solved=dataset.success_before(index).float(),
+        )
+
+    network = fit_frame_probe(
+        load,
+        len(episode),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        generator=generator,
+        device=device,
+        on_step=on_step,
+    )
+    some = torch.from_numpy(episodes[:: max(1, len(episodes) // THRESHOLD_EPISODES)])
+    clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), int(cache.num_steps[some.numpy()].max()))
+    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip, confirm_frames=confirm_frames)
+    success = truth.succeeds.numpy()
+    if success.all() or not success.any():
+        return FittedProbe(network, 0.0)
+    seen = see(network, truth, clip.frames)
+    return FittedProbe(network, best_threshold(find_highest_seen(truth, seen), success))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the probe reads off all frames of N branches: ``position_m`` [N, M, P], ``solved_logit`` [N, M]."""
+
+    position_m: Tensor
+    solved_logit: Tensor
+
+
+def see(probe: FrameProbe, branches: Branches, frames: Tensor) -> Seen:
+    """``frames`` u8 [N, M, h, w, 3], imagined or simulated, of the episodes of ``branches``."""
+    first = branches.first_frames[:, None].expand_as(frames)
+    reading = probe.read(first.flatten(0, 1), frames.flatten(0, 1))
+    shape = frames.shape[:2]
+    return Seen(reading.position_m.unflatten(0, shape), reading.solved_logit.unflatten(0, shape))
+
+
+def find_highest_seen(branches: Branches, seen: Seen) -> np.ndarray:
+    """f [N]: the highest confirmed success logit that was seen in valid frames."""
+    return find_highest_confirmed(seen.solved_logit, branches.truth.valid, branches.confirm_frames).numpy()
+
+
+def locate_landmarks(branches: Branches, dataset: ClipDataset, landmarks: tuple[Landmark, ...]) -> Tensor:
+    """f32 [N, M, P] metres: where the landmarks were simulated at each target frame (the last one, past the end)."""
+    episode, now = branches.truth.index.T
+    last = torch.from_numpy(dataset.cache.num_steps)[episode]
+    frame = torch.minimum(now[:, None] + 1 + torch.arange(branches.truth.valid.shape[1]), last[:, None])
+    index = torch.stack([episode[:, None].expand_as(frame), frame], dim=-1).flatten(0, 1)
+    return dataset.landmark_positions(landmarks, index).unflatten(0, frame.shape)
+
+
+def slice_landmarks(landmarks: tuple[Landmark, ...]) -> list[tuple[Landmark, slice]]:
+    """Each landmark with its part of the P coordinates."""
+    ends = np.cumsum([len(mark.columns) for mark in landmarks]).tolist()
+    return [(mark, slice(end - len(mark.columns), end)) for mark, end in zip(landmarks, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class StateError:
+    """How far one landmark is from where it was simulated, in cm.
+
+    - ``imagined``: where the probe sees it in the imagined frame
+    - ``floor``: where the probe sees it in the simulated frame, which is the probe's own error
+    - ``proprio``: by the imagined proprio; ``None`` where that does not hold the landmark
+    """
+
+    imagined: FrameMetric
+    floor: FrameMetric
+    proprio: FrameMetric | None
+
+    def name_metrics(self, landmark: str) -> dict[str, FrameMetric]:
+        """Those that there are, by the names of results.json."""
+        metrics = {
+            f"{landmark}_error_cm": self.imagined,
+            f"{landmark}_error_cm_floor": self.floor,
+            f"{landmark}_error_cm_proprio": self.proprio,
+        }
+        return {name: metric for name, metric in metrics.items() if metric is not None}
+
+
+def measure_state_errors(
+    branches: Branches, imagined: Seen, simulated: Seen, true_m: Tensor, landmarks: tuple[Landmark, ...]
+) -> dict[str, StateError]:
+    """Landmark -> its error against ``true_m`` f32 [N, M, P], see `locate_landmarks`."""
+    valid = branches.truth.valid
+    errors = {}
+    for mark, part in slice_landmarks(landmarks):
+        truth = true_m[..., part]
+
+        def measure(position_m: Tensor, truth: Tensor = truth) -> FrameMetric:
+            return FrameMetric.summarise(CM * (position_m - truth).norm(dim=-1), valid)
+
+        proprio = None
+        if mark.source == "proprio":
+            proprio = measure(branches.proprio[..., list(mark.columns)] * mark.metres_per_unit)
+        errors[mark.name] = StateError(
+            imagined=measure(imagined.position_m[..., part]),
+            floor=measure(simulated.position_m[..., part]),
+            proprio=proprio,
+        )
+    return errors
+
+
+@dataclass(frozen=True)
+class VisualAlignment:
+    """Does the outcome seen in the ``imagined`` video equal the simulated one? ``simulated``: the probe's accuracy."""
+
+    imagined: Alignment
+    simulated: Alignment
+
+    def to_dict(self) -> dict[str, Any]:
+        chosen = ("n", "num_success", "balanced_accuracy", "auc", "accuracy")
+        both = {"imagined": self.imagined.to_dict(), "simulated": self.simulated.to_dict()}
+        return {name: {k: alignment[k] for k in chosen} for name, alignment in both.items()}
+
+
+def compute_visual_alignment(
+    branches: Branches, imagined: Seen, simulated: Seen, outcomes: tuple[Outcome, ...], success_threshold: float
+) -> VisualAlignment:
+    """Of whole episodes with these ``outcomes``; ``success_threshold`` is a logit of the probe."""
+    is_success = branches.succeeds.numpy()
+
+    def align(seen: Seen) -> Alignment:
+        return compute_alignment(find_highest_seen(branches, seen), is_success, outcomes, success_threshold)
+
+    return VisualAlignment(align(imagined), align(simulated))
