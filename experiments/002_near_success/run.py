@@ -24,15 +24,17 @@ import torch
 from worldloop.config.schema import LoopConfig, load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.statistics import auc, balanced_accuracy, bootstrap_interval
-from worldloop.evaluation.calibration import calibrate
-from worldloop.evaluation.held_out import imagine_episodes
+from worldloop.evaluation.alignment import align_episodes
+from worldloop.evaluation.calibration import apply_calibration, calibrate
+from worldloop.evaluation.fidelity import measure_fidelity
+from worldloop.evaluation.open_loop import ImaginedEpisodes, imagine_episodes
 from worldloop.loop.run import make_runtime
 from worldloop.loop.session import Executor, Session
+from worldloop.reporting.check import describe_alignment
 from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.shard import shard_ref
-from worldloop.stages import branch_figures, fit_world_model
-from worldloop.stages.check_world_model import align, describe
+from worldloop.stages import fit_world_model
 from worldloop.stages.data import open_clips
 from worldloop.stages.simulate import make_jobs, restrict, run_jobs
 from worldloop.storage.run_directory import RunDirectory
@@ -67,25 +69,25 @@ def judge_run(
         results = imagine(world_model, held_out, context, config)
         scores[model] = {"calibration": vars(calibration).copy(), "held_out": {}}
         for name, result in results.items():
-            alignment = align(result, calibration)
-            context.log(f"{model}, {name}: {describe(alignment)}")
+            alignment = align_episodes(result, apply_calibration(result, calibration, cross_fit=False))
+            context.log(f"{model}, {name}: {describe_alignment(alignment)}")
+            psnr_db = measure_fidelity(result.branches).psnr_db.mean
+            assert psnr_db is not None
             probability = calibration.probability(torch.from_numpy(result.logit))
             scores[model]["held_out"][name] = {
-                "alignment": alignment,
-                "psnr_db": branch_figures.summarise(
-                    branch_figures.measure_frames(result.branches)["psnr_db"], result.branches.truth.valid
-                )["mean"]["value"],
+                "alignment": alignment.to_dict(),
+                "psnr_db": psnr_db.value,
                 "probability": [round(p, 5) for p in probability.tolist()],
                 "outcome": list(result.outcomes),
             }
     return scores
 
 
-def imagine(world_model: Any, dataset: ClipDataset, context: Any, config: LoopConfig) -> dict[str, Any]:
+def imagine(world_model: Any, dataset: ClipDataset, context: Any, config: LoopConfig) -> dict[str, ImaginedEpisodes]:
     index = {name: dataset.episode_index(source=sources) for name, sources in SOURCES.items()}
     size = config.check_world_model.batch_size
     return {
-        name: imagine_episodes(world_model, dataset, episodes, size, context)
+        name: imagine_episodes(world_model, dataset, episodes, batch_size=size, seed=context.seed)
         for name, episodes in index.items()
         if len(episodes)
     }

@@ -20,8 +20,7 @@ import torch
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import make_row_keys
-from worldloop.core.statistics import auc, bootstrap_interval
-from worldloop.evaluation.branch_figures import average
+from worldloop.core.statistics import auc, estimate, estimate_mean
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.evaluation.open_loop import Branches
 from worldloop.factory import build
@@ -67,12 +66,13 @@ def measure_run(run: Path) -> dict[str, Any]:
         branches = imagine(world_model, dataset, episodes, reset)
         score, success = branches.best_logit.numpy(), branches.succeeds.numpy()
         valid = branches.truth.valid
-        low, high = bootstrap_interval(auc, score, success)
         psnr_db = compute_psnr(branches.frames, branches.truth.frames).masked_fill(~valid, torch.nan)
+        psnr_mean = estimate_mean(psnr_db.nanmean(1).numpy())
+        assert psnr_mean is not None
         figures["num_success"] = int(success.sum())
         figures["reset"][name] = {
-            "auc": {"value": round(auc(score, success), 4), "low": round(low, 4), "high": round(high, 4)},
-            "psnr_db": average(psnr_db.nanmean(1)),
+            "auc": estimate(auc, score, success).to_dict(),
+            "psnr_db": psnr_mean.to_dict(with_n=True),
         }
         print(f"{run.name} {name:8} {figures['reset'][name]}", flush=True)
     return figures

@@ -25,10 +25,11 @@ import torch
 import worldloop
 from worldloop.config.schema import load_config
 from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.evaluation.open_loop import imagine_episodes
 from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.store import SansStore
-from worldloop.stages import check_world_model, fit_world_model, held_out
+from worldloop.stages import check_world_model, fit_world_model
 from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 
@@ -101,7 +102,7 @@ def fit(arm: str, data: Path, out: Path) -> None:
     world_model = context.load_world_model(state.world_model).eval()
     dataset = open_clips(context, VERSION, "validation")
     episodes = dataset.episode_index(source="policy")
-    own = held_out.imagine_episodes(world_model, dataset, episodes, 64, context)
+    own = imagine_episodes(world_model, dataset, episodes, batch_size=64, seed=context.seed)
     record = state.records[1]
     result = {
         "arm": arm,

@@ -28,10 +28,11 @@ from worldloop.core.interfaces import WorldModelOutput
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip
+from worldloop.evaluation.open_loop import SOURCES, imagine_episodes
 from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
-from worldloop.stages import check_world_model, fit_world_model, held_out
+from worldloop.stages import check_world_model, fit_world_model
 from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 from worldloop.world_model.denoiser import FrameMemory
@@ -141,11 +142,11 @@ def fit(arm: str, run: Path, out: Path) -> None:
     world_model = context.load_world_model(state.world_model).eval()
     dataset = open_clips(context, VERSION, "validation")
     own: dict[str, Any] = {}
-    for source, names in held_out.SOURCES.items():
+    for source, names in SOURCES.items():
         episodes = dataset.episode_index(source=names)
         if not len(episodes):
             continue
-        branches = held_out.imagine_episodes(world_model, dataset, episodes, 64, context).branches
+        branches = imagine_episodes(world_model, dataset, episodes, batch_size=64, seed=context.seed).branches
         k, valid = branches.confirm_frames, branches.truth.valid
         own[source] = {
             "logit": find_highest_confirmed(branches.logit, valid, k).tolist(),

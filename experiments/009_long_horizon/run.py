@@ -24,16 +24,18 @@ from torch import Tensor
 
 from worldloop.config.schema import load_config
 from worldloop.core.interfaces import Metrics
+from worldloop.core.randomness import make_generator
 from worldloop.core.types import ActionChunk, ChunkStep, ImitationBatch, Observation, Split
-from worldloop.evaluation.branch_figures import measure_state_error, positions, see
 from worldloop.evaluation.fidelity import compute_psnr, repeat_first_frame
+from worldloop.evaluation.open_loop import imagine_episodes
+from worldloop.evaluation.visual_state import fit_probe, locate_landmarks, measure_state_errors, see
 from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 from worldloop.sans.store import SansStore
 from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 from worldloop.simulators.maniskill.tasks import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
-from worldloop.stages import check_world_model, fit_world_model, held_out
+from worldloop.stages import fit_world_model
 from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 
@@ -175,13 +177,24 @@ def fit(out: Path) -> None:
     if not (out / "checkpoints/iteration_001/world_model").exists():
         fit_world_model.run(state, config.fit_world_model, config.clips, context)
     world_model = context.load_world_model("checkpoints/iteration_001/world_model").eval()
-    probe, _ = check_world_model.fit_probe(state, config.check_world_model, context)
+    landmarks, settings = context.spec.landmarks, config.check_world_model
+    probe = fit_probe(
+        open_clips(context, "long", "train"),
+        landmarks,
+        confirm_frames=context.spec.success_confirm_frames,
+        num_steps=settings.probe_steps,
+        batch_size=settings.probe_batch_size,
+        generator=make_generator(context.seed, state.iteration, "check_world_model/probe"),
+        device=context.device,
+    ).network
     dataset = open_clips(context, "long", "validation")
     episodes = dataset.episode_index(variant="reach_push_return")
-    branches = held_out.imagine_episodes(world_model, dataset, episodes, LONG, context).branches
-    landmarks = context.spec.landmarks
+    branches = imagine_episodes(world_model, dataset, episodes, batch_size=LONG, seed=context.seed).branches
     imagined, simulated = (see(probe, branches, frames) for frames in (branches.frames, branches.truth.frames))
-    by_frame = measure_state_error(branches, imagined, simulated, positions(branches, dataset, landmarks), landmarks)
+    true_m = locate_landmarks(branches, dataset, landmarks)
+    errors = measure_state_errors(branches, imagined, simulated, true_m, landmarks)
+    metrics = {k: metric for name, error in errors.items() for k, metric in error.name_metrics(name).items()}
+    by_frame = {name: metric.values for name, metric in metrics.items()}
     still = repeat_first_frame(branches.first_frames, branches.frames.shape[1])
     by_frame |= {
         "psnr_db": compute_psnr(branches.frames, branches.truth.frames),

@@ -25,10 +25,11 @@ from torch import Tensor
 from worldloop.config.schema import load_config
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.open_loop import SOURCES, imagine_episodes
 from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
-from worldloop.stages import check_world_model, distil_world_model, fit_world_model, held_out
+from worldloop.stages import check_world_model, distil_world_model, fit_world_model
 from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 
@@ -92,10 +93,10 @@ def judge(state: LoopState, config: Any, context: Any, fit_cpu_s: float) -> dict
     dataset: ClipDataset = open_clips(context, VERSION, "validation")
     episodes: dict[str, Any] = {}
     begin, frames = time.process_time(), 0
-    for source, names in held_out.SOURCES.items():
+    for source, names in SOURCES.items():
         index: Tensor = dataset.episode_index(source=names)
         if len(index):
-            result = held_out.imagine_episodes(world_model, dataset, index, 64, context)
+            result = imagine_episodes(world_model, dataset, index, batch_size=64, seed=context.seed)
             valid = result.branches.truth.valid
             psnr_db = compute_psnr(result.branches.frames, result.branches.truth.frames)
             frames += valid.numel()
