@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from worldloop.__main__ import main
-from worldloop.reporting.html import count_episodes, draw_calibration, tabulate_stages, write_html_report
+from worldloop.reporting.html import count_episodes, show, tabulate_stages, write_html_report
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
 
@@ -89,11 +88,7 @@ def test_no_run_and_no_folder_are_one_line(debug_run: Path, tmp_path: Path, caps
     assert error.count("\n") == 1
 
 
-def test_a_run_of_before_the_reliability_has_no_such_chart(recwarn: pytest.WarningsRecorder) -> None:
-    figures = {"auc": None, "precision_recall_curve": None}
-    axes = Figure().subplots()
-    assert not draw_calibration(axes, [{"iteration": 1, "reward_alignment": {"on_policy": figures}}])
-    figures |= {"reliability": [{"n": 2, "probability": 0.25, "rate": 0.5}]}
-    assert draw_calibration(axes, [{"iteration": 1, "reward_alignment": {"on_policy": figures}}])
-    assert axes.lines[-1].get_xydata().tolist() == [[0.25, 0.5]]
-    assert not recwarn
+def test_a_figure_without_bounds_is_shown_alone() -> None:
+    assert show({"value": 0.68, "low": 0.612, "high": 0.7411}, "value") == "0.680 (0.612 to 0.741)"
+    assert show({"value": 0.68, "low": None, "high": None}, "value") == "0.680"
+    assert show(None, "value") == "\u2013"

@@ -14,7 +14,7 @@ import pytest
 from worldloop.__main__ import main
 from worldloop.config.schema import load_config, to_yaml
 from worldloop.core.errors import WorldloopError
-from worldloop.reporting.tables import _expect, format_comparison, format_status
+from worldloop.reporting.tables import _expect, format_comparison, format_report, format_status
 from worldloop.runtime.memory import PeakMemory
 from worldloop.storage.run_directory import RunDirectory
 
@@ -156,3 +156,12 @@ def test_a_damaged_config_of_a_run_is_one_line(
         error = capsys.readouterr().err
         assert "config.yaml is not what worldloop wrote" in error
         assert error.count("\n") == 1
+
+
+def test_a_report_of_few_episodes_shows_their_auc_without_bounds(debug_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(debug_run, run)
+    results = json.loads((run / "results.json").read_text())
+    results["iterations"][1]["reward_alignment"]["scripted"]["auc"] = {"value": 0.25, "low": None, "high": None}
+    (run / "results.json").write_text(json.dumps(results))
+    assert "world model 1, scripted  AUC 0.250 bal. acc. " in format_report(run)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from worldloop import __version__
 from worldloop.core.files import read_json, write_file
 from worldloop.core.types import OUTCOMES
+from worldloop.reporting.charts import (
+    draw,
+    draw_auc,
+    draw_calibration,
+    draw_horizon,
+    draw_precision_recall,
+    draw_sans,
+    draw_success,
+    draw_time,
+    list_judged_sources,
+)
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
-
-COLOURS = {"success": "#2a9d5c", "near_success": "#e0a526", "failure": "#b9483f"}
-LINES = {"on_policy": "#1f6fb2", "scripted": "#8c9aa8", "recorded": "#1f6fb2"}
 
 
 def write_html_report(run_dir: Path, out: Path) -> None:
@@ -67,10 +72,11 @@ def write_html_report(run_dir: Path, out: Path) -> None:
 
 
 def show(figures: dict[str, Any] | None, name: str, style: str = ".3f") -> str:
-    """``0.680 (0.612 to 0.741)``, or a dash."""
+    """``0.680 (0.612 to 0.741)``, without bounds that are null, or a dash."""
     if not figures or figures.get(name) is None:
         return "\u2013"
-    return f"{figures[name]:{style}} ({figures['low']:{style}} to {figures['high']:{style}})"
+    value = f"{figures[name]:{style}}"
+    return value if figures["low"] is None else f"{value} ({figures['low']:{style}} to {figures['high']:{style}})"
 
 
 def make_cards(records: list[dict[str, Any]], timings: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -83,9 +89,9 @@ def make_cards(records: list[dict[str, Any]], timings: list[dict[str, Any]]) -> 
         if gain and evaluated[-1]["iteration"]:
             note = f"95 %: {gain['low']:+.3f} to {gain['high']:+.3f}"
             cards.append(("gain over the clone", f"{gain['gain']:+.3f}", note))
-    checked = [r for r in records if _sources(r)]
+    checked = [r for r in records if list_judged_sources(r)]
     if checked:
-        source, figures = _sources(checked[-1])[-1]
+        source, figures = list_judged_sources(checked[-1])[-1]
         if figures["auc"]:
             note = f"{source}, {show(figures['auc'], 'value')}, n {figures['n']}"
             cards.append(("the reward head's AUC", f"{figures['auc']['value']:.3f}", note))
@@ -97,13 +103,6 @@ def make_cards(records: list[dict[str, Any]], timings: list[dict[str, Any]]) -> 
         steps = f"{records[-1].get('env_steps') or 0:,} simulator steps recorded"
         cards.append(("time in stages", f"{sum(t['seconds'] for t in timings) / 60:.0f} min", steps))
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
-
-
-def _sources(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Sources whose reward alignment was measured, the policy's own last."""
-    alignment = record.get("reward_alignment") or {}
-    found = [(name, figures) for name, figures in alignment.items() if isinstance(figures, dict)]
-    return sorted(found, key=lambda item: item[0] == "on_policy")
 
 
 def tabulate_success(records: list[dict[str, Any]]) -> list[list[str]]:
@@ -127,7 +126,7 @@ def tabulate_success(records: list[dict[str, Any]]) -> list[list[str]]:
 def tabulate_trust(records: list[dict[str, Any]]) -> list[list[str]]:
     rows = [["iteration", "episodes", "n", "AUC", "balanced accuracy", "calibration error", "PSNR, dB"]]
     for record in records:
-        for source, figures in _sources(record):
+        for source, figures in list_judged_sources(record):
             psnr = (record["world_model_check"][source]["psnr_db"] or {}).get("mean")
             rows.append(
                 [
@@ -192,7 +191,7 @@ def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
 
 def find_videos(log_dir: Path, records: list[dict[str, Any]]) -> tuple[list[dict[str, str]], str]:
     """GIFs of the last check, as ``{data (base64), caption}``, and why there are none."""
-    checked = [r for r in records if _sources(r)]
+    checked = [r for r in records if list_judged_sources(r)]
     if not checked:
         return [], "no world model has been checked yet"
     try:
@@ -203,7 +202,7 @@ def find_videos(log_dir: Path, records: list[dict[str, Any]]) -> tuple[list[dict
     events.Reload()
     tags = set(events.Tags()["images"])
     videos = []
-    for source, _ in reversed(_sources(checked[-1])):
+    for source, _ in reversed(list_judged_sources(checked[-1])):
         for video in checked[-1]["world_model_check"][source].get("videos", []):
             tag = f"check_world_model/{source}_{video['name']}"
             shown = [e for e in (events.Images(tag) if tag in tags else []) if e.step == checked[-1]["iteration"]]
@@ -211,131 +210,3 @@ def find_videos(log_dir: Path, records: list[dict[str, Any]]) -> tuple[list[dict
             caption += f"imagined success {video['imagined_success']:.2f} (episode {video['episode']})"
             videos += [{"data": base64.b64encode(e.encoded_image_string).decode(), "caption": caption} for e in shown]
     return videos, "none were kept (check_world_model.num_videos)"
-
-
-def draw(chart: Callable[[Any, Any], bool], data: Any) -> str:
-    """``chart(axes, data)`` as SVG in base64; "" where it says that there is nothing to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "w"}):
-        figure, axes = plt.subplots(figsize=(4.6, 3.0))
-        try:
-            if not chart(axes, data):
-                return ""
-            figure.tight_layout()
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-        finally:
-            plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def draw_success(axes: Any, records: list[dict[str, Any]]) -> bool:
-    drawn = False
-    for name, label, colour in (
-        ("simulated_success", "simulated", "#1f6fb2"),
-        ("imagined_success", "imagined, same states", "#e07b39"),
-    ):
-        points = [(r["iteration"], r[name]) for r in records if r.get(name)]
-        if points:
-            drawn = True
-            rate = np.array([p["rate"] for _, p in points])
-            error = [rate - [p["low"] for _, p in points], [p["high"] for _, p in points] - rate]
-            axes.errorbar([x for x, _ in points], rate, yerr=error, marker="o", capsize=3, color=colour, label=label)
-    axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1), xticks=[r["iteration"] for r in records])
-    axes.legend(frameon=False)
-    return drawn
-
-
-def draw_auc(axes: Any, records: list[dict[str, Any]]) -> bool:
-    points: dict[str, list[tuple[int, dict[str, float]]]] = {}
-    for record in records:
-        for source, figures in _sources(record):
-            if figures["auc"]:
-                points.setdefault(source, []).append((record["iteration"], figures["auc"]))
-    for source, values in points.items():
-        auc = np.array([v["value"] for _, v in values])
-        error = [auc - [v["low"] for _, v in values], [v["high"] for _, v in values] - auc]
-        x = [i for i, _ in values]
-        axes.errorbar(x, auc, yerr=error, marker="o", capsize=3, color=LINES[source], label=source)
-    axes.axhline(0.5, color="#c8d0d8", lw=1, ls="--")
-    axes.set(xlabel="iteration", ylabel="AUC of the reward head", ylim=(0.45, 1.01))
-    axes.set_xticks([r["iteration"] for r in records if _sources(r)])
-    axes.legend(frameon=False)
-    return bool(points)
-
-
-def draw_precision_recall(axes: Any, records: list[dict[str, Any]]) -> bool:
-    checked = [r for r in records if _sources(r)]
-    for source, figures in _sources(checked[-1]) if checked else []:
-        curve = figures["precision_recall_curve"]
-        if curve:
-            values = [[p[k] for p in curve] for k in ("recall", "precision")]
-            axes.plot(*values, marker=".", color=LINES[source], label=source)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.set_title(f"imagined success, iteration {checked[-1]['iteration']}" if checked else "", fontsize=9)
-    axes.legend(frameon=False)
-    return bool(checked)
-
-
-def draw_calibration(axes: Any, records: list[dict[str, Any]]) -> bool:
-    checked = [r for r in records if _sources(r)]
-    drawn = False
-    axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
-    for source, figures in _sources(checked[-1]) if checked else []:
-        if bins := figures.get("reliability"):  # not in runs of earlier versions
-            drawn = True
-            values = [[b[k] for b in bins] for k in ("probability", "rate")]
-            axes.plot(*values, marker="o", color=LINES[source], label=source)
-    axes.set(
-        xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(0, 1.02)
-    )
-    if drawn:
-        axes.legend(frameon=False)
-    return drawn
-
-
-def draw_horizon(axes: Any, records: list[dict[str, Any]]) -> bool:
-    checked = [r for r in records if _sources(r)]
-    for source, _ in _sources(checked[-1]) if checked else []:
-        check = checked[-1]["world_model_check"][source]
-        for name, style in (("psnr_db", "-"), ("psnr_db_first_frame", ":")):
-            points = check[name]["by_frame"]
-            label = source if style == "-" else f"{source}, first frame copied"
-            axes.plot(
-                [p["frame"] for p in points], [p["value"] for p in points], style, color=LINES[source], label=label
-            )
-    axes.set(xlabel="imagined frame", ylabel="PSNR, dB")
-    axes.legend(frameon=False, fontsize=7)
-    return bool(checked)
-
-
-def draw_time(axes: Any, timings: list[dict[str, Any]]) -> bool:
-    iterations = sorted({t["iteration"] for t in timings})
-    left = np.zeros(len(iterations))
-    for stage in dict.fromkeys(t["stage"] for t in timings):
-        minutes = np.array(
-            [sum(t["seconds"] for t in timings if (t["stage"], t["iteration"]) == (stage, i)) / 60 for i in iterations]
-        )
-        axes.barh(iterations, minutes, left=left, label=stage, height=0.6)
-        left += minutes
-    axes.set(xlabel="minutes", ylabel="iteration", yticks=iterations)
-    axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return bool(timings)
-
-
-def draw_sans(axes: Any, counts: dict[str, dict[str, int]]) -> bool:
-    names = list(counts)
-    left = np.zeros(len(names))
-    for outcome in OUTCOMES:
-        values = np.array([counts[name][outcome] for name in names])
-        axes.barh(names, values, left=left, color=COLOURS[outcome], label=outcome.replace("_", "-"), height=0.6)
-        left += values
-    axes.set(xlabel="episodes", ylabel="source, iteration")
-    axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return bool(names)

@@ -39,9 +39,11 @@ def format_report(run_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def _interval(figures: dict[str, float], name: str, signed: bool = False) -> str:
+def _interval(figures: dict[str, Any], name: str, signed: bool = False) -> str:
+    """``0.680 (0.612, 0.741)``; the value alone where the bounds are null, as those of a few episodes may be."""
     style = "+.3f" if signed else ".3f"
-    return f"{figures[name]:{style}} ({figures['low']:{style}}, {figures['high']:{style}})"
+    value = f"{figures[name]:{style}}"
+    return value if figures["low"] is None else f"{value} ({figures['low']:{style}}, {figures['high']:{style}})"
 
 
 def _alignment_lines(results: dict[str, Any]) -> list[str]:

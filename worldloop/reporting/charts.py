@@ -1,0 +1,154 @@
+"""The charts of the HTML report, from a run's records and timings. Each says whether there was anything to draw."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from worldloop.core.types import OUTCOMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"success": "#2a9d5c", "near_success": "#e0a526", "failure": "#b9483f"}
+LINES = {"on_policy": "#1f6fb2", "scripted": "#8c9aa8", "recorded": "#1f6fb2"}
+
+
+def list_judged_sources(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Sources whose reward alignment was measured, the policy's own last."""
+    alignment = record.get("reward_alignment") or {}
+    found = [(name, figures) for name, figures in alignment.items() if isinstance(figures, dict)]
+    return sorted(found, key=lambda item: item[0] == "on_policy")
+
+
+def draw[T](chart: Callable[[Axes, T], bool], data: T) -> str:
+    """``chart(axes, data)`` as SVG in base64; "" where it says that there is nothing to draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "w"}):
+        figure, axes = plt.subplots(figsize=(4.6, 3.0))
+        try:
+            if not chart(axes, data):
+                return ""
+            figure.tight_layout()
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        finally:
+            plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def draw_success(axes: Axes, records: list[dict[str, Any]]) -> bool:
+    drawn = False
+    for name, label, colour in (
+        ("simulated_success", "simulated", "#1f6fb2"),
+        ("imagined_success", "imagined, same states", "#e07b39"),
+    ):
+        points = [(r["iteration"], r[name]) for r in records if r.get(name)]
+        if points:
+            drawn = True
+            rate = np.array([p["rate"] for _, p in points])
+            error = [rate - [p["low"] for _, p in points], [p["high"] for _, p in points] - rate]
+            axes.errorbar([x for x, _ in points], rate, yerr=error, marker="o", capsize=3, color=colour, label=label)
+    axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1), xticks=[r["iteration"] for r in records])
+    axes.legend(frameon=False)
+    return drawn
+
+
+def draw_auc(axes: Axes, records: list[dict[str, Any]]) -> bool:
+    points: dict[str, list[tuple[int, dict[str, float | None]]]] = {}
+    for record in records:
+        for source, figures in list_judged_sources(record):
+            if figures["auc"]:
+                points.setdefault(source, []).append((record["iteration"], figures["auc"]))
+    for source, values in points.items():
+        # A bound that is null, since hardly any resample has both outcomes, is NaN here and not drawn.
+        auc, low, high = (np.array([v[key] for _, v in values], dtype=float) for key in ("value", "low", "high"))
+        error = [auc - low, high - auc]
+        x = [i for i, _ in values]
+        axes.errorbar(x, auc, yerr=error, marker="o", capsize=3, color=LINES[source], label=source)
+    axes.axhline(0.5, color="#c8d0d8", lw=1, ls="--")
+    axes.set(xlabel="iteration", ylabel="AUC of the reward head", ylim=(0.45, 1.01))
+    axes.set_xticks([r["iteration"] for r in records if list_judged_sources(r)])
+    axes.legend(frameon=False)
+    return bool(points)
+
+
+def draw_precision_recall(axes: Axes, records: list[dict[str, Any]]) -> bool:
+    checked = [r for r in records if list_judged_sources(r)]
+    for source, figures in list_judged_sources(checked[-1]) if checked else []:
+        curve = figures["precision_recall_curve"]
+        if curve:
+            values = [[p[k] for p in curve] for k in ("recall", "precision")]
+            axes.plot(*values, marker=".", color=LINES[source], label=source)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title(f"imagined success, iteration {checked[-1]['iteration']}" if checked else "", fontsize=9)
+    axes.legend(frameon=False)
+    return bool(checked)
+
+
+def draw_calibration(axes: Axes, records: list[dict[str, Any]]) -> bool:
+    checked = [r for r in records if list_judged_sources(r)]
+    drawn = False
+    axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
+    for source, figures in list_judged_sources(checked[-1]) if checked else []:
+        if bins := figures.get("reliability"):  # not in runs of earlier versions
+            drawn = True
+            values = [[b[k] for b in bins] for k in ("probability", "rate")]
+            axes.plot(*values, marker="o", color=LINES[source], label=source)
+    axes.set(
+        xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(0, 1.02)
+    )
+    if drawn:
+        axes.legend(frameon=False)
+    return drawn
+
+
+def draw_horizon(axes: Axes, records: list[dict[str, Any]]) -> bool:
+    checked = [r for r in records if list_judged_sources(r)]
+    for source, _ in list_judged_sources(checked[-1]) if checked else []:
+        check = checked[-1]["world_model_check"][source]
+        for name, style in (("psnr_db", "-"), ("psnr_db_first_frame", ":")):
+            points = check[name]["by_frame"]
+            label = source if style == "-" else f"{source}, first frame copied"
+            axes.plot(
+                [p["frame"] for p in points], [p["value"] for p in points], style, color=LINES[source], label=label
+            )
+    axes.set(xlabel="imagined frame", ylabel="PSNR, dB")
+    axes.legend(frameon=False, fontsize=7)
+    return bool(checked)
+
+
+def draw_time(axes: Axes, timings: list[dict[str, Any]]) -> bool:
+    iterations = sorted({t["iteration"] for t in timings})
+    left = np.zeros(len(iterations))
+    for stage in dict.fromkeys(t["stage"] for t in timings):
+        minutes = np.array(
+            [sum(t["seconds"] for t in timings if (t["stage"], t["iteration"]) == (stage, i)) / 60 for i in iterations]
+        )
+        axes.barh(iterations, minutes, left=left, label=stage, height=0.6)
+        left += minutes
+    axes.set(xlabel="minutes", ylabel="iteration", yticks=iterations)
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return bool(timings)
+
+
+def draw_sans(axes: Axes, counts: dict[str, dict[str, int]]) -> bool:
+    names = list(counts)
+    left = np.zeros(len(names))
+    for outcome in OUTCOMES:
+        values = np.array([counts[name][outcome] for name in names])
+        axes.barh(names, values, left=left, color=COLOURS[outcome], label=outcome.replace("_", "-"), height=0.6)
+        left += values
+    axes.set(xlabel="episodes", ylabel="source, iteration")
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return bool(names)
