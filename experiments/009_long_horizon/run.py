@@ -186,6 +186,7 @@ def fit(out: Path) -> None:
         batch_size=settings.probe_batch_size,
         generator=make_generator(context.seed, state.iteration, "check_world_model/probe"),
         device=context.device,
+        reporter=context.reporter,
     ).network
     dataset = open_clips(context, "long", "validation")
     episodes = dataset.episode_index(variant="reach_push_return")

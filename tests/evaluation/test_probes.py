@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from reporters import RecordingReporter
 
 from worldloop.core.randomness import make_generator
 from worldloop.evaluation.probes import FrameProbe, ProbeBatch, fit_frame_probe
@@ -25,12 +26,12 @@ def _fit(scene: ProbeBatch, num_steps: int) -> FrameProbe:
     def load(rows: torch.Tensor) -> ProbeBatch:
         return ProbeBatch(scene.first[rows], scene.frame[rows], scene.position_m[rows], scene.solved[rows])
 
-    losses: list[float] = []
+    reporter = RecordingReporter()
     probe = fit_frame_probe(
         load, 300, num_steps=num_steps, batch_size=32, generator=make_generator(1, "probe"),
-        device=torch.device("cpu"), on_step=losses.append,
+        device=torch.device("cpu"), reporter=reporter,
     )  # fmt: skip
-    assert len(losses) == num_steps
+    assert len(reporter.bars[0].figures) == num_steps
     return probe
 
 
@@ -48,14 +49,14 @@ def test_the_success_loss_weighs_both_classes_equally() -> None:
     """Frames that tell nothing, of which one in eight is solved: the logit of weighed classes is 0, else ln(1 / 7)."""
     frames = torch.full((32, 16, 16, 3), 100, dtype=torch.uint8)
     batch = ProbeBatch(frames, frames, torch.zeros(32, 0), (torch.arange(32) % 8 == 0).float())
-    losses: list[float] = []
+    reporter = RecordingReporter()
     probe = fit_frame_probe(
         lambda rows: batch, 32, num_steps=60, batch_size=32, generator=make_generator(1, "probe"),
-        device=torch.device("cpu"), on_step=losses.append,
+        device=torch.device("cpu"), reporter=reporter,
     )  # fmt: skip
     assert probe.read(frames[:1], frames[:1]).solved_logit.item() == pytest.approx(0.0, abs=0.1)
     # 4 of 32 weigh 4 and 28 of 32 weigh 4 / 7: the mean weight is 1, and the loss of a logit of 0 is ln 2.
-    assert losses[-1] == pytest.approx(math.log(2), abs=0.01)
+    assert reporter.bars[0].figures[-1]["loss"] == pytest.approx(math.log(2), abs=0.01)
 
 
 def test_the_probe_is_deterministic_and_leaves_the_global_generator_alone() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reporters import RecordingReporter
 
 from worldloop.core.randomness import make_generator
 from worldloop.core.types import Landmark
@@ -75,13 +76,13 @@ def test_visual_alignment_compares_what_is_seen_with_what_was_simulated(truth, t
 
 
 def test_a_probe_is_fitted_on_all_frames_and_gets_a_threshold_between_the_outcomes(toy_clips, landmarks) -> None:
-    losses: list[float] = []
+    reporter = RecordingReporter()
     probe = fit_probe(
         toy_clips, landmarks, confirm_frames=0, num_steps=60, batch_size=32, generator=make_generator(0, "probe"),
-        device=torch.device("cpu"), on_step=losses.append,
+        device=torch.device("cpu"), reporter=reporter,
     )  # fmt: skip
-    assert len(losses) == 60
-    assert losses[-1] < losses[0]
+    assert len(reporter.bars[0].figures) == 60
+    assert reporter.bars[0].figures[-1]["loss"] < reporter.bars[0].figures[0]["loss"]
     episodes = toy_clips.episode_index()
     clip = toy_clips.load(torch.stack([episodes, torch.zeros_like(episodes)], 1), int(toy_clips.cache.num_steps.max()))
     reading = probe.network.read(

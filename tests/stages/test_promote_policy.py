@@ -1,64 +1,61 @@
 """The gate: which candidate replaces the policy, if any."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from reporters import RecordingReporter
 
 from worldloop.stages import promote_policy
 from worldloop.storage.run_state import LoopState
 
+OUTCOMES = {"old": (1, 0, 0, 1), "a": (1, 1, 0, 1), "b": (1, 1, 1, 0), "bad": (0, 0, 0, 1)}
+CONFIG = promote_policy.Config(num_states=4)
 
-class _Log:
+
+class _Simulation:
+    """What each policy achieves on four validation states; ``measured``: whom it was asked for."""
+
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.measured: list[str] = []
 
-    def log(self, line: str) -> None:
-        self.lines.append(line)
+    def evaluate(self, split: str, num_states: int, block_size: int, policy: str, iteration: int) -> list[Any]:
+        assert (split, num_states) == ("validation", 4)
+        self.measured.append(policy)
+        return [SimpleNamespace(is_success=bool(success)) for success in OUTCOMES[policy]]
 
 
 @pytest.fixture
-def validation(monkeypatch):
-    """What each policy achieves on four validation states; the names that were measured."""
-    outcomes = {"old": (1, 0, 0, 1), "a": (1, 1, 0, 1), "b": (1, 1, 1, 0), "bad": (0, 0, 0, 1)}
-    measured: list[str] = []
-
-    def evaluate(context, split, num_states, block_size, policy, iteration):
-        assert (split, num_states) == ("validation", 4)
-        measured.append(policy)
-        return outcomes[policy]
-
-    monkeypatch.setattr(promote_policy, "evaluate_in_simulator", evaluate)
-    monkeypatch.setattr(promote_policy, "success_of", lambda episodes: tuple(bool(e) for e in episodes))
-    return measured
+def context() -> Any:
+    return SimpleNamespace(simulation=_Simulation(), reporter=RecordingReporter())
 
 
-def test_the_best_candidate_is_promoted_the_earliest_of_equals(validation) -> None:
+def test_the_best_candidate_is_promoted_the_earliest_of_equals(context: Any) -> None:
     state = LoopState(policy="old", candidates=("bad", "a", "b"))
-    after = promote_policy.run(state, promote_policy.PromotePolicyConfig(num_states=4), _Log())  # type: ignore[arg-type]
+    after = promote_policy.run(state, CONFIG, context)
     assert (after.policy, after.candidates, after.validation_success) == ("a", (), (True, True, False, True))
     assert after.records[0]["promoted"]
     assert after.records[0]["promotion_gain"]["gain"] == 0.25
     assert after.records[0]["validation_success"]["b"]["k"] == 3
-    assert validation == ["old", "bad", "a", "b"]
+    assert context.simulation.measured == ["old", "bad", "a", "b"]
 
 
-def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(validation) -> None:
+def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(context: Any) -> None:
     state = LoopState(policy="old", candidates=("bad",), validation_success=(True, False, False, True))
-    config = promote_policy.PromotePolicyConfig(num_states=4)
-    log = _Log()
-    kept = promote_policy.run(state, config, log)  # type: ignore[arg-type]
+    kept = promote_policy.run(state, CONFIG, context)
     assert (kept.policy, kept.candidates, kept.records[0]["promoted"]) == ("old", (), False)
-    assert "rolled back" in log.lines[-1]
+    assert "rolled back" in context.reporter.lines[-1]
     assert kept.validation_success == state.validation_success
-    assert validation == ["bad"]  # the policy in force is not measured twice
-    off = promote_policy.PromotePolicyConfig(num_states=4, gate=False)
-    forced = promote_policy.run(LoopState(policy="old", candidates=("a", "bad")), off, _Log())  # type: ignore[arg-type]
+    assert context.simulation.measured == ["bad"]  # the policy in force is not measured twice
+    off = promote_policy.Config(num_states=4, gate=False)
+    forced = promote_policy.run(LoopState(policy="old", candidates=("a", "bad")), off, context)
     assert (forced.policy, forced.validation_success) == ("bad", ())
-    assert validation == ["bad"]
+    assert context.simulation.measured == ["bad"]
 
 
-def test_without_a_candidate_nothing_is_measured(validation) -> None:
-    config = promote_policy.PromotePolicyConfig(num_states=4)
-    kept = promote_policy.run(LoopState(policy="old"), config, _Log())  # type: ignore[arg-type]
+def test_without_a_candidate_nothing_is_measured(context: Any) -> None:
+    kept = promote_policy.run(LoopState(policy="old"), CONFIG, context)
     record = kept.records[0]
     assert (kept.policy, record["promoted"], record["promotion_gain"]) == ("old", False, None)
     assert record["promotion_gain_reason"] == "no candidate"
-    assert validation == []
+    assert context.simulation.measured == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,60 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.policies.token_vla.policy import TokenVLAConfig
+from worldloop.factory.config import SIMULATORS, PolicyConfig, SimulatorConfig
 from worldloop.sans.clips import ClipSamplingConfig
-from worldloop.sans.recordings import RecordedConfig
-from worldloop.simulators.maniskill.simulator import ManiSkillConfig
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
-from worldloop.simulators.toy.simulator import ToyConfig
-from worldloop.stages.check_world_model import CheckWorldModelConfig
-from worldloop.stages.clone_policy import ClonePolicyConfig
-from worldloop.stages.collect_episodes import CollectEpisodesConfig
-from worldloop.stages.distil_world_model import DistilWorldModelConfig
-from worldloop.stages.evaluate_policy import EvaluatePolicyConfig
-from worldloop.stages.fit_world_model import FitWorldModelConfig
-from worldloop.stages.improve_policy import ImprovePolicyConfig
-from worldloop.stages.promote_policy import PromotePolicyConfig
-from worldloop.stages.seed_dataset import SeedDatasetConfig
+from worldloop.stages import STAGES, distil_world_model, seed_dataset
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
-MICROBATCHED = (  # what falls into num_microbatches equal parts
-    "clone_policy.batch_size",
-    "fit_world_model.batch_size",
-    "fit_world_model.proprio_batch_size",
-    "improve_policy.groups_per_update",
-    "improve_policy.minibatch_size",
-)
-SIMULATORS = ("maniskill", "toy", "recorded")
-
-
-@dataclass(frozen=True)
-class SimulatorConfig:
-    """``kind``: maniskill | toy | recorded (a LeRobot dataset, no simulator) | ``module:Class`` of your own, built from
-    ``options``.
-    """
-
-    kind: str = "maniskill"
-    maniskill: ManiSkillConfig = field(default_factory=ManiSkillConfig)
-    toy: ToyConfig = field(default_factory=ToyConfig)
-    recorded: RecordedConfig = field(default_factory=RecordedConfig)
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_kind("simulator.kind", self.kind, SIMULATORS)
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """``kind``: token_vla | ``module:Class`` of your own, built from ``options``."""
-
-    kind: str = "token_vla"
-    token_vla: TokenVLAConfig = field(default_factory=TokenVLAConfig)
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_kind("policy.kind", self.kind, ("token_vla",))
 
 
 @dataclass(frozen=True)
@@ -108,28 +61,33 @@ class ResourcesConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
+    """A run's settings. Every stage has a section of its name besides (`section`); `SCHEMA` is the class with all."""
+
     run_name: str = ""  # folder of the run under run_root; "" takes the config file's name
     run_root: str = "runs"  # where runs are kept; must be absolute in a Ray job
     mirror: str = ""  # store that the run is copied to after every stage, e.g. s3://bucket/runs; "": none
     runtime: str = "ray"  # ray | inline (no Ray: everything in and below this process)
     seed: int = 0  # of everything that is drawn, except validation and evaluation states
     num_iterations: int = 2  # iterations after iteration 0, the clone
-    num_microbatches: int = 1  # parts of every training batch, gone through one after the other and shared by workers
+    num_microbatches: int = 1  # parts of every training batch, gone through one after the other and shared by ranks
     chunk_length: int = 5  # actions per policy call; a multiple of the simulator's actions_per_frame
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     clips: ClipSamplingConfig = field(default_factory=ClipSamplingConfig)
-    seed_dataset: SeedDatasetConfig = field(default_factory=SeedDatasetConfig)
-    clone_policy: ClonePolicyConfig = field(default_factory=ClonePolicyConfig)
-    fit_world_model: FitWorldModelConfig = field(default_factory=FitWorldModelConfig)
-    distil_world_model: DistilWorldModelConfig = field(default_factory=DistilWorldModelConfig)
-    check_world_model: CheckWorldModelConfig = field(default_factory=CheckWorldModelConfig)
-    improve_policy: ImprovePolicyConfig = field(default_factory=ImprovePolicyConfig)
-    promote_policy: PromotePolicyConfig = field(default_factory=PromotePolicyConfig)
-    evaluate_policy: EvaluatePolicyConfig = field(default_factory=EvaluatePolicyConfig)
-    collect_episodes: CollectEpisodesConfig = field(default_factory=CollectEpisodesConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+    def section[T](self, kind: type[T]) -> T:
+        """The section of type ``kind``, e.g. ``config.section(clone_policy.Config)``."""
+        section = self.sections()[kind]
+        assert isinstance(section, kind)
+        return section
+
+    def sections(self) -> dict[type, object]:
+        """The sections by type."""
+        values: list[object] = [getattr(self, f.name) for f in fields(self)]
+        values.append(self.simulator.recorded)
+        return {type(value): value for value in values if is_dataclass(value)}
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -156,13 +114,15 @@ class LoopConfig:
                 f"chunk_length {self.chunk_length} must be a multiple of simulator.{self.simulator.kind}."
                 f"actions_per_frame {per_frame}"
             )
-        teacher, student = self.world_model.num_sampler_steps, self.distil_world_model.num_sampler_steps
-        if self.distil_world_model.num_steps and (teacher % student or teacher == student):
+        distillation = self.section(distil_world_model.Config)
+        teacher, student = self.world_model.num_sampler_steps, distillation.num_sampler_steps
+        if distillation.num_steps and (teacher % student or teacher == student):
             raise ValueError(
                 f"distil_world_model.num_sampler_steps {student} must divide world_model.num_sampler_steps {teacher} "
                 "and be fewer"
             )
-        for variant in self.seed_dataset.episodes if self.simulator.kind in SIMULATORS else ():
+        episodes = self.section(seed_dataset.Config).episodes
+        for variant in episodes if self.simulator.kind in SIMULATORS else ():
             if variant not in SCRIPTED_VARIANTS:
                 raise ValueError(
                     f"seed_dataset.episodes: {variant!r} is not one of the scripted variants "
@@ -175,17 +135,19 @@ class LoopConfig:
             raise ValueError(f"num_microbatches {parts} must be a multiple of resources.num_workers {workers}")
         if workers > 1 and self.runtime != "ray":
             raise ValueError(f"resources.num_workers {workers} needs runtime ray, not {self.runtime}")
-        for key in MICROBATCHED:
-            section, name = key.split(".")
-            if getattr(getattr(self, section), name) % parts:
-                raise ValueError(
-                    f"{key} {getattr(getattr(self, section), name)} is no multiple of num_microbatches {parts}"
-                )
+        for name, stage in STAGES.items():
+            section = self.section(stage.Config)
+            for key in getattr(stage.Config, "MICRO_BATCHED", ()):
+                if getattr(section, key) % parts:
+                    raise ValueError(f"{name}.{key} {getattr(section, key)} is no multiple of num_microbatches {parts}")
 
 
-def _check_kind(key: str, kind: str, names: tuple[str, ...]) -> None:
-    if kind not in names and ":" not in kind:
-        raise ValueError(f"{key} {kind!r} is not one of {', '.join(names)}, or module:Class of your own")
+SCHEMA = make_dataclass(
+    "LoopConfig",
+    [(name, stage.Config, field(default_factory=stage.Config)) for name, stage in STAGES.items()],
+    bases=(LoopConfig,),
+    frozen=True,
+)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoopConfig:
@@ -229,7 +191,7 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
 
 def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     """Merge ``parts`` over the defaults, later ones winning."""
-    schema = OmegaConf.structured(LoopConfig)
+    schema = OmegaConf.structured(SCHEMA)
     _make_writable(schema)
     try:
         merged = OmegaConf.merge(schema, *parts)
@@ -255,7 +217,7 @@ def _make_writable(node: Any) -> None:
 
 def _explain_unknown_key(error: ConfigKeyError) -> str:
     key = str(error.full_key or error.key)
-    cls: Any = LoopConfig
+    cls: Any = SCHEMA
     for part in key.split(".")[:-1]:
         cls = get_type_hints(cls).get(part, cls) if is_dataclass(cls) else cls
     known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
@@ -275,7 +237,7 @@ _FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
 
 def list_settings(config: LoopConfig) -> dict[str, Any]:
     """``section.key`` -> value of what differs from the defaults, and the seed."""
-    defaults, values = _flatten(to_yaml(LoopConfig())), _flatten(to_yaml(config))
+    defaults, values = _flatten(to_yaml(SCHEMA())), _flatten(to_yaml(config))
     return {k: v for k, v in values.items() if k == "seed" or v != defaults.get(k)}
 
 
@@ -294,7 +256,7 @@ def find_differences(stored: str, other: str) -> list[str]:
     A key that an earlier worldloop did not have counts as its default, which is what that did.
     """
 
-    defaults, old, new = (_flatten(yaml) for yaml in (to_yaml(LoopConfig()), stored, other))
+    defaults, old, new = (_flatten(yaml) for yaml in (to_yaml(SCHEMA()), stored, other))
     old, new = defaults | old, defaults | new
     keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
     return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]

@@ -61,11 +61,11 @@ def imagine_outcomes(
     episodes: Sequence[Episode],
     *,
     key: tuple[int | str, ...],
-    rows_at_once: int = 0,
+    max_batch: int = 0,
 ) -> np.ndarray:
     """Success bool [n] of the greedy ``policy`` in imagination, from the first observations of n ``episodes``.
 
-    ``key`` seeds the world model's noise; ``rows_at_once`` see `ImaginedSimulator`.
+    ``key`` seeds the world model's noise; ``max_batch`` see `ImaginedSimulator`.
     """
     spec = world_model.spec
     success: list[bool] = []
@@ -73,7 +73,7 @@ def imagine_outcomes(
         block = episodes[first : first + EPISODES_AT_ONCE]
         start = observe_start(block, spec.camera)
         keys = make_row_keys(len(block), *key, first)
-        simulator = ImaginedSimulator(world_model, spec, calibration, len(block), rows_at_once=rows_at_once)
+        simulator = ImaginedSimulator(world_model, spec, calibration, len(block), max_batch=max_batch)
 
         def reset(s: ImaginedSimulator = simulator, o: Observation = start, k: torch.Tensor = keys) -> Observation:
             return s.start(o, k)

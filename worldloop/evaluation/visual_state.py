@@ -7,7 +7,6 @@ same figure of simulated frames. Shapes: N branches, M frames, P landmark coordi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.core.interfaces import Reporter
 from worldloop.core.statistics import best_threshold
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Landmark, Outcome
@@ -45,11 +45,11 @@ def fit_probe(
     batch_size: int,
     generator: torch.Generator,
     device: torch.device,
-    on_step: Callable[[float], None] = lambda loss: None,
+    reporter: Reporter,
 ) -> FittedProbe:
     """Fit on every frame of ``dataset``; the threshold parts the outcomes of its episodes best, 0 if all are alike.
 
-    ``confirm_frames`` see `confirm`; ``on_step(loss)`` is called after every optimizer step.
+    ``confirm_frames`` see `confirm`; ``reporter`` shows the optimizer steps.
     """
     cache = dataset.cache
     episodes = dataset.episode_index().numpy()
@@ -75,7 +75,7 @@ def fit_probe(
         batch_size=batch_size,
         generator=generator,
         device=device,
-        on_step=on_step,
+        reporter=reporter,
     )
     some = torch.from_numpy(episodes[:: max(1, len(episodes) // THRESHOLD_EPISODES)])
     clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), int(cache.num_steps[some.numpy()].max()))

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from worldloop.config.schema import SIMULATORS, LoopConfig, PolicyConfig, SimulatorConfig, build_config
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.success import Calibration
 from worldloop.core.types import Normalisation, Observation, SimulatorSpec
 from worldloop.envs.vector_env import WorldModelVectorEnv
 from worldloop.envs.world_model_env import WorldModelEnv
+from worldloop.factory.config import SIMULATORS, PolicyConfig, SimulatorConfig
 from worldloop.play.session import PlaySession
 from worldloop.policies.token_vla.policy import TokenVLA, TokenVLAConfig
 from worldloop.sans.recordings import check_recorded, recorded_spec
@@ -36,7 +36,7 @@ _ENDLESS = 10**6  # steps, of a game
 SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "make_scripted_policy", "reset", "step_chunk", "close")
 POLICY_MEMBERS = (
     "spec", "normalisation", "chunk_length", "temperature", "version", "act", "log_prob", "compute_imitation_loss",
-    "fit_image_statistics", "state_dict",
+    "state_dict",
 )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def build_world_model(
         return VideoWorldModel(config, spec, normalisation)
 
 
-def check_networks(config: LoopConfig) -> None:
+def check_networks(config: Any) -> None:
     """Build the networks once and drop them: what does not fit the simulator is refused before anything is recorded.
 
     Raises `WorldloopError` with the reason.
@@ -325,6 +325,8 @@ def find_simulator(checkpoint: Path) -> SimulatorConfig | None:
     for directory in (checkpoint, *checkpoint.resolve().parents[:3]):
         run = RunDirectory(directory)
         if run.exists:
+            from worldloop.config.schema import build_config
+
             simulator = build_config([OmegaConf.create(run.read_config())], str(directory / "config.yaml")).simulator
             return None if simulator.kind == "recorded" else simulator
     return None

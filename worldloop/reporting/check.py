@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from worldloop.core.images import draw_level
+from worldloop.core.interfaces import Writer
 from worldloop.core.statistics import Estimate
 from worldloop.core.success import Calibration
 from worldloop.core.types import Outcome
 from worldloop.evaluation.alignment import Alignment
 from worldloop.evaluation.judgement import Judgement, WorldModelCheck
 from worldloop.evaluation.open_loop import ImaginedEpisodes
-from worldloop.reporting.tensorboard import Writer
 
 GREEN, RED = (60, 200, 90), (210, 70, 60)
 ALWAYS_REPORTED = ("scripted", "on_policy")  # sources that are null with a reason where there are no episodes

@@ -6,10 +6,10 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,29 +68,6 @@ def choose_charts(charts: Charts, seen: set[str]) -> Charts:
     return {page: content for page, content in kept.items() if content}
 
 
-class Writer(Protocol):
-    """What a stage writes to TensorBoard, at steps that only grow."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
-
-    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None: ...
-
-    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None: ...
-
-
-class SilentWriter:
-    """A `Writer` that writes nothing: for the workers that are not the first."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        pass
-
-    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
-        pass
-
-    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None:
-        pass
-
-
 class StageWriter:
     """A `Writer` into the folder of one stage. Every method raises `WorldloopError` where the disk takes no more."""
 
@@ -101,7 +78,7 @@ class StageWriter:
         with disk_errors(self._what):
             self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=purge_step)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with disk_errors(self._what):
             for tag, value in values.items():
                 self._writer.add_scalar(tag, value, step)

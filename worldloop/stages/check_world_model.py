@@ -25,15 +25,15 @@ from worldloop.evaluation.open_loop import (
 )
 from worldloop.evaluation.visual_state import fit_probe
 from worldloop.reporting.check import choose_all_videos, describe_check, make_record, summarise_for_card, write_check
-from worldloop.stages.context import Context
-from worldloop.stages.data import choose_starts, open_clips
+from worldloop.stages.context import Schedule, StageContext
+from worldloop.storage.card import choose_starts
 from worldloop.storage.run_state import LoopState
 
 NAME = "check_world_model"
 
 
 @dataclass(frozen=True)
-class CheckWorldModelConfig:
+class Config:
     batch_size: int = 64  # episodes imagined at once
     num_videos: int = 4  # imagined | simulated pairs in TensorBoard, per source: half of them the worst judged
     max_episodes: int = 400  # validation episodes per source, at most (the latest)
@@ -59,25 +59,28 @@ class CheckWorldModelConfig:
             raise ValueError(f"check_world_model.max_fits must be at least 1, got {self.max_fits}")
 
 
-def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return not schedule.is_first and schedule.uses_world_model
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Judge ``state.world_model`` on all validation episodes; decides ``calibration`` and ``trust``."""
-    world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
-    train, held_out = (open_clips(context, state.dataset, split) for split in ("train", "validation"))
-    spec, seed, batch_size = context.spec, context.seed, config.batch_size
+    world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
+    train, held_out = (context.open_clips(state.dataset, split) for split in ("train", "validation"))
+    spec, reporter, seed, batch_size = context.spec, context.reporter, context.seed, config.batch_size
 
     probe = None
     if config.probe_steps and spec.landmarks:
-        with context.progress(config.probe_steps, "probe step") as progress:
-            probe = fit_probe(
-                train,
-                spec.landmarks,
-                confirm_frames=spec.success_confirm_frames,
-                num_steps=config.probe_steps,
-                batch_size=config.probe_batch_size,
-                generator=make_generator(seed, state.iteration, "check_world_model/probe"),
-                device=context.device,
-                on_step=lambda loss: progress.advance(loss=loss),
-            )
+        probe = fit_probe(
+            train,
+            spec.landmarks,
+            confirm_frames=spec.success_confirm_frames,
+            num_steps=config.probe_steps,
+            batch_size=config.probe_batch_size,
+            generator=make_generator(seed, state.iteration, "check_world_model/probe"),
+            device=context.device,
+            reporter=reporter,
+        )
 
     imagined: dict[str, ImaginedEpisodes] = {}
     horizons: dict[str, tuple[Horizon, ...]] = {}
@@ -85,7 +88,7 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         index = held_out.episode_index(source=sources)[-config.max_episodes :]
         if not len(index):
             continue
-        with context.progress(len(index), "episode") as progress:
+        with reporter.progress(len(index), "episode") as progress:
             imagined[name] = imagine_episodes(
                 world_model, held_out, index, batch_size=batch_size, seed=seed, on_batch=progress.advance
             )
@@ -93,7 +96,7 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
         for chunks in config.reset_every:
             num_frames = chunks * (context.chunk_length // spec.actions_per_frame)
             starts = cut_branches(held_out, index, num_frames)
-            with context.progress(len(starts), "branch") as progress:
+            with reporter.progress(len(starts), "branch") as progress:
                 branches = imagine_branches(
                     world_model,
                     held_out,
@@ -116,9 +119,9 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
     )
     videos = choose_all_videos(check, config.num_videos)
     for line in describe_check(check):
-        context.log(line)
-    with context.writer(NAME, purge_step=state.iteration) as writer:
+        reporter.log(line)
+    with reporter.writer(NAME, purge_step=state.iteration) as writer:
         write_check(writer, state.iteration, check, videos, fps=spec.hz / spec.actions_per_frame)
-    context.save_card(state.world_model, check.calibration, summarise_for_card(check), choose_starts(train))
+    context.models.save_card(state.world_model, check.calibration, summarise_for_card(check), choose_starts(train))
     state = state.record(num_fits=state.num_fits, **make_record(check, videos))
     return replace(state, calibration=check.calibration, trust=check.trust)

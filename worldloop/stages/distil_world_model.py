@@ -9,24 +9,24 @@ its PSNR, minus the teacher's, stay above what the config allows to be lost. Lat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from worldloop.core.errors import require_positive
 from worldloop.evaluation.open_loop import SOURCES, ImaginedEpisodes, imagine_episodes
 from worldloop.evaluation.student import compare_student
 from worldloop.reporting.student import describe_accepted, describe_refused
-from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
-from worldloop.stages.context import Context
-from worldloop.stages.data import open_clips
-from worldloop.stages.fit_world_model import FitWorldModelConfig, name_checkpoint, train
+from worldloop.stages import fit_world_model
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
-from worldloop.training.micro_batches import make_generators
-from worldloop.training.resume import drop_partial
+from worldloop.world_model.training import TeacherTarget
 
 NAME = "distil_world_model"
 
 
 @dataclass(frozen=True)
-class DistilWorldModelConfig:
+class Config:
+    TRAINS: ClassVar[bool] = True
+
     num_steps: int = 0  # optimizer steps per fit; 0: no student
     num_sampler_steps: int = 1  # of the student; divides world_model.num_sampler_steps
     learning_rate: float = 2e-4  # peak, AdamW
@@ -45,39 +45,35 @@ class DistilWorldModelConfig:
         require_positive("distil_world_model.learning_rate", self.learning_rate)
 
 
-def run(
-    state: LoopState,
-    config: DistilWorldModelConfig,
-    fitting: FitWorldModelConfig,
-    sampling: ClipSamplingConfig,
-    context: Context,
-) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return config.num_steps > 0 and not schedule.is_first and schedule.uses_world_model
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Train a student of ``state.teacher``; ``state.world_model`` is the student if it is as good, else the teacher."""
-    teacher = context.load_world_model(state.teacher).to(context.device).for_imagination()
-    student = context.load_world_model(state.teacher).to(context.device).train()
+    teacher = context.models.load_world_model(state.teacher).to(context.device).for_imagination()
+    student = context.models.load_world_model(state.teacher).to(context.device).train()
     student.config = replace(student.config, num_sampler_steps=config.num_sampler_steps)
-    dataset = open_clips(context, state.dataset, "train")
-    student = train(
+    student = fit_world_model.fit(
         student,
-        dataset,
-        BalancedClipSampler(dataset, sampling),
-        fitting,
+        fit_world_model.open_training_clips(state, context),
+        state,
+        context.config_of(fit_world_model.Config),
         context,
         name=NAME,
         num_steps=config.num_steps,
         learning_rate=config.learning_rate,
         pool_from=0,
-        generators=make_generators(context, context.seed, state.iteration, NAME, state.num_fits),
-        first_step=state.world_model_steps,
-        teacher=teacher,
+        draws=(state.iteration, NAME, state.num_fits),
+        target=TeacherTarget(teacher, config.num_sampler_steps),
     ).eval()
-    held_out = open_clips(context, state.dataset, "validation")
+    held_out = context.open_clips(state.dataset, "validation")
     imagined: dict[str, dict[str, ImaginedEpisodes]] = {"teacher": {}, "student": {}}
     for name, sources in SOURCES.items():
         index = held_out.episode_index(source=sources)[-config.max_episodes :]
         for which, model in (("teacher", teacher), ("student", student)):
             if len(index):
-                with context.progress(len(index), "episode") as progress:
+                with context.reporter.progress(len(index), "episode") as progress:
                     imagined[which][name] = imagine_episodes(
                         model,
                         held_out,
@@ -88,19 +84,19 @@ def run(
                     )
     comparison = compare_student(**imagined)
     lost = comparison.find_loss(config.max_auc_loss, config.max_psnr_loss_db)
-    lost = context.workers.gather(lost)[0]  # rounding must not part the workers
+    lost = context.setup.data_parallel.all_gather(lost)[0]  # rounding must not part the ranks
     if lost is None:
         verdict = describe_accepted(comparison)
     else:
         allowed = {"auc": config.max_auc_loss, "psnr_db": config.max_psnr_loss_db}[lost]
         verdict = describe_refused(comparison, lost, allowed)
-    context.log(f"student of {config.num_sampler_steps} steps: {verdict}")
+    context.reporter.log(f"student of {config.num_sampler_steps} steps: {verdict}")
     outcome = {"accepted": lost is None, "num_sampler_steps": config.num_sampler_steps}
     state = replace(state, world_model_steps=state.world_model_steps + config.num_steps)
     state = state.record(distillation=comparison.to_dict() | outcome)
     if lost is None:
-        path = name_checkpoint(state.iteration, "world_model_student", state.num_fits)
-        context.save_world_model(student, path)
+        path = fit_world_model.name_checkpoint(state.iteration, "world_model_student", state.num_fits)
+        context.models.save_world_model(student, path)
         state = replace(state, world_model=path)
-    drop_partial(context, NAME)
+    context.setup.drop_checkpoint(NAME)
     return state

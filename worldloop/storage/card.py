@@ -20,8 +20,10 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.files import hash_file, read_json, to_json, write_file
 from worldloop.core.success import Calibration
 from worldloop.core.types import Observation
+from worldloop.sans.clips import ClipDataset
 
 CARD_SCHEMA_VERSION = 1
+NUM_STARTS = 64  # observations to start from
 _REMEDY = "check the world model again, or restore its directory from a copy"
 
 
@@ -32,6 +34,13 @@ class WorldModelCard:
     calibration: Calibration
     figures: dict[str, Any]
     starts: Observation
+
+
+def choose_starts(dataset: ClipDataset) -> Observation:
+    """First observations of the latest episodes of ``dataset``, the policy's own where there are any."""
+    episodes = dataset.episode_index(source="policy")
+    episodes = (episodes if len(episodes) else dataset.episode_index())[-NUM_STARTS:]
+    return dataset.observation(torch.stack([episodes, torch.zeros_like(episodes)], dim=1))
 
 
 def write_card(directory: Path, card: WorldModelCard) -> None:
