@@ -5,11 +5,12 @@ ManiSkill and a world model are both a `Simulator`; a policy cannot tell which i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldloop.core.tensors import Rows
 from worldloop.core.types import (
@@ -66,6 +67,24 @@ class ScriptedSource(Protocol):
         ``expert`` is the demonstrator; the other names of `seed_dataset.episodes` are ways to be worse. It may look at
         ``observation.sim_state``. Raises ``ValueError`` for a variant that it does not know.
         """
+        ...
+
+
+class TaskSimulator(Simulator, InitialStateSource, ScriptedSource, Protocol):
+    """A simulator that a run can be built on.
+
+    It is a line in `worldloop.simulators.SIMULATORS`, or ``module:Class`` in a config.
+    ``Config`` is a frozen dataclass, built from the config's section of that name. It may have
+    ``for_play() -> Config``: one row, whose episodes neither a success nor a time limit ends, for `worldloop.play`.
+    """
+
+    Config: type[Any]
+
+    def __init__(self, config: Any) -> None: ...
+
+    @staticmethod
+    def make_spec(config: Any) -> SimulatorSpec:
+        """What the simulator under ``config`` will look like. Starts nothing and needs no simulator package."""
         ...
 
 
@@ -165,17 +184,39 @@ class Actor(Protocol):
         ...
 
 
-class Policy(Actor, Protocol):
-    """Also a `torch.nn.Module`, built as ``Policy(spec, normalisation, chunk_length, ...)`` with random weights.
+class Network(Protocol):
+    """What callers use of a `torch.nn.Module`."""
 
+    training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+
+class Policy(Actor, Network, Protocol):
+    """A `torch.nn.Module` that acts: a line in `worldloop.policies.POLICIES`, or ``module:Class`` in a config.
+
+    ``Config`` is a frozen dataclass, built from the config's section of that name. Weights are random at first.
     ``temperature`` is that of sampling and of every log-probability; it and ``version`` are set from outside. For GRPO
     the chunks of `act` have ``log_probs``, and what `log_prob` needs to find them again in ``trace``.
     """
 
+    Config: type[Any]
     spec: SimulatorSpec
     normalisation: Normalisation
     chunk_length: int
     temperature: float
+
+    def __init__(self, config: Any, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int) -> None: ...
 
     def fit_image_statistics(self, frames: Tensor) -> None:
         """Called once before cloning with all frames to imitate, u8 [N, h, w, 3]; may do nothing."""
@@ -197,9 +238,11 @@ __all__ = [
     "ImaginedChunk",
     "InitialStateSource",
     "Metrics",
+    "Network",
     "Policy",
     "ScriptedSource",
     "Simulator",
+    "TaskSimulator",
     "WorldModel",
     "WorldModelOutput",
     "WorldState",
