@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloop.config.schema import LoopConfig, load_config
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.statistics import auc, balanced_accuracy, bootstrap_interval
 from worldloop.evaluation.calibration import calibrate

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import worldloop
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.interfaces import WorldModelOutput
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.core.success import find_highest_confirmed

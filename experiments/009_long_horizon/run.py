@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.interfaces import Metrics
 from worldloop.core.types import ActionChunk, ChunkStep, ImitationBatch, Observation, Split
 from worldloop.evaluation.branch_figures import measure_state_error, positions, see
@@ -141,7 +141,7 @@ def record(run: Path, out: Path) -> None:
     """``out/sans`` with version ``long``: the run's v001 and the script's episodes."""
     shutil.copytree(run / "sans", out / "sans")
     config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", OVERRIDES)
-    settings = config.simulator.maniskill
+    settings = config.simulator.chosen_section()
     simulator = HomingSimulator(ManiSkillConfig(**vars(settings)))
     store = SansStore(out / "sans")
     states = simulator.draw_initial_states("train", 3 * (TRAINING + LONG), seed=9)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.stages import check_world_model, fit_world_model

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.loop.session import Session

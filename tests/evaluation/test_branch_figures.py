@@ -23,9 +23,9 @@ from worldloop.evaluation.branch_figures import (
 from worldloop.evaluation.fidelity import MAX_PSNR_DB, repeat_first_frame
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.probes import ProbeReading
-from worldloop.simulators.toy.simulator import ToyConfig, toy_spec
+from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
-LANDMARKS = toy_spec(ToyConfig()).landmarks
+LANDMARKS = ToySimulator.make_spec(ToyConfig()).landmarks
 
 
 @pytest.fixture

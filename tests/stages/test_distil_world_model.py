@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Clip
 from worldloop.evaluation.held_out import OpenLoop
 from worldloop.evaluation.open_loop import Branches
-from worldloop.factory import build
+from worldloop.factory import checkpoints
 from worldloop.loop.run import list_stages, run_loop
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.stages import distil_world_model
@@ -213,7 +213,9 @@ def test_a_loop_goes_on_with_the_student_and_fits_the_teacher(tmp_path: Path) ->
     assert state.teacher == "checkpoints/iteration_002/world_model"
     assert state.world_model == "checkpoints/iteration_002/world_model_student"
     assert state.world_model_steps == 8 + 6 + 4 + 6
-    steps = [build.load_world_model(run / path).config.num_sampler_steps for path in (state.teacher, state.world_model)]
+    steps = [
+        checkpoints.load_world_model(run / path).config.num_sampler_steps for path in (state.teacher, state.world_model)
+    ]
     assert steps == [4, 2]
     assert (run / state.world_model / "card.json").is_file()
     for entry in json.loads((run / "results.json").read_text())["iterations"][1:]:

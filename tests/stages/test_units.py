@@ -12,7 +12,7 @@ import torch
 from scipy.special import expit
 from torch import nn
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.statistics import best_threshold, fit_temperature
 from worldloop.core.success import Calibration

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worldloop.config.schema import LoopConfig, find_differences, list_settings, to_yaml
+from worldloop.config.loading import find_differences, list_settings, to_yaml
+from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.factory.build import check_networks
+from worldloop.factory.startup import check_run_can_start
 from worldloop.loop.session import Executor, Session
 from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.reporting.status import StatusDisplay
@@ -44,7 +45,7 @@ STAGES = tuple(dict.fromkeys((*FIRST_ITERATION, *ITERATION, *RECORDED[0])))
 
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The stages of one iteration. The last one collects nothing, since no iteration would read it."""
-    is_recorded = config.simulator.kind == "recorded"
+    is_recorded = config.source == "recording"
     stages = RECORDED[iteration] if is_recorded else FIRST_ITERATION if iteration == 0 else ITERATION
     skipped: set[str] = set()
     if config.distil_world_model.num_steps == 0:
@@ -89,7 +90,7 @@ def run_stage(
         case "seed_dataset":
             state = seed_dataset.run(state, config.seed_dataset, context)
         case "import_dataset":
-            state = import_dataset.run(state, config.simulator.recorded, context)
+            state = import_dataset.run(state, config.recording, context)
         case "clone_policy":
             state = clone_policy.run(state, config.clone_policy, context)
         case "fit_world_model":
@@ -139,7 +140,7 @@ def open_run(config: LoopConfig) -> RunDirectory:
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
     mirror = Mirror(config.mirror, config.run_name) if config.mirror else None
     if not directory.exists and not (mirror and mirror.exists):
-        check_networks(config)
+        check_run_can_start(config)
     directory.lock()
     try:
         if mirror:

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import torch
 
 from worldloop.config.schema import LoopConfig
+from worldloop.core.device import choose_device
 from worldloop.core.randomness import derive_seed
 from worldloop.core.success import Calibration
 from worldloop.core.types import Episode, InitialStates, Normalisation, Observation, Split
-from worldloop.factory import build
+from worldloop.factory import build, checkpoints
 from worldloop.reporting.progress import Display
 from worldloop.reporting.tensorboard import SilentWriter, open_writer
 from worldloop.rollout import jobs as rollout_jobs
@@ -57,9 +58,9 @@ class Session:
         self.seed = config.seed
         self.chunk_length = config.chunk_length
         self.simulator_config = config.simulator
-        self.spec = build.build_spec(config.simulator)
+        self.spec = build.build_spec(config)
         self.store = SansStore(run_dir / "sans")
-        self.device = build.choose_device(config.resources.device)
+        self.device = choose_device(config.resources.device)
         self.workers = workers or Workers()
         self.num_microbatches = config.num_microbatches
         self.keep_every_s = config.resources.keep_every_s
@@ -106,22 +107,22 @@ class Session:
         return build.build_policy(self.config.policy, self.spec, normalisation, self.chunk_length, seed)
 
     def load_policy(self, path: str) -> Any:
-        return build.load_policy(self.run_dir / path)
+        return checkpoints.load_policy(self.run_dir / path)
 
     def save_policy(self, policy: Any, path: str) -> None:
         if self.workers.is_first:
-            build.save_policy(policy, self.run_dir / path, self.config.policy, version=path)
+            checkpoints.save_policy(policy, self.run_dir / path, self.config.policy, version=path)
         self.workers.wait()
 
     def new_world_model(self, normalisation: Normalisation, seed: int) -> Any:
         return build.build_world_model(self.config.world_model, self.spec, normalisation, seed)
 
     def load_world_model(self, path: str) -> Any:
-        return build.load_world_model(self.run_dir / path)
+        return checkpoints.load_world_model(self.run_dir / path)
 
     def save_world_model(self, world_model: Any, path: str) -> None:
         if self.workers.is_first:
-            build.save_world_model(world_model, self.run_dir / path)
+            checkpoints.save_world_model(world_model, self.run_dir / path)
         self.workers.wait()
 
     def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:

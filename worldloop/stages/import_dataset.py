@@ -8,16 +8,16 @@ from itertools import batched
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Episode
-from worldloop.sans.recordings import RecordedConfig, count_recorded, read_recorded
+from worldloop.sans.recordings import RecordingConfig, count_episodes, read_recording
 from worldloop.stages.context import Context
 from worldloop.storage.run_state import LoopState
 
 EPISODES_PER_SHARD = 200
 
 
-def run(state: LoopState, config: RecordedConfig, context: Context) -> LoopState:
+def run(state: LoopState, config: RecordingConfig, context: Context) -> LoopState:
     """Scale and subsample the recording into shards; raises `WorldloopError` where no episode of it is labelled."""
-    num_recorded = count_recorded(config)
+    num_recorded = count_episodes(config)
     shards = []
     counts: Counter[str] = Counter()
     env_steps = 0
@@ -27,7 +27,7 @@ def run(state: LoopState, config: RecordedConfig, context: Context) -> LoopState
             progress.advance()
             return episode
 
-        episodes = (counted(episode) for episode in read_recorded(config, context.spec))
+        episodes = (counted(episode) for episode in read_recording(config, context.spec))
         for number, block in enumerate(batched(episodes, EPISODES_PER_SHARD)):
             shards.append(context.store.append(block, f"000-recorded-{number:03d}", context.spec))
             counts.update(f"{e.meta.split} {e.meta.outcome}" for e in block)
