@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from worldloop.core.interfaces import Metrics
+from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.randomness import derive_seed, make_generator, row_normal, row_uniform
 from worldloop.core.types import (
     ActionChunk,
@@ -133,7 +133,7 @@ class GaussianConfig:
     width: int = 64  # hidden channels
 
 
-class GaussianPolicy(nn.Module):
+class GaussianPolicy(LikelihoodPolicy):
     """A normal distribution for every action of the chunk, from the frame now and proprio."""
 
     Config = GaussianConfig
@@ -148,9 +148,6 @@ class GaussianPolicy(nn.Module):
         outputs = chunk_length * spec.action_dim
         self.mean = nn.Sequential(nn.Linear(inputs, config.width), nn.SiLU(), nn.Linear(config.width, outputs))
         self.log_std = nn.Parameter(torch.full((spec.action_dim,), -1.0))
-
-    def fit_image_statistics(self, frames: Tensor) -> None:
-        """Nothing to fit."""
 
     def _distribution(self, observation: Observation) -> Normal:
         assert observation.proprio is not None
@@ -198,10 +195,14 @@ class Wordless(GaussianPolicy):
     log_prob = None  # type: ignore[assignment]
 
 
-class NoModule:
+class Abstract(LikelihoodPolicy):
+    Config = GaussianConfig
+
+
+class NoPolicy:
     Config = GaussianConfig
     temperature, version = 1.0, ""
-    act = log_prob = compute_imitation_loss = fit_image_statistics = print
+    act = log_prob = compute_imitation_loss = prepare = print
 
     def __init__(
         self, config: GaussianConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int

@@ -43,7 +43,7 @@ ARMS = {  # groups x chunks is 240 in each
     "mixed": MIXED,
     "branches": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0", "num_critic_steps=600"],
     "branches_no_critic": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0"],
-    "penalty": [*MIXED, "uncertainty_penalty=0.05"],
+    "penalty": [*MIXED, "reward.certainty=0.05"],
     "truncated": [*MIXED, "truncates_uncertain=true"],
 }
 

@@ -77,6 +77,10 @@ def test_mistakes_name_the_key_and_the_remedy(override: str, message: str) -> No
             "simulator.toy.frames_after_success is now simulator.toy.success_hold_frames and "
             "simulator.toy.success_confirm_frames",
         ),
+        (
+            "improve_policy.uncertainty_penalty=0.05",
+            "improve_policy.uncertainty_penalty is now improve_policy.reward.certainty",
+        ),
     ],
 )
 def test_old_keys_name_the_new_ones(old: str, new: str, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from worldloop.config.schema import PolicyConfig, SimulatorConfig
 from worldloop.core.types import SimulatorSpec
 from worldloop.factory.build import build_simulator_spec, choose_simulator
-from worldloop.factory.startup import POLICY_MEMBERS, SIMULATOR_MEMBERS
+from worldloop.factory.config import PolicyConfig, SimulatorConfig
+from worldloop.loop.startup import POLICY_MEMBERS, SIMULATOR_MEMBERS
 from worldloop.policies import POLICIES
 from worldloop.simulators import SIMULATORS
 from worldloop.world_model import CODECS, DENOISERS

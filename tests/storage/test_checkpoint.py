@@ -8,10 +8,10 @@ import torch
 from small_disk import disk_of
 
 from worldloop.config.loading import load_config
-from worldloop.config.schema import PolicyConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Normalisation, Observation
 from worldloop.factory import build, checkpoints
+from worldloop.factory.config import PolicyConfig
 from worldloop.storage.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ def policy_config() -> PolicyConfig:
 def saved(tmp_path: Path, policy_config: PolicyConfig) -> Path:
     config = load_config(ROOT / "configs/debug.yaml")
     normalisation = Normalisation(torch.arange(4.0), torch.ones(4) * 2)
-    policy = build.build_policy(policy_config, build.build_spec(config), normalisation, 2, seed=3)
+    policy = build.build_policy(policy_config, build.build_simulator_spec(config.simulator), normalisation, 2, seed=3)
     checkpoints.save_policy(policy, tmp_path / "policy", policy_config, version="v1")
     return tmp_path / "policy"
 
@@ -53,7 +53,9 @@ def test_a_policy_acts_the_same_after_the_round_trip(saved: Path, policy_config:
 def test_a_world_model_imagines_the_same_after_the_round_trip(tmp_path: Path) -> None:
     config = load_config(ROOT / "configs/debug.yaml")
     normalisation = Normalisation(torch.zeros(4), torch.ones(4))
-    model = build.build_world_model(config.world_model, build.build_spec(config), normalisation, 0).eval()
+    model = build.build_world_model(
+        config.world_model, build.build_simulator_spec(config.simulator), normalisation, 0
+    ).eval()
     checkpoints.save_world_model(model, tmp_path / "wm")
     loaded = checkpoints.load_world_model(tmp_path / "wm")
     assert loaded.config == model.config
@@ -74,7 +76,7 @@ def test_a_world_model_of_another_version_is_refused(
 ) -> None:
     config = load_config(ROOT / "configs/debug.yaml")
     normalisation = Normalisation(torch.zeros(4), torch.ones(4))
-    model = build.build_world_model(config.world_model, build.build_spec(config), normalisation, 0)
+    model = build.build_world_model(config.world_model, build.build_simulator_spec(config.simulator), normalisation, 0)
     checkpoints.save_world_model(model, tmp_path / "wm")
     path = tmp_path / "wm" / "checkpoint.json"
     description = json.loads(path.read_text())

@@ -43,9 +43,10 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
     # Set before torch is imported: thread pools are sized when it is.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     from worldloop.config.loading import load_config
-    from worldloop.loop.run import STAGES, run_loop
+    from worldloop.loop.run import run_loop
     from worldloop.reporting.progress import remember_interrupt
     from worldloop.reporting.tables import format_report
+    from worldloop.stages import STAGES
 
     if only_stage and only_stage not in STAGES:
         raise WorldloopError(f"unknown stage {only_stage!r}; stages: {', '.join(STAGES)}")

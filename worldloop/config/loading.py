@@ -25,6 +25,7 @@ OLD_KEYS = {
     "simulator.recorded.frames_after_success": "recording.success_hold_frames and recording.success_confirm_frames",
     "simulator.recorded": "recording",
     "simulator.*.frames_after_success": "simulator.*.success_hold_frames and simulator.*.success_confirm_frames",
+    "improve_policy.uncertainty_penalty": "improve_policy.reward.certainty",
 }
 
 # A run may be continued with other resources: no result depends on these keys.

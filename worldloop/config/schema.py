@@ -6,73 +6,19 @@ the key and what is allowed. `worldloop.config.loading` reads it from YAML and `
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from worldloop.core.sections import add_sections
-from worldloop.policies import POLICIES
+from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recordings import RecordingConfig
 from worldloop.simulators import SIMULATORS
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
-from worldloop.stages.check_world_model import CheckWorldModelConfig
-from worldloop.stages.clone_policy import ClonePolicyConfig
-from worldloop.stages.collect_episodes import CollectEpisodesConfig
-from worldloop.stages.distil_world_model import DistilWorldModelConfig
-from worldloop.stages.evaluate_policy import EvaluatePolicyConfig
-from worldloop.stages.fit_world_model import FitWorldModelConfig
-from worldloop.stages.improve_policy import ImprovePolicyConfig
-from worldloop.stages.promote_policy import PromotePolicyConfig
-from worldloop.stages.seed_dataset import SeedDatasetConfig
+from worldloop.stages import STAGES, distil_world_model, seed_dataset
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
 SOURCES = ("simulator", "recording")
-MICROBATCHED = (  # what falls into num_microbatches equal parts
-    "clone_policy.batch_size",
-    "fit_world_model.batch_size",
-    "fit_world_model.proprio_batch_size",
-    "improve_policy.groups_per_update",
-    "improve_policy.minibatch_size",
-)
-
-
-@dataclass(frozen=True)
-class ClassChoice:
-    """The choice of a class: a name of a registry, or ``module:Class`` of one's own.
-
-    A class of the registry is built from the section of its name, one's own from its ``Config(**options)``.
-    """
-
-    kind: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def chosen_section(self) -> Any:
-        """The section of the chosen class, an instance of its ``Config``; ``None`` where it is one's own."""
-        return None if ":" in self.kind else getattr(self, self.kind)
-
-
-@add_sections(SIMULATORS)
-@dataclass(frozen=True)
-class SimulatorConfig(ClassChoice):
-    """Which simulator, and one section for every name of `worldloop.simulators.SIMULATORS`."""
-
-    kind: str = "maniskill"
-
-    def __post_init__(self) -> None:
-        _require_kind("simulator.kind", self.kind, SIMULATORS)
-
-
-@add_sections(POLICIES)
-@dataclass(frozen=True)
-class PolicyConfig(ClassChoice):
-    """Which policy, and one section for every name of `worldloop.policies.POLICIES`."""
-
-    kind: str = "token_vla"
-
-    def __post_init__(self) -> None:
-        _require_kind("policy.kind", self.kind, POLICIES)
 
 
 @dataclass(frozen=True)
@@ -109,15 +55,18 @@ class ResourcesConfig:
             )
 
 
+@add_sections(STAGES)
 @dataclass(frozen=True)
 class LoopConfig:
+    """A run's settings, and one section for every name of `worldloop.stages.STAGES`, see `section`."""
+
     run_name: str = ""  # folder of the run under run_root; "" takes the config file's name
     run_root: str = "runs"  # where runs are kept; must be absolute in a Ray job
     mirror: str = ""  # store that the run is copied to after every stage, e.g. s3://bucket/runs; "": none
     runtime: str = "ray"  # ray | inline (no Ray: everything in and below this process)
     seed: int = 0  # of everything that is drawn, except validation and evaluation states
     num_iterations: int = 2  # iterations after iteration 0, the clone
-    num_microbatches: int = 1  # parts of every training batch, gone through one after the other and shared by workers
+    num_microbatches: int = 1  # parts of every training batch, gone through one after the other and shared by ranks
     chunk_length: int = 5  # actions per policy call; a multiple of the simulator's actions_per_frame
     source: str = "simulator"  # simulator | recording (no simulator): where episodes come from
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
@@ -125,16 +74,18 @@ class LoopConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     clips: ClipSamplingConfig = field(default_factory=ClipSamplingConfig)
-    seed_dataset: SeedDatasetConfig = field(default_factory=SeedDatasetConfig)
-    clone_policy: ClonePolicyConfig = field(default_factory=ClonePolicyConfig)
-    fit_world_model: FitWorldModelConfig = field(default_factory=FitWorldModelConfig)
-    distil_world_model: DistilWorldModelConfig = field(default_factory=DistilWorldModelConfig)
-    check_world_model: CheckWorldModelConfig = field(default_factory=CheckWorldModelConfig)
-    improve_policy: ImprovePolicyConfig = field(default_factory=ImprovePolicyConfig)
-    promote_policy: PromotePolicyConfig = field(default_factory=PromotePolicyConfig)
-    evaluate_policy: EvaluatePolicyConfig = field(default_factory=EvaluatePolicyConfig)
-    collect_episodes: CollectEpisodesConfig = field(default_factory=CollectEpisodesConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+    def section[T](self, kind: type[T]) -> T:
+        """The section of type ``kind``, e.g. ``config.section(clone_policy.Config)``."""
+        section = self.sections()[kind]
+        assert isinstance(section, kind)
+        return section
+
+    def sections(self) -> dict[type, object]:
+        """The sections by type."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return {type(value): value for value in values if is_dataclass(value)}
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -151,8 +102,9 @@ class LoopConfig:
             raise ValueError("mirror must hold no credentials, which the run would store: put them in the environment")
         self._check_microbatches()
         self._check_source()
-        teacher, student = self.world_model.num_sampler_steps, self.distil_world_model.num_sampler_steps
-        if self.distil_world_model.num_steps and (teacher % student or teacher == student):
+        distillation = self.section(distil_world_model.Config)
+        teacher, student = self.world_model.num_sampler_steps, distillation.num_sampler_steps
+        if distillation.num_steps and (teacher % student or teacher == student):
             raise ValueError(
                 f"distil_world_model.num_sampler_steps {student} must divide world_model.num_sampler_steps {teacher} "
                 "and be fewer"
@@ -174,7 +126,8 @@ class LoopConfig:
             raise ValueError(
                 f"chunk_length {self.chunk_length} must be a multiple of {name}.actions_per_frame {per_frame}"
             )
-        for variant in self.seed_dataset.episodes if self.simulator.kind in SIMULATORS else ():
+        episodes = self.section(seed_dataset.Config).episodes
+        for variant in episodes if self.simulator.kind in SIMULATORS else ():
             if variant not in SCRIPTED_VARIANTS:
                 raise ValueError(
                     f"seed_dataset.episodes: {variant!r} is not one of the scripted variants "
@@ -187,14 +140,8 @@ class LoopConfig:
             raise ValueError(f"num_microbatches {parts} must be a multiple of resources.num_workers {workers}")
         if workers > 1 and self.runtime != "ray":
             raise ValueError(f"resources.num_workers {workers} needs runtime ray, not {self.runtime}")
-        for key in MICROBATCHED:
-            section, name = key.split(".")
-            if getattr(getattr(self, section), name) % parts:
-                raise ValueError(
-                    f"{key} {getattr(getattr(self, section), name)} is no multiple of num_microbatches {parts}"
-                )
-
-
-def _require_kind(key: str, kind: str, names: Collection[str]) -> None:
-    if kind not in names and ":" not in kind:
-        raise ValueError(f"{key} {kind!r} is not one of {', '.join(names)}, or module:Class of your own")
+        for name, stage in STAGES.items():
+            section = self.section(stage.Config)
+            for key in getattr(stage.Config, "MICRO_BATCHED", ()):
+                if getattr(section, key) % parts:
+                    raise ValueError(f"{name}.{key} {getattr(section, key)} is no multiple of num_microbatches {parts}")

@@ -5,10 +5,13 @@ ManiSkill and a world model are both a `Simulator`; a policy cannot tell which i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,6 @@ from worldloop.core.tensors import Rows
 from worldloop.core.types import (
     ActionChunk,
     ChunkStep,
-    Clip,
     ImitationBatch,
     InitialStates,
     Normalisation,
@@ -89,67 +91,38 @@ class TaskSimulator(Simulator, InitialStateSource, ScriptedSource, Protocol):
 
 
 @dataclass(frozen=True)
-class WorldModelOutput:
-    """What ``compute_loss`` gives: the scalar to minimise, metrics, and the model's own next step.
+class WorldState(Rows):
+    """Where an imagined rollout of B rows stands: plain tensors, so that rows can be indexed, forked, put and saved.
 
-    ``next_frames`` u8 [B, h, w, 3] and ``next_proprio`` f32 [B, S] are detached one-step predictions of the first
-    target, made without looking at it; ``is_prediction`` bool [B] says for which rows that holds. Self-rollout
-    training feeds them back as contexts.
+    Noise is a function of ``noise_key`` int64 [B] and ``step`` int64 [B], the frames imagined so far. A fork continues
+    bit-equal in a batch of the same size.
     """
-
-    loss: Tensor
-    metrics: Metrics
-    next_frames: Tensor
-    next_proprio: Tensor
-    is_prediction: Tensor
-
-
-class WorldState(Protocol):
-    """Plain tensors; ``noise_key`` int64 [B] and ``step`` int64 [B] make the noise a function of (key, step)."""
 
     noise_key: Tensor
     step: Tensor
 
-    def rows(self, index: Tensor | list[int]) -> Any:
-        """Fork or select rows (repeats allowed); a fork continues bit-equal."""
-        ...
+    def __len__(self) -> int:
+        return len(self.noise_key)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All there is to save, by name; see `WorldModel.restore`."""
-        ...
+        raise NotImplementedError
 
 
 class WorldModel(Protocol):
-    """``num_context_frames`` is K of the clips that it learns from, see `worldloop.core.types.Clip`."""
+    """A video world model with heads for proprio and success, as everything that imagines sees it."""
 
     spec: SimulatorSpec
 
-    @property
-    def num_context_frames(self) -> int: ...
-
-    def compute_loss(self, clip: Clip, generator: torch.Generator) -> WorldModelOutput: ...
-
-    def measure(self, clip: Clip) -> tuple[Tensor, Tensor]:
-        """What `take_in` needs of a part of a batch: counts, which add up, and extremes, whose largest counts."""
+    def start(self, context: Observation, noise_key: Tensor) -> WorldState:
+        """From the context's frames and proprio; ``noise_key`` int64 [B]."""
         ...
 
-    def take_in(self, counts: Tensor, extremes: Tensor) -> None:
-        """Statistics of the data that the model keeps, brought up to date before the losses of a training batch."""
+    def restore(self, tensors: dict[str, Tensor]) -> WorldState:
+        """The state that ``tensors`` were saved of; it goes on equal within float tolerance."""
         ...
 
-    def compute_proprio_loss(self, clip: Clip) -> Tensor:
-        """What the proprio head alone learns from, with gradients for nothing else; M frames, unrolled."""
-        ...
-
-    def start(self, context: Observation, noise_key: Tensor) -> Any:
-        """A `WorldState` from the context's frames and proprio; ``noise_key`` int64 [B]."""
-        ...
-
-    def restore(self, tensors: dict[str, Tensor]) -> Any:
-        """The `WorldState` that ``tensors`` were saved of; it goes on equal within float tolerance."""
-        ...
-
-    def imagine(self, state: Any, actions: Tensor) -> tuple[Any, ImaginedChunk]:
+    def imagine(self, state: WorldState, actions: Tensor) -> tuple[WorldState, ImaginedChunk]:
         """Roll ``actions`` f32 [B, H, A] forward without gradients."""
         ...
 
@@ -184,66 +157,137 @@ class Actor(Protocol):
         ...
 
 
-class Network(Protocol):
-    """What callers use of a `torch.nn.Module`."""
+class ImitationSource(Protocol):
+    """Observations and the action chunks to imitate, from real episodes."""
 
-    training: bool
+    def images(self) -> Tensor:
+        """u8 [N, h, w, 3]: the frame at every start of a chunk."""
+        ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def to(self, device: torch.device) -> Self: ...
-
-    def train(self, mode: bool = True) -> Self: ...
-
-    def eval(self) -> Self: ...
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
+        """B chunks of H = ``chunk_length`` actions, drawn with replacement."""
+        ...
 
 
-class Policy(Actor, Network, Protocol):
-    """A `torch.nn.Module` that acts: a line in `worldloop.policies.POLICIES`, or ``module:Class`` in a config.
+class Policy(nn.Module, ABC):
+    """A policy that can act and imitate; ``Policy(config, spec, normalisation, chunk_length)`` has random weights.
 
-    ``Config`` is a frozen dataclass, built from the config's section of that name. Weights are random at first.
-    ``temperature`` is that of sampling and of every log-probability; it and ``version`` are set from outside. For GRPO
-    the chunks of `act` have ``log_probs``, and what `log_prob` needs to find them again in ``trace``.
+    It is a line in `worldloop.policies.POLICIES`, or ``module:Class`` in a config. ``Config`` is a frozen dataclass,
+    built from the config's section of that name.
+    ``temperature`` is that of sampling and of every log-probability; it and ``version``, which names the weights, are
+    set from outside.
     """
 
-    Config: type[Any]
+    Config: ClassVar[type[Any]]
     spec: SimulatorSpec
     normalisation: Normalisation
     chunk_length: int
     temperature: float
+    version: str
 
-    def __init__(self, config: Any, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int) -> None: ...
+    @abstractmethod
+    def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
+        """See `Actor.act`."""
 
-    def fit_image_statistics(self, frames: Tensor) -> None:
-        """Called once before cloning with all frames to imitate, u8 [N, h, w, 3]; may do nothing."""
-        ...
-
-    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
-        """Exact log-probability f32 [B, H] of each action of ``chunk``, with gradients."""
-        ...
-
+    @abstractmethod
     def compute_imitation_loss(self, batch: ImitationBatch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """A scalar to minimise, the mean over the batch's valid actions, and metrics; ``generator`` (CPU) augments."""
+
+    def prepare(self, dataset: ImitationSource) -> None:
+        """Called once before cloning, e.g. for image statistics, which then belong to the state dict."""
+        return
+
+
+class LikelihoodPolicy(Policy):
+    """A policy with exact log-probabilities, as GRPO needs them.
+
+    The chunks of `act` have ``log_probs``, and in ``trace`` what `log_prob` needs to find them again.
+    """
+
+    @abstractmethod
+    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
+        """Exact log-probability f32 [B, H] of each action of ``chunk``, with gradients."""
+
+
+class AdvantageConditionedPolicy(Policy):
+    """A policy that learns from good and bad actions alike, told which is which (RECAP, arXiv:2511.14759).
+
+    `act` asks for good ones. ``guidance`` b >= 1 sharpens that: log pi_u + b (log pi_c - log pi_u), with c conditioned
+    and u not; it is set from outside.
+    """
+
+    guidance: float
+
+    @abstractmethod
+    def compute_conditioned_loss(
+        self, batch: ImitationBatch, is_good: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """As `compute_imitation_loss`; ``is_good`` int64 [B]: 1 for a positive advantage, 0 for another, -1 unknown."""
+
+
+class Progress(Protocol):
+    """A progress bar; ``advance`` may raise ``KeyboardInterrupt`` where the run was interrupted."""
+
+    def advance(self, count: int = 1, **figures: float) -> None: ...
+
+
+class Writer(Protocol):
+    """TensorBoard of one stage; steps start where `Reporter.writer` was told to purge."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
+        """Precision-recall and reliability of ``probability`` f [n] against ``is_success`` bool [n]."""
         ...
+
+    def video(self, tag: str, step: int, frames: Tensor, fps: float) -> None:
+        """``frames`` u8 [F, h, w, 3]."""
+        ...
+
+
+class Reporter(Protocol):
+    """What a person sees of a stage. On a rank that is not the main one nothing is shown or written."""
+
+    def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...
+
+    def writer(self, name: str, purge_step: int) -> AbstractContextManager[Writer]:
+        """A writer to the folder ``name``; what it holds from ``purge_step`` on is dropped."""
+        ...
+
+    def log(self, line: str) -> None: ...
+
+
+class SilentWriter:
+    """A `Writer` that writes nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
+        pass
+
+    def video(self, tag: str, step: int, frames: Tensor, fps: float) -> None:
+        pass
 
 
 __all__ = [
     "ActionChunk",
     "Actor",
+    "AdvantageConditionedPolicy",
     "ChunkStep",
     "ImaginedChunk",
+    "ImitationSource",
     "InitialStateSource",
+    "LikelihoodPolicy",
     "Metrics",
-    "Network",
     "Policy",
+    "Progress",
+    "Reporter",
     "ScriptedSource",
+    "SilentWriter",
     "Simulator",
     "TaskSimulator",
     "WorldModel",
-    "WorldModelOutput",
     "WorldState",
+    "Writer",
 ]

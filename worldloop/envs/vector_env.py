@@ -87,7 +87,7 @@ class WorldModelVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._simulator = ImaginedSimulator(
-            world_model, world_model.spec, calibration, num_envs, rows_at_once=rows_at_once
+            world_model, world_model.spec, calibration, num_envs, max_batch=rows_at_once
         )
         self._calibration = calibration
         self.generators = [np.random.default_rng() for _ in range(num_envs)]

@@ -12,7 +12,6 @@ from torch import Tensor
 from worldloop.core.types import Outcome
 from worldloop.evaluation.open_loop import Branches, imagine_branches
 from worldloop.sans.clips import ClipDataset
-from worldloop.stages.context import Context
 
 SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",), "recorded": ("recorded",)}
 
@@ -28,7 +27,7 @@ class OpenLoop:
 
 
 def imagine_episodes(
-    world_model: Any, dataset: ClipDataset, episodes: Tensor, batch_size: int, context: Context
+    world_model: Any, dataset: ClipDataset, episodes: Tensor, batch_size: int, context: Any
 ) -> OpenLoop:
     """Open loop over the whole of each episode, from its first frame."""
     index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
@@ -39,10 +38,10 @@ def imagine_episodes(
 
 
 def imagine(
-    world_model: Any, dataset: ClipDataset, index: Tensor, num_frames: int, batch_size: int, context: Context
+    world_model: Any, dataset: ClipDataset, index: Tensor, num_frames: int, batch_size: int, context: Any
 ) -> Branches:
     """Branches from ``index`` int64 [N, 2] = (episode, frame), with progress; the run's seed seeds the noise."""
-    with context.progress(len(index), "branch") as progress:
+    with context.reporter.progress(len(index), "branch") as progress:
         return imagine_branches(
             world_model,
             dataset,

@@ -9,16 +9,17 @@ people or a language model look; here a classifier looks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.core import images
+from worldloop.core.interfaces import Metrics, Reporter
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_pair import FramePairEncoder
-from worldloop.training.fitting import minimise
+from worldloop.training.trainer import BatchObjective, fit_small
 
 LEARNING_RATE = 2e-3
 POSITION_WEIGHT = 4.0  # of the position loss (in standard deviations) beside the success loss
@@ -72,6 +73,43 @@ class FrameProbe(nn.Module):
         return ProbeReading(output[:, :-1] * self.position_std.cpu() + self.position_mean.cpu(), output[:, -1])
 
 
+class ProbeObjective(BatchObjective[ProbeBatch]):
+    """Success and position of simulated frames whose brightness varies."""
+
+    def __init__(
+        self,
+        probe: FrameProbe,
+        load: Callable[[Tensor], ProbeBatch],
+        num_rows: int,
+        batch_size: int,
+        positive_rate: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__({0: generator})
+        self.probe, self.load, self.num_rows = probe, load, num_rows
+        self.batch_size, self.positive_rate = batch_size, positive_rate
+
+    def draw(self, generator: torch.Generator) -> ProbeBatch:
+        batch = self.load(torch.randint(self.num_rows, (self.batch_size,), generator=generator))
+        shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (self.batch_size, 1, 1, 1), generator=generator)
+        return replace(batch, frame=(batch.frame.short() + shift).clamp(0, 255).byte())
+
+    def count(self, batch: ProbeBatch) -> Tensor:
+        return torch.tensor(self.batch_size)
+
+    def compute_loss(self, batch: ProbeBatch, number: int) -> tuple[Tensor, Metrics]:
+        probe = self.probe
+        device = probe.position_mean.device
+        output = probe(batch.first.to(device), batch.frame.to(device))
+        target = (batch.position_m.to(device) - probe.position_mean) / probe.position_std
+        solved, rate = batch.solved.to(device), self.positive_rate
+        weight = torch.where(solved > 0.5, 0.5 / rate, 0.5 / (1 - rate))
+        loss = functional.binary_cross_entropy_with_logits(output[:, -1], solved, weight)
+        if target.shape[1]:
+            loss = loss + POSITION_WEIGHT * functional.smooth_l1_loss(output[:, :-1], target, beta=0.1)
+        return loss, {"loss": float(loss.detach())}
+
+
 def fit_frame_probe(
     load: Callable[[Tensor], ProbeBatch],
     num_rows: int,
@@ -80,11 +118,11 @@ def fit_frame_probe(
     batch_size: int,
     generator: torch.Generator,
     device: torch.device,
-    on_step: Callable[[float], None],
+    reporter: Reporter,
 ) -> FrameProbe:
     """A probe fitted on the simulated frames that ``load(rows int64 [B])`` gives for rows 0..num_rows - 1.
 
-    The success loss weighs both classes equally. ``on_step(loss)`` is called after every step.
+    The success loss weighs both classes equally.
     """
     sample = load(torch.randint(num_rows, (min(num_rows, 2048),), generator=generator))
     with torch.random.fork_rng(devices=[]):
@@ -92,26 +130,12 @@ def fit_frame_probe(
         background = images.to_network(sample.frame).mean(0)
         probe = FrameProbe(background, sample.position_m.mean(0), sample.position_m.std(0)).to(device)
     positive_rate = float(sample.solved.mean().clamp(0.02, 0.98))
-
-    def compute_loss() -> Tensor:
-        batch = load(torch.randint(num_rows, (batch_size,), generator=generator))
-        shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (batch_size, 1, 1, 1), generator=generator)
-        frame = (batch.frame.short() + shift).clamp(0, 255).byte()
-        output = probe(batch.first.to(device), frame.to(device))
-        target = (batch.position_m.to(device) - probe.position_mean) / probe.position_std
-        solved = batch.solved.to(device)
-        weight = torch.where(solved > 0.5, 0.5 / positive_rate, 0.5 / (1 - positive_rate))
-        loss = functional.binary_cross_entropy_with_logits(output[:, -1], solved, weight)
-        if target.shape[1]:
-            loss = loss + POSITION_WEIGHT * functional.smooth_l1_loss(output[:, :-1], target, beta=0.1)
-        return loss
-
-    minimise(
-        probe.parameters(),
-        compute_loss,
+    return fit_small(
+        probe,
+        ProbeObjective(probe, load, num_rows, batch_size, positive_rate, generator),
+        reporter,
         num_steps=num_steps,
         learning_rate=LEARNING_RATE,
         weight_decay=0.01,
-        on_step=on_step,
+        unit="probe step",
     )
-    return probe.eval()

@@ -6,22 +6,20 @@ from typing import Any
 
 import torch
 
-from worldloop.config.schema import LoopConfig, PolicyConfig, SimulatorConfig
 from worldloop.core.interfaces import Policy, TaskSimulator
 from worldloop.core.types import Normalisation, SimulatorSpec
 from worldloop.factory.classes import find_class, make_settings, require_arguments, require_members
+from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.policies import POLICIES
-from worldloop.sans.recordings import recording_spec
+from worldloop.sans.recordings import RecordingConfig, recording_spec
 from worldloop.simulators import SIMULATORS
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
 
-def build_spec(config: LoopConfig) -> SimulatorSpec:
-    """What the episodes of a run look like, from its simulator or its recording; starts nothing."""
-    if config.source == "recording":
-        return recording_spec(config.recording)
-    return build_simulator_spec(config.simulator)
+def build_spec(source: str, simulator: SimulatorConfig, recording: RecordingConfig) -> SimulatorSpec:
+    """What the episodes of a run look like whose ``source`` is ``simulator`` or ``recording``; starts nothing."""
+    return recording_spec(recording) if source == "recording" else build_simulator_spec(simulator)
 
 
 def build_simulator_spec(config: SimulatorConfig) -> SimulatorSpec:

@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import nn
-
-from worldloop.config.schema import PolicyConfig
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.interfaces import Policy
 from worldloop.factory.build import build_world_model, make_policy
 from worldloop.factory.classes import find_class, make_settings
+from worldloop.factory.config import PolicyConfig
 from worldloop.policies import POLICIES
 from worldloop.storage.checkpoint import Checkpoint, load_checkpoint, load_weights, rebuild_dataclass, save_checkpoint
 from worldloop.world_model.config import WorldModelConfig
@@ -43,7 +41,6 @@ def load_policy(directory: Path) -> Policy:
         settings = rebuild_dataclass(policy_class.Config, checkpoint.config)
         length, version = int(checkpoint.extra["chunk_length"]), str(checkpoint.extra["version"])
         policy = make_policy(policy_class, settings, checkpoint.spec, checkpoint.normalisation, length, seed=0)
-    assert isinstance(policy, nn.Module)
     load_weights(policy, checkpoint, directory)
     policy.version = version
     return policy.eval()

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from worldloop.config.schema import ClassChoice
 from worldloop.core.errors import WorldloopError
+from worldloop.factory.config import ClassChoice
 
 _EXPLAINED = "worldloop/core/interfaces.py says what it does"
 
@@ -32,6 +32,8 @@ def find_class[T](kind: str, registry: Mapping[str, type[T]]) -> type[T]:
         raise WorldloopError(f"cannot load {kind!r}: {error}; is its folder on PYTHONPATH?") from error
     if not is_dataclass(getattr(own, "Config", None)):
         raise WorldloopError(f"{kind} lacks Config, the dataclass of its settings: {_EXPLAINED}")
+    if missing := sorted(getattr(own, "__abstractmethods__", ())):
+        raise WorldloopError(f"{kind} lacks {', '.join(missing)}: {_EXPLAINED}")
     return own
 
 

@@ -8,74 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from worldloop.config.loading import find_differences, list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
+from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.factory.startup import check_run_can_start
-from worldloop.loop.session import Executor, Session
+from worldloop.factory.build import build_spec
+from worldloop.factory.models import Models
+from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
+from worldloop.loop.startup import check_run_can_start
 from worldloop.reporting.progress import Display, TerminalDisplay
+from worldloop.reporting.reporter import StageReporter
 from worldloop.reporting.status import StatusDisplay
 from worldloop.reporting.tensorboard import write_iteration
+from worldloop.rollout.simulation import Executor, Simulation
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.memory import PeakMemory, begin_peak, read_peak
-from worldloop.stages import (
-    check_world_model,
-    clone_policy,
-    collect_episodes,
-    distil_world_model,
-    evaluate_policy,
-    fit_world_model,
-    import_dataset,
-    improve_policy,
-    promote_policy,
-    seed_dataset,
-)
+from worldloop.sans.store import SansStore
+from worldloop.stages import STAGES, trains
+from worldloop.stages.context import StageContext
 from worldloop.storage.mirror import Mirror, StoreError
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
-from worldloop.training.data_parallel import Workers
-
-FITTING = ("fit_world_model", "distil_world_model", "check_world_model")
-RECORDED = (("import_dataset",), FITTING)  # iterations 0 and 1, without a simulator
-FIRST_ITERATION = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
-ITERATION = (*FITTING, "improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
-TRAINING = ("clone_policy", "fit_world_model", "distil_world_model", "improve_policy")  # on several workers, if any
-STAGES = tuple(dict.fromkeys((*FIRST_ITERATION, *ITERATION, *RECORDED[0])))
-
-
-def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
-    """The stages of one iteration. The last one collects nothing, since no iteration would read it."""
-    is_recorded = config.source == "recording"
-    stages = RECORDED[iteration] if is_recorded else FIRST_ITERATION if iteration == 0 else ITERATION
-    skipped: set[str] = set()
-    if config.distil_world_model.num_steps == 0:
-        skipped |= {"distil_world_model"}
-    if config.improve_policy.method == "imitate_successes" and not is_recorded:
-        skipped |= set(FITTING)
-    if iteration == config.num_iterations:
-        skipped |= {"collect_episodes"}
-    return tuple(stage for stage in stages if stage not in skipped)
-
-
-def advance(config: LoopConfig, state: LoopState) -> LoopState:
-    """The state with ``next_stage`` moved past the stage that has just ended; "" after the last.
-
-    From the check back to the fit while the world model is not good enough and may be fitted again.
-    """
-    if (
-        state.next_stage == "check_world_model"
-        and state.distrust
-        and state.num_fits < config.check_world_model.max_fits
-    ):
-        return replace(state, next_stage="fit_world_model")
-    stages = list_stages(config, state.iteration)
-    position = stages.index(state.next_stage) + 1
-    if position < len(stages):
-        return replace(state, next_stage=stages[position])
-    if state.iteration == config.num_iterations:
-        return replace(state, next_stage="")
-    iteration = state.iteration + 1
-    return replace(state, iteration=iteration, num_fits=0, next_stage=list_stages(config, iteration)[0])
+from worldloop.training.data_parallel import DataParallel
+from worldloop.training.resume import TrainingSetup
 
 
 def run_stage(
@@ -83,36 +40,42 @@ def run_stage(
 ) -> tuple[LoopState, PeakMemory]:
     """Execute ``state.next_stage``; returns the new state and what the stage held in memory, in this process."""
     name = state.next_stage
+    if name not in STAGES:
+        raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
     begin_peak()
-    workers = Workers.of_process_group() if name in TRAINING else None
-    context: Any = Session(config, Path(run_dir), name, executor, display, workers)
-    match name:
-        case "seed_dataset":
-            state = seed_dataset.run(state, config.seed_dataset, context)
-        case "import_dataset":
-            state = import_dataset.run(state, config.recording, context)
-        case "clone_policy":
-            state = clone_policy.run(state, config.clone_policy, context)
-        case "fit_world_model":
-            state = fit_world_model.run(state, config.fit_world_model, config.clips, context)
-        case "distil_world_model":
-            state = distil_world_model.run(
-                state, config.distil_world_model, config.fit_world_model, config.clips, context
-            )
-        case "check_world_model":
-            state = check_world_model.run(state, config.check_world_model, context)
-        case "improve_policy":
-            state = improve_policy.run(state, config.improve_policy, config.clone_policy, context)
-        case "promote_policy":
-            state = promote_policy.run(state, config.promote_policy, context)
-        case "evaluate_policy":
-            state = evaluate_policy.run(state, config.evaluate_policy, context)
-        case "collect_episodes":
-            state = collect_episodes.run(state, config.collect_episodes, context)
-        case _:
-            raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
-    state = state.record(env_steps=state.env_steps)
-    return state, read_peak()
+    stage = STAGES[name]
+    context = make_context(name, config, Path(run_dir), executor, display)
+    state = stage.run(state, config.section(stage.Config), context)
+    return state.record(env_steps=state.env_steps), read_peak()
+
+
+def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executor, display: Display) -> StageContext:
+    """What the stage called ``name`` works with in this process."""
+    resources = config.resources
+    torch.set_num_threads(resources.num_threads)
+    data_parallel = DataParallel.of_process_group() if trains(name) else DataParallel()
+    setup = TrainingSetup(
+        device=choose_device(resources.device),
+        data_parallel=data_parallel,
+        num_micro_batches=config.num_microbatches,
+        checkpoint_root=run_dir / "partial",
+        checkpoint_every_s=resources.keep_every_s,
+        shard_world_model=resources.shard_world_model and data_parallel.world_size > 1,
+    )
+    spec = build_spec(config.source, config.simulator, config.recording)
+    reporter = StageReporter(name, display, run_dir / "tensorboard", writes=data_parallel.is_main)
+    return StageContext(
+        seed=config.seed,
+        chunk_length=config.chunk_length,
+        spec=spec,
+        store=SansStore(run_dir / "sans"),
+        models=Models(config.policy, config.world_model, spec, config.chunk_length, run_dir, data_parallel),
+        simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter),
+        setup=setup,
+        reporter=reporter,
+        max_imagination_batch=resources.rows_at_once,
+        configs=config.sections(),
+    )
 
 
 def make_runtime(config: LoopConfig, display: Display) -> Any:
@@ -216,11 +179,9 @@ def _run_next(
     began = time.monotonic()
     name, iteration = state.next_stage, state.iteration
     stages = list_stages(config, iteration)
-    number = stages.index(name) + 1
-    left = [*stages[number:]]
-    left += [stage for later in range(iteration + 1, config.num_iterations + 1) for stage in list_stages(config, later)]
+    number, left = stages.index(name) + 1, list_remaining_stages(config, state)
     display.begin(iteration, config.num_iterations, name, number, len(stages), left)
-    new_state, peak = runtime.run_stage(run_stage, state, config, str(directory.path), trains=name in TRAINING)
+    new_state, peak = runtime.run_stage(run_stage, state, config, str(directory.path), trains=trains(name))
     new_state = advance(config, new_state)
     seconds = time.monotonic() - began
     directory.add_timing(iteration, name, seconds, peak)

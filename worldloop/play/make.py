@@ -7,12 +7,13 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from worldloop.config.loading import build_config
-from worldloop.config.schema import LoopConfig, SimulatorConfig
+from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import TaskSimulator
 from worldloop.core.types import SimulatorSpec
 from worldloop.factory.build import choose_simulator
+from worldloop.factory.config import SimulatorConfig
 from worldloop.factory.pretrained import load_checked_world_model
 from worldloop.play.session import PlaySession
 from worldloop.storage.run_directory import RunDirectory

@@ -6,7 +6,7 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def choose_charts(charts: Charts, seen: set[str]) -> Charts:
 class SilentWriter:
     """Writes nothing: for the workers that are not the first."""
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
     def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
@@ -88,7 +88,7 @@ class StageWriter:
         with disk_errors(self._what):
             self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=purge_step)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with disk_errors(self._what):
             for tag, value in values.items():
                 self._writer.add_scalar(tag, value, step)

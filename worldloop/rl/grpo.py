@@ -1,63 +1,213 @@
-"""Group-relative policy optimisation as pure functions over tensors.
+"""GRPO inside a learned world model.
+
+After World-VLA-Loop (arXiv:2602.06508) and SimpleVLA-RL (arXiv:2509.09674):
 
 - Group advantages and the k3 KL penalty: GRPO, DeepSeekMath, arXiv:2402.03300 (eq. 3-4).
 - The asymmetric clip ("clip-higher") and dropping groups without variance: DAPO, arXiv:2503.14476 (eq. 8, 11).
-- Both on a vision-language-action policy with a binary outcome: SimpleVLA-RL, arXiv:2509.09674 (clip 0.2 / 0.28,
-  no KL term), the recipe World-VLA-Loop (arXiv:2602.06508) follows inside its world model.
 
-One departure: a sequence's T actions are those *before and with* the first success (``valid``); later ones had no
-influence on the return and get no gradient.
+Departures:
 
-Shapes: B rows (N groups x G members), T actions a row (chunks x H). Log-probabilities are summed over action
-dimensions.
+1. A row's T actions are those *before and with* the first success (``valid``); later ones had no influence on the
+   return and get no gradient.
+2. Members of a group share the world model's noise and differ only in the policy's samples.
+3. Rewards are calibrated on imagined frames, not cut at a hand-set threshold.
+4. A share of the groups starts in the middle of real episodes, and rollouts end after ``imagination_horizon`` chunks;
+   a critic may value where they were cut off.
+5. Candidates are moving averages of the weights.
+
+Shapes: B rows (N groups x G members), N decisions, T actions a row (chunks x H). Log-probabilities are summed over
+action dimensions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from worldloop.core.interfaces import Metrics
+from worldloop.core.errors import require_positive, require_range
+from worldloop.core.interfaces import LikelihoodPolicy, Metrics
+from worldloop.core.success import Calibration
 from worldloop.core.tensors import check_shape
+from worldloop.core.types import Observation, Rollout
+from worldloop.rl.advantages import compute_group_advantages, shuffle_returns
+from worldloop.rl.decisions import Decisions, flatten_decisions
+from worldloop.rl.rewards import RewardContext, check_reward, score_rollout
+from worldloop.training.data_parallel import DataParallel, add_metrics
+from worldloop.training.resume import Stateful
+from worldloop.training.trainer import Objective
 
 
 @dataclass(frozen=True)
-class GroupAdvantages:
-    """``advantages`` f32 [B], 0 where ``keep`` bool [B] is false (the row's group was dropped)."""
+class GrpoConfig:
+    num_updates: int = 30  # rounds of imagined rollouts
+    groups_per_update: int = 24  # real start states per round
+    group_size: int = 8  # imagined rollouts per start state
+    num_epochs: int = 1  # passes over each round's decisions
+    minibatch_size: int = 256  # decisions (action chunks) per optimizer step
+    learning_rate: float = 6e-4  # AdamW, constant
+    ema_decay: float = 0.98  # decay per optimizer step of the averaged weights that candidates are made of; 0: none
+    temperature: float = 1.0  # of the policy's action distribution while it explores
+    clip_ratio_low: float = 0.2  # lower clip of the probability ratio
+    clip_ratio_high: float = 0.28  # upper clip of the probability ratio
+    kl_coefficient: float = 0.01  # weight of the KL to the policy that the stage started from
+    min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
+    reward: dict[str, float] = field(default_factory=lambda: {"success": 1.0})  # weights of the terms of rl/rewards.py
+    shuffle_rewards: bool = False  # control: permute the returns over all rows
 
-    advantages: Tensor
-    keep: Tensor
-    num_dropped: int
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "groups_per_update", "num_epochs", "minibatch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"improve_policy.{name} must be at least 1, got {getattr(self, name)}")
+        if self.group_size < 2:
+            raise ValueError(f"improve_policy.group_size must be at least 2, got {self.group_size}")
+        for name in ("learning_rate", "temperature"):
+            require_positive(f"improve_policy.{name}", getattr(self, name))
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"improve_policy.ema_decay must be in [0, 1), got {self.ema_decay}")
+        require_range("improve_policy.clip_ratio_low", self.clip_ratio_low, 0, 1)
+        for name in ("clip_ratio_high", "kl_coefficient", "min_group_std"):
+            require_range(f"improve_policy.{name}", getattr(self, name), 0)
+        check_reward(self.reward)
 
 
-def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float = 1e-6) -> GroupAdvantages:
-    """A_i = (R_i - mean(R of its group)) / std(R of its group), GRPO's outcome supervision.
+class GrpoObjective(Objective[Decisions]):
+    """A step is a round: imagine groups, score them, then optimizer steps over their decisions.
 
-    The standard deviation is the population's. A group whose std is <= ``min_std`` (all succeed, all fail, or of
-    one member) carries no signal: it is dropped and counted.
-
-    Args:
-        returns: f32 [B].
-        group_id: int64 [B], any numbering, rows in any order.
-
-    Example: returns [1, 0, 1, 1], groups [0, 0, 1, 1] -> advantages [1, -1, 0, 0], keep [1, 1, 0, 0], 1 dropped.
+    - ``policy`` is trained; ``reference``, where the stage started, is what the KL penalty holds it to
+    - ``imagine(update, number) -> Rollout``: the grouped rollouts of one micro-batch
+    - ``value(observation) -> f32 [B]``: a critic of the last states, or ``None``
+    - ``on_update(num_updates)`` is called after every round, e.g. to save a candidate
     """
-    check_shape("group_id", group_id, tuple(returns.shape))
-    check_shape("returns", returns, (None,))
-    groups, row_group = torch.unique(group_id, return_inverse=True)
-    num_groups = len(groups)
-    returns = returns.double()
-    zeros = returns.new_zeros(num_groups)
-    size = zeros.index_add(0, row_group, torch.ones_like(returns))
-    mean = zeros.index_add(0, row_group, returns) / size
-    centred = returns - mean[row_group]
-    std = (zeros.index_add(0, row_group, centred.square()) / size).sqrt()
-    keep_group = std > min_std
-    keep = keep_group[row_group]
-    advantages = torch.where(keep, centred / std[row_group].clamp_min(1e-12), torch.zeros_like(centred))
-    return GroupAdvantages(advantages.float(), keep, num_groups - int(keep_group.sum()))
+
+    progress_metric = "imagined_success_rate"
+    log_every = 1
+
+    def __init__(
+        self,
+        policy: LikelihoodPolicy,
+        reference: LikelihoodPolicy,
+        config: GrpoConfig,
+        imagine: Callable[[int, int], Rollout],
+        generators: Mapping[int, torch.Generator],
+        *,
+        calibration: Calibration,
+        num_micro_batches: int,
+        data_parallel: DataParallel,
+        device: torch.device,
+        value: Callable[[Observation], Tensor] | None = None,
+        on_update: Callable[[int], None] = lambda num_updates: None,
+    ) -> None:
+        super().__init__(generators)
+        self.policy, self.reference, self.config, self.imagine = policy, reference, config, imagine
+        self.calibration, self.num_micro_batches = calibration, num_micro_batches
+        self.data_parallel, self.device = data_parallel, device
+        self.value, self.on_update = value, on_update
+        self.history = GrpoHistory()
+        self._seconds = 0.0
+
+    def batches(self, step: int) -> Iterable[Mapping[int, Decisions]]:
+        # imagine
+        began = time.perf_counter()
+        self.policy.eval()
+        rollouts = {number: self.imagine(step, number) for number in self.generators}
+        self._seconds = time.perf_counter() - began
+
+        # score: what is left to learn from, by micro-batch
+        judged = {number: self._judge(rollout, number) for number, rollout in rollouts.items()}
+        decisions = {number: kept for number, kept in judged.items() if kept is not None}
+
+        # minibatches, as many on every rank
+        size = self.config.minibatch_size // self.num_micro_batches
+        longest = torch.tensor(max((math.ceil(len(d) / size) for d in decisions.values()), default=0))
+        num_minibatches = int(self.data_parallel.all_reduce_max(longest))
+        self.policy.train()
+        for _ in range(self.config.num_epochs):
+            orders = {
+                number: torch.randperm(len(d), generator=self.generators[number]).split(size)
+                for number, d in decisions.items()
+            }
+            for i in range(num_minibatches):
+                yield {n: decisions[n].rows(order[i]) for n, order in orders.items() if i < len(order)}
+
+    def count(self, batch: Decisions) -> Tensor:
+        return batch.valid.sum()
+
+    def compute_loss(self, batch: Decisions, number: int) -> tuple[Tensor, Metrics]:
+        """The clipped surrogate and the KL penalty, means over the valid actions of ``batch``."""
+        config = self.config
+        batch = batch.to(self.device)
+        log_probs = self.policy.log_prob(batch.observation, batch.chunk)
+        loss, metrics = compute_policy_loss(
+            log_probs, batch.log_probs, batch.advantages, batch.valid, config.clip_ratio_low, config.clip_ratio_high
+        )
+        if config.kl_coefficient > 0:
+            with torch.no_grad():
+                reference = self.reference.log_prob(batch.observation, batch.chunk)
+            kl = compute_kl_penalty(log_probs, reference, batch.valid)
+            loss = loss + config.kl_coefficient * kl
+            metrics["kl_to_start"] = float(kl.detach())
+        return loss, metrics | {"loss": float(loss.detach())}
+
+    def end_step(self, step: int, metrics: Metrics) -> Metrics:
+        frames = metrics.pop("imagined_frames")
+        self.history.add(metrics["imagined_success_rate"], frames)
+        self.on_update(step + 1)
+        return metrics | {"imagined_frames_per_s": frames / self._seconds}
+
+    def state(self) -> dict[str, Stateful]:
+        return {"history": self.history}
+
+    def _judge(self, rollout: Rollout, number: int) -> Decisions | None:
+        """The decisions of one micro-batch with their advantages; its share of the round's metrics is noted."""
+        config, spec = self.config, self.policy.spec
+        last_value = None if self.value is None else self.value(rollout.steps[-1].observation)
+        returns, terms = score_rollout(rollout, config.reward, RewardContext(spec, self.calibration, last_value))
+        if config.shuffle_rewards:
+            returns = shuffle_returns(returns, self.generators[number])
+        groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
+        means = {"return_mean": float(returns.mean()), "imagined_success_rate": float(rollout.success.float().mean())}
+        means |= {f"reward_{name}": value for name, value in terms.items()}
+        if (lowest := rollout.lowest_expected_psnr_db) is not None:
+            means["uncertain_share"] = float((lowest < self.calibration.floor_db).float().mean())
+        add_metrics(self.step_metrics, means, 1 / self.num_micro_batches)
+        running = rollout.valid[:, :: self.policy.chunk_length].sum()
+        frames = float(running) * self.policy.chunk_length / spec.actions_per_frame
+        add_metrics(self.step_metrics, {"groups_dropped": float(groups.num_dropped), "imagined_frames": frames})
+        return flatten_decisions(rollout, groups)
+
+
+class GrpoHistory:
+    """The imagined success of every round so far, and all imagined frames."""
+
+    def __init__(self) -> None:
+        self.success: list[float] = []
+        self.num_frames = 0.0
+
+    def add(self, success: float, num_frames: float) -> None:
+        self.success.append(success)
+        self.num_frames += num_frames
+
+    @property
+    def first_success(self) -> float:
+        return round(self.success[0], 6)
+
+    @property
+    def last_success(self) -> float:
+        """The mean of the last fifth of the rounds."""
+        tail = self.success[-max(1, len(self.success) // 5) :]
+        return round(sum(tail) / len(tail), 6)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        success, num_frames = (torch.tensor(x, dtype=torch.float64) for x in (self.success, self.num_frames))
+        return {"success": success, "num_frames": num_frames}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        self.success, self.num_frames = tensors["success"].tolist(), float(tensors["num_frames"])
 
 
 def compute_policy_loss(
@@ -121,12 +271,3 @@ def compute_kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, valid: Te
     log_q = torch.where(valid, reference_log_probs.detach() - log_probs, torch.zeros_like(log_probs))
     k3 = log_q.exp() - log_q - 1
     return (k3 * valid).sum() / valid.sum().clamp_min(1)
-
-
-def shuffle_returns(returns: Tensor, generator: torch.Generator) -> Tensor:
-    """``returns`` [B] permuted over *all* rows: the control in which the reward says nothing about the actions.
-
-    The distribution of returns stays the same, so any gain under it is not learnt from the reward.
-    """
-    order = torch.randperm(len(returns), generator=generator, device=generator.device)
-    return returns[order.to(returns.device)]

@@ -49,7 +49,7 @@ class ImaginedRows(Rows):
 class ImaginedSimulator:
     """`Simulator` over a world model, for up to ``num_envs`` rows.
 
-    Noise keys follow from ``seed`` unless `start` gives them. ``rows_at_once`` go through the world model together,
+    Noise keys follow from ``seed`` unless `start` gives them. ``max_batch`` go through the world model together,
     0 for all; where that is more than a GPU's memory holds, it is halved until it fits, and stays so.
     """
 
@@ -61,14 +61,14 @@ class ImaginedSimulator:
         num_envs: int,
         seed: int = 0,
         truncates_uncertain: bool = False,
-        rows_at_once: int = 0,
+        max_batch: int = 0,
     ) -> None:
         self.world_model = world_model
         self.spec = spec
         self.calibration = calibration
         self.num_envs = num_envs
         self.truncates_uncertain = truncates_uncertain
-        self.rows_at_once = rows_at_once or num_envs
+        self.max_batch = max_batch or num_envs
         self._seed = seed
         self._num_resets = 0
         self._rows: ImaginedRows | None = None
@@ -156,14 +156,14 @@ class ImaginedSimulator:
         return type(done[0][0]).cat([s for s, _ in done]), ImaginedChunk.cat([c for _, c in done])
 
     def _in_parts(self, work: Callable[[Tensor], Any], num_rows: int) -> list[Any]:
-        """``work`` on ``rows_at_once`` rows after the other. It changes nothing: what ran out of memory runs again."""
+        """``work`` on ``max_batch`` rows after the other. It changes nothing: what ran out of memory runs again."""
         while True:
             try:
-                return [work(part) for part in torch.arange(num_rows).split(self.rows_at_once)]
+                return [work(part) for part in torch.arange(num_rows).split(self.max_batch)]
             except torch.OutOfMemoryError:
-                if self.rows_at_once == 1:
+                if self.max_batch == 1:
                     raise
-                self.rows_at_once = max(1, min(self.rows_at_once, num_rows) // 2)
+                self.max_batch = max(1, min(self.max_batch, num_rows) // 2)
             torch.cuda.empty_cache()
 
     def _empty_step(self, rows: ImaginedRows, actions: Tensor) -> ChunkStep:

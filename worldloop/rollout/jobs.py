@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from worldloop.config.schema import SimulatorConfig
 from worldloop.core.interfaces import Actor, Policy, TaskSimulator
 from worldloop.core.types import Episode, InitialStates, Source, Split
 from worldloop.factory.build import build_simulator
 from worldloop.factory.checkpoints import load_policy
-from worldloop.rollout.rollout import RolloutJob, rollout_to_episodes, run_rollout
+from worldloop.factory.config import SimulatorConfig
+from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 
 _SIMULATORS: dict[str, TaskSimulator] = {}
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """A block of initial states for one simulator call; picklable, and the same whoever executes it.
+
+    Exactly one of ``policy`` (a checkpoint directory) and ``variants`` (scripted, one name per state) is given.
+    ``temperature`` None acts greedily. ``splits``: the split each episode is stored under.
+    """
+
+    states: InitialStates
+    simulator: SimulatorConfig
+    chunk_length: int
+    noise_key: Tensor
+    iteration: int
+    splits: tuple[Split, ...]
+    policy: str | None = None
+    temperature: float | None = None
+    variants: tuple[str, ...] | None = None
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.policy is None) == (self.variants is None):
+            raise ValueError("a rollout job needs a policy or scripted variants, and not both")
+
+
+@dataclass(frozen=True)
+class InitialStatesJob:
+    """``num_states`` states of the list of ``split``, from position ``first`` on."""
+
+    simulator: SimulatorConfig
+    split: Split
+    num_states: int
+    seed: int
+    first: int
 
 
 def _simulator_of(config: SimulatorConfig) -> TaskSimulator:
@@ -84,7 +121,6 @@ def _source_of(variant: str) -> Source:
     return "perturbed"
 
 
-def draw_initial_states(request: tuple[SimulatorConfig, Split, int, int, int]) -> InitialStates:
-    """(simulator, split, number, seed, first) -> ``number`` states of that split's list, from position ``first`` on."""
-    config, split, num_states, seed, first = request
-    return _simulator_of(config).draw_initial_states(split, num_states, seed, first)
+def draw_initial_states(job: InitialStatesJob) -> InitialStates:
+    """The work of one simulator process: states of one split's list."""
+    return _simulator_of(job.simulator).draw_initial_states(job.split, job.num_states, job.seed, job.first)

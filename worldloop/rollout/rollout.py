@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,77 +16,12 @@ from worldloop.core.types import (
     ChunkStep,
     Episode,
     EpisodeMeta,
-    InitialStates,
     Observation,
+    Rollout,
     SimulatorSpec,
     Source,
     Split,
 )
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """On-policy rows from one simulator, real or imagined, over C chunks, before any advantage is computed.
-
-    - ``group_id`` int64 [B]; ``initial_state_id``: B strings; ``origin``
-    - ``observations``: C observations [B]; ``chunks``: C action chunks [B]; ``steps``: C results [B]
-    - ``policy_version``, ``simulator_version``
-
-    ``observations[c]`` is what ``chunks[c]`` was decided on and ``steps[c]`` what came of it.
-    """
-
-    origin: Literal["imagined", "simulated"]
-    group_id: Tensor
-    initial_state_id: tuple[str, ...]
-    observations: tuple[Observation, ...]
-    chunks: tuple[ActionChunk, ...]
-    steps: tuple[ChunkStep, ...]
-    policy_version: str
-    simulator_version: str
-
-    def __post_init__(self) -> None:
-        if not len(self.observations) == len(self.chunks) == len(self.steps) > 0:
-            raise ValueError("a rollout needs as many observations as chunks and steps, and at least one")
-
-    @property
-    def success(self) -> Tensor:
-        """bool [B]: success at any valid step."""
-        return torch.stack([(s.success & s.valid).any(1) for s in self.steps]).any(0)
-
-    @property
-    def valid(self) -> Tensor:
-        """bool [B, C*H]."""
-        return torch.cat([s.valid for s in self.steps], dim=1)
-
-    @property
-    def lowest_expected_psnr_db(self) -> Tensor | None:
-        """f32 [B]: of each row's least certain frame, ``inf`` where nothing was imagined; ``None`` in a simulator."""
-        parts = [s.expected_psnr_db for s in self.steps if s.expected_psnr_db is not None]
-        return torch.cat(parts, dim=1).amin(1) if len(parts) == len(self.steps) else None
-
-
-@dataclass(frozen=True)
-class RolloutJob:
-    """A block of initial states for one simulator call; picklable, and the same whoever executes it.
-
-    Exactly one of ``policy`` (a checkpoint directory) and ``variants`` (scripted, one name per state) is given.
-    ``temperature`` None acts greedily. ``splits``: the split each episode is stored under.
-    """
-
-    states: InitialStates
-    simulator: Any
-    chunk_length: int
-    noise_key: Tensor
-    iteration: int
-    splits: tuple[Split, ...]
-    policy: str | None = None
-    temperature: float | None = None
-    variants: tuple[str, ...] | None = None
-    num_threads: int = 1
-
-    def __post_init__(self) -> None:
-        if (self.policy is None) == (self.variants is None):
-            raise ValueError("a rollout job needs a policy or scripted variants, and not both")
 
 
 def run_rollout(

@@ -229,10 +229,10 @@ def _work(config: dict[str, Any]) -> None:
     import ray
     from ray.exceptions import RayActorError
 
-    from worldloop.training.data_parallel import Workers
+    from worldloop.training.data_parallel import DataParallel
 
     coordinator = config["coordinator"]
-    rank, done = Workers.of_process_group().rank, 0
+    rank, done = DataParallel.of_process_group().rank, 0
     display: Any = SilentDisplay() if rank else _SentDisplay(coordinator)
     try:
         if rank == 0:

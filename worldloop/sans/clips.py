@@ -154,7 +154,7 @@ class BalancedClipSampler:
     def __init__(self, dataset: ClipDataset, config: ClipSamplingConfig) -> None:
         if len(dataset) == 0:
             raise ValueError(f"split {dataset.split!r} has no frame step to sample clips from")
-        self.candidates = dataset.candidates
+        self.dataset, self.candidates = dataset, dataset.candidates
         metas = dataset.cache.metas
         outcomes = ("success", "near_success", "failure")
         code = [
@@ -175,6 +175,15 @@ class BalancedClipSampler:
         group_share = (share / share.sum())[:, None] * has / np.maximum(has.sum(axis=1, keepdims=True), 1)
         self.probabilities = torch.from_numpy(group_share.reshape(-1)[group] * weight / np.maximum(total[group], 1e-12))
         self._cumulative = self.probabilities.cumsum(0)
+
+    @property
+    def num_frame_steps(self) -> Tensor:
+        """int64 [E]: frame steps of each episode of the version."""
+        return torch.from_numpy(self.dataset.cache.num_steps)
+
+    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip:
+        """See `ClipDataset.load`."""
+        return self.dataset.load(index, num_frames, num_context_frames)
 
     def sample(self, generator: torch.Generator, batch_size: int) -> Tensor:
         """int64 [B, 2], drawn with replacement."""

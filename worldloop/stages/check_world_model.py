@@ -44,8 +44,7 @@ from worldloop.evaluation.lpips import compute_lpips
 from worldloop.evaluation.open_loop import Branches, cut_branches
 from worldloop.evaluation.probes import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.sans.clips import ClipDataset
-from worldloop.stages.context import Context
-from worldloop.stages.data import open_clips
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
 GREEN, RED = (60, 200, 90), (210, 70, 60)
@@ -54,7 +53,7 @@ HEADLINES = ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame")  # of wo
 
 
 @dataclass(frozen=True)
-class CheckWorldModelConfig:
+class Config:
     batch_size: int = 64  # episodes imagined at once
     num_videos: int = 4  # imagined | simulated pairs in TensorBoard, per source: half of them the worst judged
     max_episodes: int = 400  # validation episodes per source, at most (the latest)
@@ -82,10 +81,14 @@ class CheckWorldModelConfig:
             raise ValueError(f"check_world_model.max_fits must be at least 1, got {self.max_fits}")
 
 
-def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return not schedule.is_first and schedule.uses_world_model
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Calibrate on all validation episodes; record alignment, fidelity and state error by source."""
-    world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
-    dataset = open_clips(context, state.dataset, "validation")
+    world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
+    dataset = context.open_clips(state.dataset, "validation")
     index = {name: dataset.episode_index(source=s)[-config.max_episodes :] for name, s in SOURCES.items()}
     probe, threshold = None, 0.0
     if config.probe_steps and context.spec.landmarks:
@@ -106,25 +109,25 @@ def run(state: LoopState, config: CheckWorldModelConfig, context: Context) -> Lo
             continue
         result = by_source[name]
         alignment[name] = align(result, calibration, cross_fit=is_calibrated_on(result, by_source))
-        context.log(f"{name}: " + describe(alignment[name]))
+        context.reporter.log(f"{name}: " + describe(alignment[name]))
         check[name] = measure(result, dataset, probe, threshold, context.spec.landmarks) | {"horizon": horizons[name]}
-        context.log(f"{name}: " + describe_check(check[name]))
+        context.reporter.log(f"{name}: " + describe_check(check[name]))
     for name, result in by_source.items():
         check[name]["videos"] = choose_videos(result, calibration, config.num_videos)
     _write(by_source, check, calibration, state.iteration, context)
     summary = {name: summarise_for_card(alignment[name], check[name]) for name in by_source}
-    context.save_card(state.world_model, calibration, summary, choose_starts(state, context))
+    context.models.save_card(state.world_model, calibration, summary, choose_starts(state, context))
     figures = fidelity(by_source, check)
     distrust = find_distrust(by_source, config.required_auc)
     if distrust:
-        context.log(f"not good enough: {distrust}")
+        context.reporter.log(f"not good enough: {distrust}")
     state = state.record(reward_alignment=alignment, world_model_check=check, num_fits=state.num_fits, **figures)
     return replace(state, calibration=vars(calibration).copy(), distrust=distrust)
 
 
-def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context) -> tuple[FrameProbe, float]:
+def fit_probe(state: LoopState, config: Config, context: StageContext) -> tuple[FrameProbe, float]:
     """A frame probe fitted on the training episodes, and the success logit that parts their outcomes best."""
-    dataset = open_clips(context, state.dataset, "train")
+    dataset = context.open_clips(state.dataset, "train")
     cache, landmarks = dataset.cache, context.spec.landmarks
     episodes = dataset.episode_index().numpy()
     length = cache.num_steps[episodes] + 1
@@ -142,7 +145,7 @@ def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context)
             solved=dataset.success_before(index).float(),
         )
 
-    with context.progress(config.probe_steps, "probe step") as progress:
+    if True:
         probe = fit_frame_probe(
             load,
             len(episode),
@@ -150,7 +153,7 @@ def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context)
             batch_size=config.probe_batch_size,
             generator=make_generator(context.seed, state.iteration, "check_world_model/probe"),
             device=context.device,
-            on_step=lambda loss: progress.advance(loss=loss),
+            reporter=context.reporter,
         )
     some = torch.from_numpy(episodes[:: max(1, len(episodes) // 200)])
     clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), int(cache.num_steps[some.numpy()].max()))
@@ -163,7 +166,7 @@ def fit_probe(state: LoopState, config: CheckWorldModelConfig, context: Context)
 
 
 def measure_horizons(
-    world_model: Any, dataset: ClipDataset, episodes: Tensor, config: CheckWorldModelConfig, context: Context
+    world_model: Any, dataset: ClipDataset, episodes: Tensor, config: Config, context: StageContext
 ) -> list[dict[str, Any]]:
     """For each of ``reset_every``: AUC over branches of so many chunks, and over episodes put together from them."""
     frames_per_chunk = context.chunk_length // context.spec.actions_per_frame
@@ -242,9 +245,9 @@ def compute_probability(result: OpenLoop, calibration: Calibration, cross_fit: b
     return probability, threshold
 
 
-def choose_starts(state: LoopState, context: Context) -> Observation:
+def choose_starts(state: LoopState, context: StageContext) -> Observation:
     """First observations of the latest training episodes, the policy's own where there are any."""
-    dataset = open_clips(context, state.dataset, "train")
+    dataset = context.open_clips(state.dataset, "train")
     episodes = dataset.episode_index(source=SOURCES["on_policy"])
     episodes = (episodes if len(episodes) else dataset.episode_index())[-NUM_STARTS:]
     return dataset.observation(torch.stack([episodes, torch.zeros_like(episodes)], dim=1))
@@ -313,7 +316,11 @@ def choose_videos(result: OpenLoop, calibration: Calibration, count: int) -> lis
 
 
 def _write(
-    by_source: dict[str, OpenLoop], check: dict[str, Any], calibration: Calibration, iteration: int, context: Context
+    by_source: dict[str, OpenLoop],
+    check: dict[str, Any],
+    calibration: Calibration,
+    iteration: int,
+    context: StageContext,
 ) -> None:
     """Scalars of every metric, curves of imagined success, and videos: imagined on the left, simulated on the right.
 
@@ -321,7 +328,7 @@ def _write(
     the simulated ones is full once the episode has succeeded.
     """
     fps = context.spec.hz / context.spec.actions_per_frame
-    with context.writer("check_world_model", purge_step=iteration) as writer:
+    with context.reporter.writer("check_world_model", purge_step=iteration) as writer:
         for name, result in by_source.items():
             writer.scalars(iteration, {f"check_world_model/{name}_{k}": v for k, v in flatten(check[name]).items()})
             probability, _ = compute_probability(result, calibration, is_calibrated_on(result, by_source))

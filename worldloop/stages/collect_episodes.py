@@ -18,14 +18,13 @@ from worldloop.core.success import Calibration
 from worldloop.core.types import InitialStates
 from worldloop.rollout.imagination import ImaginedSimulator
 from worldloop.rollout.rollout import run_rollout
-from worldloop.stages.context import Context
-from worldloop.stages.data import open_clips
-from worldloop.stages.simulate import choose_split, make_jobs, restrict, run_jobs
+from worldloop.rollout.simulation import choose_split
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
 
 @dataclass(frozen=True)
-class CollectEpisodesConfig:
+class Config:
     num_episodes: int = 160  # real episodes per iteration
     uncertain_share: float = 0.0  # share of them from known states where the world model expects to be worst, 0 to 1
     temperature: float = 1.0  # of the policy's action distribution
@@ -43,60 +42,62 @@ class CollectEpisodesConfig:
             raise ValueError(f"collect_episodes.validation_share must be in [0, 1), got {self.validation_share}")
 
 
-def run(state: LoopState, config: CollectEpisodesConfig, context: Context) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return schedule.has_simulator and not schedule.is_last  # no iteration would read what the last collects
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Roll the current policy out with exploration and snapshot the grown dataset."""
     num_scripted = sum(state.records[0]["scripted_episodes"].values())
     first = num_scripted + state.iteration * config.num_episodes
     num_uncertain = round(config.uncertain_share * config.num_episodes) if state.world_model else 0
-    states = restrict(context.initial_states("train", first + config.num_episodes - num_uncertain), first)
+    states = context.simulation.initial_states("train", config.num_episodes - num_uncertain, first)
     splits = [choose_split(i, config.validation_share) for i in states.ids]
     if num_uncertain:
         known = find_uncertain_states(state, config, num_uncertain, context)
         states = InitialStates.cat([states, known])
         splits += ["train"] * len(known)
-    jobs = make_jobs(
-        context,
+    episodes = context.simulation.run(
         states,
-        config.block_size,
+        block_size=config.block_size,
         purpose="collect_episodes",
         iteration=state.iteration,
         splits=tuple(splits),
         policy=state.policy,
         temperature=config.temperature,
     )
-    episodes = run_jobs(context, jobs)
     name = f"v{state.iteration + 1:03d}"
     shard = context.store.append(episodes, f"{state.iteration:03d}-policy", context.spec)
     context.store.snapshot(name, [shard], parent=context.store.version(state.dataset))
     counts = Counter(e.meta.outcome for e in episodes)
-    context.log(f"{len(episodes)} policy episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items())))
+    context.reporter.log(
+        f"{len(episodes)} policy episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items()))
+    )
     env_steps = state.env_steps + sum(e.num_env_steps for e in episodes)
     state = replace(state, dataset=name, env_steps=env_steps)
     return state.record(collected_episodes=dict(sorted(counts.items())))
 
 
-def find_uncertain_states(
-    state: LoopState, config: CollectEpisodesConfig, num_states: int, context: Context
-) -> InitialStates:
+def find_uncertain_states(state: LoopState, config: Config, num_states: int, context: StageContext) -> InitialStates:
     """At most ``num_states`` of the training episodes' initial states, those of the lowest expected PSNR.
 
     One imagined rollout of the policy from each state, at the temperature that it will be recorded with.
     """
-    dataset = open_clips(context, state.dataset, "train")
+    dataset = context.open_clips(state.dataset, "train")
     ids: dict[str, int] = {}
     for episode in dataset.episode_index().tolist():
         ids.setdefault(dataset.cache.metas[episode].initial_state_id, episode)
     episodes = torch.tensor(list(ids.values()))
-    policy = context.load_policy(state.policy).to(context.device).eval()
+    policy = context.models.load_policy(state.policy).to(context.device).eval()
     policy.temperature = config.temperature
-    world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
+    world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     calibration = Calibration(**(state.calibration or {}))
     lowest: list[Tensor] = []
-    with context.progress(len(episodes), "imagined episode") as progress:
+    with context.reporter.progress(len(episodes), "imagined episode") as progress:
         for number, block in enumerate(episodes.split(128)):
             observation = dataset.observation(torch.stack([block, torch.zeros_like(block)], dim=1))
             simulator = ImaginedSimulator(
-                world_model, context.spec, calibration, len(block), rows_at_once=context.rows_at_once
+                world_model, context.spec, calibration, len(block), max_batch=context.max_imagination_batch
             )
             key = (context.seed, state.iteration, "collect_episodes/uncertain", number)
             rollout = run_rollout(

@@ -1,85 +1,85 @@
-"""What a stage is given to work with. The implementation is composed above (`worldloop.loop.session`)."""
+"""What a stage is given to work with, beside its own config."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from worldloop.core.success import Calibration
-from worldloop.core.types import Episode, InitialStates, Normalisation, Observation, SimulatorSpec, Split
-from worldloop.rollout.rollout import RolloutJob
+from worldloop.core.interfaces import Reporter
+from worldloop.core.types import SimulatorSpec, Split
+from worldloop.factory.models import Models
+from worldloop.rollout.simulation import Simulation
+from worldloop.sans.cache import VersionCache
+from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
-from worldloop.training.data_parallel import Workers
+from worldloop.training.resume import TrainingSetup
 
 
-class Progress(Protocol):
-    """Progress of one stage; ``advance`` may raise ``KeyboardInterrupt`` where the run was interrupted."""
+@dataclass(frozen=True)
+class Schedule:
+    """One iteration of a loop of ``num_iterations`` after iteration 0, as a stage's ``takes_part`` sees it.
 
-    def advance(self, count: int = 1, **figures: float) -> None: ...
-
-
-class Writer(Protocol):
-    """TensorBoard for one stage; steps start where ``Context.writer`` was told to purge."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
-
-    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None: ...
-
-    def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None: ...
-
-
-class Context(Protocol):
-    """Everything a stage may touch outside its own config.
-
-    ``device`` is where networks train; ``precision`` of a network is its own config. ``seed`` is the run's. Training
-    batches fall into ``num_microbatches`` parts, shared by ``workers``; what a stage has done is kept every
-    ``keep_every_s``. Only the first of the workers writes, logs and shows progress: the others' calls do nothing.
+    ``has_simulator``: false where episodes come from a recording. ``uses_world_model``: whether the policy improves in
+    one (or there is no policy).
     """
 
-    run_dir: Path
+    iteration: int
+    num_iterations: int
+    has_simulator: bool
+    uses_world_model: bool
+
+    @property
+    def is_first(self) -> bool:
+        return self.iteration == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.iteration == self.num_iterations
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Everything a stage may touch outside its own config.
+
+    - ``spec``: robot and tasks; ``store``: the dataset; ``models``: policies and world models
+    - ``simulation``: the real simulator; ``setup``: where it trains; ``reporter``: what a person sees
+    - ``max_imagination_batch``: rows that go through the world model together, 0 for all
+    - ``configs``: the configs of all stages by type, see `config_of`
+    """
+
     seed: int
     chunk_length: int
-    device: torch.device
     spec: SimulatorSpec
     store: SansStore
-    simulator_config: Any
-    workers: Workers  # in a training stage: who else trains
-    num_microbatches: int
-    keep_every_s: float
-    rows_at_once: int  # rows that go through the world model together, 0: all that fit
-    shards_world_model: bool  # whether the workers share its weights out while they train it
+    models: Models
+    simulation: Simulation
+    setup: TrainingSetup
+    reporter: Reporter
+    max_imagination_batch: int = 0
+    configs: Mapping[type, object] = field(default_factory=dict)
 
-    def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...
+    @property
+    def device(self) -> torch.device:
+        return self.setup.device
 
-    def writer(self, name: str, purge_step: int) -> AbstractContextManager[Writer]: ...
+    def config_of[T](self, kind: type[T]) -> T:
+        """The section of the run's config that is of type ``kind``, where a stage shares one with another."""
+        config = self.configs[kind]
+        assert isinstance(config, kind)
+        return config
 
-    def log(self, line: str) -> None: ...
+    def open_clips(self, version: str, split: Split) -> ClipDataset:
+        """Clips of ``split`` in the SANS version called ``version``; a corrupt shard is refused by name."""
+        return ClipDataset(self.open_cache(version), split, self.spec.camera)
 
-    def initial_states(self, split: Split, num_states: int) -> InitialStates:
-        """The first ``num_states`` of the stored list of ``split``; the list is drawn on first use."""
-        ...
-
-    def run_rollouts(self, jobs: Iterable[RolloutJob]) -> Iterator[list[Episode]]:
-        """Execute blocks on the pool of simulators; results come in the order of the jobs."""
-        ...
-
-    def new_policy(self, normalisation: Normalisation, seed: int) -> Any: ...
-
-    def load_policy(self, path: str) -> Any: ...
-
-    def save_policy(self, policy: Any, path: str) -> None: ...
-
-    def new_world_model(self, normalisation: Normalisation, seed: int) -> Any: ...
-
-    def load_world_model(self, path: str) -> Any: ...
-
-    def save_world_model(self, world_model: Any, path: str) -> None: ...
-
-    def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:
-        """Put what was found out about the world model at ``path`` beside its weights."""
-        ...
+    def open_cache(self, version: str) -> VersionCache:
+        """The decoded cache of ``version``; of several ranks the main one builds it, where it has to be built."""
+        data_parallel = self.setup.data_parallel
+        if not data_parallel.is_main:
+            data_parallel.barrier()
+        cache = self.store.open_cache(self.store.version(version))
+        if data_parallel.is_main:
+            data_parallel.barrier()
+        return cache

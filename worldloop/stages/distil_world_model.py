@@ -9,7 +9,7 @@ its PSNR, minus the teacher's, stay above what the config allows to be lost. Lat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,18 @@ from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.evaluation.calibration import is_calibrated_on
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.evaluation.held_out import SOURCES, OpenLoop, imagine_episodes
-from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
-from worldloop.stages.context import Context
-from worldloop.stages.data import open_clips
-from worldloop.stages.fit_world_model import FitWorldModelConfig, name_checkpoint, train
+from worldloop.stages import fit_world_model
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
-from worldloop.training.micro_batches import make_generators
-from worldloop.training.resume import drop_partial
+from worldloop.world_model.training import TeacherTarget
 
 NAME = "distil_world_model"
 
 
 @dataclass(frozen=True)
-class DistilWorldModelConfig:
+class Config:
+    TRAINS: ClassVar[bool] = True
+
     num_steps: int = 0  # optimizer steps per fit; 0: no student
     num_sampler_steps: int = 1  # of the student; divides world_model.num_sampler_steps
     learning_rate: float = 2e-4  # peak, AdamW
@@ -50,33 +49,29 @@ class DistilWorldModelConfig:
         require_positive("distil_world_model.learning_rate", self.learning_rate)
 
 
-def run(
-    state: LoopState,
-    config: DistilWorldModelConfig,
-    fitting: FitWorldModelConfig,
-    sampling: ClipSamplingConfig,
-    context: Context,
-) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return config.num_steps > 0 and not schedule.is_first and schedule.uses_world_model
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Train a student of ``state.teacher``; ``state.world_model`` is the student if it is as good, else the teacher."""
-    teacher = context.load_world_model(state.teacher).to(context.device).for_imagination()
-    student = context.load_world_model(state.teacher).to(context.device).train()
+    teacher = context.models.load_world_model(state.teacher).to(context.device).for_imagination()
+    student = context.models.load_world_model(state.teacher).to(context.device).train()
     student.config = replace(student.config, num_sampler_steps=config.num_sampler_steps)
-    dataset = open_clips(context, state.dataset, "train")
-    student = train(
+    student = fit_world_model.fit(
         student,
-        dataset,
-        BalancedClipSampler(dataset, sampling),
-        fitting,
+        fit_world_model.open_training_clips(state, context),
+        state,
+        context.config_of(fit_world_model.Config),
         context,
         name=NAME,
         num_steps=config.num_steps,
         learning_rate=config.learning_rate,
         pool_from=0,
-        generators=make_generators(context, context.seed, state.iteration, NAME, state.num_fits),
-        first_step=state.world_model_steps,
-        teacher=teacher,
+        draws=(state.iteration, NAME, state.num_fits),
+        target=TeacherTarget(teacher, config.num_sampler_steps),
     ).eval()
-    held_out = open_clips(context, state.dataset, "validation")
+    held_out = context.open_clips(state.dataset, "validation")
     judged: list[dict[str, OpenLoop]] = [{}, {}]
     for name, sources in SOURCES.items():
         episodes = held_out.episode_index(source=sources)[-config.max_episodes :]
@@ -84,16 +79,18 @@ def run(
             if len(episodes):
                 results[name] = imagine_episodes(model, held_out, episodes, config.batch_size, context)
     figures = compare(*judged)
-    lost = context.workers.gather(find_loss(figures, config))[0]  # rounding must not part the workers
+    lost = context.setup.data_parallel.all_gather(find_loss(figures, config))[0]  # rounding must not part the workers
     figures |= {"accepted": not lost, "num_sampler_steps": config.num_sampler_steps}
-    context.log(f"student of {config.num_sampler_steps} steps: " + (f"refused, {lost}" if lost else describe(figures)))
+    context.reporter.log(
+        f"student of {config.num_sampler_steps} steps: " + (f"refused, {lost}" if lost else describe(figures))
+    )
     state = replace(state, world_model_steps=state.world_model_steps + config.num_steps).record(distillation=figures)
     if lost:
-        drop_partial(context, NAME)
+        context.setup.drop_checkpoint(NAME)
         return state
-    path = name_checkpoint(state.iteration, "world_model_student", state.num_fits)
-    context.save_world_model(student, path)
-    drop_partial(context, NAME)
+    path = fit_world_model.name_checkpoint(state.iteration, "world_model_student", state.num_fits)
+    context.models.save_world_model(student, path)
+    context.setup.drop_checkpoint(NAME)
     return replace(state, world_model=path)
 
 
@@ -135,7 +132,7 @@ def _psnr_db(result: OpenLoop) -> NDArray[Any]:
     return ((psnr_db * valid).sum(1) / valid.sum(1).clamp_min(1)).numpy()
 
 
-def find_loss(figures: dict[str, Any], config: DistilWorldModelConfig) -> str:
+def find_loss(figures: dict[str, Any], config: Config) -> str:
     """What the student may have lost more of than is allowed; "" where it is as good as its teacher."""
     for name, allowed in (("auc", config.max_auc_loss), ("psnr_db", config.max_psnr_loss_db)):
         gain = figures[name]

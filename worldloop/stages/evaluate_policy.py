@@ -18,13 +18,13 @@ from worldloop.core.success import Calibration
 from worldloop.core.types import Episode, Observation
 from worldloop.rollout.imagination import ImaginedSimulator
 from worldloop.rollout.rollout import run_rollout
-from worldloop.stages.context import Context
-from worldloop.stages.simulate import evaluate_in_simulator, success_of
+from worldloop.rollout.simulation import success_of
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
 
 @dataclass(frozen=True)
-class EvaluatePolicyConfig:
+class Config:
     num_states: int = 200  # evaluation states, the same for every run and seed
     block_size: int = 10  # initial states per simulator call
 
@@ -33,21 +33,25 @@ class EvaluatePolicyConfig:
             raise ValueError("evaluate_policy.num_states and evaluate_policy.block_size must be at least 1")
 
 
-def run(state: LoopState, config: EvaluatePolicyConfig, context: Context) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return schedule.has_simulator
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Append this iteration's outcomes to ``evaluation_success`` and record the rates."""
-    episodes = evaluate_in_simulator(
-        context, "evaluation", config.num_states, config.block_size, state.policy, state.iteration
+    episodes = context.simulation.evaluate(
+        "evaluation", config.num_states, config.block_size, state.policy, state.iteration
     )
     success = success_of(episodes)
     state = replace(state, evaluation_success=(*state.evaluation_success[: state.iteration], success))
     gain = paired_gain(np.array(state.evaluation_success[0]), np.array(success))
     simulated = Rate.of(np.array(success))
-    context.log(f"simulated success {simulated}")
+    context.reporter.log(f"simulated success {simulated}")
     state = state.record(simulated_success=simulated.to_dict(), paired_gain=gain.to_dict())
     if not state.world_model:
         return state.record(imagined_success=None, imagined_success_reason="no world model yet")
     imagined = imagine_success(state, context, episodes)
-    context.log(f"imagined success  {Rate.of(np.array(imagined))}")
+    context.reporter.log(f"imagined success  {Rate.of(np.array(imagined))}")
     return state.record(**compare_outcomes(np.array(imagined), np.array(success)))
 
 
@@ -80,10 +84,10 @@ def first_observation(episodes: list[Episode], camera: str) -> Observation:
     )
 
 
-def imagine_success(state: LoopState, context: Context, episodes: list[Episode]) -> tuple[bool, ...]:
+def imagine_success(state: LoopState, context: StageContext, episodes: list[Episode]) -> tuple[bool, ...]:
     """Greedy imagined success of ``state.policy`` from the first observations of ``episodes``."""
-    policy = context.load_policy(state.policy).to(context.device)
-    world_model = context.load_world_model(state.world_model).to(context.device).for_imagination()
+    policy = context.models.load_policy(state.policy).to(context.device)
+    world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     calibration = Calibration(**(state.calibration or {}))
     success: list[bool] = []
     for first in range(0, len(episodes), 100):
@@ -91,7 +95,7 @@ def imagine_success(state: LoopState, context: Context, episodes: list[Episode])
         start = first_observation(block, context.spec.camera)
         keys = make_row_keys(len(block), context.seed, state.iteration, "evaluate_policy/imagined", first)
         simulator = ImaginedSimulator(
-            world_model, context.spec, calibration, len(block), rows_at_once=context.rows_at_once
+            world_model, context.spec, calibration, len(block), max_batch=context.max_imagination_batch
         )
 
         def reset(s: ImaginedSimulator = simulator, o: Observation = start, k: torch.Tensor = keys) -> Observation:

@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import batched
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Episode
 from worldloop.sans.recordings import RecordingConfig, count_episodes, read_recording
-from worldloop.stages.context import Context
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
-EPISODES_PER_SHARD = 200
+
+@dataclass(frozen=True)
+class Config:
+    episodes_per_shard: int = 200  # recorded episodes that are stored together
+
+    def __post_init__(self) -> None:
+        if self.episodes_per_shard < 1:
+            raise ValueError(f"import_dataset.episodes_per_shard must be at least 1, got {self.episodes_per_shard}")
 
 
-def run(state: LoopState, config: RecordingConfig, context: Context) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return schedule.is_first and not schedule.has_simulator
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Scale and subsample the recording into shards; raises `WorldloopError` where no episode of it is labelled."""
-    num_recorded = count_episodes(config)
+    recording = context.config_of(RecordingConfig)
+    num_recorded = count_episodes(recording)
     shards = []
     counts: Counter[str] = Counter()
     env_steps = 0
-    with context.progress(num_recorded, "episode") as progress:
+    with context.reporter.progress(num_recorded, "episode") as progress:
 
         def counted(episode: Episode) -> Episode:
             progress.advance()
             return episode
 
-        episodes = (counted(episode) for episode in read_recording(config, context.spec))
-        for number, block in enumerate(batched(episodes, EPISODES_PER_SHARD)):
+        episodes = (counted(episode) for episode in read_recording(recording, context.spec))
+        for number, block in enumerate(batched(episodes, config.episodes_per_shard)):
             shards.append(context.store.append(block, f"000-recorded-{number:03d}", context.spec))
             counts.update(f"{e.meta.split} {e.meta.outcome}" for e in block)
             env_steps += sum(e.num_env_steps for e in block)
     if not shards:
-        raise WorldloopError(f"no episode of {config.root} has a label: worldloop sans label {config.root} LABELS ...")
+        raise WorldloopError(
+            f"no episode of {recording.root} has a label: worldloop sans label {recording.root} LABELS ..."
+        )
     left_out = num_recorded - counts.total()
     context.store.snapshot("v000", shards)
-    context.log(
+    context.reporter.log(
         f"{counts.total()} recorded episodes: "
         + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
         + (f"; {left_out} without a label left out" if left_out else "")

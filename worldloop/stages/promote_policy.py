@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldloop.core.statistics import Rate, paired_gain
-from worldloop.stages.context import Context
-from worldloop.stages.simulate import evaluate_in_simulator, success_of
+from worldloop.rollout.simulation import success_of
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
 
 @dataclass(frozen=True)
-class PromotePolicyConfig:
+class Config:
     gate: bool = True  # false promotes the last candidate unmeasured: for controls
     num_states: int = 100  # validation states, the same every iteration
     min_gain: float = 0.0  # paired gain in success rate that a candidate needs, in [-1, 1]
@@ -31,19 +31,23 @@ class PromotePolicyConfig:
             raise ValueError(f"promote_policy.min_gain must be in [-1, 1], got {self.min_gain}")
 
 
-def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return not schedule.is_first and schedule.has_simulator
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Promote one of ``state.candidates`` or roll back to ``state.policy``; their checkpoints stay either way."""
     if not state.candidates:
         return state.record(promoted=False, promotion_gain=None, promotion_gain_reason="no candidate")
     if not config.gate:
-        context.log("gate off: last candidate promoted unseen")
+        context.reporter.log("gate off: last candidate promoted unseen")
         return replace(state, policy=state.candidates[-1], candidates=(), validation_success=()).record(
             promoted=True, promotion_gain=None, promotion_gain_reason="gate off"
         )
 
     def measure(policy: str) -> tuple[bool, ...]:
-        episodes = evaluate_in_simulator(
-            context, "validation", config.num_states, config.block_size, policy, state.iteration
+        episodes = context.simulation.evaluate(
+            "validation", config.num_states, config.block_size, policy, state.iteration
         )
         return success_of(episodes)
 
@@ -53,7 +57,7 @@ def run(state: LoopState, config: PromotePolicyConfig, context: Context) -> Loop
     gain = paired_gain(np.array(current), np.array(success[best]))
     promoted = gain.gain >= config.min_gain
     rates = ", ".join(str(Rate.of(np.array(s))) for s in success.values())
-    context.log(
+    context.reporter.log(
         f"candidates {rates} against {Rate.of(np.array(current))}: "
         + (f"promoted {best.rsplit('/', 1)[-1]}" if promoted else "rolled back")
     )

@@ -9,15 +9,15 @@ import torch
 
 from worldloop.core.randomness import make_generator
 from worldloop.core.types import Split
-from worldloop.stages.context import Context
-from worldloop.stages.simulate import choose_split, make_jobs, run_jobs
+from worldloop.rollout.simulation import choose_split
+from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
 FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")  # of those that are recorded at all
 
 
 @dataclass(frozen=True)
-class SeedDatasetConfig:
+class Config:
     """``episodes``: how many episodes of each scripted variant; ``expert`` is the number of demonstrations."""
 
     episodes: dict[str, int] = field(default_factory=lambda: {"expert": 25})
@@ -44,9 +44,13 @@ class SeedDatasetConfig:
         return tuple(variant for variant in FORKED_VARIANTS if variant in self.episodes)
 
 
-def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopState:
+def takes_part(config: Config, schedule: Schedule) -> bool:
+    return schedule.is_first and schedule.has_simulator
+
+
+def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Record the scripted episodes as the first shard and freeze the normalisation with it."""
-    states = context.initial_states("train", config.num_episodes + config.forked_states)
+    states = context.simulation.initial_states("train", config.num_episodes + config.forked_states)
     forks = [i for i in range(config.num_episodes, len(states)) for _ in config.forked_variants]
     names = [name for name, count in config.episodes.items() for _ in range(count)]
     order = torch.randperm(len(names), generator=make_generator(context.seed, 0, "seed_dataset/order"))
@@ -57,20 +61,20 @@ def run(state: LoopState, config: SeedDatasetConfig, context: Context) -> LoopSt
         for variant, state_id in zip(variants, states.ids, strict=False)
     ]
     splits += ["validation"] * len(forks)
-    jobs = make_jobs(
-        context,
+    episodes = context.simulation.run(
         states.select([*range(config.num_episodes), *forks]),
-        config.block_size,
+        block_size=config.block_size,
         purpose="seed_dataset",
         iteration=0,
         splits=tuple(splits),
         variants=(*variants, *config.forked_variants * config.forked_states),
     )
-    episodes = run_jobs(context, jobs)
     shard = context.store.append(episodes, "000-scripted", context.spec)
     context.store.snapshot("v000", [shard])
     counts = Counter(e.meta.outcome for e in episodes)
-    context.log(f"{len(episodes)} scripted episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items())))
+    context.reporter.log(
+        f"{len(episodes)} scripted episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items()))
+    )
     state = replace(
         state,
         dataset="v000",

@@ -1,103 +1,131 @@
-"""Data-parallel workers: who goes through which part of a training batch, and what they add up.
+"""Data parallelism: which rank goes through which micro-batch, and what the ranks add up.
 
-A batch falls into ``num_microbatches`` parts, each with draws of its own. The workers share the parts out, every worker
-goes through its own one after the other, and gradients add up over all of them. So the number of workers changes
-the order in which floats are added and nothing else; a single worker accumulates gradients.
+A training batch falls into ``num_micro_batches`` micro-batches, each with random draws of its own. The ranks share them
+out, every rank goes through its own one after the other, and gradients add up over all of them. So the number of ranks
+changes the order in which floats are added and nothing else; a single rank accumulates gradients.
+
+Why not `DistributedDataParallel`: losses are several methods of one module, whole heads have no gradient in some of
+them, and a rank whose GRPO groups were all dropped has no row left to push through a wrapper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from worldloop.core.interfaces import Metrics
 from worldloop.training.sharding import is_sharded
 
 
 @dataclass(frozen=True)
-class Workers:
-    """Worker ``rank`` of ``size``. More than one need an initialised `torch.distributed` process group.
+class DataParallel:
+    """Rank ``rank`` of ``world_size``. More than one need an initialised `torch.distributed` process group.
 
-    Every worker has to call the other methods but `own` (and what is made of them) equally often, in the same order.
+    Every rank has to call the other methods but `micro_batches` (and what is made of them) equally often, in the same
+    order.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @classmethod
-    def of_process_group(cls) -> Workers:
+    def of_process_group(cls) -> DataParallel:
         """This process among those of `torch.distributed`; the only one where no group was initialised."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the worker that writes files and shows progress."""
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes files and shows progress."""
         return self.rank == 0
 
-    def own(self, num_microbatches: int) -> range:
-        """The parts of a batch that this worker goes through; as many as every other's."""
-        if num_microbatches % self.size:
-            raise ValueError(f"{num_microbatches} micro-batches cannot be shared by {self.size} workers")
-        share = num_microbatches // self.size
+    def micro_batches(self, num_micro_batches: int) -> range:
+        """The numbers of the micro-batches that this rank goes through; as many as every other's.
+
+        Raises ``ValueError`` unless ``num_micro_batches`` is a multiple of ``world_size``.
+        """
+        if num_micro_batches % self.world_size:
+            raise ValueError(f"{num_micro_batches} micro-batches cannot be shared by {self.world_size} ranks")
+        share = num_micro_batches // self.world_size
         return range(self.rank * share, (self.rank + 1) * share)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum of every worker's ``values``, of one shape."""
-        return self._reduce(values, dist.ReduceOp.SUM) if self.size > 1 else values
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """The sum of every rank's ``values``, of one shape."""
+        return self._all_reduce(values, dist.ReduceOp.SUM) if self.world_size > 1 else values
+
+    def all_reduce_max(self, values: Tensor) -> Tensor:
+        """The largest of every rank's ``values``, element by element."""
+        return self._all_reduce(values, dist.ReduceOp.MAX) if self.world_size > 1 else values
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on one of the workers."""
-        return bool(self.sum(torch.tensor(int(flag))))
+        """Whether ``flag`` is set on one of the ranks."""
+        return bool(self.all_reduce_sum(torch.tensor(int(flag))))
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every worker's ``value``, which can be pickled, in the order of the workers."""
-        if self.size == 1:
+    def all_gather[T](self, value: T) -> list[T]:
+        """Every rank's ``value``, which can be pickled, in the order of the ranks."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values: list[T | None] = [None] * self.world_size
         dist.all_gather_object(values, value)
-        return values
+        return values  # type: ignore[return-value]
 
-    def maximum(self, values: Tensor) -> Tensor:
-        """The largest of every worker's ``values``, element by element."""
-        return self._reduce(values, dist.ReduceOp.MAX) if self.size > 1 else values
+    def sum_metrics(self, metrics: Mapping[str, float]) -> Metrics:
+        """The sums over all ranks; what one of them lacks counts as 0."""
+        total: Metrics = {}
+        for own in self.all_gather(dict(metrics)):
+            add_metrics(total, own)
+        return total
 
-    def shares(self, counts: Sequence[Tensor]) -> list[Tensor]:
-        """What each of this worker's ``counts`` (scalars) is of the sum of all workers'; zeros where that is zero."""
-        total = self.sum(torch.tensor(float(sum(map(int, counts)))))
+    def weigh(self, counts: Sequence[Tensor]) -> list[Tensor]:
+        """What each of this rank's ``counts`` (scalars) is of the sum of all ranks'; zeros where that is zero."""
+        total = self.all_reduce_sum(torch.tensor(float(sum(map(int, counts)))))
         return [count.float() / total.clamp_min(1) for count in counts]
 
     @torch.no_grad()
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up what every worker's backward passes left in ``grad``; FSDP2 has done so for sharded parameters.
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up what every rank's backward passes left in ``grad``; FSDP2 has done so for sharded parameters.
 
-        A parameter that got no gradient on any worker still has none, so that weight decay leaves it alone too.
+        A parameter that got no gradient on any rank still has none, so that weight decay leaves it alone too.
         """
         parameters = [p for p in parameters if not is_sharded(p)]
-        if self.size == 1 or not parameters:
+        if self.world_size == 1 or not parameters:
             return
         device = parameters[0].device
-        has = self.sum(torch.tensor([p.grad is not None for p in parameters], device=device, dtype=torch.int32))
-        used = [p for p, count in zip(parameters, has.tolist(), strict=True) if count]
+        has = torch.tensor([p.grad is not None for p in parameters], device=device, dtype=torch.int32)
+        used = [p for p, count in zip(parameters, self.all_reduce_sum(has).tolist(), strict=True) if count]
         if not used:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
-        total = self.sum(torch.cat([g.flatten() for g in gradients]))
+        total = self.all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
         for parameter, gradient in zip(used, total.split([p.numel() for p in used]), strict=True):
             parameter.grad = gradient.view_as(parameter)
 
-    def wait(self) -> None:
-        """Until every worker is here."""
-        if self.size > 1:
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
             dist.barrier()
 
     @staticmethod
-    def _reduce(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         total = values.clone()
         dist.all_reduce(total, operation)
         return total
+
+
+def add_metrics(total: Metrics, metrics: Mapping[str, float], weight: float = 1.0) -> None:
+    """Add ``weight`` times each of ``metrics`` to ``total``, in place."""
+    for name, value in metrics.items():
+        total[name] = total.get(name, 0.0) + value * weight
+
+
+def share_of_micro_batch(count: int, share: float, number: int) -> int:
+    """How many of the ``count`` rows of micro-batch ``number`` are of a kind that has ``share`` of all rows.
+
+    Rounded over the micro-batches together, so that many small ones have as many as a large one.
+    """
+    return round((number + 1) * count * share) - round(number * count * share)

@@ -1,10 +1,10 @@
-"""What a long stage has done so far, kept in the run directory: cut in its middle, it goes on there.
+"""Checkpoints within a long training stage: one that is cut in its middle goes on there.
 
     partial/NAME/partial.json                  how many steps are done, hashes of the files that belong to them
-    partial/NAME/shared_STEPS.safetensors      what every worker holds alike
+    partial/NAME/shared_STEPS.safetensors      what every rank holds alike
     partial/NAME/part_I_STEPS.safetensors      what belongs to micro-batch I: its generator, its self-rollout pool
 
-Results do not depend on whether a stage was cut, nor on how often it keeps what it has done.
+Results depend neither on whether a stage was cut, nor on how often it writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,23 +23,68 @@ from torch import Tensor, nn
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import disk_errors, hash_file, malformed, read_json, to_json, write_file
+from worldloop.core.randomness import make_generator
 from worldloop.core.tensors import load_trained, prefix, strip
-from worldloop.stages.context import Context
+from worldloop.training.data_parallel import DataParallel
 from worldloop.training.sharding import gather, share_like
 
 PARTIAL_SCHEMA_VERSION = 1
 
 
-class Kept(Protocol):
-    """As a `torch.nn.Module`, but of tensors only."""
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Where a stage trains, and how it is cut into micro-batches and checkpoints.
+
+    - ``device``: where networks train and imagine
+    - ``num_micro_batches``: parts of every batch, shared out among the ranks
+    - ``checkpoint_root``: folder of checkpoints within stages, ``None``: none are written
+    - ``checkpoint_every_s``: seconds between two of them, 0: none are written
+    - ``shard_world_model``: no rank holds the trained world model whole (FSDP2)
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    data_parallel: DataParallel = field(default_factory=DataParallel)
+    num_micro_batches: int = 1
+    checkpoint_root: Path | None = None
+    checkpoint_every_s: float = 0.0
+    shard_world_model: bool = False
+
+    def make_generators(self, *parts: int | str) -> dict[int, torch.Generator]:
+        """A generator for each micro-batch of this rank, by its number."""
+        numbers = self.data_parallel.micro_batches(self.num_micro_batches)
+        return {number: make_generator(*self.name_draws(number, *parts)) for number in numbers}
+
+    def name_draws(self, number: int, *parts: int | str) -> tuple[int | str, ...]:
+        """What the draws of micro-batch ``number`` are derived from."""
+        return parts if self.num_micro_batches == 1 else (*parts, "micro-batch", number)
+
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether the training called ``name`` would go on in its middle."""
+        directory = self.locate(name)
+        return self.data_parallel.any(directory is not None and (directory / "partial.json").is_file())
+
+    def drop_checkpoint(self, name: str) -> None:
+        """Delete the checkpoint of ``name``, once the stage's result has been saved."""
+        directory = self.locate(name)
+        if directory is not None and self.data_parallel.is_main and directory.exists():
+            with disk_errors(str(directory)):
+                (directory / "partial.json").unlink(missing_ok=True)
+                shutil.rmtree(directory)
+
+    def locate(self, name: str) -> Path | None:
+        return None if self.checkpoint_root is None else self.checkpoint_root / name
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps of a part of the training: as a `torch.nn.Module`, but of tensors only."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> object: ...
 
 
-class KeptGenerator:
-    """The state of a generator."""
+class GeneratorState:
+    """`Stateful` of a generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
@@ -50,8 +96,8 @@ class KeptGenerator:
         self.generator.set_state(tensors["state"])
 
 
-class KeptModule:
-    """What of a module is trained; the rest is as it was loaded."""
+class TrainableState:
+    """`Stateful` of what is trained of a module; the rest is as it was loaded."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -64,88 +110,72 @@ class KeptModule:
         load_trained(self.module, tensors, self.frozen)
 
 
-class PartialStage:
-    """``resume()`` once, then ``keep(done)`` after every step; see `drop_partial` for the end.
+class TrainingCheckpoint:
+    """``restore()`` once, then ``save(num_steps)`` after every step; see `TrainingSetup.drop_checkpoint` for the end.
 
-    ``shared`` is alike on every worker, ``parts`` holds what belongs to each of this worker's micro-batches.
+    ``shared`` is alike on every rank, ``by_micro_batch`` holds what belongs to each of this rank's micro-batches.
     """
 
     def __init__(
-        self, context: Context, name: str, shared: Mapping[str, Kept], parts: Mapping[int, Mapping[str, Kept]]
+        self,
+        setup: TrainingSetup,
+        name: str,
+        shared: Mapping[str, Stateful],
+        by_micro_batch: Mapping[int, Mapping[str, Stateful]],
     ) -> None:
-        self.directory = _locate(context, name)
-        self.context, self.steps, self.kept_at = context, 0, time.monotonic()
-        self.files: dict[str, Mapping[str, Kept]] = {"shared": shared}
-        self.files |= {f"part_{number}": kept for number, kept in parts.items()}
+        self.setup, self.directory = setup, setup.locate(name)
+        self.num_steps, self.saved_at = 0, time.monotonic()
+        self.files: dict[str, Mapping[str, Stateful]] = {"shared": shared}
+        self.files |= {f"part_{number}": states for number, states in by_micro_batch.items()}
 
-    def resume(self) -> int:
+    def restore(self) -> int:
         """How many steps are done already; what they led to is restored. Raises `WorldloopError` if it is damaged."""
-        index = self.directory / "partial.json"
-        if not index.is_file():
+        if self.directory is None or not (self.directory / "partial.json").is_file():
             return 0
         what, remedy = f"what {self.directory} keeps", "delete it: the stage then begins anew"
-        record = read_json(index, what, PARTIAL_SCHEMA_VERSION, remedy)
+        record = read_json(self.directory / "partial.json", what, PARTIAL_SCHEMA_VERSION, remedy)
         with malformed(what, remedy):
-            self.steps = int(record["num_steps"])
-            for name, members in self.files.items():
-                path = self.directory / f"{name}_{self.steps}.safetensors"
+            self.num_steps = int(record["num_steps"])
+            for name, states in self.files.items():
+                path = self.directory / f"{name}_{self.num_steps}.safetensors"
                 try:
                     if hash_file(path) != record["sha256"][path.name]:
                         raise WorldloopError(f"{path} is damaged; {remedy}")
                     tensors = load(path.read_bytes())
                 except (OSError, SafetensorError) as error:
                     raise WorldloopError(f"{path} is damaged or missing; {remedy}") from error
-                for member, kept in members.items():
-                    kept.load_state_dict(share_like(strip(member, tensors), kept.state_dict()))
-        self.context.log(f"{self.directory.name} goes on from step {self.steps}")
-        return self.steps
+                for key, state in states.items():
+                    state.load_state_dict(share_like(strip(key, tensors), state.state_dict()))
+        return self.num_steps
 
-    def keep(self, done: int, is_last: bool = False) -> None:
-        """Write everything down if ``keep_every_s`` have passed since it last was; all workers together.
+    def save(self, num_steps: int, always: bool = False) -> None:
+        """Write a checkpoint if ``checkpoint_every_s`` have passed since the last one; all ranks together.
 
-        ``is_last``: in any case, since others follow that could otherwise not begin without it.
+        ``always``: in any case, since others follow that could otherwise not begin without it.
         """
-        workers, every = self.context.workers, self.context.keep_every_s
-        if every == 0:
+        data_parallel, every_s = self.setup.data_parallel, self.setup.checkpoint_every_s
+        if self.directory is None or every_s == 0:
             return
-        is_due = is_last or time.monotonic() - self.kept_at >= every
-        if not workers.any(is_due and workers.is_first):  # the first worker's clock decides
+        is_due = always or time.monotonic() - self.saved_at >= every_s
+        if not data_parallel.any(is_due and data_parallel.is_main):  # the main rank's clock decides
             return
-        self.kept_at = time.monotonic()
-        for name, members in self.files.items():
+        self.saved_at = time.monotonic()
+        for name, states in self.files.items():
             tensors: dict[str, Tensor] = {}
-            for member, kept in members.items():
-                tensors |= prefix(member, gather(kept.state_dict()))
-            if name != "shared" or workers.is_first:
+            for key, state in states.items():
+                tensors |= prefix(key, gather(state.state_dict()))
+            if name != "shared" or data_parallel.is_main:
                 data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-                write_file(self.directory / f"{name}_{done}.safetensors", data, str(self.directory))
-        workers.wait()
-        if workers.is_first:
-            present = [path for path in self.directory.glob("*.safetensors") if path.stem.endswith(f"_{done}")]
+                write_file(self.directory / f"{name}_{num_steps}.safetensors", data, str(self.directory))
+        data_parallel.barrier()
+        if data_parallel.is_main:
+            present = [path for path in self.directory.glob("*.safetensors") if path.stem.endswith(f"_{num_steps}")]
             record = {
                 "schema_version": PARTIAL_SCHEMA_VERSION,
-                "num_steps": done,
+                "num_steps": num_steps,
                 "sha256": {path.name: hash_file(path) for path in present},
             }
             write_file(self.directory / "partial.json", to_json(record), str(self.directory))
             with disk_errors(str(self.directory)):
                 for path in set(self.directory.glob("*.safetensors")) - set(present):
                     path.unlink()
-
-
-def has_partial(context: Context, name: str) -> bool:
-    """Whether the stage called ``name`` would go on in its middle."""
-    return context.workers.any((_locate(context, name) / "partial.json").is_file())
-
-
-def drop_partial(context: Context, name: str) -> None:
-    """Delete what was kept, once the stage's result has been saved."""
-    directory = _locate(context, name)
-    if context.workers.is_first and directory.exists():
-        with disk_errors(str(directory)):
-            (directory / "partial.json").unlink(missing_ok=True)
-            shutil.rmtree(directory)
-
-
-def _locate(context: Context, name: str) -> Path:
-    return context.run_dir / "partial" / name

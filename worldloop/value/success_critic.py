@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.core import images
+from worldloop.core.interfaces import Metrics, Reporter
 from worldloop.core.types import Observation
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_pair import FramePairEncoder
-from worldloop.training.fitting import minimise
+from worldloop.training.trainer import BatchObjective, fit_small
+
+LoadOutcomes = Callable[[Tensor], tuple[Observation, Tensor]]
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
@@ -66,8 +69,31 @@ class Critic(nn.Module):
         return torch.sigmoid(self(observation.to(self.proprio_mean.device))).cpu()
 
 
+class CriticObjective(BatchObjective[tuple[Observation, Tensor]]):
+    """Cross-entropy of success by the episode's end, on frames that are shifted and brightened."""
+
+    def __init__(self, critic: Critic, load: LoadOutcomes, num_rows: int, batch_size: int, generator: torch.Generator):
+        super().__init__({0: generator})
+        self.critic, self.load, self.num_rows, self.batch_size = critic, load, num_rows, batch_size
+
+    def draw(self, generator: torch.Generator) -> tuple[Observation, Tensor]:
+        observation, succeeds = self.load(torch.randint(self.num_rows, (self.batch_size,), generator=generator))
+        frames = augment_frames(observation.frames, SHIFT_PX, BRIGHTNESS, generator)
+        return replace(observation, frames=frames), succeeds
+
+    def count(self, batch: tuple[Observation, Tensor]) -> Tensor:
+        return torch.tensor(self.batch_size)
+
+    def compute_loss(self, batch: tuple[Observation, Tensor], number: int) -> tuple[Tensor, Metrics]:
+        observation, succeeds = batch
+        device = self.critic.proprio_mean.device
+        logit = self.critic(observation.to(device))
+        loss = functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
+        return loss, {"loss": float(loss.detach())}
+
+
 def fit_critic(
-    load: Callable[[Tensor], tuple[Observation, Tensor]],
+    load: LoadOutcomes,
     num_rows: int,
     *,
     num_steps: int,
@@ -75,28 +101,21 @@ def fit_critic(
     max_episode_steps: int,
     generator: torch.Generator,
     device: torch.device,
-    on_step: Callable[[float], None],
+    reporter: Reporter,
 ) -> Critic:
     """A critic fitted on what ``load(rows int64 [B])`` gives for rows 0..num_rows - 1: an observation and, f32 [B],
-    whether its episode succeeded in the end. ``on_step(loss)`` is called after every step.
+    whether its episode succeeded in the end.
     """
     sample, _ = load(torch.randint(num_rows, (min(num_rows, 1024),), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         critic = Critic(images.to_network(sample.frames[:, -1]).mean(0), sample.proprio, max_episode_steps).to(device)
-
-        def compute_loss() -> Tensor:
-            observation, succeeds = load(torch.randint(num_rows, (batch_size,), generator=generator))
-            frames = augment_frames(observation.frames, SHIFT_PX, BRIGHTNESS, generator)
-            logit = critic(replace(observation, frames=frames).to(device))
-            return functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
-
-        minimise(
-            critic.parameters(),
-            compute_loss,
+        return fit_small(
+            critic,
+            CriticObjective(critic, load, num_rows, batch_size, generator),
+            reporter,
             num_steps=num_steps,
             learning_rate=LEARNING_RATE,
             weight_decay=WEIGHT_DECAY,
-            on_step=on_step,
+            unit="critic step",
         )
-    return critic.eval()

@@ -6,12 +6,12 @@ Shapes: B rows, L latent frames denoised at once, C latent channels, K context f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from worldloop.core.interfaces import Network
 from worldloop.core.tensors import Rows
 
 
@@ -51,7 +51,7 @@ class FrameMemory(Rows):
         return len(self.frames)
 
 
-class Denoiser(Network, Protocol):
+class Denoiser(Protocol):
     """A `torch.nn.Module` that predicts clean latents: a line in `worldloop.world_model.DENOISERS`.
 
     - ``Config``: a frozen dataclass, built from the section ``world_model.<name>`` of a config
@@ -77,6 +77,10 @@ class Denoiser(Network, Protocol):
         actions_per_frame: int,
         instruction_dim: int,
     ) -> None: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
 
     def remember(self, context: Tensor, instruction: Tensor) -> FrameMemory:
         """What it needs of the frames ``context`` [B, K, C, size, size], whatever comes next."""

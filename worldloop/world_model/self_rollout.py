@@ -15,9 +15,20 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import shift_frames
-from worldloop.core.interfaces import WorldModelOutput
 from worldloop.core.tensors import Rows
 from worldloop.core.types import Clip
+
+
+@dataclass(frozen=True)
+class OwnPrediction:
+    """The model's own next step: ``frames`` u8 [B, h, w, 3] and ``proprio`` f32 [B, S] of a clip's first target.
+
+    Detached. ``is_prediction`` bool [B]: made without a look at that target.
+    """
+
+    frames: Tensor
+    proprio: Tensor
+    is_prediction: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class _PoolRows(Rows):
 
 
 class SelfRolloutPool:
-    """A step: ``clip = pool.compose(...)``, ``output = model(clip, generator)``, ``pool.update(clip, output)``.
+    """A step: ``clip = pool.compose(...)``, a loss on it that gives a prediction, ``pool.update(clip, prediction)``.
 
     ``share`` of a batch comes from the pool once that is full; ``num_frame_steps`` int64 [num_episodes] is F of each
     episode. A pooled row is advanced by its prediction, is put back as it was when the step's prediction had looked
@@ -82,7 +93,7 @@ class SelfRolloutPool:
             context_proprio=torch.cat([self._pending.proprio.to(clip.context_proprio), clip.context_proprio[n:]]),
         )
 
-    def update(self, clip: Clip, output: WorldModelOutput) -> None:
+    def update(self, clip: Clip, prediction: OwnPrediction) -> None:
         """Take in the predictions of the batch that `compose` gave."""
         if self.capacity == 0:
             return
@@ -90,11 +101,11 @@ class SelfRolloutPool:
         depth = torch.zeros(len(clip.index), dtype=torch.long)
         if self._pending is not None:
             depth[:num_pooled] = self._pending.depth
-        predicted = output.is_prediction.cpu()
+        predicted = prediction.is_prediction.cpu()
         advanced = _PoolRows(
             index=torch.stack([clip.index[:, 0], clip.index[:, 1] + 1], dim=1),
-            context=shift_frames(clip.context, output.next_frames.to(clip.context)),
-            proprio=output.next_proprio.to(clip.context_proprio),
+            context=shift_frames(clip.context, prediction.frames.to(clip.context)),
+            proprio=prediction.proprio.to(clip.context_proprio),
             depth=depth + 1,
         )
         continues = predicted & (advanced.index[:, 1] < self.num_frame_steps[advanced.index[:, 0]])

@@ -6,28 +6,23 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from worldloop.core.tensors import Rows, check_shape
+from worldloop.core.interfaces import WorldState
+from worldloop.core.tensors import check_shape
 from worldloop.world_model.denoiser import FrameMemory
 
 
 @dataclass(frozen=True)
-class ImaginationState(Rows):
-    """The `WorldState` of `VideoWorldModel`, B rows.
+class ImaginationState(WorldState):
+    """The state of a `VideoWorldModel`, B rows.
 
     - ``memory``: what the denoiser keeps of the latents of (first, previous, now), which are ``context``
     - ``proprio`` f32 [B, S]: now, normalised
     - ``instruction`` f32 [B, E]: embedded
-    - ``noise_key`` int64 [B], ``step`` int64 [B]: frames imagined so far; noise is a function of (key, step)
-
-    `rows` selects or forks rows (repeats allowed): a fork shares its past and continues bit-equal in a batch of the
-    same size.
     """
 
     memory: FrameMemory
     proprio: Tensor
     instruction: Tensor
-    noise_key: Tensor
-    step: Tensor
 
     def __post_init__(self) -> None:
         B = len(self.noise_key)
@@ -35,9 +30,6 @@ class ImaginationState(Rows):
         check_shape("ImaginationState.proprio", self.proprio, (B, None))
         check_shape("ImaginationState.instruction", self.instruction, (B, None))
         check_shape("ImaginationState.step", self.step, (B,))
-
-    def __len__(self) -> int:
-        return len(self.noise_key)
 
     def fork(self, noise_key: Tensor) -> ImaginationState:
         """The same rows with other noise from here on."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from worldloop.core import images, randomness
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import Metrics
+from worldloop.core.interfaces import ImitationSource, LikelihoodPolicy, Metrics
 from worldloop.core.tensors import check_shape
 from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation, SimulatorSpec
 from worldloop.networks.augment import augment_frames
@@ -112,12 +112,12 @@ def make_transformer(config: TokenVLAConfig) -> nn.Module:
     return llama
 
 
-class TokenVLA(nn.Module):
-    """`worldloop.core.interfaces.Policy` on discretised actions. A chunk's ``trace["tokens"]`` is int64 [B, H, A].
+class TokenVLA(LikelihoodPolicy):
+    """A `LikelihoodPolicy` on discretised actions. A chunk's ``trace["tokens"]`` is int64 [B, H, A].
 
     Initial weights come from torch's global generator: seed it before constructing. There is no dropout, so the
     same weights give the same log-probabilities in training and in evaluation mode. Before cloning, call
-    `fit_image_statistics` once.
+    `prepare` once.
 
     ``temperature`` (sampling, and every log-probability) and ``version`` may be set.
     """
@@ -161,12 +161,12 @@ class TokenVLA(nn.Module):
         self.transformer = make_transformer(config)
         self.head = nn.Linear(config.width, config.num_bins)
 
-    def fit_image_statistics(self, frames: Tensor) -> None:
-        """Freeze the background and the contrast of ``frames`` u8 [N, h, w, 3] (all frames of the demonstrations).
+    def prepare(self, dataset: ImitationSource) -> None:
+        """Freeze background and contrast of the frames to imitate; they become part of the state dict.
 
-        They become part of the state dict. Without this call the background is mid-grey and the contrast 1.
+        Without this call the background is mid-grey and the contrast 1.
         """
-        self.stem.fit(images.to_network(frames))
+        self.stem.fit(images.to_network(dataset.images()))
 
     def forward(self, observation: Observation) -> Tensor:
         """Logits f32 [B, H, A, num_bins], before any temperature."""

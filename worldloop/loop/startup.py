@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import LikelihoodPolicy, Policy
 from worldloop.core.types import Normalisation, SimulatorSpec
 from worldloop.factory.build import build_policy, build_spec, build_world_model, choose_simulator
 from worldloop.factory.classes import require_arguments, require_members
 from worldloop.sans.recordings import check_recording
 from worldloop.simulators.base import ChunkedSimulator
+from worldloop.stages import improve_policy
 
 SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "make_scripted_policy", "reset", "step_chunk", "close")
 POLICY_MEMBERS = (
-    "spec", "normalisation", "chunk_length", "temperature", "version", "act", "log_prob", "compute_imitation_loss",
-    "fit_image_statistics",
+    "spec", "normalisation", "chunk_length", "temperature", "version", "act", "prepare", "compute_imitation_loss",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def check_run_can_start(config: LoopConfig) -> None:
             check_recording(config.recording)
         else:
             _check_simulator(config)
-        spec = build_spec(config)
+        spec = build_spec(config.source, config.simulator, config.recording)
         if config.chunk_length % spec.actions_per_frame:
             raise ValueError(
                 f"chunk_length {config.chunk_length} is no multiple of its {spec.actions_per_frame} actions per frame"
@@ -53,6 +53,9 @@ def _check_simulator(config: LoopConfig) -> None:
 
 def _check_policy(config: LoopConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:
     policy = build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
-    require_members(POLICY_MEMBERS, policy, config.policy.kind)
-    if not isinstance(policy, nn.Module):
-        raise WorldloopError(f"{config.policy.kind} is no torch.nn.Module, which a policy must be")
+    needs_likelihood = config.section(improve_policy.Config).method == "grpo"
+    members = (*POLICY_MEMBERS, "log_prob") if needs_likelihood else POLICY_MEMBERS
+    require_members(members, policy, config.policy.kind)
+    expected: type = LikelihoodPolicy if needs_likelihood else Policy
+    if not isinstance(policy, expected):
+        raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{expected.__name__}")

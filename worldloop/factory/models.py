@@ -1,0 +1,63 @@
+"""The policies and world models of one run: new ones as its config says, and its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from worldloop.core.interfaces import Policy
+from worldloop.core.success import Calibration
+from worldloop.core.types import Normalisation, Observation, SimulatorSpec
+from worldloop.factory import build, checkpoints
+from worldloop.factory.config import PolicyConfig
+from worldloop.storage.card import WorldModelCard, write_card
+from worldloop.training.data_parallel import DataParallel
+from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.model import VideoWorldModel
+
+
+class Models:
+    """Paths are relative to the run directory. Of several ranks the main one saves; the others wait for it."""
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        world_model: WorldModelConfig,
+        spec: SimulatorSpec,
+        chunk_length: int,
+        run_dir: Path,
+        data_parallel: DataParallel,
+    ) -> None:
+        self.policy_config, self.world_model_config = policy, world_model
+        self.spec, self.chunk_length = spec, chunk_length
+        self.run_dir, self.data_parallel = run_dir, data_parallel
+
+    def has(self, path: str) -> bool:
+        """Whether a checkpoint has been saved at ``path``."""
+        return self.data_parallel.any((self.run_dir / path / "checkpoint.json").is_file())
+
+    def new_policy(self, normalisation: Normalisation, seed: int) -> Policy:
+        return build.build_policy(self.policy_config, self.spec, normalisation, self.chunk_length, seed)
+
+    def load_policy(self, path: str) -> Policy:
+        return checkpoints.load_policy(self.run_dir / path)
+
+    def save_policy(self, policy: Policy, path: str) -> None:
+        if self.data_parallel.is_main:
+            checkpoints.save_policy(policy, self.run_dir / path, self.policy_config, version=path)
+        self.data_parallel.barrier()
+
+    def new_world_model(self, normalisation: Normalisation, seed: int) -> VideoWorldModel:
+        return build.build_world_model(self.world_model_config, self.spec, normalisation, seed)
+
+    def load_world_model(self, path: str) -> VideoWorldModel:
+        return checkpoints.load_world_model(self.run_dir / path)
+
+    def save_world_model(self, world_model: VideoWorldModel, path: str) -> None:
+        if self.data_parallel.is_main:
+            checkpoints.save_world_model(world_model, self.run_dir / path)
+        self.data_parallel.barrier()
+
+    def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:
+        """Put what was found out about the world model at ``path`` beside its weights."""
+        write_card(self.run_dir / path, WorldModelCard(calibration, figures, starts))

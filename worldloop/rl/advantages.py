@@ -1,0 +1,60 @@
+"""Advantages of grouped rollouts.
+
+GRPO's outcome supervision (DeepSeekMath, arXiv:2402.03300, section 4.1.2); groups without variance are dropped (DAPO,
+arXiv:2503.14476, eq. 11). Shapes: B rows (N groups x G members).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldloop.core.tensors import check_shape
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """``advantages`` f32 [B], 0 where ``keep`` bool [B] is false (the row's group was dropped)."""
+
+    advantages: Tensor
+    keep: Tensor
+    num_dropped: int
+
+
+def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float = 1e-6) -> GroupAdvantages:
+    """A_i = (R_i - mean(R of its group)) / std(R of its group), GRPO's outcome supervision.
+
+    The standard deviation is the population's. A group whose std is <= ``min_std`` (all succeed, all fail, or of
+    one member) carries no signal: it is dropped and counted.
+
+    Args:
+        returns: f32 [B].
+        group_id: int64 [B], any numbering, rows in any order.
+
+    Example: returns [1, 0, 1, 1], groups [0, 0, 1, 1] -> advantages [1, -1, 0, 0], keep [1, 1, 0, 0], 1 dropped.
+    """
+    check_shape("group_id", group_id, tuple(returns.shape))
+    check_shape("returns", returns, (None,))
+    groups, row_group = torch.unique(group_id, return_inverse=True)
+    num_groups = len(groups)
+    returns = returns.double()
+    zeros = returns.new_zeros(num_groups)
+    size = zeros.index_add(0, row_group, torch.ones_like(returns))
+    mean = zeros.index_add(0, row_group, returns) / size
+    centred = returns - mean[row_group]
+    std = (zeros.index_add(0, row_group, centred.square()) / size).sqrt()
+    keep_group = std > min_std
+    keep = keep_group[row_group]
+    advantages = torch.where(keep, centred / std[row_group].clamp_min(1e-12), torch.zeros_like(centred))
+    return GroupAdvantages(advantages.float(), keep, num_groups - int(keep_group.sum()))
+
+
+def shuffle_returns(returns: Tensor, generator: torch.Generator) -> Tensor:
+    """``returns`` [B] permuted over *all* rows: the control in which the reward says nothing about the actions.
+
+    The distribution of returns stays the same, so any gain under it is not learnt from the reward.
+    """
+    order = torch.randperm(len(returns), generator=generator, device=generator.device)
+    return returns[order.to(returns.device)]

@@ -1,0 +1,68 @@
+"""The decisions of a round of rollouts: every action chunk that counted, with the advantage of its row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldloop.core.types import ActionChunk, Observation, Rollout
+from worldloop.rl.advantages import GroupAdvantages
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """N action chunks: ``log_probs`` f32 [N, H] as sampled, ``valid`` bool [N, H], ``advantages`` f32 [N]."""
+
+    observation: Observation
+    chunk: ActionChunk
+    log_probs: Tensor
+    valid: Tensor
+    advantages: Tensor
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    def rows(self, index: Tensor) -> Decisions:
+        """The decisions at ``index`` int64 [n]."""
+        return Decisions(
+            self.observation.rows(index),
+            self.chunk.rows(index),
+            self.log_probs[index],
+            self.valid[index],
+            self.advantages[index],
+        )
+
+    def to(self, device: torch.device) -> Decisions:
+        tensors = (tensor.to(device) for tensor in (self.log_probs, self.valid, self.advantages))
+        return Decisions(self.observation.to(device), self.chunk.to(device), *tensors)
+
+
+def flatten_decisions(rollout: Rollout, groups: GroupAdvantages) -> Decisions | None:
+    """Decisions of kept groups, without the chunks after a row ended; ``None`` when nothing is left to learn from.
+
+    Raises ``ValueError`` where the policy gave no log-probabilities.
+    """
+    parts: list[tuple[Any, ...]] = []
+    for observation, chunk, step in zip(rollout.observations, rollout.chunks, rollout.steps, strict=True):
+        if chunk.log_probs is None:
+            raise ValueError("GRPO needs a policy with exact log-probabilities; this one gives none")
+        rows = (groups.keep & step.valid.any(1)).nonzero()[:, 0]
+        if len(rows):
+            parts.append(
+                (
+                    observation.rows(rows),
+                    chunk.rows(rows),
+                    chunk.log_probs[rows],
+                    step.valid[rows],
+                    groups.advantages[rows],
+                )
+            )
+    if not parts:
+        return None
+    observations, chunks, *columns = zip(*parts, strict=True)
+    return Decisions(
+        Observation.cat(list(observations)), ActionChunk.cat(list(chunks)), *(torch.cat(column) for column in columns)
+    )

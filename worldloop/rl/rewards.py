@@ -1,0 +1,80 @@
+"""What an imagined rollout is worth: weighted terms, each a function of the rollout.
+
+A new term is one function and one line in `REWARDS`; ``improve_policy.reward`` gives its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldloop.core.errors import require_choice
+from worldloop.core.success import Calibration, find_highest_confirmed
+from worldloop.core.types import Rollout, SimulatorSpec
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What terms may look at beside the rollout.
+
+    ``last_value`` f32 [B]: a critic's probability of success from each row's last state, or ``None``.
+    """
+
+    spec: SimulatorSpec
+    calibration: Calibration
+    last_value: Tensor | None = None
+
+
+RewardTerm = Callable[[Rollout, RewardContext], Tensor]
+
+
+def score_success(rollout: Rollout, context: RewardContext) -> Tensor:
+    """f32 [B]: 1 for rows that were declared a success, else the highest confirmed success probability they reached.
+
+    A row that was cut off counts ``last_value`` instead, where given. A declared success counts 1 however sure the head
+    was: else groups in which every row succeeds would be taught to please the head.
+    """
+    probability = torch.cat([step.success_prob for step in rollout.steps], dim=1)
+    stride = rollout.valid.shape[1] // probability.shape[1]
+    valid = rollout.valid[:, ::stride]
+    best = find_highest_confirmed(probability, valid, context.spec.success_confirm_frames).clamp_min(0)
+    if context.last_value is not None:
+        best = torch.where(rollout.steps[-1].done, best, context.last_value)
+    return torch.where(rollout.success, 1.0, best)
+
+
+def score_certainty(rollout: Rollout, context: RewardContext) -> Tensor:
+    """f32 [B]: minus the dB by which the row's least certain frame is expected to lie below ``floor_db``.
+
+    The penalty of MOPO (arXiv:2005.13239), whose uncertainty is here the world model's own expected PSNR.
+    """
+    lowest = rollout.lowest_expected_psnr_db
+    if lowest is None:
+        return torch.zeros(len(rollout.group_id))
+    return -(context.calibration.floor_db - lowest).clamp_min(0)
+
+
+REWARDS: dict[str, RewardTerm] = {
+    "success": score_success,
+    "certainty": score_certainty,
+}
+
+
+def check_reward(weights: Mapping[str, float]) -> None:
+    """Raise ``ValueError`` unless ``weights`` name terms of `REWARDS`, at least one."""
+    if not weights:
+        raise ValueError(f"improve_policy.reward is empty, allowed: weights of {', '.join(REWARDS)}")
+    for name in weights:
+        require_choice("improve_policy.reward", name, tuple(REWARDS))
+
+
+def score_rollout(
+    rollout: Rollout, weights: Mapping[str, float], context: RewardContext
+) -> tuple[Tensor, dict[str, float]]:
+    """The return of every row, f32 [B], and the mean of each weighted term, by name."""
+    terms = {name: weight * REWARDS[name](rollout, context) for name, weight in weights.items() if weight}
+    returns = torch.stack(list(terms.values())).sum(0)
+    return returns, {name: float(values.mean()) for name, values in terms.items()}

@@ -1,0 +1,219 @@
+"""The one training loop.
+
+An algorithm writes an `Objective`: where batches come from, and their loss. `Trainer` does the rest: micro-batches,
+data parallelism, sharding, the moving average of the weights, gradient norms, progress, TensorBoard, and going on in
+the middle of a stage that was cut.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from worldloop.core.interfaces import Metrics, Reporter, SilentWriter, Writer
+from worldloop.training.data_parallel import add_metrics
+from worldloop.training.ema import EmaWeights
+from worldloop.training.optimizer import OneCycleOptimizer, Optimizer
+from worldloop.training.resume import GeneratorState, Stateful, TrainableState, TrainingCheckpoint, TrainingSetup
+from worldloop.training.sharding import gather, shard
+
+
+class Objective[BatchT](ABC):
+    """What a `Trainer` minimises; one instance on every rank.
+
+    ``generators`` are those of this rank's micro-batches, by number: all randomness of the training comes from them.
+    """
+
+    progress_metric = "loss"  # of the metrics, shown beside the progress bar
+    log_every = 20  # steps between two points in TensorBoard
+
+    def __init__(self, generators: Mapping[int, torch.Generator]) -> None:
+        self.generators = generators
+        self.step_metrics: Metrics = {}  # what `batches` measures, this rank's part of a sum over ranks
+
+    @abstractmethod
+    def batches(self, step: int) -> Iterable[Mapping[int, BatchT]]:
+        """The updates of ``step``: for each, the batches of this rank's micro-batches, by number.
+
+        All ranks yield equally many updates; a micro-batch that has no row left may be missing from one.
+        """
+
+    @abstractmethod
+    def count(self, batch: BatchT) -> Tensor:
+        """A scalar: over how many elements the loss of ``batch`` is a mean. Micro-batches weigh by it."""
+
+    @abstractmethod
+    def compute_loss(self, batch: BatchT, number: int) -> tuple[Tensor, Metrics]:
+        """The scalar to minimise for micro-batch ``number``, and metrics, which are averaged with the same weights."""
+
+    def prepare_update(self, batches: Mapping[int, BatchT]) -> None:
+        """Called on every rank before the losses of an update; may all_reduce."""
+        return
+
+    def end_step(self, step: int, metrics: Metrics) -> Metrics:
+        """Called after every step; returns what is shown and logged.
+
+        ``metrics`` are sums over all ranks in the steps that are logged (every ``log_every``), else this rank's.
+        """
+        return metrics
+
+    def state(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps beside weights and optimizer, alike on every rank."""
+        return {}
+
+    def micro_batch_state(self) -> dict[int, dict[str, Stateful]]:
+        """What a checkpoint keeps of each micro-batch of this rank."""
+        return {number: {"generator": GeneratorState(g)} for number, g in self.generators.items()}
+
+
+class Trainer[ModuleT: nn.Module]:
+    """Optimizer steps on ``module``: ``fit(objective, num_steps)``.
+
+    - ``make_optimizer(parameters, name=, data_parallel=)`` gives the `Optimizer`
+    - ``name``: folder of the checkpoint and of the TensorBoard writer; ``tag`` begins its tags (default: ``name``)
+    - ``unit``: what a step is called beside the progress bar; ``first_step``: of the curves in TensorBoard
+    - ``ema_decay``: of the averaged weights that `fit` returns; ``None`` returns ``module`` itself
+    - ``sharded``: names of parameters that the ranks share out among them (FSDP2), which wants ``ema_decay``
+    - ``checkpoints_end``: write a checkpoint after the last step too, for a training that another one follows
+    """
+
+    def __init__(
+        self,
+        module: ModuleT,
+        make_optimizer: Callable[..., Optimizer],
+        setup: TrainingSetup,
+        reporter: Reporter,
+        *,
+        name: str,
+        tag: str = "",
+        unit: str = "step",
+        first_step: int = 0,
+        ema_decay: float | None = None,
+        sharded: Set[str] = frozenset(),
+        checkpoints_end: bool = False,
+    ) -> None:
+        self.module, self.setup, self.reporter = module, setup, reporter
+        self.name, self.tag, self.unit, self.first_step = name, tag or name, unit, first_step
+        self.ema = None if ema_decay is None else EmaWeights(module, ema_decay)
+        self._whole: ModuleT | None = None
+        if sharded:
+            assert self.ema is not None
+            self._whole = self.ema.copy()
+            for part in (module, self.ema.module):
+                shard(part, sharded, setup.device)
+        self.optimizer = make_optimizer(module.parameters(), name=name, data_parallel=setup.data_parallel)
+        self._checkpoints_end = checkpoints_end
+
+    def fit[BatchT](self, objective: Objective[BatchT], num_steps: int) -> ModuleT:
+        """Run what is left of ``num_steps``; returns the averaged weights, or the module where nothing is averaged.
+
+        The checkpoint stays until the caller has saved the result and drops it.
+        """
+        state = self._state() | objective.state()
+        checkpoint = TrainingCheckpoint(self.setup, self.name, state, objective.micro_batch_state())
+        done = checkpoint.restore()
+        if done:
+            self.reporter.log(f"{self.name} goes on from step {done}")
+        with (
+            self.reporter.progress(num_steps - done, self.unit) as progress,
+            self.reporter.writer(self.name, self.first_step + done) as writer,
+        ):
+            for step in range(done, num_steps):
+                metrics = self._step(objective, step)
+                is_logged = step % objective.log_every == 0
+                if is_logged:
+                    metrics = self.setup.data_parallel.sum_metrics(metrics)
+                metrics = objective.end_step(step, metrics)
+                if is_logged:
+                    writer.scalars(self.first_step + step, {f"{self.tag}/{k}": v for k, v in metrics.items()})
+                checkpoint.save(step + 1, always=self._checkpoints_end and step + 1 == num_steps)
+                shown = objective.progress_metric
+                progress.advance(1, **({shown: metrics[shown]} if shown in metrics else {}))
+        return self._gather_result()
+
+    @property
+    def averaged(self) -> ModuleT:
+        """The averaged weights as they are now, in place; the module where nothing is averaged."""
+        return self.module if self.ema is None else self.ema.module
+
+    def _step[BatchT](self, objective: Objective[BatchT], step: int) -> Metrics:
+        """All updates of one step; returns the mean of their metrics and the step's own, this rank's part of them."""
+        objective.step_metrics = {}
+        updates = [self._update(objective, batches) for batches in objective.batches(step)]
+        metrics = objective.step_metrics
+        for own in updates:
+            add_metrics(metrics, own, 1 / len(updates))
+        return metrics
+
+    def _update[BatchT](self, objective: Objective[BatchT], batches: Mapping[int, BatchT]) -> Metrics:
+        """One optimizer step on one batch per micro-batch."""
+        objective.prepare_update(batches)
+        data_parallel = self.setup.data_parallel
+        metrics: Metrics = {}
+        weights = data_parallel.weigh([objective.count(batch) for batch in batches.values()])
+        for (number, batch), weight in zip(batches.items(), weights, strict=True):
+            loss, own = objective.compute_loss(batch, number)
+            self.optimizer.backward(loss * weight.to(loss.device))
+            add_metrics(metrics, own, float(weight))
+        # every rank has the same norm, and metrics are added up over the ranks
+        metrics["grad_norm"] = self.optimizer.step() / data_parallel.world_size
+        if self.ema is not None:
+            self.ema.update(self.module)
+        return metrics
+
+    def _state(self) -> dict[str, Stateful]:
+        state: dict[str, Stateful] = {"module": TrainableState(self.module), "optimizer": self.optimizer}
+        return state if self.ema is None else state | {"ema": self.ema}
+
+    def _gather_result(self) -> ModuleT:
+        if self._whole is not None and self.ema is not None:
+            self._whole.load_state_dict(gather(self.ema.module.state_dict()))
+            return self._whole.to(self.setup.device)
+        return self.averaged
+
+
+class BatchObjective[BatchT](Objective[BatchT]):
+    """An `Objective` with one update a step, on batches that do not depend on one another."""
+
+    def batches(self, step: int) -> Iterable[Mapping[int, BatchT]]:
+        yield {number: self.draw(generator) for number, generator in self.generators.items()}
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> BatchT:
+        """The next batch of the micro-batch that draws from ``generator``."""
+
+
+def fit_small[ModuleT: nn.Module, BatchT](
+    module: ModuleT,
+    objective: Objective[BatchT],
+    reporter: Reporter,
+    *,
+    num_steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    unit: str,
+) -> ModuleT:
+    """Fit a small network from nothing, on this rank alone and without checkpoints; returns it in eval mode."""
+    make_optimizer = partial(
+        OneCycleOptimizer, learning_rate=learning_rate, num_steps=num_steps, weight_decay=weight_decay
+    )
+    trainer = Trainer(module, make_optimizer, TrainingSetup(), _ProgressOnly(reporter), name=unit, unit=unit)
+    return trainer.fit(objective, num_steps).eval()
+
+
+class _ProgressOnly:
+    """A `Reporter` that shows progress, and neither logs nor writes curves."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.progress = reporter.progress
+
+    def writer(self, name: str, purge_step: int) -> AbstractContextManager[Writer]:
+        return nullcontext(SilentWriter())
+
+    def log(self, line: str) -> None:
+        pass

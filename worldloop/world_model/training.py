@@ -1,0 +1,326 @@
+"""What a world model learns from: the joint loss of video and success, the loss of its proprio head, its objectives.
+
+`compute_joint_loss` predicts M frames of a clip, each from the one before. What a frame's prediction is compared with
+is a `Target`: the real frame (`DataTarget`, flow matching), or where a teacher's sampler would end (`TeacherTarget`,
+distillation). `WorldModelObjective` and `ProprioObjective` hand both to the `Trainer`.
+
+Shapes: B rows, M target frames, s actions per frame, S proprio, A action, C x h x w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, shift_frames
+from worldloop.core.interfaces import Metrics
+from worldloop.core.types import Clip
+from worldloop.networks import flow
+from worldloop.training.data_parallel import DataParallel
+from worldloop.training.resume import Stateful
+from worldloop.training.trainer import BatchObjective, Objective
+from worldloop.world_model import losses
+from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.self_rollout import OwnPrediction, SelfRolloutPool
+from worldloop.world_model.variation import vary_context, vary_judged
+
+POSITIVE_RATE_DECAY = 0.99
+
+
+@dataclass(frozen=True)
+class NoisyFrame:
+    """One frame to predict: ``noisy`` latents [B, C, h, w] at time ``t`` [B] on the way to ``data``.
+
+    It follows ``context`` [B, K, C, h, w] latents, ``proprio`` [B, S] normalised, ``actions`` [B, s, A] in [-1, 1].
+    """
+
+    noisy: Tensor
+    t: Tensor
+    data: Tensor
+    context: Tensor
+    proprio: Tensor
+    actions: Tensor
+    instruction: tuple[str, ...]
+
+
+class Target(Protocol):
+    """What the denoiser has to predict for a noisy frame."""
+
+    def sample_times(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Times f32 [num_rows] in [0, 1), on the CPU."""
+        ...
+
+    def find(self, frame: NoisyFrame) -> Tensor:
+        """The prediction [B, C, h, w] that is right for ``frame``; no gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataTarget:
+    """Flow matching: the real frame. A share ``zero_time_share`` of the rows starts from pure noise."""
+
+    zero_time_share: float
+
+    def sample_times(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        return flow.sample_times(num_rows, self.zero_time_share, generator)
+
+    def find(self, frame: NoisyFrame) -> Tensor:
+        return frame.data
+
+
+@dataclass(frozen=True)
+class TeacherTarget:
+    """Distillation: the data with which one step of a student of ``num_steps`` ends where ``teacher`` gets in several.
+
+    Progressive distillation (arXiv:2202.00512, section 3) on this flow path, all halvings at once. ``num_steps``
+    divides the teacher's ``num_sampler_steps``.
+    """
+
+    teacher: VideoWorldModel
+    num_steps: int
+
+    def sample_times(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.num_steps, (num_rows,), generator=generator) / self.num_steps
+
+    @torch.no_grad()
+    def find(self, frame: NoisyFrame) -> Tensor:
+        teacher, num_steps = self.teacher, self.num_steps
+        own = teacher.config.num_sampler_steps
+        step = (frame.t * num_steps).round().long()
+        covered = own // num_steps
+        with teacher.autocast():
+            embedded = teacher.instruction(frame.instruction)
+            conditioning, _ = teacher.condition(frame.context, frame.proprio, frame.actions, embedded)
+            memory = teacher.denoiser.remember(frame.context, embedded)
+            reached = frame.noisy
+            for i in range(covered):
+                t, t_next = ((step * covered + k) / own for k in (i, i + 1))
+                output = teacher.denoiser(reached[:, None], t, memory, conditioning)
+                reached = flow.euler_step(reached, output.data[:, 0].float(), t, t_next)
+        return flow.data_from_velocity(frame.noisy, (reached - frame.noisy) * num_steps, step / num_steps)
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """One frame's losses and its detached prediction."""
+
+    terms: losses.FrameLosses
+    next_latent: Tensor
+    next_proprio: Tensor
+    is_prediction: Tensor
+
+
+def compute_joint_loss(
+    model: VideoWorldModel, clip: Clip, generator: torch.Generator, target: Target | None = None
+) -> tuple[Tensor, Metrics, OwnPrediction]:
+    """The joint loss of the M frames of ``clip``, each predicted from the one before; the prediction of the first.
+
+    From the second frame on the context is the model's own detached prediction, of frame and proprio, where that was
+    made without a look at the target, else the real one. ``generator`` is a CPU generator; only valid frames count.
+    The proprio head gets no gradient here, see `compute_proprio_loss`.
+    """
+    target = target or DataTarget(model.config.zero_time_share)
+    clip = clip.to(model.device)
+    context = model.codec.encode(clip.context)
+    frames = model.codec.encode(clip.frames)
+    proprio = model.normalisation.normalise(clip.context_proprio)
+    real_proprio = model.normalisation.normalise(clip.proprio)
+    with model.autocast():
+        instruction = model.instruction(clip.instruction)
+    predictions: list[_Prediction] = []
+    for m in range(frames.shape[1]):
+        real = frames[:, m], real_proprio[:, m]
+        prediction = _predict_frame(model, clip, m, context, *real, proprio, instruction, generator, target)
+        predictions.append(prediction)
+        blind = prediction.is_prediction
+        context = shift_frames(context, torch.where(blind[:, None, None, None], prediction.next_latent, frames[:, m]))
+        proprio = torch.where(blind[:, None], prediction.next_proprio, real_proprio[:, m])
+    loss, metrics = losses.add_up([p.terms for p in predictions], clip.valid, model.config.success_weight)
+    first = predictions[0]
+    own = OwnPrediction(
+        frames=model.codec.decode(first.next_latent),
+        proprio=first.next_proprio * model.proprio_std + model.proprio_mean,
+        is_prediction=first.is_prediction & clip.valid[:, 0],
+    )
+    return loss, metrics, own
+
+
+def _predict_frame(
+    model: VideoWorldModel,
+    clip: Clip,
+    m: int,
+    context: Tensor,
+    data: Tensor,
+    data_proprio: Tensor,
+    proprio: Tensor,
+    instruction: Tensor,
+    generator: torch.Generator,
+    target: Target,
+) -> _Prediction:
+    config, limit = model.config, model.codec.limit
+
+    # a noisy version of the frame, and a context that is not quite right either
+    t = target.sample_times(len(data), generator).to(model.device)
+    noise = torch.randn(data.shape, generator=generator).to(model.device)
+    seen = vary_context(context, config.context_noise, generator)
+    actions = model.scale_actions(clip.actions[:, m])
+    noisy = flow.interpolate(noise, data, t)
+    aim = target.find(NoisyFrame(noisy, t, data, seen, proprio, actions, clip.instruction))
+
+    # the prediction of the frame, and what the heads say of it
+    with model.autocast():
+        conditioning, next_proprio = model.condition(seen, proprio, actions, instruction)
+        output = model.denoiser(noisy[:, None], t, model.denoiser.remember(seen, instruction), conditioning)
+        token_logit = model.success_head.read_tokens(output.features)[:, 0]
+        judged = vary_judged(context[:, 0], data, data_proprio, generator)
+        frame_logit = model.success_head.read_frame(*judged)
+        expected_db = model.error_head(output.features)[:, 0]
+    predicted = output.data[:, 0].float()
+    next_latent = predicted.detach().clamp(-limit, limit)
+
+    # losses, per row
+    weights = losses.weigh_target(clip, m, model.codec.size, config.moved_weight, config.rare_weight)
+    label = clip.success[:, m]
+    by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, model.positive_rate)
+    by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, model.positive_rate)
+    actual_db = losses.compute_latent_psnr_db(next_latent, data, limit)
+    terms = losses.FrameLosses(
+        video=losses.compute_video_loss(config.video_loss, predicted, aim, weights),
+        success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
+        error=model.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
+    )
+    return _Prediction(terms, next_latent, next_proprio, is_prediction=t == 0)
+
+
+def compute_proprio_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
+    """Mean absolute error of normalised proprio over M frames, unrolled on the proprio head's own predictions.
+
+    The images are the real ones, and gradients flow through the unrolled steps, to that head alone. Only valid frames
+    count.
+    """
+    clip = clip.to(model.device)
+    images = model.codec.encode(torch.cat([clip.context[:, -1:], clip.frames[:, :-1]], dim=1))
+    proprio = model.normalisation.normalise(clip.context_proprio)
+    error = torch.zeros_like(clip.valid, dtype=torch.float32)
+    for m in range(clip.valid.shape[1]):
+        proprio = model.proprio_head(proprio, model.scale_actions(clip.actions[:, m]), images[:, m])
+        error[:, m] = (proprio - model.normalisation.normalise(clip.proprio[:, m])).abs().mean(1)
+    return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def update_statistics(model: VideoWorldModel, clips: Sequence[Clip], data_parallel: DataParallel) -> None:
+    """What the model keeps of the data, brought up to date by one training batch, before its losses.
+
+    The share of success frames, averaged over batches, balances the success loss; imagined proprio may go as far as
+    real proprio did. ``clips`` are this rank's micro-batches; all ranks end with the same statistics.
+    """
+    counts, reach = [], []
+    for clip in clips:
+        valid = clip.valid.float()
+        counts.append(torch.stack([(clip.success * valid).sum(), valid.sum()]).to(model.device))
+        proprio = model.normalisation.normalise(clip.proprio.to(model.device))
+        reach.append((proprio.abs() * valid[..., None].to(model.device)).amax(dim=(0, 1)))
+    successes, total = data_parallel.all_reduce_sum(torch.stack(counts).sum(0))
+    model.positive_rate.lerp_(successes / total.clamp_min(1), 1 - POSITIVE_RATE_DECAY)
+    model.proprio_reach.copy_(
+        torch.maximum(model.proprio_reach, data_parallel.all_reduce_max(torch.stack(reach).amax(0)))
+    )
+
+
+class ClipSource(Protocol):
+    """Training clips: an index row is (episode, frame step of "now"); ``num_frame_steps`` int64 [E] by episode."""
+
+    @property
+    def num_frame_steps(self) -> Tensor: ...
+
+    def sample(self, generator: torch.Generator, batch_size: int) -> Tensor:
+        """Index rows int64 [B, 2]."""
+        ...
+
+    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip: ...
+
+
+class WorldModelObjective(Objective[Clip]):
+    """The joint loss of clips of one frame step.
+
+    From step ``pool_from`` on a share of every micro-batch continues the model's own predictions (`SelfRolloutPool`).
+    ``batch_size`` is that of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: VideoWorldModel,
+        clips: ClipSource,
+        generators: Mapping[int, torch.Generator],
+        data_parallel: DataParallel,
+        *,
+        batch_size: int,
+        pool_from: int = 0,
+        target: Target | None = None,
+    ) -> None:
+        super().__init__(generators)
+        self.model, self.clips, self.data_parallel = model, clips, data_parallel
+        self.batch_size, self.pool_from, self.target = batch_size, pool_from, target
+        share = model.config.self_rollout.share
+        self._uses_pool = False
+        self.pools = {number: SelfRolloutPool(batch_size, share, clips.num_frame_steps) for number in generators}
+
+    def batches(self, step: int) -> Iterable[Mapping[int, Clip]]:
+        self._uses_pool = step >= self.pool_from
+        yield {number: self._draw(number, generator) for number, generator in self.generators.items()}
+
+    def _draw(self, number: int, generator: torch.Generator) -> Clip:
+        load = partial(self.clips.load, num_context_frames=self.model.num_context_frames)
+        if self._uses_pool:
+            return self.pools[number].compose(partial(self.clips.sample, generator), load)
+        return load(self.clips.sample(generator, self.batch_size), 1)
+
+    def count(self, batch: Clip) -> Tensor:
+        return batch.valid.sum()
+
+    def prepare_update(self, batches: Mapping[int, Clip]) -> None:
+        update_statistics(self.model, list(batches.values()), self.data_parallel)
+
+    def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
+        clip, generator = batch.to(self.model.device), self.generators[number]
+        loss, metrics, own = self.model(compute_joint_loss, clip, generator, self.target)
+        if self._uses_pool:
+            self.pools[number].update(batch, own)
+        return loss, metrics
+
+    def micro_batch_state(self) -> dict[int, dict[str, Stateful]]:
+        return {number: state | {"pool": self.pools[number]} for number, state in super().micro_batch_state().items()}
+
+
+class ProprioObjective(BatchObjective[Clip]):
+    """The loss of the proprio head alone, on clips of ``num_frames`` frame steps; ``batch_size`` is a micro-batch's."""
+
+    progress_metric = "loss_proprio"
+
+    def __init__(
+        self,
+        model: VideoWorldModel,
+        clips: ClipSource,
+        generators: Mapping[int, torch.Generator],
+        *,
+        batch_size: int,
+        num_frames: int,
+    ) -> None:
+        super().__init__(generators)
+        self.model, self.clips, self.batch_size, self.num_frames = model, clips, batch_size, num_frames
+
+    def draw(self, generator: torch.Generator) -> Clip:
+        return self.clips.load(self.clips.sample(generator, self.batch_size), self.num_frames)
+
+    def count(self, batch: Clip) -> Tensor:
+        return batch.valid.sum()
+
+    def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
+        loss = compute_proprio_loss(self.model, batch)
+        return loss, {"loss_proprio": float(loss.detach())}
