@@ -33,8 +33,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import shift_frames
-from worldloop.world_model.config import CosmosConfig
-from worldloop.world_model.cosmos import CLEAN_TIME, CosmosDenoiser, CosmosMemory
+from worldloop.world_model.cosmos import CLEAN_TIME, CosmosConfig, CosmosDenoiser, CosmosMemory
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
 from worldloop.world_model.sampler import sample
 

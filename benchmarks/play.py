@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.factory.build import find_simulator, make_play_session
+from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import TOKEN_HEADER, PlayServer
 
 SECONDS, FRAMES = 5.0, 40

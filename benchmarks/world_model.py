@@ -111,7 +111,7 @@ def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[
     """A function that makes one step of ``batch`` rows and returns its environment steps; and the environment."""
     import gymnasium
 
-    import worldloop.envs.world_model_env  # noqa: F401
+    import worldloop.envs  # noqa: F401
 
     env = gymnasium.make_vec(
         "worldloop/WorldModel-v0",
@@ -138,8 +138,7 @@ def make_cosmos_steps(size: int, num_context_frames: int, device: torch.device) 
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from worldloop.core.context_frames import shift_frames
-    from worldloop.world_model.config import CosmosConfig
-    from worldloop.world_model.cosmos import CosmosDenoiser
+    from worldloop.world_model.cosmos import CosmosConfig, CosmosDenoiser
     from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
     from worldloop.world_model.sampler import sample
 
@@ -196,7 +195,7 @@ def summarise(values: list[float]) -> dict[str, float]:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from worldloop.factory.build import choose_device
+    from worldloop.core.device import choose_device
     from worldloop.reporting.progress import TerminalDisplay
 
     torch.set_num_threads(options.threads)
@@ -301,7 +300,7 @@ def name_checkpoints(checkpoints: list[Path]) -> dict[str, Path]:
 
 def read_figures(checkpoint: Path) -> dict[str, Any]:
     """AUC and PSNR of the world model by source, from its card."""
-    from worldloop.factory.build import find_world_model
+    from worldloop.factory.pretrained import find_world_model
     from worldloop.storage.card import read_card
 
     figures = read_card(find_world_model(checkpoint)).figures

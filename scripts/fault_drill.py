@@ -39,7 +39,7 @@ LIVE = {"status.json"}  # only for watching: a run goes on without it
 def live(run_root: str, iterations: int, died_at: list[tuple[str, ...]] | None, report: Any) -> None:
     """Run the loop until the first rename that is not in ``died_at``, and die there; ``None``: live to the end."""
     import worldloop.reporting.status as status
-    from worldloop.config.schema import load_config
+    from worldloop.config.loading import load_config
     from worldloop.loop.run import run_loop
 
     rename = Path.rename
@@ -73,7 +73,7 @@ def live(run_root: str, iterations: int, died_at: list[tuple[str, ...]] | None, 
 def run_child(run_root: Path, iterations: int, died_at: list[tuple[str, ...]] | None) -> tuple[int | None, Any]:
     """The exit code of one life, and where it ended if it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worldloop.loop.run", "worldloop.config.schema"])
+    context.set_forkserver_preload(["worldloop.loop.run", "worldloop.config.loading"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=live, args=(str(run_root), iterations, died_at, theirs))
     process.start()

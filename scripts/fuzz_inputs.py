@@ -43,7 +43,7 @@ SETTINGS = (
     "check_world_model.reset_every=[]",
     "improve_policy.num_updates=2",
 )
-RECORDED = ("simulator.recorded.image_size=16", "simulator.recorded.actions_per_frame=2", "chunk_length=4")
+RECORDING = ("recording.image_size=16", "recording.actions_per_frame=2", "chunk_length=4")
 SECONDS = 60
 VALUES: tuple[Any, ...] = (None, -1, 0, 1e30, "", "x", [], {}, True, [1, 2], {"a": 1}, "../../etc", 3.5)
 
@@ -111,11 +111,11 @@ def list_commands(run: Path, intact: Path, target: str, folder: Path) -> list[li
         ]
     if target.startswith(("recording/", "labels.json")):
         recording, labels = folder / "run/recording", folder / "run/labels.json"
-        settings = [f"simulator.recorded.root={recording}", f"run_root={folder / 'new'}", *RECORDED]
+        settings = [f"recording.root={recording}", f"run_root={folder / 'new'}", *RECORDING]
         by = f"labels={labels}" if target == "labels.json" else "success_key=next.success"
         return [
             ["sans", "label", str(recording), str(labels), "--success", "0"],
-            ["stage", "import_dataset", str(ROOT / "configs/recorded_cpu.yaml"), *settings, f"simulator.recorded.{by}"],
+            ["stage", "import_dataset", str(ROOT / "configs/recorded_cpu.yaml"), *settings, f"recording.{by}"],
         ]
     commands = [["stage", *go_on], ["report", str(run)], ["status", str(run)], ["compare", str(intact), str(run)]]
     if target.startswith("sans/"):
@@ -151,8 +151,9 @@ def make_environment(command: list[str]) -> int:
     """As a command line would end: 0, or one line of error and 2."""
     import gymnasium
 
+    import worldloop.envs  # noqa: F401
     from worldloop.core.errors import WorldloopError
-    from worldloop.factory.build import make_play_session
+    from worldloop.play.make import make_play_session
 
     try:
         env = gymnasium.make("worldloop/WorldModel-v0", checkpoint=command[1], device="cpu")
@@ -203,7 +204,7 @@ def make_run(folder: Path) -> Path:
     What its fit had kept when it was cut lies beside, in ``partial/``; ``before_fit.json`` is the state to go on from.
     """
     import worldloop.loop.run as loop
-    from worldloop.config.schema import load_config
+    from worldloop.config.loading import load_config
     from worldloop.storage.run_directory import RunDirectory
 
     config = load_config(ROOT / "configs/debug.yaml", [f"run_root={folder}", *SETTINGS])

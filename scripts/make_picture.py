@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from worldloop.core.randomness import make_row_keys
-from worldloop.factory import build
+from worldloop.factory import checkpoints
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
@@ -22,7 +22,7 @@ def imagine(run: Path, outcome: str) -> tuple[np.ndarray, np.ndarray]:
     """(imagined, simulated) u8 [h, F w, 3]: the first held-out policy episode with that outcome, open loop."""
     state = RunDirectory(run).read_state()
     store = SansStore(run / "sans")
-    world_model = build.load_world_model(run / state.world_model)
+    world_model = checkpoints.load_world_model(run / state.world_model)
     dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", world_model.spec.camera)
     episode = int(dataset.episode_index(source="policy", outcome=outcome)[0])
     clip = dataset.whole_episode(episode)

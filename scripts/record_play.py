@@ -18,7 +18,7 @@ from browser import Browser
 from PIL import Image
 
 from worldloop.core.interfaces import ScriptedSource
-from worldloop.factory.build import find_simulator, make_play_session
+from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import PlayServer
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

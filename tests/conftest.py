@@ -54,7 +54,7 @@ def debug_run(tmp_path_factory):
     """A finished debug loop of one iteration: its run directory, for reading alone."""
     from pathlib import Path
 
-    from worldloop.config.schema import load_config
+    from worldloop.config.loading import load_config
     from worldloop.loop.run import run_loop
 
     config = Path(__file__).resolve().parents[1] / "configs/debug.yaml"

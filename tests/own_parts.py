@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from worldloop.core.interfaces import Metrics
+from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.randomness import derive_seed, make_generator, row_normal, row_uniform
 from worldloop.core.types import (
     ActionChunk,
@@ -26,22 +27,31 @@ REACH = 0.25  # to the goal, for success
 STEP = 0.15  # how far an action of 1 moves
 
 
+@dataclass(frozen=True)
+class ReachConfig:
+    """What ``simulator.options`` may hold."""
+
+    image_size: int = 16  # pixels, height and width
+    num_envs: int = 32  # most rows that run at once
+
+
 class ReachSimulator(ChunkedSimulator):
     """A point goes to a goal in the plane. State f32 [B, 5]: point xy, goal xy, env_step."""
 
+    Config = ReachConfig
     state_dim = 5
 
-    def __init__(self, image_size: int = 16, num_envs: int = 32) -> None:
-        self.spec = self.make_spec(image_size, num_envs)
-        self.num_envs = num_envs
+    def __init__(self, config: ReachConfig) -> None:
+        self.spec = self.make_spec(config)
+        self.num_envs = config.num_envs
         self._state = torch.zeros(0, 5)
 
     @staticmethod
-    def make_spec(image_size: int = 16, num_envs: int = 32) -> SimulatorSpec:
+    def make_spec(config: ReachConfig) -> SimulatorSpec:
         return SimulatorSpec(
             task="Reach-v0",
             instruction="go to the green dot",
-            image_size=image_size,
+            image_size=config.image_size,
             proprio_names=("x", "y"),
             action_names=("dx", "dy"),
             action_low=(-1.0, -1.0),
@@ -116,19 +126,28 @@ class ReachScriptedPolicy:
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
 
 
-class GaussianPolicy(nn.Module):
+@dataclass(frozen=True)
+class GaussianConfig:
+    """What ``policy.options`` may hold."""
+
+    width: int = 64  # hidden channels
+
+
+class GaussianPolicy(LikelihoodPolicy):
     """A normal distribution for every action of the chunk, from the frame now and proprio."""
 
-    def __init__(self, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int, width: int = 64) -> None:
+    Config = GaussianConfig
+
+    def __init__(
+        self, config: GaussianConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int
+    ) -> None:
         super().__init__()
         self.spec, self.normalisation, self.chunk_length = spec, normalisation, chunk_length
         self.temperature, self.version = 1.0, ""
         inputs = 3 * spec.image_size**2 + spec.proprio_dim
-        self.mean = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, chunk_length * spec.action_dim))
+        outputs = chunk_length * spec.action_dim
+        self.mean = nn.Sequential(nn.Linear(inputs, config.width), nn.SiLU(), nn.Linear(config.width, outputs))
         self.log_std = nn.Parameter(torch.full((spec.action_dim,), -1.0))
-
-    def fit_image_statistics(self, frames: Tensor) -> None:
-        """Nothing to fit."""
 
     def _distribution(self, observation: Observation) -> Normal:
         assert observation.proprio is not None
@@ -159,5 +178,33 @@ class NoExpert(ReachSimulator):
     make_scripted_policy = None  # type: ignore[assignment]
 
 
+class NoConfig(ReachSimulator):
+    Config = None  # type: ignore[assignment]
+
+
+class NoSpec(ReachSimulator):
+    make_spec = None  # type: ignore[assignment]
+
+
+class Unbuildable(ReachSimulator):
+    def __init__(self) -> None:
+        """Takes no config."""
+
+
 class Wordless(GaussianPolicy):
     log_prob = None  # type: ignore[assignment]
+
+
+class Abstract(LikelihoodPolicy):
+    Config = GaussianConfig
+
+
+class NoPolicy:
+    Config = GaussianConfig
+    temperature, version = 1.0, ""
+    act = log_prob = compute_imitation_loss = prepare = print
+
+    def __init__(
+        self, config: GaussianConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int
+    ) -> None:
+        self.spec, self.normalisation, self.chunk_length = spec, normalisation, chunk_length

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.types import Clip, Normalisation, Observation, SimulatorSpec
-from worldloop.world_model.config import HybridConfig, WorldModelConfig
+from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.hybrid import HybridConfig
 
 SIZE, S_PER_FRAME, NUM_FRAMES = 16, 2, 5
 

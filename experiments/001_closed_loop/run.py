@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from worldloop.config.schema import LoopConfig, load_config, to_yaml
+from worldloop.config.loading import load_config, to_yaml
+from worldloop.config.schema import LoopConfig
 from worldloop.core.statistics import Rate, bootstrap_interval, paired_gain
 from worldloop.loop.run import run_loop
 from worldloop.storage.card import read_card

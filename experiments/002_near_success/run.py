@@ -20,8 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from worldloop.loop.session import Executor, Session
+from worldloop.stages.data import open_clips
+from worldloop.stages.simulate import make_jobs, restrict, run_jobs
 
-from worldloop.config.schema import LoopConfig, load_config
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.statistics import auc, balanced_accuracy, bootstrap_interval
 from worldloop.evaluation.alignment import align_episodes
@@ -29,14 +33,11 @@ from worldloop.evaluation.calibration import apply_calibration, calibrate
 from worldloop.evaluation.fidelity import measure_fidelity
 from worldloop.evaluation.open_loop import ImaginedEpisodes, imagine_episodes
 from worldloop.loop.run import make_runtime
-from worldloop.loop.session import Executor, Session
 from worldloop.reporting.check import describe_alignment
 from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.shard import shard_ref
 from worldloop.stages import fit_world_model
-from worldloop.stages.data import open_clips
-from worldloop.stages.simulate import make_jobs, restrict, run_jobs
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 

@@ -13,13 +13,13 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worldloop.config.schema import LoopConfig, load_config
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.statistics import Rate
 from worldloop.core.types import OUTCOMES, Episode, InitialStates, Split
@@ -30,6 +30,7 @@ from worldloop.runtime.inline import InlineRuntime
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
 HERE = Path(__file__).resolve().parent
+CONFIG = HERE.parents[1] / "configs/pushcube_cpu.yaml"
 TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1")
 BLOCK = 10
 VALIDATION: Split = "validation"
@@ -89,16 +90,15 @@ def main() -> None:
     parser.add_argument("--perturbed-states", type=int, default=60, help="states of every other variant")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     options = parser.parse_args()
-    config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml")
+    config = load_config(CONFIG)
     display = TerminalDisplay()
     runtime = InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
     path = HERE / "result.json"
     tasks: dict[str, Any] = json.loads(path.read_text())["tasks"] if path.exists() else {}
     try:
         for task in options.tasks:
-            simulator = replace(config.simulator, maniskill=replace(config.simulator.maniskill, task=task))
-            here = replace(config, simulator=simulator)
-            requests = [(simulator, "validation", 50, 0, first) for first in range(0, options.states, 50)]
+            here = load_config(CONFIG, [f"simulator.maniskill.task={task}"])
+            requests = [(here.simulator, "validation", 50, 0, first) for first in range(0, options.states, 50)]
             states = InitialStates.cat(list(runtime.map(rollout_jobs.draw_initial_states, requests)))
             tasks[task] = {}
             for variant in SCRIPTED_VARIANTS:

@@ -23,7 +23,7 @@ from worldloop.core.randomness import make_row_keys
 from worldloop.core.statistics import auc, estimate, estimate_mean
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.evaluation.open_loop import Branches
-from worldloop.factory import build
+from worldloop.factory import checkpoints
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
@@ -58,7 +58,7 @@ def measure_run(run: Path) -> dict[str, Any]:
     if state.next_stage:
         raise WorldloopError(f"{run} is not finished: run experiment 001 first")
     store = SansStore(run / "sans")
-    world_model = build.load_world_model(run / state.world_model)
+    world_model = checkpoints.load_world_model(run / state.world_model)
     dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", world_model.spec.camera)
     episodes = dataset.episode_index(source="policy")
     figures: dict[str, Any] = {"run": run.name, "n": len(episodes), "reset": {}}

@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from worldloop.loop.session import Session
+from worldloop.stages.data import open_clips
 
 import worldloop
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.evaluation.open_loop import imagine_episodes
-from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.store import SansStore
 from worldloop.stages import check_world_model, fit_world_model
-from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent

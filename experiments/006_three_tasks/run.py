@@ -17,7 +17,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from worldloop.config.schema import LoopConfig, load_config
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
 from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.config.schema import LoopConfig, load_config, to_yaml
+from worldloop.config.loading import load_config, to_yaml
+from worldloop.config.schema import LoopConfig
 from worldloop.core.statistics import Rate, bootstrap_interval, paired_gain
 from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory
@@ -42,7 +43,7 @@ ARMS = {  # groups x chunks is 240 in each
     "mixed": MIXED,
     "branches": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0", "num_critic_steps=600"],
     "branches_no_critic": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0"],
-    "penalty": [*MIXED, "uncertainty_penalty=0.05"],
+    "penalty": [*MIXED, "reward.certainty=0.05"],
     "truncated": [*MIXED, "truncates_uncertain=true"],
 }
 

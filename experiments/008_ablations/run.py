@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from worldloop.loop.session import Session
+from worldloop.stages.data import open_clips
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.interfaces import WorldModelOutput
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip
 from worldloop.evaluation.open_loop import SOURCES, imagine_episodes
-from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
 from worldloop.stages import check_world_model, fit_world_model
-from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 from worldloop.world_model.denoiser import FrameMemory
 from worldloop.world_model.heads import SuccessHead

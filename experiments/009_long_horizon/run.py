@@ -21,22 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from worldloop.loop.session import Session
+from worldloop.stages.data import open_clips
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.interfaces import Metrics
 from worldloop.core.randomness import make_generator
 from worldloop.core.types import ActionChunk, ChunkStep, ImitationBatch, Observation, Split
 from worldloop.evaluation.fidelity import compute_psnr, repeat_first_frame
 from worldloop.evaluation.open_loop import imagine_episodes
 from worldloop.evaluation.visual_state import fit_probe, locate_landmarks, measure_state_errors, see
-from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 from worldloop.sans.store import SansStore
 from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 from worldloop.simulators.maniskill.tasks import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
 from worldloop.stages import fit_world_model
-from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
@@ -143,7 +143,7 @@ def record(run: Path, out: Path) -> None:
     """``out/sans`` with version ``long``: the run's v001 and the script's episodes."""
     shutil.copytree(run / "sans", out / "sans")
     config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", OVERRIDES)
-    settings = config.simulator.maniskill
+    settings = config.simulator.chosen_section()
     simulator = HomingSimulator(ManiSkillConfig(**vars(settings)))
     store = SansStore(out / "sans")
     states = simulator.draw_initial_states("train", 3 * (TRAINING + LONG), seed=9)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from worldloop.config.schema import load_config
 from worldloop.loop.session import Session
+from worldloop.stages.data import open_clips
+
+from worldloop.config.loading import load_config
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.stages import check_world_model, fit_world_model
-from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent

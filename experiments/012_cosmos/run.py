@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from worldloop.loop.session import Session
+from worldloop.stages.data import open_clips
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.evaluation.open_loop import SOURCES, imagine_episodes
-from worldloop.loop.session import Session
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.sans.clips import ClipDataset
 from worldloop.stages import check_world_model, distil_world_model, fit_world_model
-from worldloop.stages.data import open_clips
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.config.schema import LoopConfig, load_config
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
 from worldloop.core.statistics import bootstrap_interval, paired_gain
 from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory

@@ -29,7 +29,9 @@ from stable_baselines3 import PPO  # noqa: E402
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # noqa: E402
 
 from worldloop.core.statistics import Rate  # noqa: E402
-from worldloop.factory.build import build_simulator, find_simulator, make_vector_env  # noqa: E402
+from worldloop.envs.make import make_vector_env  # noqa: E402
+from worldloop.factory.build import build_simulator  # noqa: E402
+from worldloop.play.make import find_simulator  # noqa: E402
 from worldloop.storage.run_directory import RunDirectory  # noqa: E402
 
 NUM_ENVS, NUM_STEPS = 64, 32
@@ -86,6 +88,7 @@ def try_in_simulator(model: PPO, run: Path) -> np.ndarray:
         observation, ended = simulator.reset(block), torch.zeros(len(block), dtype=torch.bool)
         solved = torch.zeros(len(block), dtype=torch.bool)
         while not ended.all():
+            assert observation.proprio is not None
             actions = act(model, observation.frames[:, -1].numpy(), observation.proprio.numpy())
             step = simulator.step_chunk(torch.from_numpy(actions))
             solved |= step.success.any(1)

@@ -1,11 +1,13 @@
 """Configuration: what loads, and how mistakes are explained."""
 
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from worldloop.config.schema import build_config, find_differences, load_config, to_yaml
+from worldloop.config.loading import OLD_KEYS, build_config, find_differences, load_config, to_yaml
+from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,12 @@ def test_every_key_is_commented(path: Path) -> None:
         ("simulator.maniskill.task=PushCub-v1", "task 'PushCub-v1' is not one of PushCube-v1"),
         ("world_model.denoiser=unet", "world_model.denoiser is 'unet', allowed: hybrid, cosmos"),
         ("policy.kind=diffusion", "policy.kind 'diffusion' is not one of token_vla, or module:Class"),
+        ("simulator.kind=gazebo", "simulator.kind 'gazebo' is not one of maniskill, toy, or module:Class"),
+        ("simulator.toy.imagesize=8", "unknown key simulator.toy.imagesize; did you mean image_size?"),
+        ("policy.token_vlm.width=8", "unknown key policy.token_vlm; did you mean token_vla?"),
+        ("source=video", "source 'video' is not one of simulator, recording"),
+        ("source=recording", "num_iterations is 2, allowed with source recording: 1"),
+        ("recording.validation_share=1", "recording.validation_share must be in [0, 1), got 1.0"),
         ("seed", "override 'seed' is not of the form key=value"),
     ],
 )
@@ -52,6 +60,56 @@ def test_mistakes_name_the_key_and_the_remedy(override: str, message: str) -> No
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("simulator.kind=recorded", "simulator.kind=recorded is now source=recording"),
+        ("simulator.recorded.root=data", "simulator.recorded.root is now recording.root"),
+        (
+            "simulator.recorded.frames_after_success=1",
+            "simulator.recorded.frames_after_success is now recording.success_hold_frames and "
+            "recording.success_confirm_frames",
+        ),
+        (
+            "simulator.toy.frames_after_success=1",
+            "simulator.toy.frames_after_success is now simulator.toy.success_hold_frames and "
+            "simulator.toy.success_confirm_frames",
+        ),
+        (
+            "improve_policy.uncertainty_penalty=0.05",
+            "improve_policy.uncertainty_penalty is now improve_policy.reward.certainty",
+        ),
+    ],
+)
+def test_old_keys_name_the_new_ones(old: str, new: str, tmp_path: Path) -> None:
+    """On the command line, in a file, and in the config that a run has stored."""
+    debug, stored = ROOT / "configs/debug.yaml", tmp_path / "old.yaml"
+    OmegaConf.save(OmegaConf.from_dotlist([old]), stored)
+    with pytest.raises(WorldloopError, match=f"^{re.escape(f'{debug}: {new}')}$"):
+        load_config(debug, [old])
+    with pytest.raises(WorldloopError, match=f"^{re.escape(f'{stored}: {new}')}$"):
+        load_config(stored)
+    with pytest.raises(WorldloopError, match=re.escape(new)):
+        build_config([OmegaConf.load(stored)], "config.yaml")
+
+
+def test_every_old_key_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("simulator: {kind: recorded, recorded: {root: data, camera: top}}\n")
+    with pytest.raises(WorldloopError) as error:
+        load_config(tmp_path / "old.yaml")
+    assert str(error.value) == (
+        f"{tmp_path}/old.yaml: simulator.kind=recorded is now source=recording; "
+        "simulator.recorded.root is now recording.root"
+    )
+
+
+@pytest.mark.parametrize("old", OLD_KEYS)
+def test_old_keys_are_keys_no_more(old: str) -> None:
+    key, _, value = old.replace("*", "toy").partition("=")
+    known = OmegaConf.select(OmegaConf.create(to_yaml(LoopConfig())), key)
+    assert known != value if value else known is None
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:

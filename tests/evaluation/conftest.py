@@ -8,12 +8,12 @@ import torch
 from worldloop.core.types import Landmark
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.visual_state import Seen, locate_landmarks
-from worldloop.simulators.toy.simulator import ToyConfig, toy_spec
+from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
 
 @pytest.fixture
 def landmarks() -> tuple[Landmark, ...]:
-    return toy_spec(ToyConfig()).landmarks
+    return ToySimulator.make_spec(ToyConfig()).landmarks
 
 
 @pytest.fixture

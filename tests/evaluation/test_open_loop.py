@@ -5,13 +5,13 @@ import torch
 from worldloop.core.interfaces import ImaginedChunk
 from worldloop.core.randomness import row_normal
 from worldloop.evaluation.open_loop import cut_branches, imagine_branches, imagine_episodes
-from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator, toy_spec
+from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
 
 class _Oracle:
     """Plays the toy's physics from the observation's state; its success head knows."""
 
-    spec = toy_spec(ToyConfig(image_size=32))
+    spec = ToySimulator.make_spec(ToyConfig(image_size=32))
 
     def start(self, context, noise_key):
         simulator = ToySimulator(ToyConfig(image_size=32, success_hold_frames=3))  # the stored chunk went on, too

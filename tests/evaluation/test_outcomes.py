@@ -11,7 +11,7 @@ from worldloop.core.success import Calibration
 from worldloop.core.types import ActionChunk, Observation
 from worldloop.evaluation import outcomes
 from worldloop.evaluation.outcomes import compare_outcomes, imagine_outcomes, observe_start
-from worldloop.simulators.toy.simulator import ToyConfig, toy_spec
+from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
 
 def test_imagined_and_simulated_outcomes_of_the_same_states() -> None:
@@ -38,7 +38,7 @@ def test_what_never_succeeds_has_no_precision_and_says_why() -> None:
 
 
 def _episodes(brightness: list[int]) -> list[Any]:
-    spec = toy_spec(ToyConfig())
+    spec = ToySimulator.make_spec(ToyConfig())
     return [
         SimpleNamespace(
             frames={spec.camera: np.full((4, 8, 8, 3), level, dtype=np.uint8)},
@@ -50,7 +50,7 @@ def _episodes(brightness: list[int]) -> list[Any]:
 
 
 def test_an_episode_is_imagined_from_its_first_observation() -> None:
-    start = observe_start(_episodes([10, 20]), toy_spec(ToyConfig()).camera)
+    start = observe_start(_episodes([10, 20]), ToySimulator.make_spec(ToyConfig()).camera)
     assert start.frames.shape == (2, 3, 8, 8, 3)
     assert start.frames[:, :, 0, 0, 0].tolist() == [[10] * 3, [20] * 3]
     assert start.proprio[:, 0].tolist() == [1.0, 2.0]
@@ -60,7 +60,7 @@ def test_an_episode_is_imagined_from_its_first_observation() -> None:
 class _BrightSucceeds:
     """A world model that stands still and is sure of success where frames are brighter than 100."""
 
-    spec = toy_spec(ToyConfig())
+    spec = ToySimulator.make_spec(ToyConfig())
 
     def start(self, context: Observation, noise_key: torch.Tensor) -> Any:
         return SimpleNamespace(frames=context.frames[:, -1:], noise_key=noise_key)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.loop.run import list_stages, run_loop
 from worldloop.reporting.tables import format_report
@@ -41,7 +41,7 @@ def _run_in_child(run_root: str, kill_at: tuple[int, str] | None) -> None:
 
 def _in_child(run_root: Path, kill_at: tuple[int, str] | None) -> int | None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worldloop.loop.run", "worldloop.config.schema"])
+    context.set_forkserver_preload(["worldloop.loop.run", "worldloop.config.loading"])
     process = context.Process(target=_run_in_child, args=(str(run_root), kill_at))
     process.start()
     process.join(200)

@@ -13,9 +13,9 @@ from worldloop.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
-    "simulator.recorded.image_size=16",
-    "simulator.recorded.actions_per_frame=3",
-    "simulator.recorded.validation_share=0.25",
+    "recording.image_size=16",
+    "recording.actions_per_frame=3",
+    "recording.validation_share=0.25",
     "chunk_length=3",
     "world_model.hybrid.patch=2",
     "world_model.hybrid.width=16",
@@ -64,7 +64,7 @@ def test_recording_becomes_an_environment(recording: Path, tmp_path: Path, capsy
     assert main(["sans", "label", str(recording), str(labels), "--success", odd, "--failure", "rest"]) == 0
     assert "failure     12  0, 2, 4" in capsys.readouterr().out
 
-    data = [f"simulator.recorded.root={recording}", f"simulator.recorded.labels={labels}", f"run_root={tmp_path}"]
+    data = [f"recording.root={recording}", f"recording.labels={labels}", f"run_root={tmp_path}"]
     assert main(["run", str(ROOT / "configs/recorded_cpu.yaml"), *data, *SMALL]) == 0
     out = capsys.readouterr()
     assert "24 recorded episodes: 9 train failure, 9 train success, 3 validation failure" in out.err + out.out
@@ -75,7 +75,7 @@ def test_recording_becomes_an_environment(recording: Path, tmp_path: Path, capsy
     assert last["reward_alignment"]["recorded"]["n"] == 6
     assert last["psnr_db"] > 15
 
-    import worldloop.envs.world_model_env  # noqa: F401
+    import worldloop.envs  # noqa: F401
 
     env = gymnasium.make("worldloop/WorldModel-v0", checkpoint=run, task="dot", render_mode="rgb_array", device="cpu")
     check_env(env.unwrapped, skip_render_check=True)
@@ -105,8 +105,8 @@ def test_mistakes_are_one_line(recording: Path, tmp_path: Path, capsys: pytest.C
         assert error.count("\n") == 1
 
     config, root = str(ROOT / "configs/recorded_cpu.yaml"), f"run_root={tmp_path}"
-    refuse("simulator.recorded.root is not given", "run", config, root)
-    refuse("nothing says which episodes", "run", config, root, f"simulator.recorded.root={recording}")
+    refuse("recording.root is not given", "run", config, root)
+    refuse("nothing says which episodes", "run", config, root, f"recording.root={recording}")
     refuse("num_iterations is 3, allowed", "run", config, root, "num_iterations=3")
     labels = str(tmp_path / "labels.json")
     refuse("'30' does not fit", "sans", "label", str(recording), labels, "--success", "30")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from worldloop.loop.session import Session
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.types import InitialStates, Split
 from worldloop.loop import session
-from worldloop.loop.session import Session
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
 

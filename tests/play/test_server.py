@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from worldloop.core.errors import WorldloopError
-from worldloop.factory.build import find_simulator, make_play_session
+from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import TOKEN_HEADER, PlayServer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -13,7 +13,7 @@ from worldloop.core.interfaces import ImaginedChunk
 from worldloop.core.success import Calibration
 from worldloop.core.types import Observation
 from worldloop.play.session import MAX_MOMENTS, PlaySession
-from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator, toy_spec
+from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
 CONFIG = ToyConfig(image_size=16, actions_per_frame=2, num_envs=1, max_episode_steps=10**6, success_hold_frames=10**6)
 CALIBRATION = Calibration(scale=1.0, bias=0.0, threshold=0.5, psnr_bias_db=2.0, floor_db=10.0)
@@ -22,7 +22,7 @@ CALIBRATION = Calibration(scale=1.0, bias=0.0, threshold=0.5, psnr_bias_db=2.0, 
 class _Sum:
     """Its state is the sum of all first actions so far; its success logit is that sum, its picture that number."""
 
-    spec = toy_spec(CONFIG)
+    spec = ToySimulator.make_spec(CONFIG)
 
     def start(self, context: Observation, noise_key: Tensor) -> CountingState:
         return CountingState(torch.zeros(len(context)), noise_key, torch.zeros_like(noise_key))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from worldloop.__main__ import main
-from worldloop.config.schema import load_config, to_yaml
+from worldloop.config.loading import load_config, to_yaml
 from worldloop.core.errors import WorldloopError
 from worldloop.reporting.tables import _expect, format_comparison, format_report, format_status
 from worldloop.runtime.memory import PeakMemory

@@ -11,7 +11,7 @@ from recording import record
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Episode
 from worldloop.sans.labels import format_numbers, parse_numbers, read_labels, update_labels, write_labels
-from worldloop.sans.recordings import RecordedConfig, open_recording, read_previews, read_recorded, recorded_spec
+from worldloop.sans.recordings import RecordingConfig, open_recording, read_previews, read_recording, recording_spec
 
 S = 3
 NUM_ROWS = (12, 12, 12, 11, 1)
@@ -44,17 +44,17 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("recordings") / "pick", episodes, use_videos=False)
 
 
-def _config(root: Path, **changes: object) -> RecordedConfig:
-    config = RecordedConfig(root=str(root), image_size=8, actions_per_frame=S, success_key="next.success")
+def _config(root: Path, **changes: object) -> RecordingConfig:
+    config = RecordingConfig(root=str(root), image_size=8, actions_per_frame=S, success_key="next.success")
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
-def _read(config: RecordedConfig) -> list[Episode]:
-    return list(read_recorded(config, recorded_spec(config)))
+def _read(config: RecordingConfig) -> list[Episode]:
+    return list(read_recording(config, recording_spec(config)))
 
 
 def test_spec(recording: Path) -> None:
-    spec = recorded_spec(_config(recording))
+    spec = recording_spec(_config(recording))
     assert (spec.task, spec.instruction, spec.hz, spec.max_episode_steps) == ("pick", "task 0", 30.0, 11)
     assert spec.proprio_names == ("joint_0.pos", "joint_1.pos")
     assert spec.action_names == ("action_0", "action_1", "action_2")
@@ -126,7 +126,7 @@ def test_split_takes_a_share_of_each_outcome(recording: Path, tmp_path: Path) ->
 
 def test_store_round_trip(recording: Path, store, assert_same) -> None:
     config = _config(recording)
-    episodes, spec = _read(config), recorded_spec(config)
+    episodes, spec = _read(config), recording_spec(config)
     ref = store.append(episodes, "000-recorded-000", spec)
     assert store.append(_read(config), "000-recorded-000", spec) == ref  # what an interrupted import does again
     assert "NaN" not in (store.shard_path(ref.name) / "meta/stats.json").read_text()

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from worldloop.sim import maniskill
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import InitialStateSource, Simulator
 from worldloop.core.randomness import make_row_keys
-from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator, maniskill_spec
+from worldloop.simulators.maniskill import simulator as maniskill
+from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 from worldloop.simulators.maniskill.tasks import CUBE_XYZ, GOAL_XYZ
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
@@ -64,7 +64,7 @@ def test_spec_is_the_environments(push) -> None:
     assert tuple(box.high.tolist()) == push.spec.action_high
     assert push._env.control_freq == push.spec.hz
     assert push._env.goal_radius == push.spec.success_radius_m
-    assert push.spec == maniskill_spec(push.config)
+    assert push.spec == ManiSkillSimulator.make_spec(push.config)
 
 
 def test_draws_and_frames(push) -> None:
@@ -242,7 +242,8 @@ def test_spec_needs_no_mani_skill_import() -> None:
     import subprocess
 
     code = (
-        "import sys; from worldloop.simulators.maniskill.simulator import *; maniskill_spec(ManiSkillConfig());"
+        "import sys; from worldloop.simulators.maniskill.simulator import *;"
+        "ManiSkillSimulator.make_spec(ManiSkillConfig());"
         "assert not {'mani_skill', 'sapien'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -254,7 +255,7 @@ def test_the_spec_is_known_where_there_is_no_maniskill(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(importlib.metadata, "version", find)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    spec = maniskill_spec(ManiSkillConfig())
+    spec = ManiSkillSimulator.make_spec(ManiSkillConfig())
     assert (spec.task, spec.simulator_version) == ("PushCube-v1", "mani_skill (not installed)")
     with pytest.raises(
         WorldloopError, match=r"mani_skill is not installed; install it with: pip install 'worldloop\[sim\]'"

@@ -12,9 +12,9 @@ import torch
 from imagined import make_episodes
 from reporters import RecordingReporter
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
-from worldloop.factory import build
+from worldloop.factory import checkpoints
 from worldloop.loop.run import run_loop
 from worldloop.loop.schedule import list_stages
 from worldloop.stages import distil_world_model, fit_world_model
@@ -103,7 +103,9 @@ def test_a_loop_goes_on_with_the_student_and_fits_the_teacher(tmp_path: Path) ->
     assert state.teacher == "checkpoints/iteration_002/world_model"
     assert state.world_model == "checkpoints/iteration_002/world_model_student"
     assert state.world_model_steps == 8 + 6 + 4 + 6
-    steps = [build.load_world_model(run / path).config.num_sampler_steps for path in (state.teacher, state.world_model)]
+    steps = [
+        checkpoints.load_world_model(run / path).config.num_sampler_steps for path in (state.teacher, state.world_model)
+    ]
     assert steps == [4, 2]
     assert (run / state.world_model / "card.json").is_file()
     for entry in json.loads((run / "results.json").read_text())["iterations"][1:]:

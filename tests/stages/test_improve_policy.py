@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from worldloop.loop.session import Session
+from worldloop.stages.decisions import Decisions
+from worldloop.training.micro_batches import share_of
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.randomness import make_generator, make_row_keys
 from worldloop.core.types import ActionChunk, ChunkStep, Observation
-from worldloop.factory import build
+from worldloop.factory import checkpoints
 from worldloop.loop.run import run_loop
-from worldloop.loop.session import Session
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.rl.grpo import compute_kl_penalty, compute_policy_loss
 from worldloop.rollout.rollout import Rollout
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.stages import seed_dataset
-from worldloop.stages.decisions import Decisions
 from worldloop.stages.improve_policy import _History, _Improvement
 from worldloop.storage.run_state import LoopState
-from worldloop.training.micro_batches import share_of
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 SMALL = (
@@ -54,7 +54,7 @@ def test_grpo_goes_on_from_a_policy_that_imitates_every_success(tmp_path: Path) 
     assert set(entry["validation_success"]) == {imitated, improved}
     assert entry["imagined_frames"] > 0
     clone, start, end = (
-        build.load_policy(directory.path / path).state_dict()
+        checkpoints.load_policy(directory.path / path).state_dict()
         for path in ("checkpoints/iteration_000/policy", imitated, improved)
     )
     moved = {name for name in start if (end[name].float() - start[name].float()).abs().max() > 1e-5}

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from worldloop.loop.session import Session
+from worldloop.stages.simulate import choose_split
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Trust
 from worldloop.core.types import Episode
 from worldloop.loop.run import advance, list_stages
-from worldloop.loop.session import Session
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.stages import seed_dataset
-from worldloop.stages.simulate import choose_split
 from worldloop.storage.run_state import LoopState
 from worldloop.training.data_parallel import Workers
 from worldloop.training.optimizer import Optimisation

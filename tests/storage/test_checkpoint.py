@@ -7,10 +7,11 @@ import pytest
 import torch
 from small_disk import disk_of
 
-from worldloop.config.schema import PolicyConfig, load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Normalisation, Observation
-from worldloop.factory import build
+from worldloop.factory import build, checkpoints
+from worldloop.factory.config import PolicyConfig
 from worldloop.storage.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,8 @@ def policy_config() -> PolicyConfig:
 def saved(tmp_path: Path, policy_config: PolicyConfig) -> Path:
     config = load_config(ROOT / "configs/debug.yaml")
     normalisation = Normalisation(torch.arange(4.0), torch.ones(4) * 2)
-    policy = build.build_policy(policy_config, build.build_spec(config.simulator), normalisation, 2, seed=3)
-    build.save_policy(policy, tmp_path / "policy", policy_config, version="v1")
+    policy = build.build_policy(policy_config, build.build_simulator_spec(config.simulator), normalisation, 2, seed=3)
+    checkpoints.save_policy(policy, tmp_path / "policy", policy_config, version="v1")
     return tmp_path / "policy"
 
 
@@ -41,8 +42,9 @@ def _observation() -> Observation:
 
 
 def test_a_policy_acts_the_same_after_the_round_trip(saved: Path, policy_config: PolicyConfig) -> None:
-    first, second = build.load_policy(saved), build.load_policy(saved)
+    first, second = checkpoints.load_policy(saved), checkpoints.load_policy(saved)
     assert first.version == "v1"
+    assert first.config == policy_config.chosen_section()
     assert torch.equal(first.normalisation.proprio_mean, torch.arange(4.0))
     keys = torch.tensor([1, 2])
     assert torch.equal(first.act(_observation(), keys).actions, second.act(_observation(), keys).actions)
@@ -51,13 +53,16 @@ def test_a_policy_acts_the_same_after_the_round_trip(saved: Path, policy_config:
 def test_a_world_model_imagines_the_same_after_the_round_trip(tmp_path: Path) -> None:
     config = load_config(ROOT / "configs/debug.yaml")
     normalisation = Normalisation(torch.zeros(4), torch.ones(4))
-    model = build.build_world_model(config.world_model, build.build_spec(config.simulator), normalisation, 0).eval()
-    build.save_world_model(model, tmp_path / "wm")
-    loaded = build.load_world_model(tmp_path / "wm")
+    model = build.build_world_model(
+        config.world_model, build.build_simulator_spec(config.simulator), normalisation, 0
+    ).eval()
+    checkpoints.save_world_model(model, tmp_path / "wm")
+    loaded = checkpoints.load_world_model(tmp_path / "wm")
     assert loaded.config == model.config
     keys, actions = torch.tensor([1, 2]), torch.zeros(2, 2, 2)
     before = model.imagine(model.start(_observation(), keys), actions)[1]
     after = loaded.imagine(loaded.start(_observation(), keys), actions)[1]
+    assert (loaded.config, loaded.spec) == (model.config, model.spec)
     assert torch.equal(before.frames, after.frames)
     assert torch.equal(before.success_logit, after.success_logit)
 
@@ -71,22 +76,34 @@ def test_a_world_model_of_another_version_is_refused(
 ) -> None:
     config = load_config(ROOT / "configs/debug.yaml")
     normalisation = Normalisation(torch.zeros(4), torch.ones(4))
-    model = build.build_world_model(config.world_model, build.build_spec(config.simulator), normalisation, 0)
-    build.save_world_model(model, tmp_path / "wm")
+    model = build.build_world_model(config.world_model, build.build_simulator_spec(config.simulator), normalisation, 0)
+    checkpoints.save_world_model(model, tmp_path / "wm")
     path = tmp_path / "wm" / "checkpoint.json"
     description = json.loads(path.read_text())
     config_of = description["config"][where] if where else description["config"]
     config_of[key] = value
     path.write_text(json.dumps(description))
     with pytest.raises(WorldloopError, match=f"{message}.*another version.*fit the world model again"):
-        build.load_world_model(tmp_path / "wm")
+        checkpoints.load_world_model(tmp_path / "wm")
+
+
+@pytest.mark.parametrize("damage", [{"landmarks": 3}, {"landmarks": [3]}, {"wheels": 4}, {"proprio_names": "tcp"}])
+def test_a_spec_that_is_none_is_refused(saved: Path, damage: dict[str, object]) -> None:
+    path = saved / "checkpoint.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description | {"spec": description["spec"] | damage}))
+    with pytest.raises(WorldloopError, match="is not a worldloop checkpoint"):
+        checkpoints.load_policy(saved)
+    path.write_text(json.dumps(description | {"spec": None}))
+    with pytest.raises(WorldloopError, match="is not a worldloop checkpoint"):
+        checkpoints.load_policy(saved)
 
 
 def test_truncated_weights_are_refused(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(WorldloopError, match=r"policy is damaged: model.safetensors does not match"):
-        build.load_policy(saved)
+        checkpoints.load_policy(saved)
 
 
 def test_a_flipped_bit_is_refused(saved: Path) -> None:
@@ -95,7 +112,7 @@ def test_a_flipped_bit_is_refused(saved: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     with pytest.raises(WorldloopError, match="damaged"):
-        build.load_policy(saved)
+        checkpoints.load_policy(saved)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +144,7 @@ def test_another_architecture_is_refused(saved: Path, key: str, value: int, mess
     description["config"][key] = value
     path.write_text(json.dumps(description))
     with pytest.raises(WorldloopError, match=message):
-        build.load_policy(saved)
+        checkpoints.load_policy(saved)
 
 
 def test_a_disk_that_fills_while_weights_are_written_is_one_clear_error(saved: Path, tmp_path: Path) -> None:
@@ -140,4 +157,4 @@ def test_a_disk_that_fills_while_weights_are_written_is_one_clear_error(saved: P
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorldloopError, match="nowhere does not exist"):
-        build.load_policy(tmp_path / "nowhere")
+        checkpoints.load_policy(tmp_path / "nowhere")

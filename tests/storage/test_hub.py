@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tiny_pipeline import make_pipeline
 
-import worldloop.envs.world_model_env  # noqa: F401
+import worldloop.envs
 from worldloop.__main__ import main
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
-from worldloop.factory import build
+from worldloop.factory.pretrained import find_world_model
 from worldloop.loop.run import run_loop
-from worldloop.runtime import hub
+from worldloop.storage import hub
 
 NAME = "worldloop/WorldModel-v0"
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
@@ -83,20 +83,20 @@ def test_a_loop_fine_tunes_a_published_pipeline_and_its_model_travels(tmp_path: 
     ])  # fmt: skip
     run = run_loop(config).path
     assert run_loop(config).read_state().next_stage == ""
-    build.save_pretrained(run, tmp_path / "out")
+    worldloop.save_pretrained(run, tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out/checkpoint.json").read_text()
     assert "the pipeline tiny-video2world: say where" in (tmp_path / "out/README.md").read_text()
     before = _first_step(run)
     pipeline.rename(tmp_path / "moved")
     with pytest.raises(WorldloopError, match=r"world_model\.pretrained tiny-video2world"):
-        build.from_pretrained(tmp_path / "out")
+        worldloop.from_pretrained(tmp_path / "out")
     assert np.array_equal(_first_step(tmp_path / "out", pretrained=str(tmp_path / "moved")), before)
-    model = build.from_pretrained(tmp_path / "out", pretrained=str(tmp_path / "moved"), device="cpu")
+    model = worldloop.from_pretrained(tmp_path / "out", pretrained=str(tmp_path / "moved"), device="cpu")
     assert any("lora_A" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def test_a_card_names_the_published_model_that_it_adapts(debug_run: Path, tmp_path: Path) -> None:
-    world_model = Path(shutil.copytree(build.find_world_model(debug_run), tmp_path / "world_model"))
+    world_model = Path(shutil.copytree(find_world_model(debug_run), tmp_path / "world_model"))
     description = json.loads((world_model / "checkpoint.json").read_text())
     description["config"]["pretrained"] = "nvidia/Cosmos-Predict2-2B-Video2World"
     (world_model / "checkpoint.json").write_text(json.dumps(description))

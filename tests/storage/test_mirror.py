@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import worldloop.loop.run as loop
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
-from worldloop.runtime import mirror as module
+from worldloop.storage import mirror as module
 from worldloop.storage.mirror import Mirror, StoreError
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"

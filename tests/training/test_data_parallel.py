@@ -13,8 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from worldloop.config.schema import LoopConfig, load_config
-from worldloop.factory import build
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
+from worldloop.factory import checkpoints
 from worldloop.loop.run import TRAINING, advance, run_stage
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
@@ -233,7 +234,7 @@ def test_a_sharded_world_model_is_trained_as_a_whole_one(runs: Any) -> None:
     assert max(held) < 0.55 * trained
     name = "checkpoints/iteration_001/world_model"
     whole, shared = (
-        build.load_world_model(paths["root"] / f"{who}_fit_world_model" / name) for who in ("one", "shards")
+        checkpoints.load_world_model(paths["root"] / f"{who}_fit_world_model" / name) for who in ("one", "shards")
     )
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[key], value, rtol=0, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
@@ -244,7 +245,7 @@ def test_the_stage_ends_with_the_same_weights(runs: Any, stage: str) -> None:
     paths, states, _ = runs
     name = {"fit_world_model": "world_model", "improve_policy": "policy_after_002"}.get(stage, "policy")
     checkpoint = f"checkpoints/iteration_{states[stage].iteration:03d}/{name}"
-    load = build.load_world_model if stage == "fit_world_model" else build.load_policy
+    load = checkpoints.load_world_model if stage == "fit_world_model" else checkpoints.load_policy
     one, two = (load(paths["root"] / f"{who}_{stage}" / checkpoint).state_dict() for who in ("one", "two"))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=0, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import worldloop.loop.run as loop
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"

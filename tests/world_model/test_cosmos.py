@@ -7,8 +7,7 @@ import torch
 from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
 from worldloop.core.errors import WorldloopError
-from worldloop.world_model.config import CosmosConfig
-from worldloop.world_model.cosmos import CLEAN_TIME, CosmosDenoiser, rotate
+from worldloop.world_model.cosmos import CLEAN_TIME, CosmosConfig, CosmosDenoiser, rotate
 from worldloop.world_model.denoiser import Conditioning
 from worldloop.world_model.model import VideoWorldModel
 

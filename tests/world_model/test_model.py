@@ -11,7 +11,8 @@ from worldloop.core.interfaces import WorldModelOutput
 from worldloop.core.types import Observation
 from worldloop.networks import flow
 from worldloop.training.ema import EmaWeights
-from worldloop.world_model.config import CosmosConfig, WorldModelConfig
+from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.self_rollout import SelfRolloutPool
 

@@ -10,10 +10,10 @@ from worldloop.core.types import Clip
 from worldloop.networks import flow
 from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
-from worldloop.world_model.config import HybridConfig, SelfRolloutConfig, WorldModelConfig
+from worldloop.world_model.config import SelfRolloutConfig, WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 from worldloop.world_model.heads import ErrorHead, SuccessHead
-from worldloop.world_model.hybrid import HybridDenoiser
+from worldloop.world_model.hybrid import HybridConfig, HybridDenoiser
 from worldloop.world_model.sampler import sample
 
 

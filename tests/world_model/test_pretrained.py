@@ -9,8 +9,9 @@ from tiny_pipeline import PUBLISHED, make_pipeline
 from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
 from worldloop.core.errors import WorldloopError
-from worldloop.factory import build
-from worldloop.world_model.config import CosmosConfig, WorldModelConfig
+from worldloop.factory import checkpoints
+from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.pretrained import WanCodec, read_cosmos_config
 
@@ -98,10 +99,10 @@ def test_a_checkpoint_holds_what_was_trained_and_loads_with_the_pipeline(pipelin
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3)
     model.eval()
-    build.save_world_model(model, tmp_path / "checkpoint")
+    checkpoints.save_world_model(model, tmp_path / "checkpoint")
     stored = (tmp_path / "checkpoint/model.safetensors").stat().st_size
     assert stored < sum(p.numel() * 4 for name, p in model.named_parameters() if name not in model.frozen) * 1.1 + 1e5
-    loaded = build.load_world_model(tmp_path / "checkpoint")
+    loaded = checkpoints.load_world_model(tmp_path / "checkpoint")
     actions = data.actions.flatten(1, 2)
     ends = [m.imagine(m.start(data.first_observation(4), torch.arange(4)), actions)[1] for m in (model, loaded)]
     assert torch.equal(ends[0].frames, ends[1].frames)
@@ -109,7 +110,7 @@ def test_a_checkpoint_holds_what_was_trained_and_loads_with_the_pipeline(pipelin
 
 
 def test_codec_agrees_with_the_pipeline_s_scaling(pipeline: Path) -> None:
-    codec = WanCodec(str(pipeline), 16)
+    codec = WanCodec(16, str(pipeline))
     assert (codec.channels, codec.size) == (4, 8)
     frames = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8)
     latents = codec.encode(frames)

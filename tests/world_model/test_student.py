@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
-from worldloop.world_model.config import CosmosConfig
+from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.denoiser import DenoiserOutput, FrameMemory
 from worldloop.world_model.model import VideoWorldModel
 

@@ -7,9 +7,12 @@ import os
 import textwrap
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldloop.core.errors import WorldloopError
+
+if TYPE_CHECKING:
+    from worldloop.play.session import PlaySession
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -36,13 +39,17 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
+    """Run the loop, or its next stage, and print the table of results."""
     # Set before torch is imported: thread pools are sized when it is.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
-    from worldloop.config.schema import load_config
+    from worldloop.config.loading import load_config
     from worldloop.loop.run import run_loop
     from worldloop.reporting.progress import remember_interrupt
     from worldloop.reporting.tables import format_report
+    from worldloop.stages import STAGES
 
+    if only_stage and only_stage not in STAGES:
+        raise WorldloopError(f"unknown stage {only_stage!r}; stages: {', '.join(STAGES)}")
     config = load_config(path, overrides)
     is_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if is_job and not Path(config.run_root).is_absolute():
@@ -119,22 +126,21 @@ def _sans(options: argparse.Namespace) -> int:
 def _play(options: argparse.Namespace) -> int:
     """Serve the game until Ctrl-C."""
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-    from worldloop.config.schema import load_config
-    from worldloop.factory.build import find_simulator, make_play_session
+    from worldloop.config.loading import load_config
+    from worldloop.play.make import find_simulator, make_play_session
     from worldloop.play.server import PlayServer
     from worldloop.reporting.progress import remember_interrupt
 
-    simulator = load_config(options.config).simulator if options.config else find_simulator(options.checkpoint)
-    if options.no_simulator:
-        simulator = None
+    config = load_config(options.config) if options.config else None
+    simulator = None if options.no_simulator else find_simulator(options.checkpoint, config)
     note = "" if simulator else "no simulator beside it"
 
-    def make_session() -> Any:
+    def make_session() -> PlaySession:
         nonlocal note
         try:
             return make_play_session(options.checkpoint, simulator, options.device, options.pretrained)
         except (WorldloopError, ImportError) as error:
-            if simulator is None or options.config:
+            if simulator is None or config:
                 raise
             note = f"no simulator beside it: {error}"
             return make_play_session(options.checkpoint, None, options.device, options.pretrained)
@@ -158,7 +164,7 @@ def _play(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from worldloop.factory.build import save_pretrained
+    from worldloop.factory.pretrained import save_pretrained
     from worldloop.storage.hub import push_to_hub
 
     save_pretrained(options.checkpoint, options.out)
@@ -171,10 +177,10 @@ def _export(options: argparse.Namespace) -> int:
 def _label(options: argparse.Namespace) -> int:
     """Change the labels of a recording, draw what to judge by, and say what is labelled."""
     from worldloop.sans.labels import format_numbers, read_labels, update_labels, write_labels
-    from worldloop.sans.recordings import RecordedConfig, count_recorded, read_previews
+    from worldloop.sans.recordings import RecordingConfig, count_episodes, read_previews
 
-    config = RecordedConfig(root=str(options.root), camera=options.camera)
-    count = count_recorded(config)
+    config = RecordingConfig(root=str(options.root), camera=options.camera)
+    count = count_episodes(config)
     known = read_labels(options.labels, count) if options.labels.exists() else {}
     labels = update_labels(known, count, options.success, options.failure)
     if labels != known:

@@ -33,7 +33,7 @@ REQUIRED_PACKAGES = (
 )  # fmt: skip
 OPTIONAL_PACKAGES = ("jinja2", "diffusers", "peft", "pytest", "ruff", "mypy")
 
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # what worldloop/metrics/lpips.py reads; not imported, for that takes torch
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # as in worldloop/evaluation/lpips.py, whose import would take torch
 
 RENDER_CODE = """
 import sapien

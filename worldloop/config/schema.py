@@ -1,28 +1,24 @@
-"""The run's configuration: one tree of frozen dataclasses, YAML in ``configs/``, ``key=value`` on the command line.
+"""The run's configuration: one tree of frozen dataclasses.
 
-Each part is defined beside the class it configures and checks itself. An unknown key or a bad value is a
-`WorldloopError` that names the key and what is allowed.
+Each section is defined beside the class it configures, and checks itself: a bad value is a ``ValueError`` that names
+the key and what is allowed. `worldloop.config.loading` reads it from YAML and ``key=value``.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field, fields, is_dataclass
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-from worldloop.core.errors import WorldloopError, first_line
-from worldloop.factory.config import SIMULATORS, PolicyConfig, SimulatorConfig
+from worldloop.core.sections import add_sections
+from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.sans.clips import ClipSamplingConfig
+from worldloop.sans.recordings import RecordingConfig
+from worldloop.simulators import SIMULATORS
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 from worldloop.stages import STAGES, distil_world_model, seed_dataset
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
+SOURCES = ("simulator", "recording")
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,10 @@ class ResourcesConfig:
             )
 
 
+@add_sections(STAGES)
 @dataclass(frozen=True)
 class LoopConfig:
-    """A run's settings. Every stage has a section of its name besides (`section`); `SCHEMA` is the class with all."""
+    """A run's settings, and one section for every name of `worldloop.stages.STAGES`, see `section`."""
 
     run_name: str = ""  # folder of the run under run_root; "" takes the config file's name
     run_root: str = "runs"  # where runs are kept; must be absolute in a Ray job
@@ -71,7 +68,9 @@ class LoopConfig:
     num_iterations: int = 2  # iterations after iteration 0, the clone
     num_microbatches: int = 1  # parts of every training batch, gone through one after the other and shared by ranks
     chunk_length: int = 5  # actions per policy call; a multiple of the simulator's actions_per_frame
+    source: str = "simulator"  # simulator | recording (no simulator): where episodes come from
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     clips: ClipSamplingConfig = field(default_factory=ClipSamplingConfig)
@@ -85,8 +84,7 @@ class LoopConfig:
 
     def sections(self) -> dict[type, object]:
         """The sections by type."""
-        values: list[object] = [getattr(self, f.name) for f in fields(self)]
-        values.append(self.simulator.recorded)
+        values = [getattr(self, f.name) for f in fields(self)]
         return {type(value): value for value in values if is_dataclass(value)}
 
     def __post_init__(self) -> None:
@@ -103,23 +101,30 @@ class LoopConfig:
         if "@" in self.mirror:
             raise ValueError("mirror must hold no credentials, which the run would store: put them in the environment")
         self._check_microbatches()
-        if self.simulator.kind == "recorded" and self.num_iterations != 1:
-            raise ValueError(
-                f"num_iterations is {self.num_iterations}, allowed with simulator.kind recorded: 1, since nothing is "
-                "collected that a second one could learn from"
-            )
-        per_frame = getattr(getattr(self.simulator, self.simulator.kind, None), "actions_per_frame", 1)
-        if self.chunk_length % per_frame:
-            raise ValueError(
-                f"chunk_length {self.chunk_length} must be a multiple of simulator.{self.simulator.kind}."
-                f"actions_per_frame {per_frame}"
-            )
+        self._check_source()
         distillation = self.section(distil_world_model.Config)
         teacher, student = self.world_model.num_sampler_steps, distillation.num_sampler_steps
         if distillation.num_steps and (teacher % student or teacher == student):
             raise ValueError(
                 f"distil_world_model.num_sampler_steps {student} must divide world_model.num_sampler_steps {teacher} "
                 "and be fewer"
+            )
+
+    def _check_source(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(f"source {self.source!r} is not one of {', '.join(SOURCES)}")
+        is_recording = self.source == "recording"
+        if is_recording and self.num_iterations != 1:
+            raise ValueError(
+                f"num_iterations is {self.num_iterations}, allowed with source recording: 1, since nothing is "
+                "collected that a second one could learn from"
+            )
+        name = "recording" if is_recording else f"simulator.{self.simulator.kind}"
+        section = self.recording if is_recording else self.simulator.chosen_section()
+        per_frame = getattr(section, "actions_per_frame", 1)
+        if self.chunk_length % per_frame:
+            raise ValueError(
+                f"chunk_length {self.chunk_length} must be a multiple of {name}.actions_per_frame {per_frame}"
             )
         episodes = self.section(seed_dataset.Config).episodes
         for variant in episodes if self.simulator.kind in SIMULATORS else ():
@@ -140,123 +145,3 @@ class LoopConfig:
             for key in getattr(stage.Config, "MICRO_BATCHED", ()):
                 if getattr(section, key) % parts:
                     raise ValueError(f"{name}.{key} {getattr(section, key)} is no multiple of num_microbatches {parts}")
-
-
-SCHEMA = make_dataclass(
-    "LoopConfig",
-    [(name, stage.Config, field(default_factory=stage.Config)) for name, stage in STAGES.items()],
-    bases=(LoopConfig,),
-    frozen=True,
-)
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> LoopConfig:
-    """Read YAML, apply ``key=value`` overrides, check everything. Raises `WorldloopError` with one clear line.
-
-    ``extends: other.yaml``, relative to the file, takes over everything of another config except its ``run_name``.
-    """
-    parts = _read(path)
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise WorldloopError(f"override {override!r} is not of the form key=value")
-    config = build_config([*parts, OmegaConf.from_dotlist(list(overrides))], str(path))
-    if not config.run_name:
-        config = build_config([*parts, OmegaConf.from_dotlist([*overrides, f"run_name={path.stem}"])], str(path))
-    return config
-
-
-def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
-    """The YAML at ``path``, after what it extends."""
-    if path.resolve() in extended_by:
-        raise WorldloopError(f"config {path} extends itself")
-    if not path.is_file():
-        by = f", which {extended_by[-1]} extends," if extended_by else ""
-        raise WorldloopError(f"config {path}{by} does not exist")
-    try:
-        loaded = OmegaConf.load(path)
-    except Exception as error:  # YAML parsers raise many kinds; all of them mean the same to a user
-        raise WorldloopError(f"config {path} is not YAML: {first_line(error)}") from error
-    if not isinstance(loaded, DictConfig):
-        raise WorldloopError(f"config {path} is not a mapping of keys to values")
-    if "extends" not in loaded:
-        return [loaded]
-    base = loaded.pop("extends")
-    if not isinstance(base, str):
-        raise WorldloopError(f"config {path}: extends must be the name of a config, got {base!r}")
-    parts = _read(path.parent / base, (*extended_by, path.resolve()))
-    for part in parts:
-        part.pop("run_name", None)
-    return [*parts, loaded]
-
-
-def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
-    """Merge ``parts`` over the defaults, later ones winning."""
-    schema = OmegaConf.structured(SCHEMA)
-    _make_writable(schema)
-    try:
-        merged = OmegaConf.merge(schema, *parts)
-        result = OmegaConf.to_object(merged)
-    except ConfigKeyError as error:
-        raise WorldloopError(f"{origin}: {_explain_unknown_key(error)}") from error
-    except OmegaConfBaseException as error:
-        message = first_line(error)
-        raise WorldloopError(f"{origin}: bad value for {error.full_key or 'a key'}: {message}") from error
-    except (ValueError, TypeError) as error:
-        raise WorldloopError(f"{origin}: {error}") from error
-    assert isinstance(result, LoopConfig)
-    return result
-
-
-def _make_writable(node: Any) -> None:
-    """OmegaConf makes nodes of frozen dataclasses read-only, which would refuse the merge."""
-    OmegaConf.set_readonly(node, False)
-    for key in node:
-        if OmegaConf.is_dict(node._get_node(key)):
-            _make_writable(node._get_node(key))
-
-
-def _explain_unknown_key(error: ConfigKeyError) -> str:
-    key = str(error.full_key or error.key)
-    cls: Any = SCHEMA
-    for part in key.split(".")[:-1]:
-        cls = get_type_hints(cls).get(part, cls) if is_dataclass(cls) else cls
-    known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
-    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
-    return f"unknown key {key}{hint}"
-
-
-def to_yaml(config: LoopConfig) -> str:
-    """The resolved configuration, as stored in each run directory."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-# A run may be continued with other resources: no result depends on these keys.
-_FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
-
-
-def list_settings(config: LoopConfig) -> dict[str, Any]:
-    """``section.key`` -> value of what differs from the defaults, and the seed."""
-    defaults, values = _flatten(to_yaml(SCHEMA())), _flatten(to_yaml(config))
-    return {k: v for k, v in values.items() if k == "seed" or v != defaults.get(k)}
-
-
-def _flatten(yaml: str) -> dict[str, Any]:
-    def walk(node: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(node, dict):
-            return {k: v for key, child in node.items() for k, v in walk(child, f"{prefix}{key}.").items()}
-        return {prefix.rstrip("."): node}
-
-    return walk(OmegaConf.to_container(OmegaConf.create(yaml)), "")
-
-
-def find_differences(stored: str, other: str) -> list[str]:
-    """Keys whose values differ between two stored YAMLs, of those that results depend on, as ``key (old -> new)``.
-
-    A key that an earlier worldloop did not have counts as its default, which is what that did.
-    """
-
-    defaults, old, new = (_flatten(yaml) for yaml in (to_yaml(SCHEMA()), stored, other))
-    old, new = defaults | old, defaults | new
-    keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
-    return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]

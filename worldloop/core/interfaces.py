@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -69,6 +69,24 @@ class ScriptedSource(Protocol):
         ``expert`` is the demonstrator; the other names of `seed_dataset.episodes` are ways to be worse. It may look at
         ``observation.sim_state``. Raises ``ValueError`` for a variant that it does not know.
         """
+        ...
+
+
+class TaskSimulator(Simulator, InitialStateSource, ScriptedSource, Protocol):
+    """A simulator that a run can be built on.
+
+    It is a line in `worldloop.simulators.SIMULATORS`, or ``module:Class`` in a config.
+    ``Config`` is a frozen dataclass, built from the config's section of that name. It may have
+    ``for_play() -> Config``: one row, whose episodes neither a success nor a time limit ends, for `worldloop.play`.
+    """
+
+    Config: type[Any]
+
+    def __init__(self, config: Any) -> None: ...
+
+    @staticmethod
+    def make_spec(config: Any) -> SimulatorSpec:
+        """What the simulator under ``config`` will look like. Starts nothing and needs no simulator package."""
         ...
 
 
@@ -154,10 +172,13 @@ class ImitationSource(Protocol):
 class Policy(nn.Module, ABC):
     """A policy that can act and imitate; ``Policy(config, spec, normalisation, chunk_length)`` has random weights.
 
+    It is a line in `worldloop.policies.POLICIES`, or ``module:Class`` in a config. ``Config`` is a frozen dataclass,
+    built from the config's section of that name.
     ``temperature`` is that of sampling and of every log-probability; it and ``version``, which names the weights, are
     set from outside.
     """
 
+    Config: ClassVar[type[Any]]
     spec: SimulatorSpec
     normalisation: Normalisation
     chunk_length: int
@@ -265,6 +286,7 @@ __all__ = [
     "ScriptedSource",
     "SilentWriter",
     "Simulator",
+    "TaskSimulator",
     "WorldModel",
     "WorldState",
     "Writer",

@@ -117,7 +117,7 @@ class EpisodeMeta:
     """Where an episode comes from and how it ended.
 
     ``margin_m``: smallest distance to the success region over the episode, in metres, 0 on success, NaN where unknown.
-    ``source``: a scripted ``expert`` or ``perturbed`` one, a ``policy``, or ``recorded`` elsewhere (`sans.recorded`).
+    ``source``: a scripted ``expert`` or ``perturbed`` one, a ``policy``, or ``recorded`` elsewhere (`sans.recordings`).
     ``variant`` names the perturbation (``expert``, ``stops_short``, ...) or is ``policy``.
     """
 

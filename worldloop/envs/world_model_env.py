@@ -11,8 +11,7 @@ runs: no simulator, no Ray. The vector environment imagines all its rows in one 
                  close the frame is to what would be simulated; uncertain bool, where that is below what has been shown
                  to be imagined well; start int, the number of the start observation (-1: given)
 
-Importing this module registers ``worldloop/WorldModel-v0``, as ``import mani_skill.envs`` does for ManiSkill's; the
-package itself does not, since Gymnasium costs the command line half a second.
+``import worldloop.envs`` registers ``worldloop/WorldModel-v0``; `worldloop.envs.make` says what `gymnasium.make` takes.
 """
 
 from __future__ import annotations
@@ -32,12 +31,6 @@ from worldloop.core.types import Observation
 from worldloop.envs.vector_env import Obs, Snapshot, WorldModelVectorEnv, refuse_unknown
 
 OPTIONS = {"start", "image", "proprio", "instruction"}
-
-gymnasium.register(
-    id="worldloop/WorldModel-v0",
-    entry_point="worldloop.factory.build:make_env",
-    vector_entry_point="worldloop.factory.build:make_vector_env",
-)
 
 
 class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):

@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from worldloop.policies.token_vla.policy import TokenVLAConfig
-from worldloop.sans.recordings import RecordedConfig
-from worldloop.simulators.maniskill.simulator import ManiSkillConfig
-from worldloop.simulators.toy.simulator import ToyConfig
-
-SIMULATORS = ("maniskill", "toy", "recorded")
+from worldloop.core.sections import add_sections
+from worldloop.policies import POLICIES
+from worldloop.simulators import SIMULATORS
 
 
 @dataclass(frozen=True)
-class SimulatorConfig:
-    """``kind``: maniskill | toy | recorded (a LeRobot dataset, no simulator) | ``module:Class`` of your own, built from
-    ``options``.
+class ClassChoice:
+    """The choice of a class: a name of a registry, or ``module:Class`` of one's own.
+
+    A class of the registry is built from the section of its name, one's own from its ``Config(**options)``.
     """
 
-    kind: str = "maniskill"
-    maniskill: ManiSkillConfig = field(default_factory=ManiSkillConfig)
-    toy: ToyConfig = field(default_factory=ToyConfig)
-    recorded: RecordedConfig = field(default_factory=RecordedConfig)
+    kind: str
     options: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _check_kind("simulator.kind", self.kind, SIMULATORS)
+    def chosen_section(self) -> Any:
+        """The section of the chosen class, an instance of its ``Config``; ``None`` where it is one's own."""
+        return None if ":" in self.kind else getattr(self, self.kind)
 
 
+@add_sections(SIMULATORS)
 @dataclass(frozen=True)
-class PolicyConfig:
-    """``kind``: token_vla | ``module:Class`` of your own, built from ``options``."""
+class SimulatorConfig(ClassChoice):
+    """Which simulator, and one section for every name of `worldloop.simulators.SIMULATORS`."""
+
+    kind: str = "maniskill"
+
+    def __post_init__(self) -> None:
+        _require_kind("simulator.kind", self.kind, SIMULATORS)
+
+
+@add_sections(POLICIES)
+@dataclass(frozen=True)
+class PolicyConfig(ClassChoice):
+    """Which policy, and one section for every name of `worldloop.policies.POLICIES`."""
 
     kind: str = "token_vla"
-    token_vla: TokenVLAConfig = field(default_factory=TokenVLAConfig)
-    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_kind("policy.kind", self.kind, ("token_vla",))
+        _require_kind("policy.kind", self.kind, POLICIES)
 
 
-def _check_kind(key: str, kind: str, names: tuple[str, ...]) -> None:
+def _require_kind(key: str, kind: str, names: Collection[str]) -> None:
     if kind not in names and ":" not in kind:
         raise ValueError(f"{key} {kind!r} is not one of {', '.join(names)}, or module:Class of your own")

@@ -8,7 +8,7 @@ from typing import Any
 from worldloop.core.interfaces import Policy
 from worldloop.core.success import Calibration
 from worldloop.core.types import Normalisation, Observation, SimulatorSpec
-from worldloop.factory import build
+from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
 from worldloop.storage.card import WorldModelCard, write_card
 from worldloop.training.data_parallel import DataParallel
@@ -40,22 +40,22 @@ class Models:
         return build.build_policy(self.policy_config, self.spec, normalisation, self.chunk_length, seed)
 
     def load_policy(self, path: str) -> Policy:
-        return build.load_policy(self.run_dir / path)
+        return checkpoints.load_policy(self.run_dir / path)
 
     def save_policy(self, policy: Policy, path: str) -> None:
         if self.data_parallel.is_main:
-            build.save_policy(policy, self.run_dir / path, self.policy_config, version=path)
+            checkpoints.save_policy(policy, self.run_dir / path, self.policy_config, version=path)
         self.data_parallel.barrier()
 
     def new_world_model(self, normalisation: Normalisation, seed: int) -> VideoWorldModel:
         return build.build_world_model(self.world_model_config, self.spec, normalisation, seed)
 
     def load_world_model(self, path: str) -> VideoWorldModel:
-        return build.load_world_model(self.run_dir / path)
+        return checkpoints.load_world_model(self.run_dir / path)
 
     def save_world_model(self, world_model: VideoWorldModel, path: str) -> None:
         if self.data_parallel.is_main:
-            build.save_world_model(world_model, self.run_dir / path)
+            checkpoints.save_world_model(world_model, self.run_dir / path)
         self.data_parallel.barrier()
 
     def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:

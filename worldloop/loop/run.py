@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from worldloop.config.schema import LoopConfig, find_differences, list_settings, to_yaml
+from worldloop.config.loading import find_differences, list_settings, to_yaml
+from worldloop.config.schema import LoopConfig
+from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.factory.build import build_spec, check_networks, choose_device
+from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
+from worldloop.loop.startup import check_run_can_start
 from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.reporting.reporter import StageReporter
 from worldloop.reporting.status import StatusDisplay
@@ -59,7 +62,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         checkpoint_every_s=resources.keep_every_s,
         shard_world_model=resources.shard_world_model and data_parallel.world_size > 1,
     )
-    spec = build_spec(config.simulator)
+    spec = build_spec(config.source, config.simulator, config.recording)
     reporter = StageReporter(name, display, run_dir / "tensorboard", writes=data_parallel.is_main)
     return StageContext(
         seed=config.seed,
@@ -100,7 +103,7 @@ def open_run(config: LoopConfig) -> RunDirectory:
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
     mirror = Mirror(config.mirror, config.run_name) if config.mirror else None
     if not directory.exists and not (mirror and mirror.exists):
-        check_networks(config)
+        check_run_can_start(config)
     directory.lock()
     try:
         if mirror:

@@ -12,7 +12,7 @@ from worldloop.storage.run_state import LoopState
 
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The names of the stages of one iteration, in order."""
-    has_simulator = config.simulator.kind != "recorded"
+    has_simulator = config.source == "simulator"
     method = config.section(improve_policy.Config).method
     schedule = Schedule(
         iteration=iteration,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import Simulator, WorldModel
+from worldloop.core.interfaces import TaskSimulator, WorldModel
 from worldloop.core.randomness import derive_seed
 from worldloop.core.success import Calibration
 from worldloop.core.types import Observation
@@ -58,12 +58,12 @@ class PlaySession:
         world_model: WorldModel,
         calibration: Calibration,
         starts: Observation,
-        simulator: Any | None = None,
+        simulator: TaskSimulator | None = None,
         seed: int = 0,
     ) -> None:
         self.world_model, self.calibration, self.starts = world_model, calibration, starts
         self.spec = world_model.spec
-        self.simulator: Simulator | None = simulator
+        self.simulator = simulator
         self.simulator_error = ""
         self._seed = seed
         self._initial = None if simulator is None else simulator.draw_initial_states("train", NUM_STATES, seed).states

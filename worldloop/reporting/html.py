@@ -38,13 +38,15 @@ def write_html_report(run_dir: Path, out: Path) -> None:
     videos, no_videos = find_videos(run_dir / "tensorboard", records)
     config_yaml = directory.read_config()
     config: Any = OmegaConf.create(config_yaml)
+    source = "recording" if config.get("source") == "recording" else config.simulator.kind
+    section = source if source == "recording" else f"simulator.{source}"
     environment = run_dir / "environment.json"
     commit = read_json(environment, "environment.json", 1, "delete it")["git_commit"] if environment.is_file() else ""
     page = (Path(__file__).parent / "report.html").read_text()
     template = Environment(autoescape=select_autoescape(default=True)).from_string(page)
     html = template.render(
         name=run_dir.resolve().name,
-        task=OmegaConf.select(config, f"simulator.{config.simulator.kind}.task") or config.simulator.kind,
+        task=OmegaConf.select(config, f"{section}.task") or source,
         state="finished" if not state.next_stage else f"next: {state.next_stage} of iteration {state.iteration}",
         version=__version__,
         commit=commit,

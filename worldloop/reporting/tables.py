@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.config.schema import find_differences
+from worldloop.config.loading import find_differences
 from worldloop.core.errors import WorldloopError
 from worldloop.core.statistics import Rate, paired_gain
 from worldloop.reporting.progress import format_minutes

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from worldloop.core.interfaces import Actor
+from worldloop.core.interfaces import Actor, Policy, TaskSimulator
 from worldloop.core.types import Episode, InitialStates, Source, Split
-from worldloop.factory.build import build_simulator, load_policy
+from worldloop.factory.build import build_simulator
+from worldloop.factory.checkpoints import load_policy
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 
-_SIMULATORS: dict[str, Any] = {}
+_SIMULATORS: dict[str, TaskSimulator] = {}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class InitialStatesJob:
     first: int
 
 
-def _simulator_of(config: SimulatorConfig) -> Any:
+def _simulator_of(config: SimulatorConfig) -> TaskSimulator:
     """One simulator per configuration and process: starting ManiSkill takes seconds."""
     key = repr(config)
     if key not in _SIMULATORS:
@@ -63,7 +63,7 @@ def _simulator_of(config: SimulatorConfig) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _cached_policy(directory: str, modified_ns: int) -> Any:
+def _cached_policy(directory: str, modified_ns: int) -> Policy:
     return load_policy(Path(directory))
 
 
@@ -83,23 +83,23 @@ def execute_rollout_job(job: RolloutJob) -> list[Episode]:
         torch.set_num_threads(threads)
 
 
-def _execute_rows(job: RolloutJob, simulator: Any, rows: range) -> list[Episode]:
+def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> list[Episode]:
     index = list(rows)
     states = job.states.select(index)
     keys = job.noise_key[index]
-    policy: Actor
+    actor: Actor
     variants = ("policy",) * len(index)
     if job.variants is not None:
         variants = tuple(job.variants[i] for i in index)
-        policy = simulator.make_scripted_policy(variants, keys, job.chunk_length)
+        actor = simulator.make_scripted_policy(variants, keys, job.chunk_length)
     else:
         assert job.policy is not None
         modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns
-        policy = _cached_policy(job.policy, modified)
+        actor = policy = _cached_policy(job.policy, modified)
         if job.temperature is not None:
-            policy.temperature = job.temperature  # type: ignore[attr-defined]
+            policy.temperature = job.temperature
     rollout = run_rollout(
-        policy,
+        actor,
         simulator,
         states.states,
         keys if job.temperature is not None else None,

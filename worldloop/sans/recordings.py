@@ -34,7 +34,7 @@ _MIN_WIDTH = 1e-3  # of an action's range, so that an action that was never move
 
 
 @dataclass(frozen=True)
-class RecordedConfig:
+class RecordingConfig:
     root: str = ""  # folder of the LeRobotDataset (v3.0)
     task: str = ""  # what the world model's checkpoint calls the task; "" takes the folder's name
     camera: str = ""  # image feature, e.g. observation.images.top; "" where there is only one
@@ -50,10 +50,10 @@ class RecordedConfig:
 
     def __post_init__(self) -> None:
         if self.image_size < 8 or self.actions_per_frame < 1:
-            raise ValueError("simulator.recorded: image_size must be >= 8 and actions_per_frame >= 1")
-        require_success_frames("simulator.recorded", self.success_hold_frames, self.success_confirm_frames)
+            raise ValueError("recording.image_size must be >= 8 and recording.actions_per_frame >= 1")
+        require_success_frames("recording", self.success_hold_frames, self.success_confirm_frames)
         if not 0 <= self.validation_share < 1:
-            raise ValueError(f"simulator.recorded.validation_share must be in [0, 1), got {self.validation_share}")
+            raise ValueError(f"recording.validation_share must be in [0, 1), got {self.validation_share}")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Recording:
     codebase_version: str
 
 
-def open_recording(config: RecordedConfig) -> Recording:
+def open_recording(config: RecordingConfig) -> Recording:
     """Read the metadata alone; raises `WorldloopError` naming what is missing and what there is."""
     if not config.root:
-        raise WorldloopError("simulator.recorded.root is not given: the folder of a LeRobotDataset")
+        raise WorldloopError("recording.root is not given: the folder of a LeRobotDataset")
     root = Path(config.root)
     with _naming_damage(root):
         info, stats = (_read_meta(root, name) for name in ("info.json", "stats.json"))
@@ -110,7 +110,7 @@ def open_recording(config: RecordedConfig) -> Recording:
         )
 
 
-def recorded_spec(config: RecordedConfig) -> SimulatorSpec:
+def recording_spec(config: RecordingConfig) -> SimulatorSpec:
     """What a world model of the recording must know; actions are bounded by the smallest and largest recorded."""
     recording = open_recording(config)
     with _naming_damage(recording.root):
@@ -134,19 +134,19 @@ def recorded_spec(config: RecordedConfig) -> SimulatorSpec:
         )
 
 
-def count_recorded(config: RecordedConfig) -> int:
+def count_episodes(config: RecordingConfig) -> int:
     """Episodes of the recording."""
     return len(open_recording(config).rows)
 
 
-def check_recorded(config: RecordedConfig) -> Recording:
+def check_recording(config: RecordingConfig) -> Recording:
     """`open_recording`, and `WorldloopError` too where nothing says what succeeds; reads no frame."""
     recording = open_recording(config)
     if not config.success_key and not config.labels:
         with _naming_damage(recording.root):
             boolean = [key for key, feature in recording.features.items() if feature["dtype"] == "bool"]
         raise WorldloopError(
-            f"nothing says which episodes of {recording.root} succeed: give simulator.recorded.success_key (boolean "
+            f"nothing says which episodes of {recording.root} succeed: give recording.success_key (boolean "
             f"columns: {', '.join(boolean) or 'none'}), or label them: worldloop sans label {recording.root} LABELS"
         )
     if not config.success_key:
@@ -154,12 +154,12 @@ def check_recorded(config: RecordedConfig) -> Recording:
     return recording
 
 
-def read_recorded(config: RecordedConfig, spec: SimulatorSpec) -> Iterator[Episode]:
+def read_recording(config: RecordingConfig, spec: SimulatorSpec) -> Iterator[Episode]:
     """The recording's labelled episodes in order; those without a label, or of one row, are left out.
 
     A share of each outcome is held out for validation, by hash of the episode's id.
     """
-    recording = check_recorded(config)
+    recording = check_recording(config)
     dataset = _open_dataset(recording)
     keys = [config.state_key, config.action_key, *([config.success_key] if config.success_key else [])]
     with _naming_damage(recording.root):
@@ -176,7 +176,7 @@ def read_recorded(config: RecordedConfig, spec: SimulatorSpec) -> Iterator[Episo
         yield episode
 
 
-def read_previews(config: RecordedConfig, size: int) -> Iterator[np.ndarray]:
+def read_previews(config: RecordingConfig, size: int) -> Iterator[np.ndarray]:
     """First, middle and last picture of every episode, u8 [3, size, size, 3]: what a person judges success by."""
     recording = open_recording(config)
     dataset = _open_dataset(recording)
@@ -260,7 +260,7 @@ def _read_pictures(dataset: Any, camera: str, rows: np.ndarray, size: int) -> np
     return resize(pictures.movedim(1, -1), size).numpy()
 
 
-def _find_success(config: RecordedConfig, recording: Recording, columns: Any) -> dict[int, int | None]:
+def _find_success(config: RecordingConfig, recording: Recording, columns: Any) -> dict[int, int | None]:
     """Labelled episode -> the action that brought success about, or ``None`` for a failure."""
     last_action = recording.rows[:, 1] - recording.rows[:, 0] - 2
     usable = [i for i in range(len(last_action)) if last_action[i] >= 0]
@@ -318,7 +318,7 @@ def _read_episodes(root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]
     return begin, end, tuple(str(row["tasks"][0]) if row["tasks"] else "" for row in rows)
 
 
-def _choose_camera(config: RecordedConfig, features: dict[str, dict[str, Any]]) -> str:
+def _choose_camera(config: RecordingConfig, features: dict[str, dict[str, Any]]) -> str:
     cameras = sorted(key for key, feature in features.items() if feature["dtype"] in ("image", "video"))
     if config.camera in cameras:
         return config.camera
@@ -326,7 +326,7 @@ def _choose_camera(config: RecordedConfig, features: dict[str, dict[str, Any]]) 
         return cameras[0]
     given = f"{config.camera!r} is none of them" if config.camera else "choose one"
     raise WorldloopError(
-        f"dataset {config.root} has the cameras {', '.join(cameras) or 'none'}: simulator.recorded.camera: {given}"
+        f"dataset {config.root} has the cameras {', '.join(cameras) or 'none'}: recording.camera: {given}"
     )
 
 

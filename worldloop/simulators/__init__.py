@@ -1,0 +1,10 @@
+"""Simulators by their name in configs, ``simulator.kind``. One folder each; `TaskSimulator` says what they do."""
+
+from worldloop.core.interfaces import TaskSimulator
+from worldloop.simulators.maniskill.simulator import ManiSkillSimulator
+from worldloop.simulators.toy.simulator import ToySimulator
+
+SIMULATORS: dict[str, type[TaskSimulator]] = {
+    "maniskill": ManiSkillSimulator,
+    "toy": ToySimulator,
+}

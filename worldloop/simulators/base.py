@@ -11,14 +11,18 @@ A simulator says how to load states, advance one action, measure and render; `Ch
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.tensors import check_shape
 from worldloop.core.types import ChunkStep, Observation, SimulatorSpec
+
+ENDLESS_STEPS = 10**6  # a time limit that no game in the browser reaches
 
 
 @dataclass
@@ -60,12 +64,25 @@ class _Batch:
 
 
 class ChunkedSimulator(ABC):
-    """Base of ManiSkill and the toy. Subclasses set ``spec`` and ``num_envs``; tensors are on the CPU."""
+    """Base of ManiSkill and the toy. Subclasses set ``spec`` and ``num_envs``; tensors are on the CPU.
 
+    ``required_package`` is a module without which it cannot start, "" for none; ``extra`` of worldloop installs it.
+    """
+
+    required_package = ""
+    extra = ""
     spec: SimulatorSpec
     num_envs: int
     state_dim: int
     _batch: _Batch | None = None
+
+    @classmethod
+    def require_installed(cls) -> None:
+        """Raise `WorldloopError` unless the package that the simulator needs is installed."""
+        if cls.required_package and importlib.util.find_spec(cls.required_package) is None:
+            raise WorldloopError(
+                f"{cls.required_package} is not installed; install it with: pip install 'worldloop[{cls.extra}]'"
+            )
 
     @abstractmethod
     def _load(self, states: Tensor, rows: Tensor, num_rows: int) -> None:

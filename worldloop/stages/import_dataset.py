@@ -8,7 +8,7 @@ from itertools import batched
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Episode
-from worldloop.sans.recordings import RecordedConfig, count_recorded, read_recorded
+from worldloop.sans.recordings import RecordingConfig, count_episodes, read_recording
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -28,8 +28,8 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Scale and subsample the recording into shards; raises `WorldloopError` where no episode of it is labelled."""
-    recording = context.config_of(RecordedConfig)
-    num_recorded = count_recorded(recording)
+    recording = context.config_of(RecordingConfig)
+    num_recorded = count_episodes(recording)
     shards = []
     counts: Counter[str] = Counter()
     env_steps = 0
@@ -39,7 +39,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
             progress.advance()
             return episode
 
-        episodes = (counted(episode) for episode in read_recorded(recording, context.spec))
+        episodes = (counted(episode) for episode in read_recording(recording, context.spec))
         for number, block in enumerate(batched(episodes, config.episodes_per_shard)):
             shards.append(context.store.append(block, f"000-recorded-{number:03d}", context.spec))
             counts.update(f"{e.meta.split} {e.meta.outcome}" for e in block)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,7 @@ from torch import Tensor
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import hash_file, read_json, to_json, whole_directory
 from worldloop.core.tensors import load_trained
-from worldloop.core.types import Landmark, Normalisation, SimulatorSpec
+from worldloop.core.types import Normalisation, SimulatorSpec
 
 CHECKPOINT_SCHEMA_VERSION = 1
 _PREFIX = "normalisation."
@@ -90,7 +90,7 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
             kind=kind,
             name=meta["name"],
             config=meta["config"],
-            spec=_spec(meta["spec"]),
+            spec=rebuild_dataclass(SimulatorSpec, meta["spec"]),
             normalisation=normalisation,
             weights=tensors,
             extra=meta["extra"],
@@ -99,14 +99,25 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
         raise WorldloopError(f"checkpoint {directory} is not a worldloop checkpoint ({error}); {_REMEDY}") from error
 
 
-def _spec(values: dict[str, Any]) -> SimulatorSpec:
-    fields = _tuples(values)
-    fields["landmarks"] = tuple(Landmark(**_tuples(mark)) for mark in fields.get("landmarks", ()))
-    return SimulatorSpec(**fields)
+def rebuild_dataclass[T](cls: type[T], values: dict[str, Any]) -> T:
+    """Inverse of ``dataclasses.asdict`` after JSON: nested dataclasses and tuples come back as their fields' types say.
+
+    Raises ``TypeError`` for a field that ``cls`` does not have, and where a dataclass or a tuple belongs but is none.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r} is no {cls.__name__}")
+    types = get_type_hints(cls)
+    return cls(**{name: _rebuild(types.get(name), value) for name, value in values.items()})
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+def _rebuild(expected: Any, value: Any) -> Any:
+    if is_dataclass(expected):
+        return rebuild_dataclass(expected, value)  # type: ignore[arg-type]
+    if get_origin(expected) is not tuple:
+        return value
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return tuple(_rebuild(get_args(expected)[0], item) for item in value)
 
 
 def load_weights(

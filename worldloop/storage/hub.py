@@ -74,7 +74,7 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         f"{spec['image_size']} px, {rate:g} frames a second of {spec['actions_per_frame']} actions each "
         f"({', '.join(spec['action_names'])}; {spec['control_mode']}).",
         "",
-        "    import gymnasium, worldloop.envs.world_model_env",
+        "    import gymnasium, worldloop.envs",
         "",
         f'    env = gymnasium.make("worldloop/WorldModel-v0", checkpoint="{name}")',
         "",

@@ -12,13 +12,16 @@ from worldloop.core import images
 class Codec(Protocol):
     """``channels`` and ``size`` are the latent's; ``frames_per_latent`` is the codec's own temporal compression.
 
-    ``limit``: imagined latents are held within -limit and limit.
+    ``limit``: imagined latents are held within -limit and limit. ``pretrained`` is the folder or Hub name of a
+    published pipeline, for those that need weights.
     """
 
     channels: int
     size: int
     frames_per_latent: int
     limit: float
+
+    def __init__(self, image_size: int, pretrained: str) -> None: ...
 
     def encode(self, frames: Tensor) -> Tensor:
         """u8 [..., h, w, 3] -> f32 [..., channels, size, size], about unit scale."""
@@ -36,7 +39,7 @@ class PixelCodec:
     frames_per_latent = 1
     limit = 1.0
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, pretrained: str = "") -> None:
         self.size = image_size
 
     def encode(self, frames: Tensor) -> Tensor:

@@ -31,15 +31,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, shift_frames
-from worldloop.core.errors import WorldloopError
+from worldloop.core.errors import WorldloopError, require_choice, require_positive, require_range
 from worldloop.networks.blocks import PatchProjection, attend, fold_patches, join_channels, make_mlp
 from worldloop.networks.embeddings import PoseMaps
-from worldloop.world_model.config import CosmosConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
+PREDICTIONS = ("data", "velocity")
 NUM_SOURCES = 3  # of a pixel: now, first, painted
 POSE_CELLS = 2  # cells of the pose maps in a patch, per side
 CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeline's sigma_conditioning
+
+
+@dataclass(frozen=True)
+class CosmosConfig:
+    """The transformer of Cosmos-Predict2 (diffusers' `CosmosTransformer3DModel`) at a size of one's own.
+
+    The published 2B Video2World has 28 layers of 16 heads of 128, patch 2 on latents of 16 channels, text_dim 1024,
+    rope_scale (1, 3, 3), a padding mask, and predicts velocity.
+    """
+
+    patch: int = 8  # latents per side and token
+    num_layers: int = 6  # transformer blocks
+    num_heads: int = 6  # attention heads
+    head_dim: int = 32  # channels of a head, even, at least 12
+    mlp_ratio: float = 4.0  # hidden channels of a block's MLP, over those of the transformer
+    adaln_lora_dim: int = 64  # hidden channels of an adaptive layer norm
+    condition_dim: int = 192  # hidden channels of what actions and proprio add to the time embedding
+    patch_hidden: int = 192  # hidden channels between a patch's latents and its token, and back
+    num_poses: int = 8  # local coordinate systems that proprio places on the image, now and next; 0: none
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)  # rotary scaling over time, height, width
+    concat_padding_mask: bool = False  # the published models have one more input channel, which is zero
+    num_context_frames: int = 3  # that it remembers, at least 3: the episode's first and the latest
+    prediction: str = "data"  # data (the change since now) or velocity (as published)
+
+    def __post_init__(self) -> None:
+        for key in ("patch", "num_layers", "num_heads", "adaln_lora_dim", "condition_dim", "patch_hidden"):
+            require_range(f"world_model.cosmos.{key}", getattr(self, key), 1)
+        require_range("world_model.cosmos.head_dim", self.head_dim, 12)
+        require_range("world_model.cosmos.num_poses", self.num_poses, 0)
+        require_range("world_model.cosmos.num_context_frames", self.num_context_frames, 3)
+        require_positive("world_model.cosmos.mlp_ratio", self.mlp_ratio)
+        require_choice("world_model.cosmos.prediction", self.prediction, PREDICTIONS)
+        if self.head_dim % 2:
+            raise ValueError(f"world_model.cosmos.head_dim is {self.head_dim}, allowed: even numbers")
 
 
 @dataclass(frozen=True)
@@ -56,6 +90,7 @@ class CosmosMemory(FrameMemory):
 class CosmosDenoiser(nn.Module):
     """`Denoiser` for one frame at a time; see the module's docstring."""
 
+    Config = CosmosConfig
     frames_per_call = 1
     cos: Tensor
     sin: Tensor

@@ -6,10 +6,11 @@ Shapes: B rows, L latent frames denoised at once, C latent channels, K context f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldloop.core.tensors import Rows
 
@@ -51,15 +52,35 @@ class FrameMemory(Rows):
 
 
 class Denoiser(Protocol):
-    """``frames_per_call`` is L, ``num_context_frames`` K, ``feature_dim`` F of the tokens; ``instruction`` is [B, E].
+    """A `torch.nn.Module` that predicts clean latents: a line in `worldloop.world_model.DENOISERS`.
 
-    ``ignores_noise``: at t = 0 nothing depends on ``noisy``, so that nobody needs to draw it for a single step.
+    - ``Config``: a frozen dataclass, built from the section ``world_model.<name>`` of a config
+    - ``frames_per_call`` is L, ``num_context_frames`` K, ``feature_dim`` F of the tokens
+    - ``ignores_noise``: at t = 0 nothing depends on ``noisy``, so that nobody needs to draw it for a single step
+
+    ``channels`` and ``size`` are the latents'; ``instruction`` is [B, E] with E = ``instruction_dim``.
     """
 
+    Config: type[Any]
     frames_per_call: int
     num_context_frames: int
     feature_dim: int
     ignores_noise: bool
+
+    def __init__(
+        self,
+        config: Any,
+        channels: int,
+        size: int,
+        proprio_dim: int,
+        action_dim: int,
+        actions_per_frame: int,
+        instruction_dim: int,
+    ) -> None: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
 
     def remember(self, context: Tensor, instruction: Tensor) -> FrameMemory:
         """What it needs of the frames ``context`` [B, K, C, size, size], whatever comes next."""

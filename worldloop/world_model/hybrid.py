@@ -10,12 +10,14 @@ Shapes: B rows, C channels, K context frames, S proprio, A action, s actions per
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, shift_frames
-from worldloop.core.errors import WorldloopError
+from worldloop.core.errors import WorldloopError, require_range
 from worldloop.networks.blocks import (
     FilmResBlock,
     PatchProjection,
@@ -25,15 +27,49 @@ from worldloop.networks.blocks import (
     make_mlp,
 )
 from worldloop.networks.embeddings import PoseMaps, embed_time
-from worldloop.world_model.config import HybridConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
 NUM_SOURCES = 4  # now, first, background, painted
 
 
+@dataclass(frozen=True)
+class HybridConfig:
+    """The convolutional U-Net with a transformer bottleneck."""
+
+    patch: int = 4  # pixels per side that the input folds into channels: the U-Net runs at size / patch
+    width: int = 48  # channels of the U-Net
+    patch_hidden: int = 192  # hidden channels between a patch's pixels and the U-Net, and back
+    num_res_blocks: int = 2  # FiLM residual blocks before and again after the transformer
+    dim: int = 128  # channels of the transformer at size / (2 patch)
+    num_heads: int = 4  # attention heads; divides dim
+    num_blocks: int = 3  # transformer blocks
+    condition_dim: int = 192  # channels of the vector that conditions the residual blocks
+    num_poses: int = 8  # local coordinate systems that proprio places on the image, now and next; 0: none
+
+    def __post_init__(self) -> None:
+        for key in (
+            "patch",
+            "width",
+            "patch_hidden",
+            "num_res_blocks",
+            "dim",
+            "num_heads",
+            "num_blocks",
+            "condition_dim",
+        ):
+            require_range(f"world_model.hybrid.{key}", getattr(self, key), 1)
+        require_range("world_model.hybrid.num_poses", self.num_poses, 0)
+        if self.dim % self.num_heads or self.condition_dim % 2:
+            raise ValueError(
+                f"world_model.hybrid.dim {self.dim} must be a multiple of hybrid.num_heads {self.num_heads} "
+                f"and hybrid.condition_dim {self.condition_dim} even"
+            )
+
+
 class HybridDenoiser(nn.Module):
     """`Denoiser` for one frame at a time; see the module's docstring."""
 
+    Config = HybridConfig
     frames_per_call = 1
     num_context_frames = NUM_CONTEXT_FRAMES
     ignores_noise = True

@@ -20,13 +20,12 @@ from worldloop.core.interfaces import ImaginedChunk, WorldState
 from worldloop.core.randomness import row_normal
 from worldloop.core.types import Normalisation, Observation, SimulatorSpec
 from worldloop.networks.instruction import InstructionEncoder
-from worldloop.world_model.codec import PixelCodec
+from worldloop.world_model import CODECS, DENOISERS
+from worldloop.world_model.codec import Codec
 from worldloop.world_model.config import WorldModelConfig
-from worldloop.world_model.cosmos import CosmosDenoiser
-from worldloop.world_model.denoiser import Conditioning, DenoiserOutput
+from worldloop.world_model.denoiser import Conditioning, Denoiser, DenoiserOutput
 from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
-from worldloop.world_model.hybrid import HybridDenoiser
-from worldloop.world_model.pretrained import T5Instruction, WanCodec, load_transformer, read_cosmos_config
+from worldloop.world_model.pretrained import T5Instruction, load_transformer, read_cosmos_config
 from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
 
@@ -52,26 +51,20 @@ class VideoWorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.spec = spec
-        self.codec: PixelCodec | WanCodec
-        self.instruction: InstructionEncoder | T5Instruction
-        transformer, cosmos = None, config.cosmos
+        denoiser_config, published = config.denoiser_config(), {}
         if config.pretrained:
-            cosmos = read_cosmos_config(config.pretrained, cosmos)
-            self.codec = WanCodec(config.pretrained, spec.image_size)
+            denoiser_config = read_cosmos_config(config.pretrained, denoiser_config)
+        self.codec: Codec = CODECS[config.codec](spec.image_size, config.pretrained)
+        self.instruction: InstructionEncoder | T5Instruction
+        if config.pretrained:
             self.instruction = T5Instruction(config.pretrained, config.text_tokens)
-            transformer = load_transformer(config.pretrained, config.lora_rank)
+            published = {"transformer": load_transformer(config.pretrained, config.lora_rank)}
         else:
-            self.codec = PixelCodec(spec.image_size)
             self.instruction = InstructionEncoder(INSTRUCTION_DIM)
         stacked = spec.actions_per_frame * spec.action_dim
         self.proprio_head = ProprioHead(spec.proprio_dim, stacked, self.codec.channels)
         sizes = (self.codec.channels, self.codec.size, spec.proprio_dim, spec.action_dim, spec.actions_per_frame)
-        self.denoiser: HybridDenoiser | CosmosDenoiser
-        match config.denoiser:
-            case "cosmos":
-                self.denoiser = CosmosDenoiser(cosmos, *sizes, INSTRUCTION_DIM, transformer)
-            case _:
-                self.denoiser = HybridDenoiser(config.hybrid, *sizes, INSTRUCTION_DIM)
+        self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, *sizes, INSTRUCTION_DIM, **published)
         self.success_head = SuccessHead(
             self.denoiser.feature_dim, self.codec.channels, self.codec.size, spec.proprio_dim
         )

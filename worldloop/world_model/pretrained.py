@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from worldloop.core import images
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.world_model.config import CosmosConfig
+from worldloop.world_model.cosmos import CosmosConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 LATENT_LIMIT = 4.0  # standard deviations; imagined latents go no further
@@ -77,9 +77,9 @@ class WanCodec(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, folder: str, image_size: int) -> None:
+    def __init__(self, image_size: int, pretrained: str) -> None:
         super().__init__()
-        self.vae = _load("AutoencoderKLWan", folder, "vae").eval().requires_grad_(False)
+        self.vae = _load("AutoencoderKLWan", pretrained, "vae").eval().requires_grad_(False)
         factor = 2 ** (len(self.vae.config.dim_mult) - 1)
         if image_size % factor:
             raise WorldloopError(

@@ -122,6 +122,7 @@ class TokenVLA(LikelihoodPolicy):
     ``temperature`` (sampling, and every log-probability) and ``version`` may be set.
     """
 
+    Config = TokenVLAConfig
     proprio_mean: Tensor
     proprio_std: Tensor
 

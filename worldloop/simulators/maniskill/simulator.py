@@ -10,10 +10,9 @@ machine with a GPU was at hand. Evaluation results of the two backends are not e
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import derive_seed
 from worldloop.core.success import require_success_frames
 from worldloop.core.types import InitialStates, Landmark, SimulatorSpec, Split
-from worldloop.simulators.base import ChunkedSimulator, Measurement
+from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement
 from worldloop.simulators.maniskill.lift import LiftScriptedPolicy
 from worldloop.simulators.maniskill.slide import SlideScriptedPolicy
 from worldloop.simulators.maniskill.tasks import (
@@ -85,42 +84,11 @@ class ManiSkillConfig:
                 f"simulator.maniskill.num_envs must be 1 on the CPU, got {self.num_envs}: use more processes"
             )
 
-
-def maniskill_spec(config: ManiSkillConfig) -> SimulatorSpec:
-    """The spec without making an environment; episodes can be learned from where there is no mani_skill."""
-    try:
-        version = importlib.metadata.version("mani_skill")
-    except importlib.metadata.PackageNotFoundError:
-        version = "(not installed)"
-    task = TASKS[config.task]
-    return SimulatorSpec(
-        task=task.name,
-        instruction=task.instruction,
-        image_size=config.image_size,
-        proprio_names=PROPRIO_NAMES + GOAL_NAMES if task.kind == "lift" else PROPRIO_NAMES,
-        action_names=("dx", "dy", "dz", "gripper"),
-        action_low=(-1.0,) * 4,
-        action_high=(1.0,) * 4,
-        hz=CONTROL_HZ,
-        actions_per_frame=config.actions_per_frame,
-        max_episode_steps=config.max_episode_steps or task.max_episode_steps,
-        success_radius_m=task.goal_radius_m,
-        control_mode=CONTROL_MODE,
-        camera=config.camera,
-        simulator_version=f"mani_skill {version}",
-        landmarks=(
-            Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
-            Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
-        ),
-        success_hold_frames=config.success_hold_frames,
-        success_confirm_frames=config.success_confirm_frames,
-    )
-
-
-def require_maniskill() -> None:
-    """Raise `WorldloopError` unless mani_skill is installed."""
-    if importlib.util.find_spec("mani_skill") is None:
-        raise WorldloopError("mani_skill is not installed; install it with: pip install 'worldloop[sim]'")
+    def for_play(self) -> Self:
+        """One row on the CPU, whose episodes neither a success nor a time limit ends."""
+        return replace(
+            self, backend="cpu", num_envs=1, max_episode_steps=ENDLESS_STEPS, success_hold_frames=ENDLESS_STEPS
+        )
 
 
 def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
@@ -143,7 +111,7 @@ def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
 
 
 class ManiSkillSimulator(ChunkedSimulator):
-    """One ManiSkill task as `Simulator`, `InitialStateSource` and `ScriptedSource`.
+    """One ManiSkill task as `TaskSimulator`.
 
     Proprio f32 [B, 25]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4; the goal's position,
     3 (m), comes on top where a task is to lift. ``sim_state``
@@ -151,12 +119,15 @@ class ManiSkillSimulator(ChunkedSimulator):
     is exact to about 1e-6, because contact impulses and joint drive targets are not part of the state.
     """
 
+    Config = ManiSkillConfig
+    required_package = "mani_skill"
+    extra = "sim"
     state_dim = STATE_DIM
 
     def __init__(self, config: ManiSkillConfig) -> None:
-        require_maniskill()
+        self.require_installed()
         self.config = config
-        self.spec = maniskill_spec(config)
+        self.spec = self.make_spec(config)
         self.num_envs = config.num_envs
         self._task = TASKS[config.task]
         has_gpu = torch.cuda.is_available()
@@ -168,6 +139,37 @@ class ManiSkillSimulator(ChunkedSimulator):
         self._env = self._make_env("gpu" if self._on_gpu else "cpu", config.num_envs)
         self._drawing_env: Any = None
         self._num_rows = 0
+
+    @staticmethod
+    def make_spec(config: ManiSkillConfig) -> SimulatorSpec:
+        """The spec without making an environment; episodes can be learned from where there is no mani_skill."""
+        try:
+            version = importlib.metadata.version("mani_skill")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        task = TASKS[config.task]
+        return SimulatorSpec(
+            task=task.name,
+            instruction=task.instruction,
+            image_size=config.image_size,
+            proprio_names=PROPRIO_NAMES + GOAL_NAMES if task.kind == "lift" else PROPRIO_NAMES,
+            action_names=("dx", "dy", "dz", "gripper"),
+            action_low=(-1.0,) * 4,
+            action_high=(1.0,) * 4,
+            hz=CONTROL_HZ,
+            actions_per_frame=config.actions_per_frame,
+            max_episode_steps=config.max_episode_steps or task.max_episode_steps,
+            success_radius_m=task.goal_radius_m,
+            control_mode=CONTROL_MODE,
+            camera=config.camera,
+            simulator_version=f"mani_skill {version}",
+            landmarks=(
+                Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
+                Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
+            ),
+            success_hold_frames=config.success_hold_frames,
+            success_confirm_frames=config.success_confirm_frames,
+        )
 
     def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
         """State i is drawn alone, from ``derive_seed(task, split, seed, i)``; ends the running batch.

@@ -9,7 +9,8 @@ Action f32 [B, 2]: (dx, dy) in [-1, 1], of which 1 moves the agent 0.2 units. Pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from worldloop.core.randomness import derive_seed, make_generator
 from worldloop.core.success import require_success_frames
 from worldloop.core.types import ActionChunk, InitialStates, Landmark, Observation, SimulatorSpec, Split
-from worldloop.simulators.base import ChunkedSimulator, Measurement
+from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement
 from worldloop.simulators.perturbations import VariantParameters, draw_variant_parameters, smooth_noise
 
 TOY_TASK = "ToyPush-v1"
@@ -50,43 +51,48 @@ class ToyConfig:
                 raise ValueError(f"simulator.toy.{key} must be at least 1, got {getattr(self, key)}")
         require_success_frames("simulator.toy", self.success_hold_frames, self.success_confirm_frames)
 
-
-def toy_spec(config: ToyConfig) -> SimulatorSpec:
-    """The spec of the toy under ``config``."""
-    return SimulatorSpec(
-        task=TOY_TASK,
-        instruction="push the blue disc to the red goal",
-        image_size=config.image_size,
-        proprio_names=("agent_x", "agent_y", "agent_vx", "agent_vy"),
-        action_names=("dx", "dy"),
-        action_low=(-1.0, -1.0),
-        action_high=(1.0, 1.0),
-        hz=10.0,
-        actions_per_frame=config.actions_per_frame,
-        max_episode_steps=config.max_episode_steps,
-        success_radius_m=_GOAL_RADIUS * METRES_PER_UNIT,
-        control_mode="delta_pos",
-        camera="base_camera",
-        simulator_version="toy 1",
-        landmarks=(
-            Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),
-            Landmark("effector", "proprio", (0, 1), METRES_PER_UNIT),
-        ),
-        success_hold_frames=config.success_hold_frames,
-        success_confirm_frames=config.success_confirm_frames,
-    )
+    def for_play(self) -> Self:
+        """One row, whose episodes neither a success nor a time limit ends."""
+        return replace(self, num_envs=1, max_episode_steps=ENDLESS_STEPS, success_hold_frames=ENDLESS_STEPS)
 
 
 class ToySimulator(ChunkedSimulator):
-    """`Simulator`, `InitialStateSource` and `ScriptedSource` of ToyPush-v1."""
+    """`TaskSimulator` of ToyPush-v1."""
 
+    Config = ToyConfig
     state_dim = _STATE_DIM
 
     def __init__(self, config: ToyConfig) -> None:
         self.config = config
-        self.spec = toy_spec(config)
+        self.spec = self.make_spec(config)
         self.num_envs = config.num_envs
         self._state = torch.zeros(0, _STATE_DIM)
+
+    @staticmethod
+    def make_spec(config: ToyConfig) -> SimulatorSpec:
+        """The spec of the toy under ``config``."""
+        return SimulatorSpec(
+            task=TOY_TASK,
+            instruction="push the blue disc to the red goal",
+            image_size=config.image_size,
+            proprio_names=("agent_x", "agent_y", "agent_vx", "agent_vy"),
+            action_names=("dx", "dy"),
+            action_low=(-1.0, -1.0),
+            action_high=(1.0, 1.0),
+            hz=10.0,
+            actions_per_frame=config.actions_per_frame,
+            max_episode_steps=config.max_episode_steps,
+            success_radius_m=_GOAL_RADIUS * METRES_PER_UNIT,
+            control_mode="delta_pos",
+            camera="base_camera",
+            simulator_version="toy 1",
+            landmarks=(
+                Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),
+                Landmark("effector", "proprio", (0, 1), METRES_PER_UNIT),
+            ),
+            success_hold_frames=config.success_hold_frames,
+            success_confirm_frames=config.success_confirm_frames,
+        )
 
     def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
         """State i comes from ``derive_seed(task, split, seed, i)`` alone."""

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from worldloop.core.errors import WorldloopError
-from worldloop.factory import build
+from worldloop.envs.make import make_env
+from worldloop.envs.vector_env import WorldModelVectorEnv
 from worldloop.storage.card import read_card
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def test_gymnasium_makes_it_by_name_from_the_checkpoint_alone(checkpoint: Path) 
 
 def test_make_vec_gives_the_native_environment_and_a_run_means_its_latest_model(run: Path) -> None:
     env = gymnasium.make_vec(NAME, num_envs=3, checkpoint=run, autoreset_mode="SameStep")
-    assert isinstance(env.unwrapped, build.WorldModelVectorEnv)
+    assert isinstance(env.unwrapped, WorldModelVectorEnv)
     env.reset(seed=0)
     ended = 0
     for t in range(30):
@@ -66,7 +67,7 @@ def test_make_vec_gives_the_native_environment_and_a_run_means_its_latest_model(
 
 def test_the_example_in_the_readme_runs(run: Path) -> None:
     text = (ROOT / "README.md").read_text()
-    lines = text[text.index("    import gymnasium, worldloop.envs.world_model_env") :].split("\n\n`")[0].splitlines()
+    lines = text[text.index("    import gymnasium, worldloop.envs ") :].split("\n\n`")[0].splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(line[4:] for line in lines).replace("runs/pushcube_cpu", str(run)), names)
     assert 0 <= names["info"]["success_prob"] <= 1
@@ -75,7 +76,7 @@ def test_the_example_in_the_readme_runs(run: Path) -> None:
 
 
 def test_a_fork_of_a_real_world_model_goes_on_bit_equal(checkpoint: Path) -> None:
-    env = build.make_env(checkpoint)
+    env = make_env(checkpoint)
     env.reset(seed=0)
     env.step(_actions(env, 0))
     saved, actions = env.save(), [_actions(env, t) for t in range(1, 3)]
@@ -105,28 +106,28 @@ def test_a_card_of_other_weights_is_refused(checkpoint: Path, tmp_path: Path, fi
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     (copy / file).write_bytes((copy / file).read_bytes()[:-1] + b"x")
     with pytest.raises(WorldloopError, match=r"damaged|does not belong"):
-        build.make_env(copy)
+        make_env(copy)
 
 
 def test_mistakes_are_named(run: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(WorldloopError, match="task 'Stack' is not known"):
-        build.make_env(checkpoint, task="Stack")
+        make_env(checkpoint, task="Stack")
     with pytest.raises(WorldloopError, match="does not exist"):
-        build.make_env(tmp_path / "nowhere")
+        make_env(tmp_path / "nowhere")
     with pytest.raises(WorldloopError, match="holds a policy"):
-        build.make_env(run / "checkpoints/iteration_000/policy")
+        make_env(run / "checkpoints/iteration_000/policy")
     unchecked = Path(shutil.copytree(checkpoint, tmp_path / "unchecked"))
     (unchecked / "card.json").unlink()
     with pytest.raises(WorldloopError, match=r"no card\.json"):
-        build.make_env(unchecked)
+        make_env(unchecked)
     if not torch.cuda.is_available():
         with pytest.raises(WorldloopError, match="sees no GPU"):
-            build.make_env(checkpoint, device="cuda")
+            make_env(checkpoint, device="cuda")
     (tmp_path / "other").mkdir()
     state = json.loads((run / "state.json").read_bytes()) | {"world_model": ""}
     (tmp_path / "other/state.json").write_text(json.dumps(state))
     with pytest.raises(WorldloopError, match="no world model yet"):
-        build.make_env(tmp_path / "other")
+        make_env(tmp_path / "other")
 
 
 LIGHT = """
@@ -174,15 +175,15 @@ assert not {"torch", "gymnasium", "tqdm"} & refused
 def test_the_environment_and_play_need_the_base_install_alone(checkpoint: Path) -> None:
     code = LIGHT + (
         "import gymnasium\n"
-        "import worldloop.envs.world_model_env\n"
-        "from worldloop import build\n"
+        "import worldloop.envs\n"
+        "from worldloop.play.make import make_play_session\n"
         "from worldloop.__main__ import main\n"
         f"env = gymnasium.make_vec({NAME!r}, num_envs=2, checkpoint={str(checkpoint)!r})\n"
         "env.reset(seed=0)\n"
         "env.step(env.action_space.sample())\n"
         "from pathlib import Path\n"
         "from worldloop.play.server import PlayServer\n"
-        f"PlayServer(lambda: build.make_play_session(Path({str(checkpoint)!r}), None)).close()\n"
+        f"PlayServer(lambda: make_play_session(Path({str(checkpoint)!r}), None)).close()\n"
         "main(['doctor'])\n"
         "print('light')\n"
     )
@@ -191,5 +192,10 @@ def test_the_environment_and_play_need_the_base_install_alone(checkpoint: Path) 
 
 
 def test_importing_the_environments_is_enough_to_register() -> None:
-    code = f"import gymnasium, worldloop.envs.world_model_env; print({NAME!r} in gymnasium.registry)"
+    code = f"import gymnasium, worldloop.envs; print({NAME!r} in gymnasium.registry)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
+def test_the_old_name_says_the_new_one() -> None:
+    with pytest.raises(ImportError, match=r"worldloop\.gym_env is now worldloop\.envs: write `import worldloop\.envs`"):
+        import worldloop.gym_env  # noqa: F401

@@ -1,0 +1,168 @@
+"""A run's configuration from YAML in ``configs/`` and ``key=value`` on the command line, and back to YAML.
+
+An unknown key, an old one or a bad value is a `WorldloopError` that names the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from worldloop.config.schema import LoopConfig
+from worldloop.core.errors import WorldloopError, first_line
+
+# Keys of earlier versions and what they are called now; the first entry that fits counts.
+# ``*`` stands for any one name, the same in both; ``key=value`` is a value that there is no more.
+# What lay below an old section lies below the new one.
+OLD_KEYS = {
+    "simulator.kind=recorded": "source=recording",
+    "simulator.recorded.frames_after_success": "recording.success_hold_frames and recording.success_confirm_frames",
+    "simulator.recorded": "recording",
+    "simulator.*.frames_after_success": "simulator.*.success_hold_frames and simulator.*.success_confirm_frames",
+    "improve_policy.uncertainty_penalty": "improve_policy.reward.certainty",
+}
+
+# A run may be continued with other resources: no result depends on these keys.
+_FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> LoopConfig:
+    """Read YAML, apply ``key=value`` overrides, check everything. Raises `WorldloopError` with one clear line.
+
+    ``extends: other.yaml``, relative to the file, takes over everything of another config except its ``run_name``.
+    """
+    parts = _read(path)
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise WorldloopError(f"override {override!r} is not of the form key=value")
+    config = build_config([*parts, OmegaConf.from_dotlist(list(overrides))], str(path))
+    if not config.run_name:
+        config = build_config([*parts, OmegaConf.from_dotlist([*overrides, f"run_name={path.stem}"])], str(path))
+    return config
+
+
+def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
+    """The YAML at ``path``, after what it extends."""
+    if path.resolve() in extended_by:
+        raise WorldloopError(f"config {path} extends itself")
+    if not path.is_file():
+        by = f", which {extended_by[-1]} extends," if extended_by else ""
+        raise WorldloopError(f"config {path}{by} does not exist")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # YAML parsers raise many kinds; all of them mean the same to a user
+        raise WorldloopError(f"config {path} is not YAML: {first_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise WorldloopError(f"config {path} is not a mapping of keys to values")
+    if "extends" not in loaded:
+        return [loaded]
+    base = loaded.pop("extends")
+    if not isinstance(base, str):
+        raise WorldloopError(f"config {path}: extends must be the name of a config, got {base!r}")
+    parts = _read(path.parent / base, (*extended_by, path.resolve()))
+    for part in parts:
+        part.pop("run_name", None)
+    return [*parts, loaded]
+
+
+def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
+    """Merge ``parts`` over the defaults, later ones winning."""
+    for part in parts:
+        _refuse_old_keys(part, origin)
+    schema = OmegaConf.structured(LoopConfig)
+    _make_writable(schema)
+    try:
+        merged = OmegaConf.merge(schema, *parts)
+        result = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise WorldloopError(f"{origin}: {_explain_unknown_key(error)}") from error
+    except OmegaConfBaseException as error:
+        message = first_line(error)
+        raise WorldloopError(f"{origin}: bad value for {error.full_key or 'a key'}: {message}") from error
+    except (ValueError, TypeError) as error:
+        raise WorldloopError(f"{origin}: {error}") from error
+    assert isinstance(result, LoopConfig)
+    return result
+
+
+def _refuse_old_keys(part: Any, origin: str) -> None:
+    """Raise `WorldloopError` that names each of `OLD_KEYS` in ``part`` once, with its new name."""
+    renamed: dict[str, str] = {}
+    for key, value in _flatten(OmegaConf.to_container(OmegaConf.create(part))).items():
+        for old, new in OLD_KEYS.items():
+            if message := _explain_old_key(key, value, old, new):
+                renamed.setdefault(old, message)
+                break
+    if renamed:
+        raise WorldloopError(f"{origin}: {'; '.join(renamed.values())}")
+
+
+def _explain_old_key(key: str, value: Any, old: str, new: str) -> str:
+    """What to write instead of ``key``; "" unless the entry ``old`` of `OLD_KEYS` means it."""
+    pattern, _, old_value = old.partition("=")
+    names, parts = pattern.split("."), key.split(".")
+    if len(parts) < len(names) or any(name not in ("*", part) for name, part in zip(names, parts, strict=False)):
+        return ""
+    if old_value and str(value) != old_value:
+        return ""
+    wildcard = dict(zip(names, parts, strict=False)).get("*", "")
+    replacement = ".".join([new.replace("*", wildcard), *parts[len(names) :]])
+    return f"{key}={value} is now {replacement}" if old_value else f"{key} is now {replacement}"
+
+
+def _make_writable(node: Any) -> None:
+    """OmegaConf makes nodes of frozen dataclasses read-only, which would refuse the merge."""
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        if OmegaConf.is_dict(node._get_node(key)):
+            _make_writable(node._get_node(key))
+
+
+def _explain_unknown_key(error: ConfigKeyError) -> str:
+    key = str(error.full_key or error.key)
+    cls: Any = LoopConfig
+    for part in key.split(".")[:-1]:
+        cls = get_type_hints(cls).get(part, cls) if is_dataclass(cls) else cls
+    known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+    return f"unknown key {key}{hint}"
+
+
+def to_yaml(config: LoopConfig) -> str:
+    """The resolved configuration, as stored in each run directory."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def list_settings(config: LoopConfig) -> dict[str, Any]:
+    """``section.key`` -> value of what differs from the defaults, and the seed."""
+    defaults, values = _flatten_yaml(to_yaml(LoopConfig())), _flatten_yaml(to_yaml(config))
+    return {k: v for k, v in values.items() if k == "seed" or v != defaults.get(k)}
+
+
+def find_differences(stored: str, other: str) -> list[str]:
+    """Keys whose values differ between two stored YAMLs, of those that results depend on, as ``key (old -> new)``.
+
+    A key that an earlier worldloop did not have counts as its default, which is what that did.
+    """
+    defaults, old, new = (_flatten_yaml(yaml) for yaml in (to_yaml(LoopConfig()), stored, other))
+    old, new = defaults | old, defaults | new
+    keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
+    return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]
+
+
+def _flatten_yaml(yaml: str) -> dict[str, Any]:
+    return _flatten(OmegaConf.to_container(OmegaConf.create(yaml)))
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """``section.key`` -> value of nested mappings."""
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {k: v for key, child in node.items() for k, v in _flatten(child, f"{prefix}{key}.").items()}

@@ -1,0 +1,28 @@
+"""A config dataclass that has one section for every class of a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import field, make_dataclass
+from typing import Any
+
+
+def add_sections[T: type](registry: Mapping[str, Any]) -> Callable[[T], T]:
+    """Class decorator for a frozen dataclass: one more field for every name of ``registry``.
+
+    The field has the registry's name, and the ``Config`` of that class with its defaults. A new registry line thus
+    brings its config section along.
+    """
+
+    def extend(base: T) -> T:
+        sections = [(name, part.Config, field(default_factory=part.Config)) for name, part in registry.items()]
+        return make_dataclass(  # type: ignore[return-value]
+            base.__name__,
+            sections,
+            bases=(base,),
+            namespace={"__doc__": base.__doc__, "__qualname__": base.__qualname__},
+            frozen=True,
+            module=base.__module__,  # so that instances can be pickled
+        )
+
+    return extend

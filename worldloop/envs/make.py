@@ -1,0 +1,69 @@
+"""Environments from the checkpoint of a checked world model: what `gymnasium.make` and ``make_vec`` call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from worldloop.core.device import choose_device
+from worldloop.core.errors import WorldloopError
+from worldloop.core.success import Calibration
+from worldloop.core.types import Observation
+from worldloop.envs.vector_env import WorldModelVectorEnv
+from worldloop.envs.world_model_env import WorldModelEnv
+from worldloop.factory.pretrained import load_checked_world_model
+from worldloop.world_model.model import VideoWorldModel
+
+
+def make_env(
+    checkpoint: str | Path,
+    *,
+    task: str = "",
+    starts: Observation | None = None,
+    device: str = "auto",
+    pretrained: str = "",
+    **options: Any,
+) -> WorldModelEnv:
+    """``gymnasium.make("worldloop/WorldModel-v0", checkpoint=...)``.
+
+    Arguments and errors as for `make_vector_env`; ``options`` are those of `WorldModelEnv`.
+    """
+    return WorldModelEnv(*_load_parts(checkpoint, task, starts, device, pretrained), **options)
+
+
+def make_vector_env(
+    checkpoint: str | Path,
+    num_envs: int = 1,
+    *,
+    task: str = "",
+    starts: Observation | None = None,
+    device: str = "auto",
+    pretrained: str = "",
+    **options: Any,
+) -> WorldModelVectorEnv:
+    """``gymnasium.make_vec("worldloop/WorldModel-v0", num_envs=..., checkpoint=...)``.
+
+    - ``checkpoint``: a checked world model's directory, its name on the Hub (owner/model), or a run directory, which
+      means its latest world model
+    - ``task``: refused unless it is the checkpoint's own
+    - ``starts``: an `Observation` of N rows to start from instead of the checkpoint's own
+    - ``device``: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``
+    - ``pretrained``: the published pipeline that it was fine-tuned from, if that is no longer where it was
+    - ``options``: those of `WorldModelVectorEnv`
+
+    Raises `WorldloopError` for anything that does not fit.
+    """
+    return WorldModelVectorEnv(*_load_parts(checkpoint, task, starts, device, pretrained), num_envs, **options)
+
+
+def _load_parts(
+    checkpoint: str | Path, task: str, starts: Observation | None, device: str, pretrained: str
+) -> tuple[VideoWorldModel, Observation, Calibration]:
+    """What both environments are made of."""
+    world_model, card = load_checked_world_model(Path(checkpoint), pretrained)
+    if task and task != world_model.spec.task:
+        raise WorldloopError(
+            f"task {task!r} is not known to checkpoint {checkpoint}: it imagines {world_model.spec.task}"
+        )
+    world_model = world_model.to(choose_device(device)).for_imagination()
+    return world_model, card.starts if starts is None else starts, card.calibration

@@ -1,0 +1,65 @@
+"""Which class a config names, and its settings.
+
+``kind`` is a name of a registry, `worldloop.simulators.SIMULATORS` say, or ``module:Class`` of one's own. Both follow
+the same contract: `worldloop.core.interfaces.TaskSimulator` or `Policy`. What a class of one's own lacks is named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from worldloop.core.errors import WorldloopError
+from worldloop.factory.config import ClassChoice
+
+_EXPLAINED = "worldloop/core/interfaces.py says what it does"
+
+
+def find_class[T](kind: str, registry: Mapping[str, type[T]]) -> type[T]:
+    """The class of ``registry`` called ``kind``, or the one behind ``module:Class``, which has a ``Config``.
+
+    Raises `WorldloopError` where there is none.
+    """
+    if kind in registry:
+        return registry[kind]
+    module, _, name = kind.partition(":")
+    try:
+        own: type[T] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise WorldloopError(f"cannot load {kind!r}: {error}; is its folder on PYTHONPATH?") from error
+    if not is_dataclass(getattr(own, "Config", None)):
+        raise WorldloopError(f"{kind} lacks Config, the dataclass of its settings: {_EXPLAINED}")
+    if missing := sorted(getattr(own, "__abstractmethods__", ())):
+        raise WorldloopError(f"{kind} lacks {', '.join(missing)}: {_EXPLAINED}")
+    return own
+
+
+def make_settings(chosen: Any, config: ClassChoice) -> Any:
+    """The ``Config`` of the class ``chosen``: the config's section of its name, or made of ``options``."""
+    section = config.chosen_section()
+    if section is not None:
+        return section
+    try:
+        inspect.signature(chosen.Config).bind(**config.options)
+    except TypeError as error:
+        raise WorldloopError(f"{config.kind} does not take the config's options: {error}") from error
+    return chosen.Config(**config.options)
+
+
+def require_members(members: tuple[str, ...], part: Any, name: str) -> None:
+    """Raise `WorldloopError` that names those of ``members`` which ``part``, called ``name`` in the config, lacks."""
+    missing = [member for member in members if getattr(part, member, None) is None]
+    if missing:
+        raise WorldloopError(f"{name} lacks {', '.join(missing)}: {_EXPLAINED}")
+
+
+def require_arguments(part_class: type[Any], *arguments: Any) -> None:
+    """Raise `WorldloopError` unless ``part_class`` can be called with ``arguments``."""
+    try:
+        inspect.signature(part_class).bind(*arguments)
+    except TypeError as error:
+        name = f"{part_class.__module__}:{part_class.__qualname__}"
+        raise WorldloopError(f"{name} is not built from what a config gives it ({error}): {_EXPLAINED}") from error

@@ -1,0 +1,61 @@
+"""What is refused before a run has recorded or written anything."""
+
+from __future__ import annotations
+
+import torch
+
+from worldloop.config.schema import LoopConfig
+from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import LikelihoodPolicy, Policy
+from worldloop.core.types import Normalisation, SimulatorSpec
+from worldloop.factory.build import build_policy, build_spec, build_world_model, choose_simulator
+from worldloop.factory.classes import require_arguments, require_members
+from worldloop.sans.recordings import check_recording
+from worldloop.simulators.base import ChunkedSimulator
+from worldloop.stages import improve_policy
+
+SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "make_scripted_policy", "reset", "step_chunk", "close")
+POLICY_MEMBERS = (
+    "spec", "normalisation", "chunk_length", "temperature", "version", "act", "prepare", "compute_imitation_loss",
+)  # fmt: skip
+
+
+def check_run_can_start(config: LoopConfig) -> None:
+    """Read the recording's metadata or look at the simulator's class, and build the networks once.
+
+    Raises `WorldloopError` with the reason where a class lacks something, a package is missing, or sizes do not fit.
+    """
+    try:
+        if config.source == "recording":
+            check_recording(config.recording)
+        else:
+            _check_simulator(config)
+        spec = build_spec(config.source, config.simulator, config.recording)
+        if config.chunk_length % spec.actions_per_frame:
+            raise ValueError(
+                f"chunk_length {config.chunk_length} is no multiple of its {spec.actions_per_frame} actions per frame"
+            )
+        normalisation = Normalisation(torch.zeros(spec.proprio_dim), torch.ones(spec.proprio_dim))
+        if config.source == "simulator":
+            _check_policy(config, spec, normalisation)
+        build_world_model(config.world_model, spec, normalisation, seed=0)
+    except ValueError as error:
+        raise WorldloopError(f"the config does not fit its {config.source}: {error}") from error
+
+
+def _check_simulator(config: LoopConfig) -> None:
+    simulator_class, settings = choose_simulator(config.simulator)
+    require_members(SIMULATOR_MEMBERS, simulator_class, config.simulator.kind)
+    require_arguments(simulator_class, settings)
+    if issubclass(simulator_class, ChunkedSimulator):
+        simulator_class.require_installed()
+
+
+def _check_policy(config: LoopConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:
+    policy = build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
+    needs_likelihood = config.section(improve_policy.Config).method == "grpo"
+    members = (*POLICY_MEMBERS, "log_prob") if needs_likelihood else POLICY_MEMBERS
+    require_members(members, policy, config.policy.kind)
+    expected: type = LikelihoodPolicy if needs_likelihood else Policy
+    if not isinstance(policy, expected):
+        raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{expected.__name__}")

@@ -1,0 +1,68 @@
+"""A game from a checkpoint and, beside it, the simulator that the world model imitates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from worldloop.config.loading import build_config
+from worldloop.config.schema import LoopConfig
+from worldloop.core.device import choose_device
+from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import TaskSimulator
+from worldloop.core.types import SimulatorSpec
+from worldloop.factory.build import choose_simulator
+from worldloop.factory.config import SimulatorConfig
+from worldloop.factory.pretrained import load_checked_world_model
+from worldloop.play.session import PlaySession
+from worldloop.storage.run_directory import RunDirectory
+
+# What must be equal for the simulator to show what the world model imagines.
+_SHARED = ("task", "image_size", "actions_per_frame", "action_names", "proprio_names")
+
+
+def make_play_session(
+    checkpoint: Path, simulator: SimulatorConfig | None, device: str = "auto", pretrained: str = ""
+) -> PlaySession:
+    """A game inside a checked world model, beside the simulator of that configuration where one is given.
+
+    ``checkpoint``, ``device`` and ``pretrained`` as for `worldloop.from_pretrained`. The simulator is started with one
+    row, and neither its time limit nor a success ends an episode. Raises `WorldloopError` where it shows something else
+    than the world model does, or cannot be started.
+    """
+    world_model, card = load_checked_world_model(checkpoint, pretrained)
+    world_model = world_model.to(choose_device(device)).for_imagination()
+    beside = None if simulator is None else _make_endless_simulator(simulator, world_model.spec)
+    return PlaySession(world_model, card.calibration, card.starts, beside)
+
+
+def find_simulator(checkpoint: Path, config: LoopConfig | None = None) -> SimulatorConfig | None:
+    """The simulator of ``config``, or else of the run that ``checkpoint`` is or lies in.
+
+    ``None`` where there is no run, or a run of a recording.
+    """
+    config = config or _find_config(checkpoint)
+    return config.simulator if config is not None and config.source == "simulator" else None
+
+
+def _find_config(checkpoint: Path) -> LoopConfig | None:
+    for directory in (checkpoint, *checkpoint.resolve().parents[:3]):
+        run = RunDirectory(directory)
+        if run.exists:
+            return build_config([OmegaConf.create(run.read_config())], str(directory / "config.yaml"))
+    return None
+
+
+def _make_endless_simulator(config: SimulatorConfig, spec: SimulatorSpec) -> TaskSimulator:
+    simulator_class, settings = choose_simulator(config)
+    if hasattr(settings, "for_play"):
+        settings = settings.for_play()
+    other = simulator_class.make_spec(settings)
+    for name in _SHARED:
+        if getattr(spec, name) != getattr(other, name):
+            raise WorldloopError(
+                f"the simulator's {name} is {getattr(other, name)}, the world model's {getattr(spec, name)}: "
+                "give the config that the world model was made with"
+            )
+    return simulator_class(settings)
