@@ -37,8 +37,8 @@ class Simulator(Protocol):
     spec: SimulatorSpec
     num_envs: int
 
-    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
-        """Start rows from simulator states f32 [B, D] or from observations (an imagined simulator).
+    def reset(self, initial_states: InitialStates | Observation, rows: Tensor | None = None) -> Observation:
+        """Start rows from simulator states, or from observations (with ``sim_state``, or in an imagined simulator).
 
         Without ``rows`` the batch becomes exactly these B <= num_envs rows; with ``rows`` int64 [N] only those
         rows of the running batch start anew. Returns the observation of the whole batch.
@@ -56,15 +56,19 @@ class Simulator(Protocol):
 class InitialStateSource(Protocol):
     """A simulator that can draw the initial states of a split, one at a time, from seeds."""
 
-    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates: ...
+    def draw_initial_states(
+        self, task: str, split: Split, num_states: int, seed: int, first: int = 0
+    ) -> InitialStates: ...
 
 
 @runtime_checkable
 class ScriptedSource(Protocol):
     """A simulator with scripted policies, of which iteration 0 is recorded."""
 
-    def make_scripted_policy(self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int) -> Actor:
-        """A policy for one rollout: row b plays ``variants[b]``, with randomness from ``row_keys`` int64 [B] alone.
+    def make_scripted_policy(
+        self, tasks: tuple[str, ...], variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
+    ) -> Actor:
+        """A policy for one rollout: row b does ``tasks[b]`` as ``variants[b]``, randomness from ``row_keys`` int64 [B].
 
         ``expert`` is the demonstrator; the other names of `seed_dataset.episodes` are ways to be worse. It may look at
         ``observation.sim_state``. Raises ``ValueError`` for a variant that it does not know.
@@ -110,7 +114,10 @@ class WorldState(Rows):
 
 
 class WorldModel(Protocol):
-    """A video world model with heads for proprio and success, as everything that imagines sees it."""
+    """A video world model with heads for proprio and success, as everything that imagines sees it.
+
+    ``spec`` names the cameras that it reads and imagines, all in one pass, and the tasks that it learned.
+    """
 
     spec: SimulatorSpec
 
@@ -133,13 +140,13 @@ class WorldModel(Protocol):
 
 @dataclass(frozen=True)
 class ImaginedChunk(Rows):
-    """M imagined frames: ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S], ``success_logit`` f32 [B, M].
+    """M imagined frames: ``frames`` camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S].
 
-    ``expected_psnr_db`` f32 [B, M] is the model's own estimate of how close each frame is to what would be simulated;
-    ``None`` where a model has none.
+    ``success_logit`` f32 [B, M]. ``expected_psnr_db`` f32 [B, M] is the model's own estimate of how close each frame is
+    to what would be simulated, the mean over cameras; ``None`` where a model has none.
     """
 
-    frames: Tensor
+    frames: dict[str, Tensor]
     proprio: Tensor
     success_logit: Tensor
     expected_psnr_db: Tensor | None = None
@@ -160,8 +167,8 @@ class Actor(Protocol):
 class ImitationSource(Protocol):
     """Observations and the action chunks to imitate, from real episodes."""
 
-    def images(self) -> Tensor:
-        """u8 [N, h, w, 3]: the frame at every start of a chunk."""
+    def images(self) -> dict[str, Tensor]:
+        """Camera name -> u8 [N, h, w, 3]: the frame at every start of a chunk."""
         ...
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
@@ -179,7 +186,7 @@ class Policy(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Any]]
-    spec: SimulatorSpec
+    spec: SimulatorSpec  # of the cameras that it reads
     normalisation: Normalisation
     chunk_length: int
     temperature: float

@@ -97,6 +97,8 @@ class Rows:
             if isinstance(first, Tensor):
                 merged[f.name] = torch.cat(values)
             elif isinstance(first, dict):
+                if any(v.keys() != first.keys() for v in values):
+                    raise ValueError(f"{cls.__name__}.{f.name} has other keys in one of the parts to concatenate")
                 merged[f.name] = {k: torch.cat([v[k] for v in values]) for k in first}
             elif isinstance(first, tuple):
                 merged[f.name] = sum(values, ())

@@ -10,8 +10,8 @@ Stored values (`Episode`) are numpy; values in flight are torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,70 +30,33 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 EPISODE_SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Landmark:
-    """A point that the check of a world model follows, e.g. ``object`` or ``effector``.
-
-    Its 2 or 3 coordinates are ``columns`` of ``source``, each worth ``metres_per_unit``.
-    """
-
-    name: str
-    source: Literal["sim_state", "proprio"]
-    columns: tuple[int, ...]
-    metres_per_unit: float = 1.0
-
-
-@dataclass(frozen=True)
-class SimulatorSpec:
-    """What a policy or a world model must know of a simulator before it sees a frame.
-
-    ``action_low/high`` bound environment actions per dimension; ``success_radius_m`` is the distance at which the task
-    counts as solved, 0 where nobody knows; ``max_episode_steps`` is in environment steps. ``success_hold_frames``: an
-    episode goes on for so many stored frames after its first success, time limit permitting; a world model declares a
-    success when it sees one in that many more frames on end. ``landmarks`` may be empty: only
-    the check of a world model reads them; no policy and no world model ever does.
-    """
-
-    task: str
-    instruction: str
-    image_size: int
-    proprio_names: tuple[str, ...]
-    action_names: tuple[str, ...]
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    hz: float
-    actions_per_frame: int
-    max_episode_steps: int
-    success_radius_m: float
-    control_mode: str
-    camera: str
-    simulator_version: str
-    landmarks: tuple[Landmark, ...] = ()
-    success_hold_frames: int = 0
-    success_confirm_frames: int = 0
-
-    @property
-    def proprio_dim(self) -> int:
-        return len(self.proprio_names)
-
-    @property
-    def action_dim(self) -> int:
-        return len(self.action_names)
+def _check_frames(name: str, frames: Mapping[str, Tensor], num_rows: int, num_frames: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``frames`` are camera name -> u8 [num_rows, n, h, w, 3], with one n for all."""
+    if not frames:
+        raise ValueError(f"{name} has no camera")
+    for camera, images in frames.items():
+        num_frames = images.shape[1] if num_frames is None else num_frames
+        check_shape(f"{name}[{camera!r}]", images, (num_rows, num_frames, None, None, 3))
+        check_dtype(f"{name}[{camera!r}]", images, torch.uint8)
 
 
 @dataclass(frozen=True)
 class InitialStates:
-    """A stored list of simulator states that episodes start from. ``states`` f32 [N, D]; ids are unique.
+    """Simulator states that episodes start from, N of one split.
 
-    Example id: ``PushCube-v1/evaluation/000017``.
+    - ``ids``: N unique strings, e.g. ``PushCube-v1/evaluation/000017``; ``tasks``: N task ids
+    - ``states`` f32 [N, D]; tasks with a smaller state are padded with zeros before the last entry, the environment step
     """
 
     split: Split
     ids: tuple[str, ...]
+    tasks: tuple[str, ...]
     states: Tensor
 
     def __post_init__(self) -> None:
         check_shape("InitialStates.states", self.states, (len(self.ids), None))
+        if len(self.tasks) != len(self.ids):
+            raise ValueError(f"{len(self.tasks)} tasks for {len(self.ids)} initial states")
         if self.split not in SPLITS:
             raise ValueError(f"split {self.split!r} is not one of {SPLITS}")
 
@@ -103,19 +66,22 @@ class InitialStates:
     def select(self, index: Tensor | list[int] | range) -> InitialStates:
         """The states at ``index``, in that order."""
         index = list(index) if not isinstance(index, Tensor) else index.tolist()
-        return InitialStates(self.split, tuple(self.ids[i] for i in index), self.states[index])
+        ids, tasks = (tuple(values[i] for i in index) for values in (self.ids, self.tasks))
+        return InitialStates(self.split, ids, tasks, self.states[index])
 
     @classmethod
     def cat(cls, parts: Sequence[InitialStates]) -> InitialStates:
         """One list of the lists of one split, in order."""
         ids = tuple(i for part in parts for i in part.ids)
-        return cls(parts[0].split, ids, torch.cat([part.states for part in parts]))
+        tasks = tuple(task for part in parts for task in part.tasks)
+        return cls(parts[0].split, ids, tasks, torch.cat([part.states for part in parts]))
 
 
 @dataclass(frozen=True)
 class EpisodeMeta:
     """Where an episode comes from and how it ended.
 
+    ``task``: the id of its `TaskSpec`, whose ``instruction`` this episode has in one of the task's paraphrases.
     ``margin_m``: smallest distance to the success region over the episode, in metres, 0 on success, NaN where unknown.
     ``source``: a scripted ``expert`` or ``perturbed`` one, a ``policy``, or ``recorded`` elsewhere (`sans.recordings`).
     ``variant`` names the perturbation (``expert``, ``stops_short``, ...) or is ``policy``.
@@ -201,33 +167,47 @@ class Episode:
 
 @dataclass(frozen=True)
 class Observation(Rows):
-    """What a policy and a world model see.
+    """What a policy and a world model see, B rows.
 
-    - ``frames`` u8 [B, K, h, w, 3]; the last is now. With K = 3 they are (first of the episode, previous, now);
-      with K = 1 only now.
+    - ``frames``: camera name -> u8 [B, K, h, w, 3]; the last is now. With K = 3 they are (first of the episode,
+      previous, now); with K = 1 only now. Sizes may differ by camera, K does not.
     - ``proprio`` f32 [B, S], raw units, or ``None`` where there is none (never zeros)
-    - ``instruction``: B strings
+    - ``task``: B task ids; ``instruction``: B strings, what to do in words
     - ``env_step`` int64 [B]: environment steps since the episode's start
     - ``sim_state`` f32 [B, D] or ``None``: privileged, for scripted experts and exact restart; never an input to a
       policy or a world model
     """
 
-    frames: Tensor
+    frames: dict[str, Tensor]
     proprio: Tensor | None
+    task: tuple[str, ...]
     instruction: tuple[str, ...]
     env_step: Tensor
     sim_state: Tensor | None = None
 
     def __post_init__(self) -> None:
         B = len(self.instruction)
-        check_shape("Observation.frames", self.frames, (B, None, None, None, 3))
-        check_dtype("Observation.frames", self.frames, torch.uint8)
+        _check_frames("Observation.frames", self.frames, B)
+        if len(self.task) != B:
+            raise ValueError(f"{len(self.task)} tasks for {B} instructions")
         check_shape("Observation.env_step", self.env_step, (B,))
         if self.proprio is not None:
             check_shape("Observation.proprio", self.proprio, (B, None))
 
     def __len__(self) -> int:
         return len(self.instruction)
+
+    @property
+    def num_frames(self) -> int:
+        """K."""
+        return next(iter(self.frames.values())).shape[1]
+
+    def with_cameras(self, names: Sequence[str]) -> Observation:
+        """The same, seen by the cameras called ``names`` alone. Raises ``ValueError`` where one is missing."""
+        missing = [name for name in names if name not in self.frames]
+        if missing:
+            raise ValueError(f"the observation has no camera {missing[0]!r}: it has {', '.join(self.frames)}")
+        return replace(self, frames={name: self.frames[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -255,7 +235,7 @@ class ChunkStep(Rows):
     """What a simulator, real or imagined, gives back for one chunk of H actions.
 
     - ``observation``: after the chunk
-    - ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S] or ``None``: after every s actions
+    - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S] or ``None``: after every s actions
     - ``rewards`` f32 [B, H]: sparse; simulated: 1.0 on the step of the first success; imagined: 1.0 on the
       frame at which success is declared
     - ``success_prob`` f32 [B, M]: imagined: the success head's probability per frame; simulated: 0 or 1
@@ -264,15 +244,15 @@ class ChunkStep(Rows):
     - ``terminated`` (after a success) and ``truncated`` (time limit, no success) bool [B]; both stay true once the row
       ended, which is ``SimulatorSpec.success_hold_frames`` frames after the success
     - ``distances_m`` f32 [B, H] or ``None``, ``sim_states`` f32 [B, M, D] or ``None``: privileged
-    - ``expected_psnr_db`` f32 [B, M] or ``None``: imagined: how close the model expects each frame to be; ``inf`` where
-      nothing was imagined
+    - ``expected_psnr_db`` f32 [B, M] or ``None``: imagined: how close the model expects each frame to be, the mean over
+      cameras; ``inf`` where nothing was imagined
 
     Worked example, B=1, H=4, s=2, success at the third action: ``valid = [[1, 1, 1, 0]]``,
     ``rewards = [[0, 0, 1, 0]]``, ``success = [[0, 0, 1, 1]]``, ``success_prob = [[0, 1]]``, ``terminated = [1]``.
     """
 
     observation: Observation
-    frames: Tensor
+    frames: dict[str, Tensor]
     proprio: Tensor | None
     rewards: Tensor
     success_prob: Tensor
@@ -286,11 +266,11 @@ class ChunkStep(Rows):
 
     def __post_init__(self) -> None:
         B, H = self.valid.shape
-        M = self.frames.shape[1]
-        check_shape("ChunkStep.frames", self.frames, (B, M, None, None, 3))
+        M = self.success_prob.shape[1]
+        _check_frames("ChunkStep.frames", self.frames, B, M)
         check_shape("ChunkStep.rewards", self.rewards, (B, H))
         check_shape("ChunkStep.success", self.success, (B, H))
-        check_shape("ChunkStep.success_prob", self.success_prob, (B, M))
+        check_shape("ChunkStep.success_prob", self.success_prob, (B, None))
         check_shape("ChunkStep.terminated", self.terminated, (B,))
         check_shape("ChunkStep.truncated", self.truncated, (B,))
 
@@ -303,34 +283,35 @@ class ChunkStep(Rows):
 class Clip(Rows):
     """A training window: K context frames, then M frame steps to predict.
 
-    - ``context`` u8 [B, K, h, w, 3]: see `worldloop.core.context_frames`
+    - ``context``: camera name -> u8 [B, K, h, w, 3]: see `worldloop.core.context_frames`
     - ``context_proprio`` f32 [B, S]: now
     - ``actions`` f32 [B, M, s, A]: lead from now to each target frame
-    - ``frames`` u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets
+    - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets
     - ``success`` f32 [B, M]: 1 once the episode has succeeded at or before that frame
     - ``valid`` bool [B, M]: false where the episode had already ended (padding repeats the last frame)
-    - ``instruction``: B strings
+    - ``task``: B task ids; ``instruction``: B strings
     - ``index`` int64 [B, 2]: (episode, frame step of "now") in the dataset version the clip came from
     - ``is_on_policy`` bool [B]: the episode was a policy's own
     """
 
-    context: Tensor
+    context: dict[str, Tensor]
     context_proprio: Tensor
     actions: Tensor
-    frames: Tensor
+    frames: dict[str, Tensor]
     proprio: Tensor
     success: Tensor
     valid: Tensor
+    task: tuple[str, ...]
     instruction: tuple[str, ...]
     index: Tensor
     is_on_policy: Tensor
 
     def __post_init__(self) -> None:
         B, M = self.valid.shape
-        check_shape("Clip.context", self.context, (B, None, None, None, 3))
+        _check_frames("Clip.context", self.context, B)
         check_shape("Clip.context_proprio", self.context_proprio, (B, None))
         check_shape("Clip.actions", self.actions, (B, M, None, None))
-        check_shape("Clip.frames", self.frames, (B, M, None, None, 3))
+        _check_frames("Clip.frames", self.frames, B, M)
         check_shape("Clip.proprio", self.proprio, (B, M, None))
         check_shape("Clip.success", self.success, (B, M))
         check_shape("Clip.index", self.index, (B, 2))
