@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import Rows
-from worldloop.core.types import SimulatorSpec
 
 SPEC = SimulatorSpec(
     task="t", instruction="i", image_size=2, proprio_names=("x",), action_names=("a",), action_low=(-1.0,),

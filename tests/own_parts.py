@@ -11,16 +11,8 @@ from torch.distributions import Normal
 
 from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.randomness import derive_seed, make_generator, row_normal, row_uniform
-from worldloop.core.types import (
-    ActionChunk,
-    ImitationBatch,
-    InitialStates,
-    Landmark,
-    Normalisation,
-    Observation,
-    SimulatorSpec,
-    Split,
-)
+from worldloop.core.specs import Landmark, SimulatorSpec
+from worldloop.core.types import ActionChunk, ImitationBatch, InitialStates, Normalisation, Observation, Split
 from worldloop.simulators.base import ChunkedSimulator, Measurement
 
 REACH = 0.25  # to the goal, for success

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldloop.core.types import Clip, Normalisation, Observation, SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import Clip, Normalisation, Observation
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.hybrid import HybridConfig
 

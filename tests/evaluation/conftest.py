@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from worldloop.core.types import Landmark
+from worldloop.core.specs import Landmark
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.visual_state import Seen, locate_landmarks
 from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator

@@ -7,7 +7,7 @@ import torch
 from reporters import RecordingReporter
 
 from worldloop.core.randomness import make_generator
-from worldloop.core.types import Landmark
+from worldloop.core.specs import Landmark
 from worldloop.evaluation.probes import ProbeReading
 from worldloop.evaluation.visual_state import (
     compute_visual_alignment,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worldloop.core.types import SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
 from worldloop.factory.build import build_simulator_spec, choose_simulator
 from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.loop.startup import POLICY_MEMBERS, SIMULATOR_MEMBERS

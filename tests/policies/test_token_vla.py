@@ -7,7 +7,8 @@ import torch
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import make_generator, make_row_keys
-from worldloop.core.types import ImitationBatch, Normalisation, Observation, SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import ImitationBatch, Normalisation, Observation
 from worldloop.policies.token_vla.action_bins import ActionBins
 from worldloop.policies.token_vla.policy import TokenVLA, TokenVLAConfig, smooth_targets
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from worldloop.stages.decisions import compute_returns, flatten
 
 from worldloop.core.types import ActionChunk, ChunkStep, Observation
 from worldloop.rl.grpo import compute_group_advantages
 from worldloop.rollout.rollout import Rollout
-from worldloop.stages.decisions import compute_returns, flatten
 
 SURE_DB = 99.0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldloop.core.types import SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
 
 pytestmark = pytest.mark.slow  # importing lerobot alone takes up to 20 s
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch import nn
-
 from worldloop.training.fitting import minimise
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import Rows
 from worldloop.core.types import (
     ActionChunk,
@@ -23,7 +24,6 @@ from worldloop.core.types import (
     InitialStates,
     Normalisation,
     Observation,
-    SimulatorSpec,
     Split,
 )
 

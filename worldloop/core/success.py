@@ -18,7 +18,8 @@ Provision (a deviation from that plain rule): in some tasks the object starts th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -91,6 +92,26 @@ class Calibration:
 
     def probability(self, logit: Tensor) -> Tensor:
         return torch.sigmoid(self.scale * logit.float() + self.bias)
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """The `Calibration` of each task, by its id; a task without one is read by the identity."""
+
+    by_task: Mapping[str, Calibration] = field(default_factory=dict)
+
+    def of(self, task: str) -> Calibration:
+        return self.by_task.get(task, Calibration())
+
+    def column(self, name: str, task: Sequence[str]) -> Tensor:
+        """f32 [B]: the field called ``name`` of each row's task, e.g. ``threshold``, on the CPU."""
+        return torch.tensor([getattr(self.of(t), name) for t in task], dtype=torch.float32)
+
+    def probability(self, logit: Tensor, task: Sequence[str]) -> Tensor:
+        """f32 [B, ...] of success, from logits [B, ...] of rows whose tasks are ``task``."""
+        shape = (-1, *[1] * (logit.ndim - 1))
+        scale, bias = (self.column(name, task).to(logit.device).reshape(shape) for name in ("scale", "bias"))
+        return torch.sigmoid(scale * logit.float() + bias)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from gymnasium.vector.utils import batch_space
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import WorldModel
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibration
-from worldloop.core.types import ChunkStep, Observation, SimulatorSpec
+from worldloop.core.types import ChunkStep, Observation
 from worldloop.envs.window import FrameWindow
 from worldloop.rollout.imagination import ImaginedRows, ImaginedSimulator
 

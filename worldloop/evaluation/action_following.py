@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.core.specs import Landmark
 from worldloop.core.statistics import Estimate, estimate
-from worldloop.core.types import Landmark
 from worldloop.evaluation.fidelity import CURVE_RESAMPLES
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.visual_state import CM, Seen, slice_landmarks

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from worldloop.core.specs import Landmark
 from worldloop.core.statistics import Estimate
 from worldloop.core.success import Calibration, Trust
-from worldloop.core.types import Landmark
 from worldloop.evaluation.action_following import ActionFollowing, follow_actions
 from worldloop.evaluation.alignment import Alignment, align_episodes
 from worldloop.evaluation.calibration import (

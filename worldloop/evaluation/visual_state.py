@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Reporter
+from worldloop.core.specs import Landmark
 from worldloop.core.statistics import best_threshold
 from worldloop.core.success import find_highest_confirmed
-from worldloop.core.types import Landmark, Outcome
+from worldloop.core.types import Outcome
 from worldloop.evaluation.alignment import Alignment, compute_alignment
 from worldloop.evaluation.fidelity import FrameMetric
 from worldloop.evaluation.open_loop import Branches

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from worldloop.core.interfaces import Policy, TaskSimulator
-from worldloop.core.types import Normalisation, SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import Normalisation
 from worldloop.factory.classes import find_class, make_settings, require_arguments, require_members
 from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.policies import POLICIES

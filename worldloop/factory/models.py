@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from worldloop.core.interfaces import Policy
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibration
-from worldloop.core.types import Normalisation, Observation, SimulatorSpec
+from worldloop.core.types import Normalisation, Observation
 from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
 from worldloop.storage.card import WorldModelCard, write_card

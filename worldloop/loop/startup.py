@@ -7,7 +7,8 @@ import torch
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import LikelihoodPolicy, Policy
-from worldloop.core.types import Normalisation, SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import Normalisation
 from worldloop.factory.build import build_policy, build_spec, build_world_model, choose_simulator
 from worldloop.factory.classes import require_arguments, require_members
 from worldloop.sans.recordings import check_recording

@@ -11,7 +11,7 @@ from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import TaskSimulator
-from worldloop.core.types import SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
 from worldloop.factory.build import choose_simulator
 from worldloop.factory.config import SimulatorConfig
 from worldloop.factory.pretrained import load_checked_world_model

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from worldloop.core.errors import require_choice
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibration, find_highest_confirmed
-from worldloop.core.types import Rollout, SimulatorSpec
+from worldloop.core.types import Rollout
 
 
 @dataclass(frozen=True)

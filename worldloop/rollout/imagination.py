@@ -21,9 +21,10 @@ from torch import Tensor
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, fill_context
 from worldloop.core.interfaces import ImaginedChunk, WorldModel
 from worldloop.core.randomness import make_row_keys
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibration
 from worldloop.core.tensors import Rows
-from worldloop.core.types import ChunkStep, Observation, SimulatorSpec
+from worldloop.core.types import ChunkStep, Observation
 
 
 @dataclass(frozen=True)

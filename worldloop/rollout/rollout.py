@@ -10,18 +10,9 @@ import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Actor, Simulator
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import classify_outcome
-from worldloop.core.types import (
-    ActionChunk,
-    ChunkStep,
-    Episode,
-    EpisodeMeta,
-    Observation,
-    Rollout,
-    SimulatorSpec,
-    Source,
-    Split,
-)
+from worldloop.core.types import ActionChunk, ChunkStep, Episode, EpisodeMeta, Observation, Rollout, Source, Split
 
 
 def run_rollout(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
-from worldloop.core.types import Clip, Landmark, Observation, Split
+from worldloop.core.specs import Landmark
+from worldloop.core.types import Clip, Observation, Split
 from worldloop.sans.cache import VersionCache
 
 

@@ -24,8 +24,9 @@ import torch
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.images import resize
 from worldloop.core.randomness import derive_seed
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import require_success_frames
-from worldloop.core.types import Episode, EpisodeMeta, SimulatorSpec, Split
+from worldloop.core.types import Episode, EpisodeMeta, Split
 from worldloop.sans.labels import read_labels
 from worldloop.sans.lerobot_format import IMAGE_PREFIX, require_data_extra
 

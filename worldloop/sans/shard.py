@@ -20,8 +20,9 @@ import numpy as np
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import hash_file, read_json, to_json, whole_directory
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import check_dtype
-from worldloop.core.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta, SimulatorSpec
+from worldloop.core.types import EPISODE_SCHEMA_VERSION, Episode, EpisodeMeta
 from worldloop.sans.lerobot_format import (
     IMAGE_PREFIX,
     Features,

@@ -12,7 +12,8 @@ from typing import Any
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import check_name, malformed, read_json, to_json, whole_directory, write_file
-from worldloop.core.types import Episode, EpisodeMeta, Normalisation, SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import Episode, EpisodeMeta, Normalisation
 from worldloop.sans.cache import CachePart, VersionCache, ensure_part
 from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
 from worldloop.sans.shard import (

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import check_shape
-from worldloop.core.types import ChunkStep, Observation, SimulatorSpec
+from worldloop.core.types import ChunkStep, Observation
 
 ENDLESS_STEPS = 10**6  # a time limit that no game in the browser reaches
 

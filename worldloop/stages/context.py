@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from worldloop.core.interfaces import Reporter
-from worldloop.core.types import SimulatorSpec, Split
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import Split
 from worldloop.factory.models import Models
 from worldloop.rollout.simulation import Simulation
 from worldloop.sans.cache import VersionCache

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import hash_file, read_json, to_json, whole_directory
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import load_trained
-from worldloop.core.types import Normalisation, SimulatorSpec
+from worldloop.core.types import Normalisation
 
 CHECKPOINT_SCHEMA_VERSION = 1
 _PREFIX = "normalisation."

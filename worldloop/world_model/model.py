@@ -18,7 +18,8 @@ from worldloop.core.context_frames import fill_context
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import ImaginedChunk, WorldState
 from worldloop.core.randomness import row_normal
-from worldloop.core.types import Normalisation, Observation, SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import Normalisation, Observation
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.world_model import CODECS, DENOISERS
 from worldloop.world_model.codec import Codec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from worldloop.core.types import SimulatorSpec
+from worldloop.core.specs import SimulatorSpec
 
 
 class ActionBins(nn.Module):

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from worldloop.core import images, randomness
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import ImitationSource, LikelihoodPolicy, Metrics
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import check_shape
-from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation, SimulatorSpec
+from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.policies.token_vla.action_bins import ActionBins

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import derive_seed
+from worldloop.core.specs import Landmark, SimulatorSpec
 from worldloop.core.success import require_success_frames
-from worldloop.core.types import InitialStates, Landmark, SimulatorSpec, Split
+from worldloop.core.types import InitialStates, Split
 from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement
 from worldloop.simulators.maniskill.lift import LiftScriptedPolicy
 from worldloop.simulators.maniskill.slide import SlideScriptedPolicy

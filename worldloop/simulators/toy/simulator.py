@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from worldloop.core.randomness import derive_seed, make_generator
+from worldloop.core.specs import Landmark, SimulatorSpec
 from worldloop.core.success import require_success_frames
-from worldloop.core.types import ActionChunk, InitialStates, Landmark, Observation, SimulatorSpec, Split
+from worldloop.core.types import ActionChunk, InitialStates, Observation, Split
 from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement
 from worldloop.simulators.perturbations import VariantParameters, draw_variant_parameters, smooth_noise
 
