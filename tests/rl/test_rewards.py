@@ -123,7 +123,7 @@ def test_weights_that_say_nothing_are_refused(weights: dict[str, float], message
 
 
 def test_the_config_names_a_term_that_it_does_not_know() -> None:
-    with pytest.raises(WorldloopError, match="improve_policy.reward is 'haste', allowed: success, certainty"):
+    with pytest.raises(WorldloopError, match=r"improve_policy\.reward is 'haste', allowed: success, certainty"):
         load_config(DEBUG, ["improve_policy.reward.haste=1"])
 
 
