@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from worldloop.core.interfaces import Metrics
+from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.randomness import derive_seed, make_generator, row_normal, row_uniform
 from worldloop.core.types import (
     ActionChunk,
@@ -116,7 +116,7 @@ class ReachScriptedPolicy:
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
 
 
-class GaussianPolicy(nn.Module):
+class GaussianPolicy(LikelihoodPolicy):
     """A normal distribution for every action of the chunk, from the frame now and proprio."""
 
     def __init__(self, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int, width: int = 64) -> None:
@@ -126,9 +126,6 @@ class GaussianPolicy(nn.Module):
         inputs = 3 * spec.image_size**2 + spec.proprio_dim
         self.mean = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, chunk_length * spec.action_dim))
         self.log_std = nn.Parameter(torch.full((spec.action_dim,), -1.0))
-
-    def fit_image_statistics(self, frames: Tensor) -> None:
-        """Nothing to fit."""
 
     def _distribution(self, observation: Observation) -> Normal:
         assert observation.proprio is not None
