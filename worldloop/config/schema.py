@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -61,7 +62,7 @@ class ResourcesConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """A run's settings. Every stage has a section of its name besides (`section`); `SCHEMA` is the class with all."""
+    """A run's settings; `make_schema` gives the class that has a section for every stage besides, see `section`."""
 
     run_name: str = ""  # folder of the run under run_root; "" takes the config file's name
     run_root: str = "runs"  # where runs are kept; must be absolute in a Ray job
@@ -88,6 +89,10 @@ class LoopConfig:
         values: list[object] = [getattr(self, f.name) for f in fields(self)]
         values.append(self.simulator.recorded)
         return {type(value): value for value in values if is_dataclass(value)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its sections, since `make_schema` makes its class anew in every process."""
+        return _restore, ({f.name: getattr(self, f.name) for f in fields(self)},)
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -142,12 +147,19 @@ class LoopConfig:
                     raise ValueError(f"{name}.{key} {getattr(section, key)} is no multiple of num_microbatches {parts}")
 
 
-SCHEMA = make_dataclass(
-    "LoopConfig",
-    [(name, stage.Config, field(default_factory=stage.Config)) for name, stage in STAGES.items()],
-    bases=(LoopConfig,),
-    frozen=True,
-)
+def make_schema() -> type[LoopConfig]:
+    """`LoopConfig` with a section for every stage of `STAGES`, also for one that was added there a moment ago."""
+    return _make_schema(tuple((name, stage.Config) for name, stage in STAGES.items()))
+
+
+@cache
+def _make_schema(sections: tuple[tuple[str, type], ...]) -> type[LoopConfig]:
+    members = [(name, kind, field(default_factory=kind)) for name, kind in sections]
+    return make_dataclass("LoopConfig", members, bases=(LoopConfig,), frozen=True)
+
+
+def _restore(sections: dict[str, Any]) -> LoopConfig:
+    return make_schema()(**sections)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoopConfig:
@@ -191,7 +203,7 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
 
 def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     """Merge ``parts`` over the defaults, later ones winning."""
-    schema = OmegaConf.structured(SCHEMA)
+    schema = OmegaConf.structured(make_schema())
     _make_writable(schema)
     try:
         merged = OmegaConf.merge(schema, *parts)
@@ -217,7 +229,7 @@ def _make_writable(node: Any) -> None:
 
 def _explain_unknown_key(error: ConfigKeyError) -> str:
     key = str(error.full_key or error.key)
-    cls: Any = SCHEMA
+    cls: Any = make_schema()
     for part in key.split(".")[:-1]:
         cls = get_type_hints(cls).get(part, cls) if is_dataclass(cls) else cls
     known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
@@ -237,7 +249,7 @@ _FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
 
 def list_settings(config: LoopConfig) -> dict[str, Any]:
     """``section.key`` -> value of what differs from the defaults, and the seed."""
-    defaults, values = _flatten(to_yaml(SCHEMA())), _flatten(to_yaml(config))
+    defaults, values = _flatten(to_yaml(make_schema()())), _flatten(to_yaml(config))
     return {k: v for k, v in values.items() if k == "seed" or v != defaults.get(k)}
 
 
@@ -256,7 +268,7 @@ def find_differences(stored: str, other: str) -> list[str]:
     A key that an earlier worldloop did not have counts as its default, which is what that did.
     """
 
-    defaults, old, new = (_flatten(yaml) for yaml in (to_yaml(SCHEMA()), stored, other))
+    defaults, old, new = (_flatten(yaml) for yaml in (to_yaml(make_schema()()), stored, other))
     old, new = defaults | old, defaults | new
     keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
     return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]
