@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from reporters import RecordingReporter
 from torch import Tensor
 
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Clip, Normalisation, Observation
+from worldloop.training.optimizer import Optimizer
+from worldloop.training.resume import TrainingSetup
+from worldloop.training.trainer import Trainer
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.hybrid import HybridConfig
+from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.training import ProprioObjective, WorldModelObjective
 
 SIZE, S_PER_FRAME, NUM_FRAMES = 16, 2, 5
 
@@ -43,8 +52,25 @@ def tiny_config(**changes: object) -> WorldModelConfig:
     return WorldModelConfig(hybrid=hybrid, precision="fp32", ema_decay=0.9, **changes)  # type: ignore[arg-type]
 
 
+def make_model(config: WorldModelConfig | None = None) -> VideoWorldModel:
+    """With fresh weights, the same every time."""
+    torch.manual_seed(0)
+    return VideoWorldModel(config or tiny_config(), toy_spec(), toy_normalisation())
+
+
+def fit(model: VideoWorldModel, data: ToyEpisodes, num_steps: int, batch_size: int = 16) -> VideoWorldModel:
+    """A miniature of the fitting stage; returns the averaged model."""
+    setup, reporter = TrainingSetup(), RecordingReporter()
+    make_optimizer = partial(Optimizer, learning_rate=3e-3, num_steps=None, warmup_steps=0)
+    proprio = ProprioObjective(model, data, setup.make_generators("proprio"), batch_size=batch_size, num_frames=3)
+    Trainer(model, make_optimizer, setup, reporter, name="proprio").fit(proprio, num_steps)
+    video = WorldModelObjective(model, data, setup.make_generators("video"), setup.data_parallel, batch_size=batch_size)
+    trainer = Trainer(model, make_optimizer, setup, reporter, name="video", ema_decay=model.config.ema_decay)
+    return trainer.fit(video, num_steps)
+
+
 class ToyEpisodes:
-    """``num_episodes`` random walks; `load` gives clips as the dataset would."""
+    """``num_episodes`` random walks, a `ClipSource`."""
 
     def __init__(self, num_episodes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -58,11 +84,12 @@ class ToyEpisodes:
         self.success = (self.proprio[:, 1:, 0] > 0.5).float().cummax(1).values
         self.num_frame_steps = torch.full((num_episodes,), num_frames)
 
-    def choose(self, num_clips: int, generator: torch.Generator) -> Tensor:
-        episode = torch.randint(0, len(self.frames), (num_clips,), generator=generator)
-        return torch.stack([episode, (torch.rand(num_clips, generator=generator) * NUM_FRAMES).long()], 1)
+    def sample(self, generator: torch.Generator, batch_size: int) -> Tensor:
+        episode = torch.randint(0, len(self.frames), (batch_size,), generator=generator)
+        return torch.stack([episode, (torch.rand(batch_size, generator=generator) * NUM_FRAMES).long()], 1)
 
-    def load(self, index: Tensor, num_frames: int) -> Clip:
+    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip:
+        assert num_context_frames == NUM_CONTEXT_FRAMES
         e, f = index.T
         last = self.num_frame_steps[e]
         ahead = f[:, None] + 1 + torch.arange(num_frames)

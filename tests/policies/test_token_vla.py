@@ -1,6 +1,6 @@
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -209,6 +209,19 @@ def test_proprio_far_outside_what_training_saw_counts_as_five_standard_deviation
     assert not torch.equal(policy(edge), policy(near))
 
 
+@dataclass(frozen=True)
+class Frames:
+    """An `ImitationSource` of which only the frames are asked for."""
+
+    frames: torch.Tensor
+
+    def images(self) -> torch.Tensor:
+        return self.frames
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
+        raise AssertionError("nothing is imitated")
+
+
 def test_image_statistics_cancel_background_and_contrast() -> None:
     """A scene under another background and twice the contrast gives the same logits once both are fitted."""
     policy = make_policy()
@@ -219,7 +232,7 @@ def test_image_statistics_cancel_background_and_contrast() -> None:
     vivid = replace(observation, frames=(2 * scene + 140).to(torch.uint8))
     logits = []
     for view in (dim, vivid):
-        policy.fit_image_statistics(view.frames.flatten(0, 1))
+        policy.prepare(Frames(view.frames.flatten(0, 1)))
         logits.append(policy(view))
     unfitted = make_policy()
     assert torch.allclose(logits[0], logits[1], atol=1e-5)

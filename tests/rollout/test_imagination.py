@@ -220,7 +220,7 @@ def test_starts_go_in_parts_where_memory_is_short() -> None:
             return super().start(context, noise_key)
 
     small = _simulator(Small(), [0.0, 2.0, 1.0])
-    assert small.rows_at_once == 1
+    assert small.max_batch == 1
     assert small.save().state.position.tolist() == [0.0, 2.0, 1.0]
 
 
@@ -228,7 +228,7 @@ def test_rows_go_in_parts_where_memory_is_short() -> None:
     actions = torch.arange(16, dtype=torch.float32).reshape(4, 4, 1) / 20
     whole, small = _simulator(_Counting(), [0.0, 2.0, 1.0, 3.5]), _simulator(_Small(), [0.0, 2.0, 1.0, 3.5])
     expected, actual = whole.step_chunk(actions), small.step_chunk(actions)
-    assert small.rows_at_once == 2
+    assert small.max_batch == 2
     for name in ("frames", "proprio", "success_prob", "valid", "terminated", "truncated"):
         assert torch.equal(getattr(actual, name), getattr(expected, name)), name
     assert torch.equal(small.save().state.position, whole.save().state.position)

@@ -115,16 +115,16 @@ def make_training_stage(folder: Path, end: str) -> Any:
         import torch
 
         from worldloop.core.errors import WorldloopError
-        from worldloop.training.data_parallel import Workers
+        from worldloop.training.data_parallel import DataParallel
 
-        workers = Workers.of_process_group()
-        display.log(f"worker {workers.rank}")
-        if workers.rank == 1 and not (folder / "died").exists():
+        data_parallel = DataParallel.of_process_group()
+        display.log(f"worker {data_parallel.rank}")
+        if data_parallel.rank == 1 and not (folder / "died").exists():
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if end == "error" and not workers.is_first:
+        if end == "error" and not data_parallel.is_main:
             raise WorldloopError("the loss became nan")
-        return int(workers.sum(torch.tensor(workers.rank + 1))), workers
+        return int(data_parallel.all_reduce_sum(torch.tensor(data_parallel.rank + 1))), data_parallel
 
     return stage
 
@@ -135,10 +135,10 @@ def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: p
     import ray
     from ray.util.placement_group import placement_group_table
 
-    from worldloop.training.data_parallel import Workers
+    from worldloop.training.data_parallel import DataParallel
 
     group = start(num_simulators=1, cpus_per_simulator=0.0, num_workers=2)
-    assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, Workers(0, 2))
+    assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, DataParallel(0, 2))
     shown = capsys.readouterr().err
     assert "attempt 2 of 3" in shown
     assert "worker 0" in shown
@@ -148,7 +148,7 @@ def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: p
     assert group.run_stage(make_stage(after, 0, False)) == [0, 1, 4, 9, 16, 25]  # on the first of them alone
     ray.kill(group._stage, no_restart=False)  # the coordinator, and its group with it
     (tmp_path / "died").unlink()
-    assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, Workers(0, 2))
+    assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, DataParallel(0, 2))
     reserved = [entry for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
     assert len(reserved) == 1  # nothing is left of the first group's
     with pytest.raises(WorldloopError, match="the loss became nan"):

@@ -1,4 +1,4 @@
-"""Two data-parallel workers compute what one computes: every training stage of the toy loop, over gloo."""
+"""Two data-parallel ranks compute what one computes: every training stage of the toy loop, over gloo."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ import torch.distributed as dist
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
+from worldloop.core.errors import WorldloopError
 from worldloop.factory import checkpoints
-from worldloop.loop.run import TRAINING, advance, run_stage
+from worldloop.loop.run import run_stage
+from worldloop.loop.schedule import advance
 from worldloop.reporting.progress import SilentDisplay
+from worldloop.rl.grpo import GrpoObjective
 from worldloop.runtime.inline import InlineRuntime
+from worldloop.stages import trains
 from worldloop.storage.run_state import LoopState
-from worldloop.training.data_parallel import Workers
-from worldloop.training.optimizer import Optimisation
+from worldloop.training.data_parallel import DataParallel, add_metrics, share_of_micro_batch
+from worldloop.training.optimizer import Optimizer
 from worldloop.training.sharding import gather, is_sharded, to_local
 
 CONFIG = (
@@ -54,17 +58,15 @@ class Records:
 
     def __init__(self) -> None:
         self.gradients: dict[str, list[torch.Tensor | None]] = {}
-        self.shares: list[list[float]] = []
+        self.weights: list[list[float]] = []
         self.dropped: list[float] = []
         self.shares_held: dict[str, int] = {}
 
     def listen(self) -> None:
-        from worldloop.stages import improve_policy
+        clip, weigh, end_step = torch.nn.utils.clip_grad_norm_, DataParallel.weigh, GrpoObjective.end_step
+        step, records = Optimizer.step, self
 
-        clip, share, improve = torch.nn.utils.clip_grad_norm_, Workers.shares, improve_policy._Improvement.improve
-        step, records = Optimisation.step, self
-
-        def recorded_step(own: Optimisation) -> float:
+        def recorded_step(own: Optimizer) -> float:
             def recorded_clip(parameters: Any, norm: float) -> Any:
                 copies = [None if p.grad is None else gather({"": p.grad})[""].clone() for p in parameters]
                 records.gradients.setdefault(own.name, copies)
@@ -77,25 +79,25 @@ class Records:
             finally:
                 torch.nn.utils.clip_grad_norm_ = clip
 
-        def recorded_shares(own: Workers, counts: Any) -> list[torch.Tensor]:
-            shares = share(own, counts)
-            records.shares.append([float(s) for s in shares])
-            return shares
+        def recorded_weigh(own: DataParallel, counts: Any) -> list[torch.Tensor]:
+            weights = weigh(own, counts)
+            if own == DataParallel.of_process_group():  # the critic is each rank's own business
+                records.weights.append([float(w) for w in weights])
+            return weights
 
-        def recorded_improve(own: Any, rollouts: Any) -> dict[str, float]:
-            metrics = improve(own, rollouts)
+        def recorded_end_step(own: GrpoObjective, step: int, metrics: dict[str, float]) -> dict[str, float]:
             records.dropped.append(metrics["groups_dropped"])
-            return metrics
+            return end_step(own, step, metrics)
 
-        Optimisation.step = recorded_step  # type: ignore[method-assign]
-        Workers.shares = recorded_shares  # type: ignore[method-assign, assignment]
-        improve_policy._Improvement.improve = recorded_improve  # type: ignore[method-assign]
+        Optimizer.step = recorded_step  # type: ignore[method-assign]
+        DataParallel.weigh = recorded_weigh  # type: ignore[method-assign, assignment]
+        GrpoObjective.end_step = recorded_end_step  # type: ignore[method-assign]
 
 
 def run_training_stages(
     rank: int, size: int, port: int, stages: list[tuple[LoopState, str]], out: str, shards: bool
 ) -> None:
-    """Worker ``rank`` of ``size``: each of ``stages``, a state and the run directory in which it is next."""
+    """Rank ``rank`` of ``size``: each of ``stages``, a state and the run directory in which it is next."""
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
@@ -110,7 +112,7 @@ def run_training_stages(
 
 
 class CutDisplay(SilentDisplay):
-    """Ctrl-C after the second optimizer step, which has been kept."""
+    """Ctrl-C after the second optimizer step, of which there is a checkpoint."""
 
     count, unit = 0, ""
 
@@ -126,28 +128,34 @@ class CutDisplay(SilentDisplay):
 def cut_after_two_steps(state: LoopState, directory: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_stage(state, configure(shards=True), directory, InlineRuntime(0, 0, CutDisplay()), CutDisplay())
-    Workers.of_process_group().wait()  # the first of them writes last
+    DataParallel.of_process_group().barrier()  # the main rank writes last
     assert (Path(directory) / "partial/fit_world_model/partial.json").exists()
 
 
 def check_sums(rank: int) -> None:
-    workers = Workers.of_process_group()
-    assert workers == Workers(rank, 2)
+    data_parallel = DataParallel.of_process_group()
+    assert data_parallel == DataParallel(rank, 2)
+    assert data_parallel.is_main == (rank == 0)
     first, second, third = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     first.grad = torch.tensor([1.0, 10.0]) * (rank + 1)
     second.grad = torch.tensor([5.0, 7.0]) if rank == 1 else None
-    workers.sum_gradients([first, second, third])
+    data_parallel.all_reduce_gradients([first, second, third])
     assert first.grad.tolist() == [3.0, 30.0]
     assert second.grad is not None
     assert second.grad.tolist() == [5.0, 7.0]
     assert third.grad is None
     counts = [torch.tensor(1), torch.tensor(0)] if rank == 0 else [torch.tensor(2), torch.tensor(5)]
-    assert [float(s) for s in workers.shares(counts)] == pytest.approx([0.125, 0.0] if rank == 0 else [0.25, 0.625])
-    assert workers.maximum(torch.tensor([rank, 1 - rank])).tolist() == [1, 1]
-    assert workers.gather(rank) == [0, 1]
+    weights = [float(w) for w in data_parallel.weigh(counts)]
+    assert weights == pytest.approx([0.125, 0.0] if rank == 0 else [0.25, 0.625])
+    assert data_parallel.all_reduce_max(torch.tensor([rank, 1 - rank])).tolist() == [1, 1]
+    assert data_parallel.all_gather(rank) == [0, 1]
+    assert data_parallel.any(rank == 1)
+    assert not data_parallel.any(False)
+    own = {"loss": 1.0} if rank == 0 else {"loss": 2.0, "kl": 3.0}
+    assert data_parallel.sum_metrics(own) == {"loss": 3.0, "kl": 3.0}
 
 
-def start_workers(
+def start_ranks(
     size: int, stages: list[tuple[LoopState, str]], out: Path, shards: bool = False
 ) -> list[dict[str, Any]]:
     with socket.socket() as free:
@@ -170,13 +178,13 @@ def start_workers(
 def runs(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Path], dict[str, LoopState], list[dict[str, Any]]]:
-    """Each training stage twice from the same beginning: by one worker and by two; what the workers saw."""
-    root = tmp_path_factory.mktemp("workers")
+    """Each training stage twice from the same beginning: by one rank and by two; what the ranks saw."""
+    root = tmp_path_factory.mktemp("ranks")
     config, state = configure(), LoopState()
     run = root / "run"
     begun: list[tuple[LoopState, str]] = []
     while state.next_stage != "promote_policy":
-        if state.next_stage in TRAINING:
+        if trains(state.next_stage):
             begun.append((state, str(root / f"two_{state.next_stage}")))
             shutil.copytree(run, begun[-1][1])
             shutil.copytree(run, root / f"one_{state.next_stage}")
@@ -184,19 +192,20 @@ def runs(
         state, _ = run_stage(state, config, str(run), InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
         state = advance(config, state)
     one = [(s, str(root / f"one_{s.next_stage}")) for s, _ in begun]
-    records = [*start_workers(1, one, root), *start_workers(2, begun, root)]
+    records = [*start_ranks(1, one, root), *start_ranks(2, begun, root)]
     sharded = [(s, str(root / f"shards_{s.next_stage}")) for s, _ in begun if s.next_stage == "fit_world_model"]
     (root / "shards").mkdir()
-    records += start_workers(2, sharded, root / "shards", shards=True)
+    records += start_ranks(2, sharded, root / "shards", shards=True)
     return {"root": root}, {s.next_stage: s for s, _ in begun}, records
 
 
-def test_gradients_of_a_step_are_those_of_one_worker(runs: Any) -> None:
+def test_gradients_of_a_step_are_those_of_one_rank(runs: Any) -> None:
     _, _, (one, first, second, *_) = runs
     assert set(one["gradients"]) == {
         "clone_policy",
-        "fit_world_model (proprio head)",
+        "fit_world_model_proprio",
         "fit_world_model",
+        "critic step",
         "improve_policy",
     }
     for name, gradients in one["gradients"].items():
@@ -207,23 +216,26 @@ def test_gradients_of_a_step_are_those_of_one_worker(runs: Any) -> None:
                     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_parts_have_unequal_counts_and_lose_groups(runs: Any) -> None:
-    """Else the test above would not tell a mean over workers from a mean over actions."""
+def test_micro_batches_have_unequal_counts_and_lose_groups(runs: Any) -> None:
+    """Else the test above would not tell a mean over ranks from a mean over actions."""
     _, _, (one, first, second, *_) = runs
-    assert any(len(s) == 2 and abs(s[0] - s[1]) > 0.02 for s in one["shares"])
-    assert [sum(s) for s in one["shares"]] == pytest.approx(
-        [sum(a) + sum(b) for a, b in zip(first["shares"], second["shares"], strict=True)]
+    assert any(len(w) == 2 and abs(w[0] - w[1]) > 0.02 for w in one["weights"])
+    assert all(sum(w) == pytest.approx(1.0) for w in one["weights"] if w)
+    assert all(
+        sum(a) + sum(b) == pytest.approx(1.0)
+        for a, b in zip(first["weights"], second["weights"], strict=True)
+        if a or b
     )
     assert 0 < one["dropped"][0] < 8
     assert one["dropped"] == first["dropped"] == second["dropped"]
 
 
 def test_a_sharded_world_model_is_trained_as_a_whole_one(runs: Any) -> None:
-    """Cut after its second step, resumed from what that kept, each worker holding a share: the same in the end."""
+    """Cut after its second step, resumed from what that kept, each rank holding a share: the same in the end."""
     paths, _, (one, _, _, first, second) = runs
     gradients = one["gradients"]["fit_world_model"]
     for other in (first, second):
-        assert set(other["gradients"]) == {"fit_world_model (proprio head)", "fit_world_model"}
+        assert set(other["gradients"]) == {"fit_world_model_proprio", "fit_world_model"}
         for expected, got in zip(gradients, other["gradients"]["fit_world_model"], strict=True):
             assert (expected is None) == (got is None)
             if expected is not None:
@@ -251,9 +263,7 @@ def test_the_stage_ends_with_the_same_weights(runs: Any, stage: str) -> None:
         torch.testing.assert_close(two[key], value, rtol=0, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_microbatches_have_to_fit(tmp_path: Path) -> None:
-    from worldloop.core.errors import WorldloopError
-
+def test_micro_batches_have_to_fit() -> None:
     path = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
     for overrides, message in (
         (["num_microbatches=3"], "clone_policy.batch_size 32 is no multiple of num_microbatches 3"),
@@ -264,3 +274,50 @@ def test_microbatches_have_to_fit(tmp_path: Path) -> None:
         with pytest.raises(WorldloopError, match=message):
             load_config(path, overrides)
     assert replace(configure(), num_microbatches=4).num_microbatches == 4
+
+
+def test_one_rank_asks_nobody() -> None:
+    alone = DataParallel.of_process_group()
+    assert alone == DataParallel(0, 1)
+    assert alone.is_main
+    values = torch.tensor([1.0, 2.0])
+    assert alone.all_reduce_sum(values) is values
+    assert alone.all_reduce_max(values) is values
+    assert alone.all_gather("a") == ["a"]
+    assert alone.any(True)
+    assert not alone.any(False)
+    assert alone.sum_metrics({"loss": 2.0}) == {"loss": 2.0}
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    alone.all_reduce_gradients([parameter])
+    assert parameter.grad is None
+    alone.barrier()
+
+
+def test_ranks_share_out_the_micro_batches() -> None:
+    assert [list(DataParallel(rank, 3).micro_batches(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(ValueError, match="4 micro-batches cannot be shared by 3 ranks"):
+        DataParallel(0, 3).micro_batches(4)
+
+
+def test_counts_become_weights() -> None:
+    weights = DataParallel().weigh([torch.tensor(3), torch.tensor(0), torch.tensor(1)])
+    assert [float(w) for w in weights] == [0.75, 0.0, 0.25]
+    assert [float(w) for w in DataParallel().weigh([torch.tensor(0), torch.tensor(0)])] == [0.0, 0.0]
+    assert DataParallel().weigh([]) == []
+
+
+def test_metrics_add_up_by_weight() -> None:
+    total = {"loss": 1.0}
+    add_metrics(total, {"loss": 2.0, "kl": 4.0}, 0.5)
+    add_metrics(total, {"kl": 1.0})
+    assert total == {"loss": 2.0, "kl": 3.0}
+
+
+def test_kinds_of_rows_have_their_share_of_many_small_micro_batches_too() -> None:
+    assert [share_of_micro_batch(3, 0.25, number) for number in range(4)] == [1, 1, 0, 1]  # 0.75, 1.5, 2.25, 3 so far
+    for parts in (1, 2, 4, 8, 12, 24):
+        drawn = [share_of_micro_batch(24 // parts, 0.25, number) for number in range(parts)]
+        assert sum(drawn) == 6
+        assert max(drawn) <= 24 // parts
+    assert share_of_micro_batch(5, 0.0, 3) == 0
+    assert share_of_micro_batch(5, 1.0, 3) == 5

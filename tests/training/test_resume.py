@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import worldloop.loop.run as loop
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
+from worldloop.core.randomness import make_generator
+from worldloop.training.data_parallel import DataParallel
+from worldloop.training.resume import GeneratorState, TrainableState, TrainingCheckpoint, TrainingSetup
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 CUTS = (
@@ -86,3 +93,99 @@ def test_what_is_kept_and_damaged_is_refused_by_name(tmp_path: Path, monkeypatch
     kept.unlink()
     with pytest.raises(WorldloopError, match="damaged or missing"):
         run(tmp_path, "clone_policy", "step", 5)
+
+
+# --- a checkpoint by itself ---------------------------------------------------------------------------------------
+
+
+def draw(generator: torch.Generator) -> float:
+    return float(torch.rand(1, generator=generator))
+
+
+def test_draws_of_a_micro_batch_depend_on_its_number_not_on_the_ranks() -> None:
+    (alone,) = TrainingSetup().make_generators(3, "fit").values()
+    assert draw(alone) == draw(make_generator(3, "fit"))
+    one = {n: draw(g) for n, g in TrainingSetup(num_micro_batches=4).make_generators(3, "fit").items()}
+    two: dict[int, float] = {}
+    for rank in (0, 1):
+        setup = TrainingSetup(data_parallel=DataParallel(rank, 2), num_micro_batches=4)
+        own = setup.make_generators(3, "fit")
+        assert list(own) == [2 * rank, 2 * rank + 1]
+        two |= {n: draw(g) for n, g in own.items()}
+    assert one == two
+    assert len(set(one.values())) == 4
+    assert one[1] == draw(make_generator(3, "fit", "micro-batch", 1))
+
+
+class Checkpointed:
+    """A layer of which the bias is frozen, and the generators of two micro-batches."""
+
+    def __init__(self, root: Path, every_s: float = 1e-9) -> None:
+        self.layer = nn.Linear(2, 1)
+        self.layer.bias.requires_grad_(False)
+        self.generators = {number: make_generator(number) for number in (0, 1)}
+        self.setup = TrainingSetup(num_micro_batches=2, checkpoint_root=root, checkpoint_every_s=every_s)
+        by_micro_batch = {n: {"generator": GeneratorState(g)} for n, g in self.generators.items()}
+        shared = {"module": TrainableState(self.layer)}
+        self.checkpoint = TrainingCheckpoint(self.setup, "fit", shared, by_micro_batch)
+
+
+def test_a_checkpoint_gives_back_what_is_trained_and_nothing_else(tmp_path: Path) -> None:
+    first, second = Checkpointed(tmp_path), Checkpointed(tmp_path)
+    assert second.checkpoint.restore() == 0
+    draw(first.generators[1])
+    first.checkpoint.save(4)
+    files = {path.name for path in (tmp_path / "fit").iterdir()}
+    assert files == {
+        "partial.json", "shared_4.safetensors", "part_0_4.safetensors", "part_1_4.safetensors",
+    }  # fmt: skip
+    bias = second.layer.bias.clone()
+    assert second.checkpoint.restore() == 4
+    assert torch.equal(second.layer.weight, first.layer.weight)
+    assert torch.equal(second.layer.bias, bias)
+    assert [draw(g) for g in second.generators.values()] == [draw(g) for g in first.generators.values()]
+
+
+def test_a_later_checkpoint_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    made = Checkpointed(tmp_path)
+    made.checkpoint.save(1)
+    with torch.no_grad():
+        made.layer.weight.fill_(7.0)
+    made.checkpoint.save(2)
+    assert {path.stem for path in (tmp_path / "fit").glob("*.safetensors")} == {"shared_2", "part_0_2", "part_1_2"}
+    again = Checkpointed(tmp_path)
+    assert again.checkpoint.restore() == 2
+    assert (again.layer.weight == 7.0).all()
+
+
+def test_a_checkpoint_is_written_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now: Iterator[float] = iter([100.0, 109.0, 110.0, 110.0, 119.0, 119.0])
+    monkeypatch.setattr("worldloop.training.resume.time.monotonic", lambda: next(now))
+    made = Checkpointed(tmp_path, every_s=10.0)  # 100 s
+    made.checkpoint.save(1)  # 109 s: not yet
+    assert not made.setup.has_checkpoint("fit")
+    made.checkpoint.save(2)  # 110 s
+    assert json.loads((tmp_path / "fit/partial.json").read_text())["num_steps"] == 2
+    made.checkpoint.save(3)  # 119 s: nine seconds after the last one
+    assert json.loads((tmp_path / "fit/partial.json").read_text())["num_steps"] == 2
+    made.checkpoint.save(4, always=True)
+    assert json.loads((tmp_path / "fit/partial.json").read_text())["num_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [(1, "written by an older worldloop; delete it"), (9, "a newer worldloop")]
+)
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, version: int, reason: str) -> None:
+    Checkpointed(tmp_path).checkpoint.save(1)
+    record = json.loads((tmp_path / "fit/partial.json").read_text())
+    (tmp_path / "fit/partial.json").write_text(json.dumps(record | {"schema_version": version}))
+    with pytest.raises(WorldloopError, match=reason):
+        Checkpointed(tmp_path).checkpoint.restore()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    made = Checkpointed(tmp_path)
+    made.checkpoint.save(1)
+    other = TrainingCheckpoint(made.setup, "fit", {"module": TrainableState(nn.Linear(3, 1))}, {})
+    with pytest.raises(WorldloopError, match=r"shared_1.safetensors is of another training .*; delete it"):
+        other.restore()

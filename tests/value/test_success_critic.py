@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reporters import RecordingReporter
 
 from worldloop.core.types import Observation
 from worldloop.value.success_critic import fit_critic
@@ -22,13 +23,16 @@ def draw(rows: torch.Tensor, with_proprio: bool = True) -> tuple[Observation, to
 @pytest.mark.parametrize("with_proprio", [True, False])
 def test_the_critic_tells_who_will_succeed(with_proprio: bool) -> None:
     state = torch.get_rng_state()
-    losses: list[float] = []
+    reporter = RecordingReporter()
     critic = fit_critic(
         lambda rows: draw(rows, with_proprio), 400, num_steps=60, batch_size=32, max_episode_steps=20,
-        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), on_step=losses.append,
+        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), reporter=reporter,
     )  # fmt: skip
     assert torch.equal(torch.get_rng_state(), state), "nobody else's random numbers"
-    assert len(losses) == 60
+    (bar,) = reporter.bars
+    assert (bar.total, bar.unit, bar.count) == (60, "critic step", 60)
+    assert bar.figures[-1]["loss"] < bar.figures[0]["loss"]
+    assert not critic.training
     observation, succeeds = draw(torch.arange(1000, 1100), with_proprio)
     value = critic.value(observation)
     assert value.shape == (100,)
@@ -48,7 +52,7 @@ def test_the_critic_reads_the_time_and_the_proprio(decides: str) -> None:
 
     critic = fit_critic(
         load, 40, num_steps=80, batch_size=64, max_episode_steps=20,
-        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), on_step=lambda loss: None,
+        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), reporter=RecordingReporter(),
     )  # fmt: skip
     success, failure = critic.value(load(torch.tensor([0, 1]))[0]).tolist()
     assert success > failure + 0.05, "exactly equal if it were not read"
@@ -57,7 +61,7 @@ def test_the_critic_reads_the_time_and_the_proprio(decides: str) -> None:
 def test_missing_proprio_is_an_error() -> None:
     critic = fit_critic(
         draw, 40, num_steps=2, batch_size=4, max_episode_steps=20,
-        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), on_step=lambda loss: None,
+        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), reporter=RecordingReporter(),
     )  # fmt: skip
     with pytest.raises(ValueError, match="proprio"):
         critic.value(draw(torch.arange(4), with_proprio=False)[0])

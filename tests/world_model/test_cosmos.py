@@ -10,6 +10,7 @@ from worldloop.core.errors import WorldloopError
 from worldloop.world_model.cosmos import CLEAN_TIME, CosmosConfig, CosmosDenoiser, rotate
 from worldloop.world_model.denoiser import Conditioning
 from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.training import compute_joint_loss
 
 pytest.importorskip("diffusers")
 TINY = CosmosConfig(patch=4, num_layers=2, num_heads=2, head_dim=16, adaln_lora_dim=8, condition_dim=16)
@@ -196,18 +197,18 @@ def test_the_world_model_learns_and_dreams_with_it() -> None:
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(120):
-        output = model(data.load(data.choose(32, generator), 1), generator)
+        loss, _, _ = compute_joint_loss(model, data.load(data.sample(generator, 32), 1), generator)
         optimizer.zero_grad()
-        output.loss.backward()
+        loss.backward()
         optimizer.step()
     assert all(p.grad is not None for name, p in model.denoiser.named_parameters() if "feature_norm" not in name)
 
     model.eval()
-    clip = data.load(data.choose(256, generator), 1)
+    clip = data.load(data.sample(generator, 256), 1)
     still = make_model(zero_time_share=1.0)
     torch.nn.init.zeros_(still.denoiser.transformer.proj_out.weight)  # its prediction is the frame now
     with torch.no_grad():
-        learned, copied = (m(clip, generator).metrics["loss_video"] for m in (model, still.eval()))
+        learned, copied = (compute_joint_loss(m, clip, generator)[1]["loss_video"] for m in (model, still.eval()))
     assert learned < 0.75 * copied
 
     state = model.start(data.first_observation(4), torch.arange(4))
@@ -228,11 +229,11 @@ def test_a_longer_memory_trains_and_fills_up() -> None:
     data = ToyEpisodes(8)
     model = make_model(cosmos=dataclasses.replace(TINY, num_context_frames=5))
     generator = torch.Generator().manual_seed(0)
-    clip = data.load(data.choose(4, generator), 1)
+    clip = data.load(data.sample(generator, 4), 1)
     clip = dataclasses.replace(clip, context=clip.context[:, [0, 0, 0, 1, 2]])
-    output = model(clip, generator)
-    output.loss.backward()
-    assert output.loss.isfinite()
+    loss, _, _ = compute_joint_loss(model, clip, generator)
+    loss.backward()
+    assert loss.isfinite()
     state, chunk = model.eval().imagine(
         model.start(data.first_observation(4), torch.arange(4)), data.actions[:4, :3].flatten(1, 2)
     )

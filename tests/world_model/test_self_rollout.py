@@ -2,19 +2,18 @@ import pytest
 import torch
 from world_model_toy import NUM_FRAMES, ToyEpisodes
 
-from worldloop.core.interfaces import WorldModelOutput
 from worldloop.core.types import Clip
-from worldloop.world_model.self_rollout import SelfRolloutPool
+from worldloop.world_model.self_rollout import OwnPrediction, SelfRolloutPool
 
 BATCH = 8
 
 
-def fake_output(clip: Clip, is_prediction: torch.Tensor) -> WorldModelOutput:
+def predict(clip: Clip, is_prediction: torch.Tensor) -> OwnPrediction:
     """Predictions that can be recognised: pixel value and proprio tell (episode, frame) of what was predicted."""
     episode, frame = clip.index.T
     code = (episode * 10 + frame + 1).to(torch.uint8)
     frames = code[:, None, None, None].expand(-1, 16, 16, 3)
-    return WorldModelOutput(torch.zeros(()), {}, frames, code[:, None].float().expand(-1, 2), is_prediction)
+    return OwnPrediction(frames, code[:, None].float().expand(-1, 2), is_prediction)
 
 
 def test_pool_continues_predictions_towards_real_targets() -> None:
@@ -23,7 +22,7 @@ def test_pool_continues_predictions_towards_real_targets() -> None:
     deepest = most = 0
     for _step in range(40):
         pooled = len(pool)
-        clip = pool.compose(lambda n: data.choose(n, generator), data.load)
+        clip = pool.compose(lambda n: data.sample(generator, n), data.load)
         assert len(clip.index) == BATCH
         assert (clip.index[:, 1] < NUM_FRAMES).all()
         real = data.load(clip.index, 1)
@@ -38,7 +37,7 @@ def test_pool_continues_predictions_towards_real_targets() -> None:
         assert pooled <= BATCH // 2
         most = max(most, pooled)
         is_prediction = torch.rand(BATCH, generator=generator) < 0.8
-        pool.update(clip, fake_output(clip, is_prediction))
+        pool.update(clip, predict(clip, is_prediction))
         assert pool._pool is not None
         deepest = max(deepest, int(pool._pool.depth.max()))
         assert (pool._pool.depth <= pool._pool.index[:, 1]).all()
@@ -54,10 +53,10 @@ def test_previous_frame_of_a_deep_row_is_the_models_own() -> None:
         assert clip.index.tolist() == [[0, frame]]
         if frame >= 2:
             assert (clip.context[0, 1] == frame - 1).all()
-        pool.update(clip, fake_output(clip, torch.tensor([True])))
+        pool.update(clip, predict(clip, torch.tensor([True])))
     clip = pool.compose(lambda n: torch.zeros(n, 2, dtype=torch.long), data.load)
     assert clip.index.tolist() == [[0, NUM_FRAMES - 1]]
-    pool.update(clip, fake_output(clip, torch.tensor([True])))
+    pool.update(clip, predict(clip, torch.tensor([True])))
     assert len(pool) == 0  # the episode has ended
 
 
@@ -66,12 +65,12 @@ def test_a_prediction_that_saw_the_target_is_not_fed_back() -> None:
     pool = SelfRolloutPool(4, 1.0, data.num_frame_steps)
     fresh = torch.tensor([[0, 0], [1, 2], [2, 1], [3, 0]])
     clip = pool.compose(lambda n: fresh[:n], data.load)
-    pool.update(clip, fake_output(clip, torch.tensor([False, True, True, False])))
+    pool.update(clip, predict(clip, torch.tensor([False, True, True, False])))
     assert pool._pool is not None
     assert pool._pool.index.tolist() == [[2, 2], [1, 3]]  # earliest first
     before = pool._pool
     clip = pool.compose(lambda n: fresh[:n], data.load)
-    pool.update(clip, fake_output(clip, torch.tensor([False, False, False, False])))
+    pool.update(clip, predict(clip, torch.tensor([False, False, False, False])))
     assert pool._pool is not None
     assert torch.equal(pool._pool.index, before.index)
     assert torch.equal(pool._pool.context, before.context)
@@ -81,8 +80,25 @@ def test_pool_switched_off_gives_fresh_clips_only() -> None:
     data, generator = ToyEpisodes(4), torch.Generator().manual_seed(0)
     pool = SelfRolloutPool(4, 0.0, data.num_frame_steps)
     for _ in range(3):
-        clip = pool.compose(lambda n: data.choose(n, generator), data.load)
+        clip = pool.compose(lambda n: data.sample(generator, n), data.load)
         assert torch.equal(clip.context, data.load(clip.index, 1).context)
-        pool.update(clip, fake_output(clip, torch.ones(4, dtype=torch.bool)))
+        pool.update(clip, predict(clip, torch.ones(4, dtype=torch.bool)))
     with pytest.raises(ValueError, match="share"):
         SelfRolloutPool(4, 1.5, data.num_frame_steps)
+
+
+def test_a_pool_that_is_saved_goes_on_as_it_was() -> None:
+    data = ToyEpisodes(4)
+    pool, again = (SelfRolloutPool(4, 0.5, data.num_frame_steps) for _ in range(2))
+    assert pool.state_dict() == {}
+    again.load_state_dict({})
+    assert len(again) == 0
+    fresh = torch.tensor([[0, 0], [1, 2], [2, 1], [3, 0]])
+    clip = pool.compose(lambda n: fresh[:n], data.load)
+    pool.update(clip, predict(clip, torch.ones(4, dtype=torch.bool)))
+    again.load_state_dict({name: value.clone() for name, value in pool.state_dict().items()})
+    assert len(again) == len(pool) == 2
+    one, other = (p.compose(lambda n: fresh[:n], data.load) for p in (pool, again))
+    assert torch.equal(one.index, other.index)
+    assert torch.equal(one.context, other.context)
+    assert torch.equal(one.context_proprio, other.context_proprio)

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
+from world_model_toy import ToyEpisodes, make_model, tiny_config
 
 from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.denoiser import DenoiserOutput, FrameMemory
 from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.training import NoisyFrame, Target, TeacherTarget, compute_joint_loss
 
 VELOCITY = CosmosConfig(
     patch=4, num_layers=2, num_heads=2, head_dim=16, adaln_lora_dim=8, condition_dim=16, prediction="velocity"
@@ -35,19 +36,21 @@ class Field(nn.Module):
         return DenoiserOutput(self.scale * noisy + self.shift_by, torch.zeros(len(noisy), 1, 1, 32))
 
 
-def lead(field: Field, teacher_steps: int, student_steps: int, step: int) -> float:
+def find_target(field: Field, teacher_steps: int, student_steps: int, step: int) -> float:
     """What a student is to predict at its ``step`` from noisy = 0.5."""
-    model = VideoWorldModel(tiny_config(num_sampler_steps=teacher_steps), toy_spec(), toy_normalisation())
-    model.denoiser = field  # type: ignore[assignment]
-    size = model.codec.size
-    aim = model.lead(
-        torch.full((1, 3, size, size), 0.5),
-        torch.tensor([step]),
-        student_steps,
-        torch.zeros(1, 3, 3, size, size),
-        torch.zeros(1, model.spec.proprio_dim),
-        torch.zeros(1, model.spec.actions_per_frame, model.spec.action_dim),
-        ("go",),
+    teacher = make_model(tiny_config(num_sampler_steps=teacher_steps))
+    teacher.denoiser = field  # type: ignore[assignment]
+    size = teacher.codec.size
+    aim = TeacherTarget(teacher, student_steps).find(
+        NoisyFrame(
+            noisy=torch.full((1, 3, size, size), 0.5),
+            t=torch.tensor([step / student_steps]),
+            data=torch.full((1, 3, size, size), 99.0),  # the real frame is not looked at
+            context=torch.zeros(1, 3, 3, size, size),
+            proprio=torch.zeros(1, teacher.spec.proprio_dim),
+            actions=torch.zeros(1, teacher.spec.actions_per_frame, teacher.spec.action_dim),
+            instruction=("go",),
+        )
     )
     assert aim.std() < 1e-6
     return float(aim.mean())
@@ -55,7 +58,7 @@ def lead(field: Field, teacher_steps: int, student_steps: int, step: int) -> flo
 
 def test_a_straight_path_is_followed_in_one_step() -> None:
     field = Field(0.0, 0.8)
-    assert lead(field, teacher_steps=8, student_steps=1, step=0) == pytest.approx(0.8)
+    assert find_target(field, teacher_steps=8, student_steps=1, step=0) == pytest.approx(0.8)
     assert field.asked == [i / 8 for i in range(8)]
 
 
@@ -66,15 +69,21 @@ def test_where_several_steps_end_by_hand() -> None:
     data = 0.5 + 0.3333 / 0.5 = 1.1667.
     """
     field = Field(2.0, 0.0)
-    assert lead(field, teacher_steps=4, student_steps=2, step=0) == pytest.approx(7 / 6, abs=1e-5)
+    assert find_target(field, teacher_steps=4, student_steps=2, step=0) == pytest.approx(7 / 6, abs=1e-5)
     assert field.asked == [0.0, 0.25]
 
 
 def test_the_last_step_ends_in_the_teachers_data() -> None:
     """From 0.5 at t = 1/2: 0.5 + 0.25 * 0.5 / 0.5 = 0.75, whose data is 1.5, and that is where the last step ends."""
     field = Field(2.0, 0.0)
-    assert lead(field, teacher_steps=4, student_steps=2, step=1) == pytest.approx(1.5, abs=1e-5)
+    assert find_target(field, teacher_steps=4, student_steps=2, step=1) == pytest.approx(1.5, abs=1e-5)
     assert field.asked == [0.5, 0.75]
+
+
+def test_times_of_a_student_are_those_of_its_steps() -> None:
+    target = TeacherTarget(make_model(tiny_config(num_sampler_steps=8)), 4)
+    times = target.sample_times(400, torch.Generator().manual_seed(0))
+    assert set(times.tolist()) == {0.0, 0.25, 0.5, 0.75}
 
 
 def sample_first_frame(model: VideoWorldModel, data: ToyEpisodes, num_steps: int) -> torch.Tensor:
@@ -85,25 +94,24 @@ def sample_first_frame(model: VideoWorldModel, data: ToyEpisodes, num_steps: int
 
 
 def test_a_student_reaches_in_one_step_where_its_teacher_gets_in_four() -> None:
-    torch.manual_seed(0)
     data, generator = ToyEpisodes(64), torch.Generator().manual_seed(0)
     config = tiny_config(denoiser="cosmos", cosmos=VELOCITY, num_sampler_steps=4, zero_time_share=0.2)
-    teacher = VideoWorldModel(config, toy_spec(), toy_normalisation())
+    teacher = make_model(config)
 
-    def train(model: VideoWorldModel, steps: int, **given: Any) -> None:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    def train(model: VideoWorldModel, steps: int, target: Target | None = None) -> None:
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
         for _ in range(steps):
-            output = model.train()(data.load(data.choose(16, generator), 1), generator, **given)
+            loss, _, _ = compute_joint_loss(model, data.load(data.sample(generator, 16), 1), generator, target)
             optimizer.zero_grad()
-            output.loss.backward()
+            loss.backward()
             optimizer.step()
 
     train(teacher, 50)
-    student = VideoWorldModel(dataclasses.replace(config, num_sampler_steps=1), toy_spec(), toy_normalisation())
+    student = make_model(dataclasses.replace(config, num_sampler_steps=1))
     student.load_state_dict(teacher.state_dict())
     wanted = sample_first_frame(teacher, data, 4)
     without = (sample_first_frame(teacher, data, 1) - wanted).square().mean()
     teacher.config = config
-    train(student, 40, teacher=teacher.eval())
+    train(student, 40, TeacherTarget(teacher.eval(), 1))
     with_student = (sample_first_frame(student, data, 1) - wanted).square().mean()
     assert with_student < 0.5 * without

@@ -88,8 +88,8 @@ class TaskSpec:
 class SimulatorSpec:
     """One robot and the tasks it does, in one simulator: what a policy or a world model must know of it.
 
-    ``actions_per_frame``: environment actions between two stored frames. ``success_hold_frames``: an episode goes on for
-    so many stored frames after its first success, time limit permitting. ``success_confirm_frames``: a world model
+    ``actions_per_frame``: environment actions between two stored frames. ``success_hold_frames``: an episode goes on
+    for so many stored frames after its first success, time limit permitting. ``success_confirm_frames``: a world model
     declares a success when it sees one in that many more frames on end. All tasks have the same landmarks by name.
     """
 

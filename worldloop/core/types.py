@@ -45,7 +45,7 @@ class InitialStates:
     """Simulator states that episodes start from, N of one split.
 
     - ``ids``: N unique strings, e.g. ``PushCube-v1/evaluation/000017``; ``tasks``: N task ids
-    - ``states`` f32 [N, D]; tasks with a smaller state are padded with zeros before the last entry, the environment step
+    - ``states`` f32 [N, D]; a smaller state is padded with zeros before its last entry, the environment step
     """
 
     split: Split

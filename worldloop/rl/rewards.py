@@ -5,6 +5,7 @@ A new term is one function and one line in `REWARDS`; ``improve_policy.reward`` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -65,11 +66,15 @@ REWARDS: dict[str, RewardTerm] = {
 
 
 def check_reward(weights: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` unless ``weights`` name terms of `REWARDS`, at least one."""
-    if not weights:
-        raise ValueError(f"improve_policy.reward is empty, allowed: weights of {', '.join(REWARDS)}")
-    for name in weights:
+    """Raise ``ValueError`` unless ``weights`` name terms of `REWARDS`, and at least one of them counts."""
+    for name, weight in weights.items():
         require_choice("improve_policy.reward", name, tuple(REWARDS))
+        if not math.isfinite(weight):
+            raise ValueError(f"improve_policy.reward.{name} is {weight}, allowed: any finite number")
+    if not any(weights.values()):
+        raise ValueError(
+            f"improve_policy.reward has no term, allowed: weights of {', '.join(REWARDS)}, one of them not 0"
+        )
 
 
 def score_rollout(

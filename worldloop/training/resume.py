@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from worldloop.core.errors import WorldloopError
+from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import disk_errors, hash_file, malformed, read_json, to_json, write_file
 from worldloop.core.randomness import make_generator
 from worldloop.core.tensors import load_trained, prefix, strip
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.sharding import gather, share_like
 
-PARTIAL_SCHEMA_VERSION = 1
+PARTIAL_SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,16 @@ class TrainingCheckpoint:
         self.files |= {f"part_{number}": states for number, states in by_micro_batch.items()}
 
     def restore(self) -> int:
-        """How many steps are done already; what they led to is restored. Raises `WorldloopError` if it is damaged."""
+        """How many steps are done already; what they led to is restored.
+
+        Raises `WorldloopError` where the checkpoint is damaged, or is not of this training.
+        """
         if self.directory is None or not (self.directory / "partial.json").is_file():
             return 0
         what, remedy = f"what {self.directory} keeps", "delete it: the stage then begins anew"
         record = read_json(self.directory / "partial.json", what, PARTIAL_SCHEMA_VERSION, remedy)
+        if record["schema_version"] != PARTIAL_SCHEMA_VERSION:
+            raise WorldloopError(f"{what} was written by an older worldloop; {remedy}")
         with malformed(what, remedy):
             self.num_steps = int(record["num_steps"])
             for name, states in self.files.items():
@@ -144,8 +149,11 @@ class TrainingCheckpoint:
                     tensors = load(path.read_bytes())
                 except (OSError, SafetensorError) as error:
                     raise WorldloopError(f"{path} is damaged or missing; {remedy}") from error
-                for key, state in states.items():
-                    state.load_state_dict(share_like(strip(key, tensors), state.state_dict()))
+                try:
+                    for key, state in states.items():
+                        state.load_state_dict(share_like(strip(key, tensors), state.state_dict()))
+                except RuntimeError as error:
+                    raise WorldloopError(f"{path} is of another training ({first_line(error)}); {remedy}") from error
         return self.num_steps
 
     def save(self, num_steps: int, always: bool = False) -> None:

@@ -1,0 +1,335 @@
+"""What a world model learns from: its losses by hand, its statistics, and its objectives in the training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from reporters import RecordingReporter
+from torch import Tensor
+from world_model_toy import NUM_FRAMES, ToyEpisodes, make_model, tiny_config, toy_normalisation
+
+from worldloop.core.types import Clip
+from worldloop.networks import flow
+from worldloop.training.data_parallel import DataParallel
+from worldloop.training.optimizer import Optimizer
+from worldloop.training.resume import TrainingSetup
+from worldloop.training.trainer import Trainer
+from worldloop.world_model.config import SelfRolloutConfig
+from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.training import (
+    DataTarget,
+    NoisyFrame,
+    ProprioObjective,
+    WorldModelObjective,
+    compute_joint_loss,
+    compute_proprio_loss,
+    update_statistics,
+)
+
+
+def make_generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
+
+
+def test_the_joint_loss_comes_with_metrics_and_the_models_own_prediction() -> None:
+    data, model = ToyEpisodes(4), make_model()
+    clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 2)
+    loss, metrics, own = model(compute_joint_loss, clip, make_generator())
+    assert loss.requires_grad
+    assert loss.shape == ()
+    assert metrics["loss"] == float(loss)
+    assert set(metrics) == {"loss", "loss_video", "loss_success", "loss_error"}
+    assert own.frames.shape == (3, 16, 16, 3)
+    assert own.frames.dtype == torch.uint8
+    assert own.proprio.shape == (3, 2)
+    assert not own.proprio.requires_grad
+    assert own.is_prediction.dtype == torch.bool
+
+
+def test_padding_does_not_count() -> None:
+    data, model = ToyEpisodes(4), make_model(tiny_config(zero_time_share=1.0, context_noise=0.0))
+    clip = data.load(torch.tensor([[0, 4], [1, 1]]), 2)
+    assert clip.valid.tolist() == [[True, False], [True, True]]
+    wrong = clip.frames.clone()
+    wrong[0, 1] = 255
+    losses = [
+        compute_joint_loss(model.eval(), dataclasses.replace(clip, frames=f), make_generator())[1]["loss"]
+        for f in (clip.frames, wrong)
+    ]
+    # colour rarity is a statistic of the batch's valid and invalid pixels of that frame, hence the tolerance
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_only_rows_at_pure_noise_are_predictions() -> None:
+    data = ToyEpisodes(16)
+    clip = data.load(torch.stack([torch.arange(16), torch.zeros(16).long()], 1), 1)
+    for share, expected in ((1.0, True), (0.0, False)):
+        _, _, own = compute_joint_loss(make_model(tiny_config(zero_time_share=share)), clip, make_generator())
+        assert own.is_prediction.all().item() == expected
+        assert own.is_prediction.any().item() == expected
+
+
+@pytest.mark.parametrize(("t", "weight"), [(0.0, 1.0), (0.2, 1 / 0.64), (0.5, 3.0)])
+def test_success_loss_of_both_readers_by_hand(t: float, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader of tokens always says 0 and the reader of frames ln 3, of one success and one failure."""
+    monkeypatch.setattr(flow, "sample_times", lambda num_rows, *_: torch.full((num_rows,), t))
+    data, model = ToyEpisodes(2), make_model(tiny_config(success_time_weight_max=3.0))
+    for mlp, logit in ((model.success_head.read_tokens.mlp, 0.0), (model.success_head.frame_mlp, math.log(3))):
+        torch.nn.init.zeros_(mlp[-1].weight)
+        torch.nn.init.constant_(mlp[-1].bias, logit)
+    clip = data.load(torch.tensor([[0, 0], [1, 0]]), 1)
+    clip = dataclasses.replace(clip, success=torch.tensor([[1.0], [0.0]]))
+    _, metrics, _ = compute_joint_loss(model, clip, make_generator())
+    # By frame ln(4 / 3) and ln 4, by tokens ln 2 twice, which weighs 1 / (1 - t)^2, at most 3.
+    expected = (math.log(4 / 3) + math.log(4)) / 2 + weight * math.log(2)
+    assert metrics["loss_success"] == pytest.approx(expected, rel=1e-5)
+    assert (metrics["loss_error"] > 0) == (t == 0), "imagination starts from noise alone"
+
+
+def test_a_prediction_does_not_depend_on_the_target() -> None:
+    data, model = ToyEpisodes(8), make_model(tiny_config(zero_time_share=1.0))
+    clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
+    other = dataclasses.replace(clip, frames=255 - clip.frames, proprio=clip.proprio + 1, success=1 - clip.success)
+    one, two = (compute_joint_loss(model, c, make_generator())[2] for c in (clip, other))
+    assert torch.equal(one.frames, two.frames)
+    assert torch.equal(one.proprio, two.proprio)
+
+
+def test_proprio_loss_by_hand() -> None:
+    """With a head that stays put, the error is the normalised distance from the start, over valid frames alone."""
+    data, model = ToyEpisodes(4), make_model()
+    for parameter in model.proprio_head.mlp[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    clip = data.load(torch.tensor([[0, 4], [1, 1]]), 2)
+    assert clip.valid.tolist() == [[True, False], [True, True]]
+    moved = (clip.proprio - clip.context_proprio[:, None]).abs() / toy_normalisation().proprio_std
+    expected = moved.mean(2)[clip.valid].mean()
+    torch.testing.assert_close(compute_proprio_loss(model, clip), expected)
+
+
+def test_loss_decreases_when_overfitting_one_clip() -> None:
+    data, model = ToyEpisodes(2), make_model(tiny_config(zero_time_share=1.0))
+    clip = data.load(torch.tensor([[0, 1], [1, 2]]), 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator, losses = make_generator(), []
+    for _ in range(60):
+        loss, metrics, _ = compute_joint_loss(model, clip, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(metrics["loss"])
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    data, model = ToyEpisodes(8), make_model()
+    clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
+    for _ in range(2):  # residual branches start at zero and block some gradients at the very first step
+        compute_joint_loss(model, clip, make_generator())[0].backward()
+        assert all(p.grad is None for p in model.proprio_head.parameters()), "trained apart"
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p) * 0.01)
+    compute_proprio_loss(model, data.load(torch.tensor([[0, 0], [1, 1]]), 2)).backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missing == []
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A `Target`: the same latents ``value`` for every frame, all rows at time ``t``. What it was asked is kept."""
+
+    value: float
+    t: float
+    asked: list[NoisyFrame] = dataclasses.field(default_factory=list)
+
+    def sample_times(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        return torch.full((num_rows,), self.t)
+
+    def find(self, frame: NoisyFrame) -> Tensor:
+        self.asked.append(frame)
+        return torch.full_like(frame.data, self.value)
+
+
+def test_the_target_is_what_predictions_are_compared_with() -> None:
+    """Success and error heads go on learning from the real frame; only the video loss has another aim."""
+    data, model = ToyEpisodes(4), make_model(tiny_config(context_noise=0.0))
+    clip = data.load(torch.tensor([[0, 0], [1, 2]]), 1)
+    first, far = Constant(0.0, 0.25), Constant(5.0, 0.25)
+    metrics = [compute_joint_loss(model, clip, make_generator(), target)[1] for target in (first, far)]
+    assert metrics[1]["loss_video"] > metrics[0]["loss_video"] + 3.0
+    assert metrics[1]["loss_success"] == metrics[0]["loss_success"]
+    (frame,) = first.asked
+    torch.testing.assert_close(frame.data, model.codec.encode(clip.frames[:, 0]))
+    torch.testing.assert_close(frame.context, model.codec.encode(clip.context))
+    torch.testing.assert_close(frame.proprio, model.normalisation.normalise(clip.context_proprio))
+    torch.testing.assert_close(frame.actions, clip.actions[:, 0])  # the bounds are -1 and 1
+    assert frame.instruction == clip.instruction
+    assert frame.t.tolist() == [0.25, 0.25]
+    noise = (frame.noisy - 0.25 * frame.data) / 0.75
+    assert noise.std() == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_data_target_is_the_real_frame_and_a_share_starts_from_noise() -> None:
+    data, target = torch.randn(2, 3, 4, 4, generator=make_generator()), DataTarget(zero_time_share=0.4)
+    frame = NoisyFrame(data + 1, torch.zeros(2), data, data[:, None], data[:, 0, 0], data[:, 0], ("go", "go"))
+    assert target.find(frame) is data
+    times = target.sample_times(2000, make_generator())
+    assert ((times >= 0) & (times < 1)).all()
+    assert (times == 0).float().mean() == pytest.approx(0.4, abs=0.04)  # four standard errors
+
+
+def test_what_follows_a_blind_prediction_is_conditioned_on_it() -> None:
+    """From pure noise the second frame sees the model's own first; from half-way it sees the real one."""
+    data, model = ToyEpisodes(4), make_model(tiny_config(context_noise=0.0))
+    clip = data.load(torch.tensor([[0, 0], [1, 2]]), 2)
+    real = model.codec.encode(clip.frames[:, 0])
+    for t, is_real in ((0.0, False), (0.5, True)):
+        target = Constant(0.0, t)
+        _, _, own = compute_joint_loss(model, clip, make_generator(), target)
+        assert own.is_prediction.tolist() == [not is_real] * 2
+        first, second = target.asked
+        now = second.context[:, -1]
+        assert torch.equal(second.context[:, 0], first.context[:, 0])
+        assert torch.equal(now, real) == is_real
+        if not is_real:
+            assert torch.equal(model.codec.decode(now), own.frames)
+            torch.testing.assert_close(model.normalisation.normalise(own.proprio), second.proprio)
+
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+def statistics_clip(data: ToyEpisodes) -> Clip:
+    """Three rows of one frame: a success, a failure, and one that does not count."""
+    clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 1)
+    success, valid = torch.tensor([[1.0], [0.0], [1.0]]), torch.tensor([[True], [True], [False]])
+    proprio = clip.proprio.clone()
+    mean, std = toy_normalisation().proprio_mean, toy_normalisation().proprio_std
+    proprio[:, 0] = mean + std * torch.tensor([[1.0, -5.0], [4.0, 0.0], [9.0, 9.0]])
+    return dataclasses.replace(clip, success=success, valid=valid, proprio=proprio)
+
+
+def test_statistics_by_hand_however_a_batch_falls_into_micro_batches() -> None:
+    clip = statistics_clip(ToyEpisodes(4))
+    for parts in ([clip], [clip.rows([0]), clip.rows([1, 2])], [clip.rows([i]) for i in range(3)]):
+        model = make_model()
+        update_statistics(model, parts, DataParallel())
+        assert float(model.positive_rate) == pytest.approx(0.99 * 0.5 + 0.01 * 1 / 2)
+        torch.testing.assert_close(model.proprio_reach, torch.tensor([4.0, 5.0]))
+
+
+@dataclass(frozen=True)
+class BesideAnother(DataParallel):
+    """The main one of two ranks, of which the other saw three successes in six frames more and reached further."""
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        return values + torch.tensor([3.0, 6.0])
+
+    def all_reduce_max(self, values: Tensor) -> Tensor:
+        return torch.maximum(values, torch.tensor([6.0, 1.0]))
+
+
+def test_statistics_are_those_of_all_ranks() -> None:
+    model = make_model()
+    update_statistics(model, [statistics_clip(ToyEpisodes(4))], BesideAnother())
+    assert float(model.positive_rate) == pytest.approx(0.99 * 0.5 + 0.01 * 4 / 8)
+    torch.testing.assert_close(model.proprio_reach, torch.tensor([6.0, 5.0]))
+
+
+def test_a_batch_that_does_not_count_changes_no_reach() -> None:
+    clip = statistics_clip(ToyEpisodes(4))
+    model = make_model()
+    update_statistics(model, [dataclasses.replace(clip, valid=torch.zeros_like(clip.valid))], DataParallel())
+    torch.testing.assert_close(model.proprio_reach, torch.tensor([3.0, 3.0]))
+
+
+# --- objectives ---------------------------------------------------------------------------------------------------
+
+
+def make_objective(model: VideoWorldModel, num_micro_batches: int = 1, pool_from: int = 0) -> WorldModelObjective:
+    setup = TrainingSetup(num_micro_batches=num_micro_batches)
+    return WorldModelObjective(
+        model, ToyEpisodes(16), setup.make_generators("video"), setup.data_parallel, batch_size=8, pool_from=pool_from
+    )
+
+
+def train(model: VideoWorldModel, objective: WorldModelObjective | ProprioObjective, num_steps: int) -> None:
+    setup = TrainingSetup(num_micro_batches=len(objective.generators))
+    make_optimizer = partial(Optimizer, learning_rate=1e-3, num_steps=None)
+    Trainer(model, make_optimizer, setup, RecordingReporter(), name="fit").fit(objective, num_steps)
+
+
+def test_the_pool_takes_part_from_its_step_on() -> None:
+    config = tiny_config(zero_time_share=1.0, self_rollout=SelfRolloutConfig(share=0.5))
+    model = make_model(config)
+    objective = make_objective(model, num_micro_batches=2, pool_from=3)
+    train(model, objective, 3)
+    assert [len(pool) for pool in objective.pools.values()] == [0, 0]
+    train(model, objective, 5)
+    assert [len(pool) for pool in objective.pools.values()] == [4, 4]
+    batches = next(iter(objective.batches(5)))
+    for number, clip in batches.items():
+        real = objective.clips.load(clip.index, 1)
+        assert torch.equal(clip.frames, real.frames)
+        assert not torch.equal(clip.context[:4, -1], real.context[:4, -1]), f"{number}: the model's own frames"
+        assert torch.equal(clip.context[4:], real.context[4:])
+
+
+def test_an_objective_keeps_generator_and_pool_of_every_micro_batch() -> None:
+    model = make_model(tiny_config(zero_time_share=1.0))
+    objective = make_objective(model, num_micro_batches=2)
+    train(model, objective, 2)
+    again = make_objective(make_model(), num_micro_batches=2)
+    for number, states in objective.micro_batch_state().items():
+        assert set(states) == {"generator", "pool"}
+        for name, state in states.items():
+            tensors = {key: value.clone() for key, value in state.state_dict().items()}
+            again.micro_batch_state()[number][name].load_state_dict(tensors)
+    one, other = (next(iter(o.batches(2))) for o in (objective, again))
+    for number in (0, 1):
+        assert torch.equal(one[number].index, other[number].index)
+        assert torch.equal(one[number].context, other[number].context)
+
+
+def test_micro_batches_weigh_by_their_valid_frames() -> None:
+    model = make_model()
+    clip = ToyEpisodes(4).load(torch.tensor([[0, NUM_FRAMES - 1], [1, 1]]), 2)
+    generators: Mapping[int, torch.Generator] = {0: make_generator()}
+    proprio = ProprioObjective(model, ToyEpisodes(4), generators, batch_size=2, num_frames=2)
+    assert int(proprio.count(clip)) == int(make_objective(model).count(clip)) == 3
+
+
+def test_statistics_are_brought_up_to_date_before_the_losses() -> None:
+    model = make_model()
+    objective = make_objective(model)
+    batches = next(iter(objective.batches(0)))
+    expected = make_model()
+    update_statistics(expected, list(batches.values()), DataParallel())
+    objective.prepare_update(batches)
+    assert model.positive_rate != 0.5
+    assert torch.equal(model.positive_rate, expected.positive_rate)
+    assert torch.equal(model.proprio_reach, expected.proprio_reach)
+
+
+def test_the_proprio_objective_trains_its_head_and_nothing_else() -> None:
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    objective = ProprioObjective(model, ToyEpisodes(16), {0: make_generator()}, batch_size=8, num_frames=3)
+    clip = next(iter(objective.batches(0)))[0]
+    assert clip.valid.shape == (8, 3)
+    loss, metrics = objective.compute_loss(clip, 0)
+    assert metrics == {"loss_proprio": float(loss.detach())}
+    train(model, objective, 2)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all(name.startswith("proprio_head.") for name in changed)
