@@ -18,17 +18,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 from yaml import YAMLError
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import malformed, read_json, to_json, write_file
 from worldloop.core.types import InitialStates, Split
 from worldloop.runtime.memory import PeakMemory
-from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
+from worldloop.storage.run_state import STATE_SCHEMA_VERSION, UNNAMED_TASK, LoopState
 
 RESULTS_SCHEMA_VERSION = 1
 _TIMING = {
@@ -139,19 +141,28 @@ class RunDirectory:
             return None
         try:
             tensors = load(path.read_bytes())
-            ids = tuple(bytes(tensors["ids"].tolist()).decode().split("\n"))
-            return InitialStates(split, ids, tensors["states"])
+            ids = _read_lines(tensors["ids"])
+            # Runs of before tasks had names are still reported and compared.
+            tasks = _read_lines(tensors["tasks"]) if "tasks" in tensors else (UNNAMED_TASK,) * len(ids)
+            return InitialStates(split, ids, tasks, tensors["states"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise WorldloopError(
                 f"initial states {path} are damaged ({error}); delete the file and run again"
             ) from error
 
     def write_initial_states(self, states: InitialStates) -> None:
-        import torch
-
-        ids = torch.tensor(list("\n".join(states.ids).encode()), dtype=torch.uint8)
-        data = save({"ids": ids, "states": states.states.contiguous()})
+        tensors = {"ids": _store_lines(states.ids), "tasks": _store_lines(states.tasks)}
+        data = save(tensors | {"states": states.states.contiguous()})
         write_file(self.path / "initial_states" / f"{states.split}.safetensors", data, "initial states")
+
+
+def _store_lines(lines: tuple[str, ...]) -> Tensor:
+    """u8 [n] that `_read_lines` reads."""
+    return torch.tensor(list("\n".join(lines).encode()), dtype=torch.uint8)
+
+
+def _read_lines(stored: Tensor) -> tuple[str, ...]:
+    return tuple(bytes(stored.tolist()).decode().split("\n"))
 
 
 def _describe_environment() -> dict[str, Any]:
