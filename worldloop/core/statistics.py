@@ -221,8 +221,8 @@ def average_estimates(estimates: Sequence[Estimate | None]) -> Estimate | None:
     value = sum(estimate.value for estimate in defined) / number
     below = math.sqrt(sum((estimate.value - estimate.low) ** 2 for estimate in defined)) / number
     above = math.sqrt(sum((estimate.high - estimate.value) ** 2 for estimate in defined)) / number
-    rounded = (round(x, 6) for x in (value, value - below, value + above))
-    return Estimate(*rounded, n=sum(estimate.n for estimate in defined))
+    n = sum(estimate.n for estimate in defined)
+    return Estimate(round(value, 6), round(value - below, 6), round(value + above, 6), n)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
