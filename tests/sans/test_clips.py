@@ -25,7 +25,7 @@ def cache(store, make_episode):
 
 @pytest.fixture
 def dataset(cache) -> ClipDataset:
-    return ClipDataset(cache, "train", "base")
+    return ClipDataset(cache, "train", ["base"])
 
 
 def stamps(frames: torch.Tensor) -> list:
@@ -42,11 +42,15 @@ def test_candidates_are_the_steps_of_the_split(dataset) -> None:
 
 def test_clip_is_aligned_in_time(dataset) -> None:
     clip = dataset.load(torch.tensor([[4, 2], [0, 0], [1, 1]]), num_frames=2)
-    assert stamps(clip.context) == [[[5, 0], [5, 1], [5, 2]], [[1, 0], [1, 0], [1, 0]], [[2, 0], [2, 0], [2, 1]]]
-    longer = dataset.load(clip.index, num_frames=2, num_context_frames=5).context
+    assert stamps(clip.context["base"]) == [
+        [[5, 0], [5, 1], [5, 2]],
+        [[1, 0], [1, 0], [1, 0]],
+        [[2, 0], [2, 0], [2, 1]],
+    ]
+    longer = dataset.load(clip.index, num_frames=2, num_context_frames=5).context["base"]
     assert stamps(longer)[0] == [[5, 0], [5, 0], [5, 0], [5, 1], [5, 2]]
     assert stamps(longer)[2] == [[2, 0], [2, 0], [2, 0], [2, 0], [2, 1]]
-    assert stamps(clip.frames) == [[[5, 3], [5, 4]], [[1, 1], [1, 2]], [[2, 2], [2, 3]]]
+    assert stamps(clip.frames["base"]) == [[[5, 3], [5, 4]], [[1, 1], [1, 2]], [[2, 2], [2, 3]]]
     assert clip.context_proprio[:, 0].tolist() == [502, 100, 201]
     assert clip.proprio[..., 0].tolist() == [[503, 504], [101, 102], [202, 203]]
     # s = 2: frame step f holds the environment steps 2f and 2f + 1, which lead to frame f + 1.
@@ -64,8 +68,8 @@ def test_clip_is_aligned_in_time(dataset) -> None:
 
 def test_padding_repeats_the_last_frame(dataset) -> None:
     clip = dataset.load(torch.tensor([[0, 2]]), num_frames=4)
-    assert stamps(clip.frames) == [[[1, 3], [1, 4], [1, 4], [1, 4]]]
-    assert torch.equal(clip.frames[0, 1], clip.frames[0, 3])
+    assert stamps(clip.frames["base"]) == [[[1, 3], [1, 4], [1, 4], [1, 4]]]
+    assert torch.equal(clip.frames["base"][0, 1], clip.frames["base"][0, 3])
     assert clip.proprio[0, :, 0].tolist() == [103, 104, 104, 104]
     assert clip.valid.tolist() == [[True, True, False, False]]
     assert clip.success.tolist() == [[0, 1, 1, 1]]
@@ -78,7 +82,7 @@ def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, m
     episode.success[1, 1] = True  # the simulator's flag flickers; the episode has succeeded for good
     episode.valid[2:] = False
     cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
-    dataset = ClipDataset(cache, "train", "base")
+    dataset = ClipDataset(cache, "train", ["base"])
     assert dataset.candidates.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
     assert dataset.num_open_steps.tolist() == [2]
     clip = dataset.load(torch.tensor([[0, 0]]), num_frames=4)
@@ -90,10 +94,10 @@ def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, m
 def test_whole_episode_and_observation(dataset, make_episode) -> None:
     clip = dataset.whole_episode(4)
     expected = make_episode(5, num_steps=5, source="policy")
-    assert torch.equal(clip.frames[0], torch.from_numpy(expected.frames["base"][1:]))
+    assert torch.equal(clip.frames["base"][0], torch.from_numpy(expected.frames["base"][1:]))
     assert torch.equal(clip.actions[0], torch.from_numpy(expected.actions))
     observation = dataset.observation(torch.tensor([[4, 3], [4, 5], [1, 0]]))
-    assert stamps(observation.frames) == [[[5, 0], [5, 2], [5, 3]], [[5, 0], [5, 4], [5, 5]], [[2, 0]] * 3]
+    assert stamps(observation.frames["base"]) == [[[5, 0], [5, 2], [5, 3]], [[5, 0], [5, 4], [5, 5]], [[2, 0]] * 3]
     assert observation.env_step.tolist() == [6, 10, 0]
     assert observation.proprio is not None
     assert observation.proprio[:, 0].tolist() == [503, 505, 200]
@@ -110,7 +114,7 @@ def test_episode_index_filters(dataset, cache) -> None:
 
 def test_bad_requests_are_named(cache, dataset) -> None:
     with pytest.raises(ValueError, match=r"camera 'top'.*allowed: base"):
-        ClipDataset(cache, "train", "top")
+        ClipDataset(cache, "train", ["top"])
     with pytest.raises(ValueError, match=r"0\.\.F-1"):
         dataset.load(torch.tensor([[0, 4]]), num_frames=1)
     with pytest.raises(ValueError, match=r"on_policy_share is 1\.5"):
@@ -136,7 +140,7 @@ def test_sampler_without_balance_and_with_a_missing_source(dataset) -> None:
     sampler = BalancedClipSampler(dataset, config)
     mass = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 2, 4)}
     assert mass == pytest.approx({0: 0.5 * 4 / 7, 1: 0.5 * 3 / 7, 2: 0.5 * 2 / 7, 4: 0.5 * 5 / 7})
-    validation = ClipDataset(dataset.cache, "validation", "base")  # scripted only, although its share is 0
+    validation = ClipDataset(dataset.cache, "validation", ["base"])  # scripted only, although its share is 0
     drawn = BalancedClipSampler(validation, ClipSamplingConfig(on_policy_share=1.0)).sample(torch.Generator(), 50)
     assert set(drawn[:, 0].tolist()) == {3}
     only_policy = BalancedClipSampler(dataset, ClipSamplingConfig(on_policy_share=1.0))
@@ -156,7 +160,7 @@ def test_sampler_prefers_motion(store, make_episode) -> None:
     images[:] = 0
     images[2] = 30  # step 0 stands still, step 1 moves by 30 grey levels: relative motion 0 and 2
     cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
-    sampler = BalancedClipSampler(ClipDataset(cache, "train", "base"), ClipSamplingConfig(motion_weight=1.5))
+    sampler = BalancedClipSampler(ClipDataset(cache, "train", ["base"]), ClipSamplingConfig(motion_weight=1.5))
     assert sampler.probabilities.tolist() == pytest.approx([0.2, 0.8])  # weights 1 and 1 + 1.5 * 2
 
 
@@ -169,30 +173,30 @@ def test_sampler_is_a_function_of_the_generator(dataset) -> None:
 
 
 def test_imitation_is_aligned(cache) -> None:
-    dataset = ImitationDataset(cache, EpisodeSelection(), "base")
+    dataset = ImitationDataset(cache, EpisodeSelection(), ["base"])
     assert dataset.episodes.tolist() == [0]
     batch = dataset.load(np.array([[0, 1], [0, 3]]), chunk_length=4)
-    assert stamps(batch.observation.frames) == [[[1, 0], [1, 0], [1, 1]], [[1, 0], [1, 2], [1, 3]]]
+    assert stamps(batch.observation.frames["base"]) == [[[1, 0], [1, 0], [1, 1]], [[1, 0], [1, 2], [1, 3]]]
     assert batch.actions.shape == (2, 4, 4)
     assert batch.actions[0, :, 0].tolist() == [1002, 1003, 1004, 1005]
     assert batch.actions[1, :, 0].tolist() == [1006, 0, 0, 0]
     assert batch.valid.tolist() == [[True] * 4, [True, False, False, False]]
     assert batch.observation.env_step.tolist() == [2, 6]
-    now = ImitationDataset(cache, EpisodeSelection(), "base", num_context_frames=1).load(np.array([[0, 2]]), 2)
-    assert stamps(now.observation.frames) == [[[1, 2]]]
+    now = ImitationDataset(cache, EpisodeSelection(), ["base"], num_context_frames=1).load(np.array([[0, 2]]), 2)
+    assert stamps(now.observation.frames["base"]) == [[[1, 2]]]
 
 
 def test_imitation_selections(cache) -> None:
-    every = ImitationDataset(cache, EVERY_SUCCESS, "base")
+    every = ImitationDataset(cache, EVERY_SUCCESS, ["base"])
     assert every.episodes.tolist() == [0, 4]  # never the validation success
     assert len(every) == 4 + 5
     drawn = every.sample(torch.Generator().manual_seed(0), 200, 2).observation.proprio
     assert drawn is not None
     assert set((drawn[:, 0] // 100).int().tolist()) == {1, 5}
-    assert ImitationDataset(cache, EpisodeSelection(("policy",), max_episodes=1), "base").episodes.tolist() == [4]
+    assert ImitationDataset(cache, EpisodeSelection(("policy",), max_episodes=1), ["base"]).episodes.tolist() == [4]
     with pytest.raises(ValueError, match="chunk_length is 3, allowed: multiples of actions_per_frame = 2"):
         every.load(np.array([[0, 0]]), 3)
     with pytest.raises(WorldloopError, match="no episode to imitate"):
-        ImitationDataset(cache, EpisodeSelection(("perturbed",)), "base")
+        ImitationDataset(cache, EpisodeSelection(("perturbed",)), ["base"])
     with pytest.raises(ValueError, match="sources is"):
         EpisodeSelection(sources=("human",))  # type: ignore[arg-type]
