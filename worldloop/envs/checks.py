@@ -76,7 +76,7 @@ def read_images(given: Any, spec: SimulatorSpec) -> dict[str, Tensor]:
     cameras = spec.robot.cameras
     if not isinstance(given, Mapping):
         if len(cameras) > 1:
-            expected = ", ".join(f"{camera.name} u8 {(camera.height, camera.width, 3)}" for camera in cameras)
+            expected = ", ".join(f"{camera.name} uint8 {(camera.height, camera.width, 3)}" for camera in cameras)
             raise WorldloopError(f"options['image'] must be a dictionary with an image of each camera: {expected}")
         given = {cameras[0].name: given}
     check_cameras("options['image']", given, spec)
@@ -85,7 +85,7 @@ def read_images(given: Any, spec: SimulatorSpec) -> dict[str, Tensor]:
         image, shape = np.asarray(given[camera.name]), (camera.height, camera.width, 3)
         if image.dtype != np.uint8 or image.shape != shape:
             raise WorldloopError(
-                f"options['image'] of camera {camera.name!r} is {image.dtype} {image.shape}, expected u8 {shape}"
+                f"options['image'] of camera {camera.name!r} is {image.dtype} {image.shape}, expected uint8 {shape}"
             )
         images[camera.name] = torch.from_numpy(image.copy())[None, None]
     return images
