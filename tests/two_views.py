@@ -1,4 +1,4 @@
-"""A world model of two cameras and two tasks whose every answer is known: what environments and games are tried with."""
+"""A world model of two cameras and two tasks whose every answer is known, for tests of environments and games."""
 
 from dataclasses import dataclass
 

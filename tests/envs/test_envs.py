@@ -46,7 +46,9 @@ class _Counting:
 def _starts(positions: list[float]) -> Observation:
     B = len(positions)
     return Observation(
-        frames={"cam": torch.arange(B, dtype=torch.uint8)[:, None, None, None, None].expand(B, 1, 2, 2, 3).contiguous()},
+        frames={
+            "cam": torch.arange(B, dtype=torch.uint8)[:, None, None, None, None].expand(B, 1, 2, 2, 3).contiguous()
+        },
         proprio=torch.tensor([[x, 0.0] for x in positions]),
         task=("t",) * B,
         instruction=("i",) * B,

@@ -24,7 +24,9 @@ def refuse_unknown(options: Mapping[str, Any], known: set[str]) -> None:
 def check_task(what: str, task: Any, spec: SimulatorSpec) -> str:
     """``task``, which must be the id of one of the tasks of ``spec``."""
     if task not in spec.task_ids:
-        raise WorldloopError(f"{what} {task!r} is not known to this world model: it imagines {', '.join(spec.task_ids)}")
+        raise WorldloopError(
+            f"{what} {task!r} is not known to this world model: it imagines {', '.join(spec.task_ids)}"
+        )
     return str(task)
 
 

@@ -289,7 +289,9 @@ class WorldModelVectorEnv(VectorEnv):
         """One task per row that is reset, each with a start to draw."""
         tasks = [given] * num_rows if isinstance(given, str) else list(np.atleast_1d(given))
         if len(tasks) != num_rows:
-            raise WorldloopError(f"options['task'] has {len(tasks)} tasks for {num_rows} rows: give one, or one per row")
+            raise WorldloopError(
+                f"options['task'] has {len(tasks)} tasks for {num_rows} rows: give one, or one per row"
+            )
         for task in tasks:
             check_task("options['task']", task, self.world_spec)
             _choose_starts(self.starts, task)

@@ -3,8 +3,8 @@
 One step is one frame of the world model, that is ``actions_per_frame`` s actions at once. Nothing but the world model
 runs: no simulator, no Ray. The vector environment imagines all its rows in one pass and honours every `AutoresetMode`.
 
-    observation  {"image": u8 [h, w, 3], "proprio": f32 [S] in raw units}; several cameras: "image_<camera>" each; several
-                 tasks, unless one was chosen: "task", its index in the world model's ``spec.task_ids``
+    observation  {"image": u8 [h, w, 3], "proprio": f32 [S] in raw units}; with several cameras "image_<camera>" each;
+                 with several tasks, of which none was chosen, also "task": the index in the model's ``spec.task_ids``
     action       f32 [s, A] in environment units, inside the simulator's bounds
     reward       1.0 on the frame at which success is declared, else 0
     terminated   after a success; ``truncated`` at the time limit of the row's task
@@ -43,8 +43,8 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
 
     - ``start`` int, the number of a start observation
     - ``task``, the id of a task to draw a start of
-    - ``image`` u8 [h, w, 3], with several cameras one by the name of each, with ``proprio`` f32 [S], with ``task`` where
-      there are several, and with ``instruction`` if it is not the task's first
+    - ``image`` u8 [h, w, 3], with several cameras one by the name of each, with ``proprio`` f32 [S], with ``task``
+      where there are several, and with ``instruction`` if it is not the task's first
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from worldloop.factory.pretrained import load_checked_world_model
 from worldloop.play.session import PlaySession
 from worldloop.storage.run_directory import RunDirectory
 
+
 def make_play_session(
     checkpoint: Path, simulator: SimulatorConfig | None, device: str = "auto", pretrained: str = ""
 ) -> PlaySession:

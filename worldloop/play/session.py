@@ -174,7 +174,7 @@ class PlaySession:
             self.simulator.close()
 
     def sim_state(self, moment: int) -> InitialStates:
-        """The simulator's state at the moment numbered ``moment``, to reset it to; raises ``ValueError`` without one."""
+        """What to reset the simulator to for the moment numbered ``moment``; raises ``ValueError`` without one."""
         simulated = self.moments[moment].simulated
         if simulated is None or self._initial_states is None:
             raise ValueError(f"moment {moment} was not simulated")
