@@ -10,7 +10,7 @@ import numpy as np
 
 from worldloop.core.statistics import Estimate, auc, estimate
 from worldloop.evaluation.calibration import choose_sources
-from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.fidelity import compute_mean_psnr
 from worldloop.evaluation.open_loop import ImaginedEpisodes
 
 
@@ -76,5 +76,5 @@ def _subtract_means(a: np.ndarray, b: np.ndarray) -> float:
 def _average_psnr(episodes: ImaginedEpisodes) -> np.ndarray:
     """f [n], dB: the mean over each episode's valid frames."""
     valid = episodes.branches.truth.valid.float()
-    psnr_db = compute_psnr(episodes.branches.frames, episodes.branches.truth.frames)
+    psnr_db = compute_mean_psnr(episodes.branches)
     return ((psnr_db * valid).sum(1) / valid.sum(1).clamp_min(1)).numpy()
