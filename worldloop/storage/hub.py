@@ -88,8 +88,10 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         "",
         *_draw_table(card.figures),
     ]
-    for task, figures in card.figures.get("tasks", {}).items():
-        lines += ["", f"### {task}", "", *_draw_table(figures)]
+    by_task = card.figures.get("tasks", {})
+    for task in spec.task_ids:
+        if task in by_task:
+            lines += ["", f"### {task}", "", *_draw_table(by_task[task])]
     return "\n".join([*lines, ""])
 
 
