@@ -23,14 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
 from yaml import YAMLError
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import malformed, read_json, to_json, write_file
 from worldloop.core.types import InitialStates, Split
 from worldloop.runtime.memory import PeakMemory
-from worldloop.storage.run_state import STATE_SCHEMA_VERSION, UNNAMED_TASK, LoopState
+from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
 
 RESULTS_SCHEMA_VERSION = 1
 _TIMING = {
