@@ -76,10 +76,10 @@ def toy_clips(tmp_path):
     from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
     simulator = ToySimulator(ToyConfig(image_size=32))
-    states = simulator.draw_initial_states("validation", 3, seed=0).select([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    states = simulator.draw_initial_states("ToyPush-v1", "validation", 3, seed=0).select([0, 0, 0, 1, 1, 1, 2, 2, 2])
     variants = ("expert", "stops_short", "far") * 3
-    policy = simulator.make_scripted_policy(variants, make_row_keys(9, "toy_clips"), 4)
-    rollout = run_rollout(policy, simulator, states.states, None, initial_state_id=states.ids)
+    policy = simulator.make_scripted_policy(states.tasks, variants, make_row_keys(9, "toy_clips"), 4)
+    rollout = run_rollout(policy, simulator, states, None, initial_state_id=states.ids)
     episodes = rollout_to_episodes(
         rollout, simulator.spec, sources=tuple("expert" if v == "expert" else "perturbed" for v in variants),
         variants=variants, splits=("validation",) * 9, iteration=0,

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.randomness import derive_seed, make_generator, row_normal, row_uniform
-from worldloop.core.specs import Landmark, SimulatorSpec
+from worldloop.core.specs import CameraSpec, Landmark, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.types import ActionChunk, ImitationBatch, InitialStates, Normalisation, Observation, Split
 from worldloop.simulators.base import ChunkedSimulator, Measurement
 
@@ -40,41 +40,43 @@ class ReachSimulator(ChunkedSimulator):
 
     @staticmethod
     def make_spec(config: ReachConfig) -> SimulatorSpec:
-        return SimulatorSpec(
-            task="Reach-v0",
-            instruction="go to the green dot",
-            image_size=config.image_size,
+        robot = RobotSpec(
+            name="point",
             proprio_names=("x", "y"),
             action_names=("dx", "dy"),
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
-            hz=10.0,
-            actions_per_frame=2,
-            max_episode_steps=16,
-            success_radius_m=REACH,
             control_mode="delta_pos",
-            camera="above",
+            hz=10.0,
+            cameras=(CameraSpec("above", config.image_size, config.image_size),),
+        )
+        landmarks = (Landmark("effector", "proprio", (0, 1), 1.0),)
+        return SimulatorSpec(
+            robot=robot,
+            tasks=(TaskSpec("Reach-v0", ("go to the green dot",), REACH, 16, landmarks),),
+            actions_per_frame=2,
             simulator_version="reach 1",
-            landmarks=(Landmark("effector", "proprio", (0, 1), 1.0),),
             success_hold_frames=1,
             success_confirm_frames=1,
         )
 
-    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
+    def draw_initial_states(self, task: str, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
         numbers = range(first, first + num_states)
         places = [torch.rand(4, generator=make_generator(derive_seed("reach", split, seed, i))) for i in numbers]
         states = torch.cat([1.6 * torch.stack(places) - 0.8, torch.zeros(num_states, 1)], dim=1)
-        return InitialStates(split, tuple(f"reach/{split}/{seed}-{i:06d}" for i in numbers), states)
+        return InitialStates(
+            split, tuple(f"reach/{split}/{seed}-{i:06d}" for i in numbers), (task,) * num_states, states
+        )
 
     def make_scripted_policy(
-        self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
+        self, tasks: tuple[str, ...], variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
     ) -> ReachScriptedPolicy:
         return ReachScriptedPolicy(variants, row_keys, chunk_length)
 
     def close(self) -> None:
         self._batch = None
 
-    def _load(self, states: Tensor, rows: Tensor, num_rows: int) -> None:
+    def _load(self, states: Tensor, tasks: tuple[str, ...], rows: Tensor, num_rows: int) -> None:
         state = self._state.clone() if len(self._state) == num_rows else torch.zeros(num_rows, 5)
         state[rows] = states
         self._state = state
@@ -87,14 +89,15 @@ class ReachSimulator(ChunkedSimulator):
         distance = (self._state[:, :2] - self._state[:, 2:4]).norm(dim=1) - REACH
         return Measurement(self._state[:, :2].clone(), self._state.clone(), distance <= 0, distance.clamp_min(0))
 
-    def _render(self) -> Tensor:
-        size = self.spec.image_size
+    def _render(self) -> dict[str, Tensor]:
+        (camera,) = self.spec.robot.cameras
+        size = camera.width
         axis = (torch.arange(size) + 0.5) / size * 2 - 1
         image = torch.zeros(len(self._state), size, size, 3, dtype=torch.uint8)
         for channel, place in ((1, self._state[:, 2:4]), (0, self._state[:, :2])):
             x, y = axis - place[:, :1], axis - place[:, 1:]
             image[..., channel] = (255 * torch.exp(-(x[:, None] ** 2 + y[:, :, None] ** 2) / 0.08)).to(torch.uint8)
-        return image
+        return {camera.name: image}
 
 
 class ReachScriptedPolicy:

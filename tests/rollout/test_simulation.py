@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from worldloop.core.types import Episode, InitialStates, Split
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout import simulation as module
 from worldloop.rollout.jobs import RolloutJob
-from worldloop.rollout.simulation import Simulation, choose_split, success_of
+from worldloop.rollout.simulation import Simulation, choose_split, success_by_task, success_of
 from worldloop.simulators.toy.simulator import ToyConfig
+from worldloop.storage.run_directory import RunDirectory
 
 CONFIG = SimulatorConfig("toy", toy=ToyConfig(image_size=16, actions_per_frame=2, max_episode_steps=20))
+PUSH, REACH = "ToyPush-v1", "ToyReach-v1"
+BOTH = replace(CONFIG, toy=replace(CONFIG.toy, tasks=(PUSH, REACH)))
 
 
 class Here:
@@ -34,12 +38,14 @@ class Here:
             yield function(item)
 
 
-def make_simulation(run_dir: Path, seed: int = 0, executor: Here | None = None) -> Simulation:
-    return Simulation(CONFIG, 4, seed, run_dir, executor or Here(), RecordingReporter())
+def make_simulation(
+    run_dir: Path, seed: int = 0, executor: Here | None = None, config: SimulatorConfig = CONFIG
+) -> Simulation:
+    return Simulation(config, 4, seed, run_dir, executor or Here(), RecordingReporter())
 
 
 def are_equal(a: InitialStates, b: InitialStates) -> bool:
-    return (a.split, a.ids) == (b.split, b.ids) and torch.equal(a.states, b.states)
+    return (a.split, a.ids, a.tasks) == (b.split, b.ids, b.tasks) and torch.equal(a.states, b.states)
 
 
 # --- initial states -----------------------------------------------------------------------------------------------
@@ -83,6 +89,37 @@ def test_a_list_that_has_grown_is_the_one_drawn_at_once(tmp_path: Path, monkeypa
     assert len(executor.jobs) == 3, "what is stored is not drawn again"
     again = make_simulation(tmp_path / "grown", seed=1)
     assert are_equal(again.initial_states("train", 8), whole), "it is read, not drawn"
+
+
+def test_every_task_has_as_many_states_and_a_list_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STATES_PER_JOB", 3)
+    executor = Here()
+    simulation = make_simulation(tmp_path / "both", executor=executor, config=BOTH)
+    states = simulation.initial_states("train", 4)
+    assert states.tasks == (PUSH,) * 4 + (REACH,) * 4
+    assert are_equal(states.select(range(4)), make_simulation(tmp_path / "push").initial_states("train", 4))
+    assert len(states.states.unique(dim=0)) == 8
+    assert [(job.task, job.first, job.num_states) for job in executor.jobs] == [
+        (PUSH, 0, 3), (PUSH, 3, 1), (REACH, 0, 3), (REACH, 3, 1),
+    ]  # fmt: skip
+    rest = simulation.initial_states("train", 2, first=3)
+    assert are_equal(rest.select([0, 2]), states.select([3, 7]))
+    assert [(job.task, job.first) for job in executor.jobs[4:]] == [(PUSH, 4), (REACH, 4)]
+    again = make_simulation(tmp_path / "both", seed=1, config=BOTH)
+    assert are_equal(again.initial_states("train", 2, first=3), rest), "they are read, not drawn"
+    stored = sorted(
+        path.relative_to(tmp_path / "both/initial_states") for path in tmp_path.glob("both/initial_states/**/*.*")
+    )
+    assert [str(path) for path in stored] == [f"train/{PUSH}.safetensors", f"train/{REACH}.safetensors"]
+
+
+def test_the_one_list_of_an_earlier_worldloop_is_read(tmp_path: Path) -> None:
+    states = make_simulation(tmp_path).initial_states("evaluation", 3)
+    folder = tmp_path / "initial_states"
+    (folder / "evaluation" / f"{PUSH}.safetensors").rename(folder / "evaluation.safetensors")
+    read = RunDirectory(tmp_path).read_initial_states("evaluation", PUSH)
+    assert read is not None
+    assert are_equal(read, states)
 
 
 def test_splits_follow_the_id_and_the_share() -> None:
@@ -134,6 +171,43 @@ def test_rows_have_keys_of_their_own_whatever_the_block(tmp_path: Path) -> None:
     assert torch.equal(keys, make_row_keys(5, 0, 3, "test"))
     _, (whole,), _ = run_scripted(tmp_path, block_size=9)
     assert torch.equal(whole.noise_key, keys)
+
+
+def run_both(run_dir: Path, block_size: int, order: list[int]) -> tuple[list[Episode], list[RolloutJob], InitialStates]:
+    """Three states of each task, at ``order``; even ones with the expert."""
+    executor = Here()
+    simulation = make_simulation(run_dir, executor=executor, config=BOTH)
+    states = simulation.initial_states("train", 3).select(order)
+    executor.jobs.clear()
+    variants = tuple(("expert", "far")[i % 2] for i in order)
+    episodes = simulation.run(states, block_size=block_size, purpose="test", iteration=3, variants=variants)
+    return episodes, executor.jobs, states
+
+
+def test_blocks_hold_one_task_each(tmp_path: Path) -> None:
+    episodes, jobs, states = run_both(tmp_path, block_size=2, order=[0, 1, 2, 3, 4, 5])
+    assert [job.states.tasks for job in jobs] == [(PUSH, PUSH), (PUSH,), (REACH, REACH), (REACH,)]
+    assert [e.meta.initial_state_id for e in episodes] == list(states.ids)
+    assert [e.meta.variant for e in episodes] == ["expert", "far"] * 3
+    assert success_by_task(episodes) == {PUSH: (True, False, True), REACH: (False, True, False)}
+
+
+def test_mixed_states_come_back_in_their_order(tmp_path: Path) -> None:
+    """Row keys are a function of the task and of the place within it: so the push rows play the same."""
+    ordered, _, _ = run_both(tmp_path, block_size=2, order=[0, 1, 2, 3, 4, 5])
+    mixed, jobs, states = run_both(tmp_path, block_size=2, order=[3, 0, 4, 1, 5, 2])
+    assert [job.states.tasks for job in jobs] == [(REACH, REACH), (REACH,), (PUSH, PUSH), (PUSH,)]
+    assert [e.meta.initial_state_id for e in mixed] == list(states.ids)
+    for episode, other in zip((mixed[i] for i in (1, 3, 5, 0, 2, 4)), ordered, strict=True):
+        assert episode.meta == other.meta
+        assert np.array_equal(episode.actions, other.actions)
+
+
+def test_tasks_draw_apart(tmp_path: Path) -> None:
+    _, jobs, _ = run_both(tmp_path, block_size=9, order=[0, 1, 2, 3, 4, 5])
+    push, reach = (job.noise_key for job in jobs)
+    assert torch.equal(push, make_row_keys(3, 0, 3, "test", PUSH))
+    assert torch.equal(reach, make_row_keys(3, 0, 3, "test", REACH))
 
 
 def test_a_policy_is_evaluated_greedily_on_the_first_states_of_a_split(

@@ -21,7 +21,7 @@ _SIMULATORS: dict[str, TaskSimulator] = {}
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """A block of initial states for one simulator call; picklable, and the same whoever executes it.
+    """A block of initial states of one task for one simulator call; picklable, and the same whoever executes it.
 
     Exactly one of ``policy`` (a checkpoint directory) and ``variants`` (scripted, one name per state) is given.
     ``temperature`` None acts greedily. ``splits``: the split each episode is stored under.
@@ -45,9 +45,10 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class InitialStatesJob:
-    """``num_states`` states of the list of ``split``, from position ``first`` on."""
+    """``num_states`` states of the list of ``task`` and ``split``, from position ``first`` on."""
 
     simulator: SimulatorConfig
+    task: str
     split: Split
     num_states: int
     seed: int
@@ -91,7 +92,7 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
     variants = ("policy",) * len(index)
     if job.variants is not None:
         variants = tuple(job.variants[i] for i in index)
-        actor = simulator.make_scripted_policy(variants, keys, job.chunk_length)
+        actor = simulator.make_scripted_policy(states.tasks, variants, keys, job.chunk_length)
     else:
         assert job.policy is not None
         modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns
@@ -101,7 +102,7 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
     rollout = run_rollout(
         actor,
         simulator,
-        states.states,
+        states,
         keys if job.temperature is not None else None,
         initial_state_id=states.ids,
     )
@@ -122,5 +123,6 @@ def _source_of(variant: str) -> Source:
 
 
 def draw_initial_states(job: InitialStatesJob) -> InitialStates:
-    """The work of one simulator process: states of one split's list."""
-    return _simulator_of(job.simulator).draw_initial_states(job.split, job.num_states, job.seed, job.first)
+    """The work of one simulator process: states of one task's and split's list."""
+    simulator = _simulator_of(job.simulator)
+    return simulator.draw_initial_states(job.task, job.split, job.num_states, job.seed, job.first)

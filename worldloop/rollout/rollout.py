@@ -12,13 +12,23 @@ from torch import Tensor
 from worldloop.core.interfaces import Actor, Simulator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import classify_outcome
-from worldloop.core.types import ActionChunk, ChunkStep, Episode, EpisodeMeta, Observation, Rollout, Source, Split
+from worldloop.core.types import (
+    ActionChunk,
+    ChunkStep,
+    Episode,
+    EpisodeMeta,
+    InitialStates,
+    Observation,
+    Rollout,
+    Source,
+    Split,
+)
 
 
 def run_rollout(
     policy: Actor,
     simulator: Simulator,
-    start: Tensor | Observation,
+    start: InitialStates | Observation,
     noise_key: Tensor | None,
     *,
     initial_state_id: tuple[str, ...],
@@ -30,7 +40,7 @@ def run_rollout(
 ) -> Rollout:
     """Act until every row has ended or ``max_chunks`` are done.
 
-    ``start``: simulator states f32 [B, D] or an observation; ``noise_key`` int64 [B] or None for greedy;
+    ``start``: B initial states or an observation of B rows; ``noise_key`` int64 [B] or None for greedy;
     ``reset`` replaces ``simulator.reset(start)`` where the caller must give more than a start (shared noise).
     """
     observation = reset() if reset is not None else simulator.reset(start)
@@ -69,22 +79,27 @@ def rollout_to_episodes(
     splits: tuple[Split, ...],
     iteration: int,
 ) -> list[Episode]:
-    """The rows of a simulated rollout as stored episodes, each cut after the chunk in which it ended."""
+    """The rows of a simulated rollout as stored episodes, each cut after the chunk in which it ended.
+
+    Every camera is stored; the task and the instruction are the row's.
+    """
     if rollout.steps[0].sim_states is None or rollout.steps[0].distances_m is None:
         raise ValueError("only a simulated rollout, which knows the simulator's state, can be stored")
+    start = rollout.observations[0]
     episodes = []
     for row, state_id in enumerate(rollout.initial_state_id):
-        arrays = _row_arrays(rollout, row, spec.actions_per_frame, spec.max_episode_steps)
+        task = spec.task(start.task[row])
+        frames, arrays = _row_arrays(rollout, row, spec.actions_per_frame, task.max_episode_steps)
         terminated = bool(arrays["success"].any())
         outcome, margin_m = classify_outcome(
             terminated,
             arrays["distances_m"][arrays["valid"]],
             float(arrays["distances_m"].flat[0]),
-            spec.success_radius_m,
+            task.success_radius_m,
         )
         meta = EpisodeMeta(
-            task=spec.task,
-            instruction=spec.instruction,
+            task=task.id,
+            instruction=start.instruction[row],
             initial_state_id=state_id,
             split=splits[row],
             outcome=outcome,
@@ -92,19 +107,20 @@ def rollout_to_episodes(
             source=sources[row],
             variant=variants[row],
             iteration=iteration,
-            control_mode=spec.control_mode,
-            hz=spec.hz,
+            control_mode=spec.robot.control_mode,
+            hz=spec.robot.hz,
             actions_per_frame=spec.actions_per_frame,
             simulator_version=spec.simulator_version,
             policy_version=rollout.policy_version,
         )
-        frames = {spec.camera: arrays.pop("frames")}
         episodes.append(Episode(meta=meta, frames=frames, terminated=terminated, truncated=not terminated, **arrays))
     return episodes
 
 
-def _row_arrays(rollout: Rollout, row: int, s: int, max_episode_steps: int) -> dict[str, np.ndarray]:
-    """The arrays of `Episode` for one row, over the chunks in which the row was running."""
+def _row_arrays(
+    rollout: Rollout, row: int, s: int, max_episode_steps: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The frames by camera and the other arrays of `Episode`, of one row over the chunks in which it was running."""
     count = 1 + sum(not bool(step.done[row]) for step in rollout.steps[:-1])
     steps, start = rollout.steps[:count], rollout.observations[0]
     if start.proprio is None or start.sim_state is None:
@@ -121,8 +137,11 @@ def _row_arrays(rollout: Rollout, row: int, s: int, max_episode_steps: int) -> d
     # Steps after a success are still executed until the chunk ends; steps past the time limit are not.
     executed = int(start.env_step[row]) + torch.arange(len(valid)) < max_episode_steps
     num_frames = int(executed.reshape(-1, s).any(1).sum())
+    frames: dict[str, np.ndarray] = {}
+    for camera, images in start.frames.items():
+        shown = torch.cat([images[row, -1:], *(step.frames[camera][row] for step in steps)])
+        frames[camera] = np.ascontiguousarray(shown.numpy()[: num_frames + 1])
     arrays = {
-        "frames": torch.cat([start.frames[row, -1:], joined("frames")]).numpy()[: num_frames + 1],
         "proprio": torch.cat([start.proprio[row, None], joined("proprio")]).numpy()[: num_frames + 1],
         "sim_state": torch.cat([start.sim_state[row, None], joined("sim_states")]).numpy()[: num_frames + 1],
         "actions": per_frame(torch.where(executed[:, None], actions, torch.zeros_like(actions)))[:num_frames],
@@ -131,4 +150,4 @@ def _row_arrays(rollout: Rollout, row: int, s: int, max_episode_steps: int) -> d
         "success": per_frame(joined("success"))[:num_frames],
         "distances_m": per_frame(joined("distances_m"))[:num_frames],
     }
-    return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    return frames, {name: np.ascontiguousarray(values) for name, values in arrays.items()}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from worldloop.core.interfaces import Reporter
 from worldloop.core.randomness import derive_seed, make_row_keys
 from worldloop.core.types import Episode, InitialStates, Split
+from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
 from worldloop.storage.run_directory import RunDirectory
@@ -37,8 +40,17 @@ def success_of(episodes: list[Episode]) -> tuple[bool, ...]:
     return tuple(bool(episode.is_success) for episode in episodes)
 
 
+def success_by_task(episodes: list[Episode]) -> dict[str, tuple[bool, ...]]:
+    """Task id -> `success_of` the episodes of that task, in their order."""
+    tasks = dict.fromkeys(episode.meta.task for episode in episodes)
+    return {task: success_of([e for e in episodes if e.meta.task == task]) for task in tasks}
+
+
 class Simulation:
-    """The simulators of a run, ``config``; work is cut into fixed blocks, so that no result depends on their number."""
+    """The simulators of a run, ``config``; work is cut into fixed blocks, so that no result depends on their number.
+
+    A block holds one task.
+    """
 
     def __init__(
         self,
@@ -52,21 +64,31 @@ class Simulation:
         self.config, self.chunk_length, self.seed = config, chunk_length, seed
         self.run_dir, self.executor, self.reporter = run_dir, executor, reporter
 
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The ids of all tasks of the run, in their order."""
+        return build_simulator_spec(self.config).task_ids
+
     def initial_states(self, split: Split, num_states: int, first: int = 0) -> InitialStates:
-        """``num_states`` of the list of ``split``, from position ``first`` on; what is not stored yet is drawn."""
-        directory = RunDirectory(self.run_dir)
-        states = directory.read_initial_states(split)
-        have, wanted = 0 if states is None else len(states), first + num_states
-        if states is None or have < wanted:
-            seed = derive_seed(self.seed, "initial_states") if split == "train" else FIXED_SEED
-            jobs = [
-                InitialStatesJob(self.config, split, min(STATES_PER_JOB, wanted - begin), seed, begin)
-                for begin in range(have, wanted, STATES_PER_JOB)
-            ]
-            drawn = self.executor.map(draw_initial_states, jobs)
-            states = InitialStates.cat([*([] if states is None else [states]), *drawn])
-            directory.write_initial_states(states)
-        return states.select(range(first, wanted))
+        """``num_states`` of each task, all of the first task first: of its list of ``split``, from ``first`` on.
+
+        What is not stored yet is drawn.
+        """
+        directory, wanted = RunDirectory(self.run_dir), first + num_states
+        lists = {task: directory.read_initial_states(split, task) for task in self.tasks}
+        seed = derive_seed(self.seed, "initial_states") if split == "train" else FIXED_SEED
+        jobs = [
+            InitialStatesJob(self.config, task, split, min(STATES_PER_JOB, wanted - begin), seed, begin)
+            for task, states in lists.items()
+            for begin in range(0 if states is None else len(states), wanted, STATES_PER_JOB)
+        ]
+        for job, drawn in zip(jobs, self.executor.map(draw_initial_states, jobs), strict=True):
+            states = lists[job.task]
+            lists[job.task] = drawn if states is None else InitialStates.cat([states, drawn])
+        complete = {task: states for task, states in lists.items() if states is not None}
+        for task in dict.fromkeys(job.task for job in jobs):
+            directory.write_initial_states(complete[task])
+        return InitialStates.cat([states.select(range(first, wanted)) for states in complete.values()])
 
     def run(
         self,
@@ -84,32 +106,44 @@ class Simulation:
 
         ``temperature`` ``None`` acts greedily; ``splits`` default to that of the states.
         """
-        keys = make_row_keys(len(states), self.seed, iteration, purpose)
-        jobs = []
-        for first in range(0, len(states), block_size):
-            block = range(first, min(first + block_size, len(states)))
-            jobs.append(
-                RolloutJob(
-                    states=states.select(block),
-                    simulator=self.config,
-                    chunk_length=self.chunk_length,
-                    noise_key=keys[block.start : block.stop],
-                    iteration=iteration,
-                    splits=tuple(splits[i] for i in block) if splits else (states.split,) * len(block),
-                    policy=None if policy is None else str(self.run_dir / policy),
-                    temperature=temperature,
-                    variants=tuple(variants[i] for i in block) if variants else None,
+        jobs, rows = [], []
+        for task in dict.fromkeys(states.tasks):
+            own = [row for row, other in enumerate(states.tasks) if other == task]
+            keys = self._make_keys(len(own), task, iteration, purpose)
+            for first in range(0, len(own), block_size):
+                block = own[first : first + block_size]
+                rows += block
+                jobs.append(
+                    RolloutJob(
+                        states=states.select(block),
+                        simulator=self.config,
+                        chunk_length=self.chunk_length,
+                        noise_key=keys[first : first + block_size],
+                        iteration=iteration,
+                        splits=tuple(splits[i] for i in block) if splits else (states.split,) * len(block),
+                        policy=None if policy is None else str(self.run_dir / policy),
+                        temperature=temperature,
+                        variants=tuple(variants[i] for i in block) if variants else None,
+                    )
                 )
-            )
         episodes: list[Episode] = []
         with self.reporter.progress(len(states), "episode") as progress:
             for done in self.executor.map(execute_rollout_job, jobs):
                 episodes.extend(done)
                 progress.advance(len(done), success=float(np.mean([e.is_success for e in episodes])))
-        return episodes
+        by_row = dict(zip(rows, episodes, strict=True))
+        return [by_row[row] for row in range(len(states))]
+
+    def _make_keys(self, num_rows: int, task: str, iteration: int, purpose: str) -> Tensor:
+        """One noise key for each of the rows of ``task``, by its place among them."""
+        of_task = (task,) if len(self.tasks) > 1 else ()
+        return make_row_keys(num_rows, self.seed, iteration, purpose, *of_task)
 
     def evaluate(self, split: Split, num_states: int, block_size: int, policy: str, iteration: int) -> list[Episode]:
-        """Greedy episodes of ``policy`` on the first ``num_states`` states of ``split``, one per state, in order."""
+        """Greedy episodes of ``policy`` on the first ``num_states`` states of each task's ``split``, in order.
+
+        One per state, all of the first task first.
+        """
         states = self.initial_states(split, num_states)
         purpose = f"evaluate/{split}"
         return self.run(states, block_size=block_size, purpose=purpose, iteration=iteration, policy=policy)

@@ -5,25 +5,60 @@ A simulator says how to load states, advance one action, measure and render; `Ch
 
 - After the first success the row goes on for ``spec.success_hold_frames`` frames and then to the end of the chunk, so
   that frames show the scene after all their actions and what success looks like, but those steps are not ``valid``.
-- A step past the time limit is not executed. A row that has ended keeps its frames, proprio and state.
-- ``Observation.frames`` are (first of the episode, previous stored frame, now); all equal after a reset.
+- A step past the time limit of the row's task is not executed. A row that has ended keeps its frames, proprio and
+  state.
+- ``Observation.frames`` are (first of the episode, previous stored frame, now) of each camera; all equal after a reset.
+- A row's instruction is one of its task's paraphrases, see `choose_instruction`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.specs import SimulatorSpec
-from worldloop.core.tensors import check_shape
-from worldloop.core.types import ChunkStep, Observation
+from worldloop.core.randomness import derive_seed
+from worldloop.core.specs import CameraSpec, SimulatorSpec, TaskSpec
+from worldloop.core.tensors import Rows, check_shape
+from worldloop.core.types import ChunkStep, InitialStates, Observation
 
 ENDLESS_STEPS = 10**6  # a time limit that no game in the browser reaches
+
+
+def choose_instruction(task: TaskSpec, state_id: str) -> str:
+    """One of the task's paraphrases, a fixed function of the initial state's id."""
+    return task.instructions[derive_seed("instruction", state_id) % len(task.instructions)]
+
+
+def require_names(key: str, names: Sequence[str], allowed: Collection[str]) -> None:
+    """Raise ``ValueError`` unless ``names``, the value of the setting ``key``, are one or more of ``allowed``."""
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{key} {name!r} is not one of {', '.join(allowed)}")
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"{key} must name one or more of {', '.join(allowed)}, each once, got {list(names)}")
+
+
+def make_cameras(
+    section: str, names: Sequence[str], image_size: int, image_sizes: Mapping[str, int], smallest: int = 1
+) -> tuple[CameraSpec, ...]:
+    """Square cameras of ``image_size`` pixels, or of the size in ``image_sizes``: the settings of config ``section``.
+
+    Raises ``ValueError`` for a size of a camera that is not in use, and for one below ``smallest``.
+    """
+    for name in image_sizes:
+        if name not in names:
+            raise ValueError(f"{section}.image_sizes.{name}: only {', '.join(names)} is in {section}.cameras")
+    for key, size in {"image_size": image_size, **{f"image_sizes.{n}": v for n, v in image_sizes.items()}}.items():
+        if size < smallest:
+            raise ValueError(f"{section}.{key} must be at least {smallest}, got {size}")
+    sizes = {name: image_sizes.get(name, image_size) for name in names}
+    return tuple(CameraSpec(name, size, size) for name, size in sizes.items())
 
 
 @dataclass
@@ -41,12 +76,15 @@ class Measurement:
 
 
 @dataclass
-class _Batch:
-    """The rows that are running: context frames, last measurement, clocks. Every tensor starts with B."""
+class _Batch(Rows):
+    """The rows that are running: their tasks, context frames, last measurement, clocks. Every field has B rows."""
 
-    first: Tensor
-    previous: Tensor
-    now: Tensor
+    task: tuple[str, ...]
+    instruction: tuple[str, ...]
+    limit: Tensor  # int64 [B]: environment steps of the task
+    first: dict[str, Tensor]
+    previous: dict[str, Tensor]
+    now: dict[str, Tensor]
     proprio: Tensor
     sim_state: Tensor
     success: Tensor
@@ -55,13 +93,6 @@ class _Batch:
     has_succeeded: Tensor
     frames_after: Tensor  # int64 [B]: frames shown since the one of the first success
     has_ended: Tensor
-
-    def put(self, rows: Tensor, other: _Batch) -> None:
-        """Overwrite ``rows`` with ``other``'s rows."""
-        for name, value in vars(other).items():
-            tensor = getattr(self, name).clone()
-            tensor[rows] = value
-            setattr(self, name, tensor)
 
 
 class ChunkedSimulator(ABC):
@@ -86,8 +117,8 @@ class ChunkedSimulator(ABC):
             )
 
     @abstractmethod
-    def _load(self, states: Tensor, rows: Tensor, num_rows: int) -> None:
-        """Put ``states`` f32 [N, D] into ``rows`` int64 [N] of a batch of ``num_rows``."""
+    def _load(self, states: Tensor, tasks: tuple[str, ...], rows: Tensor, num_rows: int) -> None:
+        """Put ``states`` f32 [N, D] of ``tasks`` (N ids) into ``rows`` int64 [N] of a batch of ``num_rows``."""
 
     @abstractmethod
     def _advance(self, actions: Tensor, running: Tensor) -> None:
@@ -97,55 +128,63 @@ class ChunkedSimulator(ABC):
     def _measure(self) -> Measurement: ...
 
     @abstractmethod
-    def _render(self) -> Tensor:
-        """Images u8 [B, h, w, 3] of the present state."""
+    def _render(self) -> dict[str, Tensor]:
+        """Images u8 [B, h, w, 3] of the present state by camera name, in the order of ``spec.robot.cameras``."""
 
-    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
+    def reset(self, initial_states: InitialStates | Observation, rows: Tensor | None = None) -> Observation:
         """See `worldloop.core.interfaces.Simulator.reset`.
 
-        From an `Observation` its ``sim_state`` is restored, and its first and previous frame stay as context.
+        From an `Observation` its ``sim_state`` is restored; its instruction, and its first and previous frame as
+        context, stay.
         """
-        states = initial_states.sim_state if isinstance(initial_states, Observation) else initial_states
+        if isinstance(initial_states, Observation):
+            states, tasks, instructions = initial_states.sim_state, initial_states.task, initial_states.instruction
+        else:
+            states, tasks = initial_states.states, initial_states.tasks
+            pairs = zip(tasks, initial_states.ids, strict=True)
+            instructions = tuple(choose_instruction(self.spec.task(task), state_id) for task, state_id in pairs)
         if states is None:
-            raise ValueError(f"{self.spec.task}: an observation without sim_state cannot start a simulator")
+            raise ValueError("an observation without sim_state cannot start a simulator")
         check_shape("initial_states", states, (None, self.state_dim))
         states = states.detach().to("cpu", torch.float32)
         index = torch.arange(len(states)) if rows is None else rows.to("cpu", torch.long)
-        num_rows = len(states) if rows is None else self._running_batch().env_step.shape[0]
+        num_rows = len(states) if rows is None else len(self._running_batch().env_step)
         if not 0 < num_rows <= self.num_envs or len(index) != len(states):
-            raise ValueError(f"{self.spec.task}: {len(states)} states for {self.num_envs} envs, rows {rows}")
-        self._load(states, index, num_rows)
-        fresh = self._start_rows(states, index)
-        if isinstance(initial_states, Observation) and initial_states.frames.shape[1] == 3:
-            fresh.first, fresh.previous = initial_states.frames[:, 0].cpu(), initial_states.frames[:, 1].cpu()
-        if rows is None:
-            self._batch = fresh
-        else:
-            self._running_batch().put(index, fresh)
+            raise ValueError(f"{len(states)} states for {self.num_envs} envs, rows {rows}")
+        limits = torch.tensor([self.spec.task(task).max_episode_steps for task in tasks])
+        self._load(states, tasks, index, num_rows)
+        fresh = self._start_rows(states, tasks, instructions, limits, index)
+        if isinstance(initial_states, Observation) and initial_states.num_frames == 3:
+            context = initial_states.with_cameras(self.spec.robot.camera_names).frames
+            fresh.first = {camera: frames[:, 0].cpu() for camera, frames in context.items()}
+            fresh.previous = {camera: frames[:, 1].cpu() for camera, frames in context.items()}
+        self._batch = fresh if rows is None else self._running_batch().put(index, fresh)
         return self._observe()
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
         """See `worldloop.core.interfaces.Simulator.step_chunk`; H must be a multiple of ``actions_per_frame``."""
         batch, spec = self._running_batch(), self.spec
-        check_shape("actions", actions, (len(batch.env_step), None, spec.action_dim))
+        check_shape("actions", actions, (len(batch.env_step), None, spec.robot.action_dim))
         num_actions, stride = actions.shape[1], spec.actions_per_frame
         if num_actions == 0 or num_actions % stride:
             raise ValueError(f"chunk of {num_actions} actions is not a multiple of actions_per_frame={stride}")
         actions = actions.detach().to("cpu", torch.float32)
         per_step: list[tuple[Tensor, ...]] = []
         per_frame: list[tuple[Tensor, ...]] = []
+        images: list[dict[str, Tensor]] = []
         for start in range(0, num_actions, stride):
             had_succeeded = batch.has_succeeded
             per_step += self._run_frame(batch, actions[:, start : start + stride])
             batch.frames_after = batch.frames_after + had_succeeded.long()
-            per_frame.append((batch.now, batch.proprio, batch.sim_state, batch.has_succeeded.float()))
+            per_frame.append((batch.proprio, batch.sim_state, batch.has_succeeded.float()))
+            images.append(batch.now)
         is_done = batch.has_succeeded & (batch.frames_after >= spec.success_hold_frames)
-        batch.has_ended = is_done | (batch.env_step >= spec.max_episode_steps)
+        batch.has_ended = is_done | (batch.env_step >= batch.limit)
         rewards, valid, success, distances = (torch.stack(column, dim=1) for column in zip(*per_step, strict=True))
-        frames, proprio, states, success_prob = (torch.stack(c, dim=1) for c in zip(*per_frame, strict=True))
+        proprio, states, success_prob = (torch.stack(column, dim=1) for column in zip(*per_frame, strict=True))
         return ChunkStep(
             observation=self._observe(),
-            frames=frames,
+            frames=_stack_frames(images),
             proprio=proprio,
             rewards=rewards,
             success_prob=success_prob,
@@ -159,16 +198,15 @@ class ChunkedSimulator(ABC):
 
     def _run_frame(self, batch: _Batch, actions: Tensor) -> list[tuple[Tensor, ...]]:
         """Run the s actions of one stored frame; per action (reward, valid, success, distance), each [B]."""
-        limit = self.spec.max_episode_steps
         results: list[tuple[Tensor, ...]] = []
-        shown: Tensor | None = None  # this frame's images; a row that hit its limit early keeps its own
+        shown: dict[str, Tensor] | None = None  # this frame's images; a row that hit its limit early keeps its own
         moved = torch.zeros_like(batch.has_ended)
         pending = moved
         for action in actions.unbind(1):
-            running = ~batch.has_ended & (batch.env_step < limit)
+            running = ~batch.has_ended & (batch.env_step < batch.limit)
             if running.any():
                 if (pending & ~running).any():  # others go on: show those that just stopped before they move
-                    shown = _select(pending & ~running, self._render(), shown)
+                    shown = _select_frames(pending & ~running, self._render(), shown)
                 self._advance(action, running)
                 self._record(batch, running)
                 moved, pending = moved | running, running
@@ -177,9 +215,9 @@ class ChunkedSimulator(ABC):
             batch.has_succeeded = batch.has_succeeded | first_success
             results.append((first_success.float(), valid, batch.success, batch.distance_m))
         if moved.any():
-            shown = _select(pending, self._render(), shown)
-            batch.previous = _select(moved, batch.now, batch.previous)
-            batch.now = _select(moved, shown, batch.now)
+            shown = _select_frames(pending, self._render(), shown)
+            batch.previous = _select_frames(moved, batch.now, batch.previous)
+            batch.now = _select_frames(moved, shown, batch.now)
         return results
 
     def _record(self, batch: _Batch, running: Tensor) -> None:
@@ -190,12 +228,18 @@ class ChunkedSimulator(ABC):
         for name, value in vars(measured).items():
             setattr(batch, name, _select(running, value, getattr(batch, name)))
 
-    def _start_rows(self, states: Tensor, index: Tensor) -> _Batch:
-        frames, measured = self._render()[index], self._measure()
+    def _start_rows(
+        self, states: Tensor, tasks: tuple[str, ...], instructions: tuple[str, ...], limits: Tensor, index: Tensor
+    ) -> _Batch:
+        """The N rows at ``index`` of what was just loaded, at their episodes' start."""
+        frames, measured = {camera: images[index] for camera, images in self._render().items()}, self._measure()
         env_step = states[:, -1].round().long()
         measured.sim_state = measured.sim_state[index]
         measured.sim_state[:, -1] = env_step.float()
         return _Batch(
+            task=tasks,
+            instruction=instructions,
+            limit=limits,
             first=frames,
             previous=frames,
             now=frames,
@@ -206,23 +250,29 @@ class ChunkedSimulator(ABC):
             env_step=env_step,
             has_succeeded=torch.zeros(len(index), dtype=torch.bool),
             frames_after=torch.zeros(len(index), dtype=torch.long),
-            has_ended=env_step >= self.spec.max_episode_steps,
+            has_ended=env_step >= limits,
         )
 
     def _running_batch(self) -> _Batch:
         if self._batch is None:
-            raise RuntimeError(f"{self.spec.task}: call reset with initial states first")
+            raise RuntimeError(f"{', '.join(self.spec.task_ids)}: call reset with initial states first")
         return self._batch
 
     def _observe(self) -> Observation:
         batch = self._running_batch()
         return Observation(
-            frames=torch.stack([batch.first, batch.previous, batch.now], dim=1),
+            frames=_stack_frames([batch.first, batch.previous, batch.now]),
             proprio=batch.proprio,
-            instruction=(self.spec.instruction,) * len(batch.env_step),
+            task=batch.task,
+            instruction=batch.instruction,
             env_step=batch.env_step,
             sim_state=batch.sim_state,
         )
+
+
+def _stack_frames(images: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """n images [B, h, w, 3] by camera -> [B, n, h, w, 3] by camera."""
+    return {camera: torch.stack([image[camera] for image in images], dim=1) for camera in images[0]}
 
 
 def _select(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
@@ -230,3 +280,8 @@ def _select(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
     if old is None:
         return new.clone()
     return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def _select_frames(mask: Tensor, new: dict[str, Tensor], old: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """`_select` for every camera."""
+    return {camera: _select(mask, images, None if old is None else old[camera]) for camera, images in new.items()}

@@ -1,7 +1,7 @@
 """One run on disk.
 
     config.yaml  state.json  results.json  timings.json  environment.json
-    tensorboard/  checkpoints/iteration_NNN/{world_model,policy}/  sans/  initial_states/
+    tensorboard/  checkpoints/iteration_NNN/{world_model,policy}/  sans/  initial_states/SPLIT/TASK.safetensors
     partial/  of the training stage that runs: what it has done so far
 
 ``state.json`` is the truth about how far the run is; it is replaced after every stage. ``results.json`` follows from
@@ -132,26 +132,33 @@ class RunDirectory:
         stages = [*self.read_timings(), entry]
         write_file(self.path / "timings.json", to_json({"schema_version": 1, "stages": stages}), "timings.json")
 
-    def read_initial_states(self, split: Split) -> InitialStates | None:
-        """The stored list of ``split``, or None before it was drawn."""
-        path = self.path / "initial_states" / f"{split}.safetensors"
+    def read_initial_states(self, split: Split, task: str) -> InitialStates | None:
+        """The stored list of ``split`` and ``task``, or None before it was drawn."""
+        path = self._initial_states_path(split, task)
+        if not path.exists():  # an earlier worldloop had one task and one list for it
+            path = self.path / "initial_states" / f"{split}.safetensors"
         if not path.exists():
             return None
         try:
             tensors = load(path.read_bytes())
             ids = tuple(bytes(tensors["ids"].tolist()).decode().split("\n"))
-            return InitialStates(split, ids, tensors["states"])
+            return InitialStates(split, ids, (task,) * len(ids), tensors["states"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise WorldloopError(
                 f"initial states {path} are damaged ({error}); delete the file and run again"
             ) from error
 
     def write_initial_states(self, states: InitialStates) -> None:
+        """Store the whole list of one split and task. Raises ``ValueError`` for states of several tasks."""
         import torch
 
+        (task,) = set(states.tasks)
         ids = torch.tensor(list("\n".join(states.ids).encode()), dtype=torch.uint8)
         data = save({"ids": ids, "states": states.states.contiguous()})
-        write_file(self.path / "initial_states" / f"{states.split}.safetensors", data, "initial states")
+        write_file(self._initial_states_path(states.split, task), data, "initial states")
+
+    def _initial_states_path(self, split: Split, task: str) -> Path:
+        return self.path / "initial_states" / split / f"{task}.safetensors"
 
 
 def _describe_environment() -> dict[str, Any]:

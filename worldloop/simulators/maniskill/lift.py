@@ -1,4 +1,4 @@
-"""The scripted expert of lifting tasks and its perturbations, from privileged poses.
+"""Lifting tasks: PickCube-v1, its scripted expert and its perturbations, from privileged poses.
 
 Above the cube with open fingers, down, close, and then straight to the goal in the air, where it stands still. Like
 its sliding sibling it plans a whole chunk open loop and measures anew at each chunk. The variants' parameters mean:
@@ -8,11 +8,21 @@ beside and above the cube, and ``lifts_at_end`` opens the fingers of a row that 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.simulators.maniskill.tasks import ACTION_LIMIT, CUBE_XYZ, GOAL_XYZ, STEP_M, TCP_IN_PROPRIO
+from worldloop.simulators.maniskill.family import (
+    ACTION_LIMIT,
+    CUBE_XYZ,
+    GOAL_XYZ,
+    STEP_M,
+    TCP_IN_PROPRIO,
+    CameraPose,
+    ManiSkillTask,
+)
 from worldloop.simulators.perturbations import VariantParameters, smooth_noise
 
 ABOVE_M = 0.08  # tcp above the cube before it goes down
@@ -20,6 +30,17 @@ GRASP_STEPS = 4  # environment steps that closing the fingers takes
 AT_TARGET_M = 0.012
 OPEN, CLOSED = 1.0, -1.0
 APPROACH, DESCEND, GRASP, CARRY, FINISH = range(5)
+
+
+@dataclass(frozen=True)
+class LiftTask(ManiSkillTask):
+    """Grasp the cube and hold it still at a goal in the air."""
+
+    def measure_gap(self, sim_state: Tensor) -> Tensor:
+        return sim_state[:, CUBE_XYZ] - sim_state[:, GOAL_XYZ]
+
+    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> LiftScriptedPolicy:
+        return LiftScriptedPolicy(parameters, chunk_length)
 
 
 class LiftScriptedPolicy:
@@ -101,3 +122,20 @@ class LiftScriptedPolicy:
         x = (cube[:, 0] + distance * torch.cos(angle)).clamp(-0.25, 0.15)
         y = cube[:, 1] + distance * torch.sin(angle)
         return torch.stack([x, y, 0.05 + 0.2 * phase[:, 3] + 0.02 * torch.sin(0.3 * step)], dim=1)
+
+
+PICK_CUBE = LiftTask(
+    id="PickCube-v1",
+    instructions=(
+        "pick up the red cube and hold it at the green ball",
+        "grasp the red block and lift it to the green sphere",
+        "take the red cube up to the green ball and keep it there",
+    ),
+    # Wider than for sliding: the cube may have to go 0.3 m up.
+    camera=CameraPose(eye_m=(0.45, 0.45, 0.6), target_m=(0.0, 0.0, 0.15), fov_rad=0.62),
+    goal_actor="goal_site",
+    goal_radius_m=0.025,
+    max_episode_steps=50,
+    # ManiSkill tells every observation mode where the goal is; one camera could not say how far away it is.
+    tells_goal=True,
+)

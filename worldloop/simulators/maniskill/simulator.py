@@ -11,29 +11,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import Actor
 from worldloop.core.randomness import derive_seed
-from worldloop.core.specs import Landmark, SimulatorSpec
+from worldloop.core.specs import Landmark, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
 from worldloop.core.types import InitialStates, Split
-from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement
-from worldloop.simulators.maniskill.lift import LiftScriptedPolicy
-from worldloop.simulators.maniskill.slide import SlideScriptedPolicy
-from worldloop.simulators.maniskill.tasks import (
+from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement, make_cameras, require_names
+from worldloop.simulators.maniskill import TASKS
+from worldloop.simulators.maniskill.family import (
     CUBE_XYZ,
     GOAL_XYZ,
     MANISKILL_STATE_DIM,
     QPOS,
     QVEL,
     STATE_DIM,
-    TASKS,
-    compute_distance_m,
+    TABLE_VIEW,
 )
 from worldloop.simulators.perturbations import draw_variant_parameters
 
@@ -45,36 +44,39 @@ PROPRIO_NAMES = (
     *(f"qvel_{j}" for j in _JOINTS),
     *(f"tcp_{c}" for c in ("x", "y", "z", "qw", "qx", "qy", "qz")),
 )
-# ManiSkill tells every observation mode of PickCube-v1 where the goal is; one camera could not say how far away it is.
 GOAL_NAMES = ("goal_x", "goal_y", "goal_z")
+CAMERAS = ("base_camera", "hand_camera")
 
 
 @dataclass(frozen=True)
 class ManiSkillConfig:
-    """How a ManiSkill task is simulated and seen."""
+    """How ManiSkill tasks are simulated and seen."""
 
-    task: str = "PushCube-v1"  # registered ManiSkill task: PushCube-v1 | PullCube-v1 | PickCube-v1
-    image_size: int = 64  # pixels, height and width of the camera image
+    tasks: tuple[str, ...] = ("PushCube-v1",)  # one or more of PushCube-v1 | PullCube-v1 | PickCube-v1
+    cameras: tuple[str, ...] = ("base_camera",)  # base_camera | hand_camera (wrist); two take twice as long to render
+    image_size: int = 64  # pixels, height and width of every camera's images
+    image_sizes: dict[str, int] = field(default_factory=dict)  # of single cameras, e.g. {hand_camera: 48}
     supersampling: int = 1  # rendered pixels per stored pixel and side, averaged: above 1 edges are anti-aliased
+    view: str = "task"  # of the base camera: task (close, made for one task) | table (the whole table, for all tasks)
+    show_goal: bool = True  # whether the goal's marker is drawn; without, the instruction alone says where to
     actions_per_frame: int = 5  # environment steps (20 Hz) between two stored frames
     backend: str = "auto"  # auto | cpu | gpu; auto takes the GPU when there is one and num_envs > 1
     num_envs: int = 1  # rows simulated at once; 1 on the CPU
     shader: str = "minimal"  # SAPIEN shader pack: minimal | default | rt-fast
-    camera: str = "base_camera"  # name of the camera whose images are stored
-    max_episode_steps: int = 0  # environment steps before an episode is truncated; 0: the task's own limit
+    max_episode_steps: int = 0  # environment steps before an episode is truncated; 0: each task's own limit
     success_hold_frames: int = 1  # frames an episode goes on for after its success
     success_confirm_frames: int = 1  # further frames that must agree before imagination declares a success
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"simulator.maniskill.task {self.task!r} is not one of {', '.join(TASKS)}")
-        if self.backend not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"simulator.maniskill.backend {self.backend!r} is not one of auto, cpu, gpu")
-        if self.shader not in ("minimal", "default", "rt-fast"):
-            raise ValueError(f"simulator.maniskill.shader {self.shader!r} is not one of minimal, default, rt-fast")
-        if self.camera != "base_camera":
-            raise ValueError(f"simulator.maniskill.camera {self.camera!r} is not one of base_camera")
-        for key in ("image_size", "supersampling", "actions_per_frame", "num_envs"):
+        require_names("simulator.maniskill.tasks", self.tasks, TASKS)
+        require_names("simulator.maniskill.cameras", self.cameras, CAMERAS)
+        require_names("simulator.maniskill.view", (self.view,), ("task", "table"))
+        require_names("simulator.maniskill.backend", (self.backend,), ("auto", "cpu", "gpu"))
+        require_names("simulator.maniskill.shader", (self.shader,), ("minimal", "default", "rt-fast"))
+        make_cameras("simulator.maniskill", self.cameras, self.image_size, self.image_sizes)
+        if self.view == "task" and len(self.tasks) > 1:
+            raise ValueError("simulator.maniskill.view is task, which shows one task; several tasks need view: table")
+        for key in ("supersampling", "actions_per_frame", "num_envs"):
             if getattr(self, key) < 1:
                 raise ValueError(f"simulator.maniskill.{key} must be at least 1, got {getattr(self, key)}")
         if self.max_episode_steps < 0:
@@ -84,6 +86,16 @@ class ManiSkillConfig:
             raise ValueError(
                 f"simulator.maniskill.num_envs must be 1 on the CPU, got {self.num_envs}: use more processes"
             )
+
+    @property
+    def tells_goal(self) -> bool:
+        """Whether proprio has the goal's position, which one of the tasks needs."""
+        return any(TASKS[name].tells_goal for name in self.tasks)
+
+    @property
+    def robot(self) -> str:
+        """ManiSkill's name of the arm: the wrist camera comes with one of its own."""
+        return "panda_wristcam" if "hand_camera" in self.cameras else "panda"
 
     def for_play(self) -> Self:
         """One row on the CPU, whose episodes neither a success nor a time limit ends."""
@@ -112,12 +124,12 @@ def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
 
 
 class ManiSkillSimulator(ChunkedSimulator):
-    """One ManiSkill task as `TaskSimulator`.
+    """ManiSkill tasks as `TaskSimulator`; a batch holds one task.
 
     Proprio f32 [B, 25]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4; the goal's position,
-    3 (m), comes on top where a task is to lift. ``sim_state``
-    f32 [B, 71]: see `tasks`. A restart at an episode's start is bit-equal on the CPU; mid-episode it
-    is exact to about 1e-6, because contact impulses and joint drive targets are not part of the state.
+    3 (m), comes on top where one of the tasks is to lift. ``sim_state`` f32 [B, 71]: see `family`. A restart at an
+    episode's start is bit-equal on the CPU; mid-episode it is exact to about 1e-6, because contact impulses and joint
+    drive targets are not part of the state.
     """
 
     Config = ManiSkillConfig
@@ -130,15 +142,18 @@ class ManiSkillSimulator(ChunkedSimulator):
         self.config = config
         self.spec = self.make_spec(config)
         self.num_envs = config.num_envs
-        self._task = TASKS[config.task]
         has_gpu = torch.cuda.is_available()
         if config.backend == "gpu" and not has_gpu:
             raise WorldloopError("backend=gpu, but torch finds no CUDA device; set backend=cpu and num_envs=1")
         self._on_gpu = config.backend == "gpu" or (config.backend == "auto" and has_gpu and config.num_envs > 1)
         if not self._on_gpu and config.num_envs != 1:
             raise WorldloopError(f"num_envs={config.num_envs} needs a GPU, and there is none; set num_envs=1")
-        self._env = self._make_env("gpu" if self._on_gpu else "cpu", config.num_envs)
-        self._drawing_env: Any = None
+        if not self._on_gpu:
+            # Mesa's software driver rasterises in the calling thread: its own threads cost 8 % with one process a core.
+            os.environ.setdefault("LP_NUM_THREADS", "0")
+        check_can_render("cuda" if self._on_gpu else "cpu")
+        self._envs: dict[tuple[str, bool], Any] = {}  # by task and whether on the GPU
+        self._task = TASKS[config.tasks[0]]  # of the running batch
         self._num_rows = 0
 
     @staticmethod
@@ -148,91 +163,120 @@ class ManiSkillSimulator(ChunkedSimulator):
             version = importlib.metadata.version("mani_skill")
         except importlib.metadata.PackageNotFoundError:
             version = "(not installed)"
-        task = TASKS[config.task]
-        return SimulatorSpec(
-            task=task.name,
-            instruction=task.instruction,
-            image_size=config.image_size,
-            proprio_names=PROPRIO_NAMES + GOAL_NAMES if task.kind == "lift" else PROPRIO_NAMES,
+        robot = RobotSpec(
+            name=config.robot,
+            proprio_names=PROPRIO_NAMES + GOAL_NAMES if config.tells_goal else PROPRIO_NAMES,
             action_names=("dx", "dy", "dz", "gripper"),
             action_low=(-1.0,) * 4,
             action_high=(1.0,) * 4,
-            hz=CONTROL_HZ,
-            actions_per_frame=config.actions_per_frame,
-            max_episode_steps=config.max_episode_steps or task.max_episode_steps,
-            success_radius_m=task.goal_radius_m,
             control_mode=CONTROL_MODE,
-            camera=config.camera,
-            simulator_version=f"mani_skill {version}",
-            landmarks=(
-                Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
-                Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
+            hz=CONTROL_HZ,
+            cameras=make_cameras("simulator.maniskill", config.cameras, config.image_size, config.image_sizes),
+        )
+        landmarks = (
+            Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
+            Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
+        )
+        tasks = [TASKS[name] for name in config.tasks]
+        return SimulatorSpec(
+            robot=robot,
+            tasks=tuple(
+                TaskSpec(
+                    id=task.id,
+                    instructions=task.instructions,
+                    success_radius_m=task.goal_radius_m,
+                    max_episode_steps=config.max_episode_steps or task.max_episode_steps,
+                    landmarks=landmarks,
+                )
+                for task in tasks
             ),
+            actions_per_frame=config.actions_per_frame,
+            simulator_version=f"mani_skill {version}",
             success_hold_frames=config.success_hold_frames,
             success_confirm_frames=config.success_confirm_frames,
         )
 
-    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
+    def draw_initial_states(self, task: str, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
         """State i is drawn alone, from ``derive_seed(task, split, seed, i)``; ends the running batch.
 
         Always on the CPU, since a vectorised environment seeds all its rows from the first one's seed.
         """
-        if self._drawing_env is None:
-            self._drawing_env = self._make_env("cpu", 1) if self._on_gpu else self._env
+        env = self._open_env(self.spec.task(task).id, on_gpu=False)
         self._batch = None
         states = torch.zeros(num_states, STATE_DIM)
         numbers = range(first, first + num_states)
         for row, i in enumerate(numbers):
-            self._drawing_env.reset(seed=derive_seed(self.spec.task, split, seed, i) % 2**31)
-            states[row, :MANISKILL_STATE_DIM] = self._drawing_env.get_state()[0]
-        ids = tuple(f"{self.spec.task}/{split}/{seed}-{i:06d}" for i in numbers)
-        return InitialStates(split, ids, states)
+            env.reset(seed=derive_seed(task, split, seed, i) % 2**31)
+            states[row, :MANISKILL_STATE_DIM] = env.get_state()[0]
+        ids = tuple(f"{task}/{split}/{seed}-{i:06d}" for i in numbers)
+        return InitialStates(split, ids, (task,) * num_states, states)
 
     def make_scripted_policy(
-        self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
-    ) -> SlideScriptedPolicy | LiftScriptedPolicy:
+        self, tasks: tuple[str, ...], variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
+    ) -> Actor:
         """See `ScriptedSource`; the variants are `SCRIPTED_VARIANTS`."""
-        parameters = draw_variant_parameters(variants, row_keys)
-        if self._task.kind == "lift":
-            return LiftScriptedPolicy(parameters, chunk_length)
-        return SlideScriptedPolicy(self._task, parameters, chunk_length)
+        task = TASKS[self._require_one_task(tasks)]
+        return task.make_scripted_policy(draw_variant_parameters(variants, row_keys), chunk_length)
 
     def close(self) -> None:
         """Free the scenes; the simulator cannot be used afterwards."""
-        for env in (self._env, self._drawing_env):
-            if env is not None:
-                env.close()
-        self._env = self._drawing_env = self._batch = None
+        for env in self._envs.values():
+            env.close()
+        self._envs, self._batch = {}, None
 
-    def _make_env(self, backend: str, num_envs: int) -> Any:
-        if backend == "cpu":
-            # Mesa's software driver rasterises in the calling thread: its own threads cost 8 % with one process a core.
-            os.environ.setdefault("LP_NUM_THREADS", "0")
-        check_can_render("cuda" if backend == "gpu" else "cpu")
+    @property
+    def _env(self) -> Any:
+        """The environment of the running batch."""
+        return self._open_env(self._task.id, self._on_gpu)
+
+    def _open_env(self, task: str, on_gpu: bool) -> Any:
+        """The environment of ``task``, made when it is first needed: starting one takes seconds."""
+        if (task, on_gpu) not in self._envs:
+            self._envs[task, on_gpu] = self._make_env(task, on_gpu)
+        return self._envs[task, on_gpu]
+
+    def _make_env(self, task_id: str, on_gpu: bool) -> Any:
+        check_can_render("cuda" if on_gpu else "cpu")
         import gymnasium
         import mani_skill.envs  # noqa: F401  (registers the tasks)
         from mani_skill.utils.sapien_utils import look_at
 
-        camera, size = self._task.camera, self.config.image_size * self.config.supersampling
-        view = {"width": size, "height": size, "fov": camera.fov_rad, "pose": look_at(camera.eye_m, camera.target_m)}
+        config, task = self.config, TASKS[task_id]
+        sensors: dict[str, Any] = {
+            camera.name: {"width": camera.width * config.supersampling, "height": camera.height * config.supersampling}
+            for camera in self.spec.robot.cameras
+        }
+        if "base_camera" in sensors:
+            view = TABLE_VIEW if config.view == "table" else task.camera
+            sensors["base_camera"] |= {"fov": view.fov_rad, "pose": look_at(view.eye_m, view.target_m)}
         env: Any = gymnasium.make(
-            self._task.name,
+            task.id,
+            robot_uids=config.robot,
             obs_mode="none",
             reward_mode="none",
             control_mode=CONTROL_MODE,
-            num_envs=num_envs,
-            sensor_configs={"shader_pack": self.config.shader, self.config.camera: view},
-            sim_backend="physx_cuda" if backend == "gpu" else "physx_cpu",
-            render_backend=backend,
+            num_envs=self.num_envs if on_gpu else 1,
+            sensor_configs={"shader_pack": config.shader, **sensors},
+            sim_backend="physx_cuda" if on_gpu else "physx_cpu",
+            render_backend="gpu" if on_gpu else "cpu",
         ).unwrapped
         env.reset(seed=0)
-        for hidden in env._hidden_objects:  # a goal that only privileged observations tell is no task for a camera
-            hidden.show_visual()
+        getattr(env, task.goal_actor).show_visual()  # ManiSkill hides some goals, and tells where they are instead
         if env.get_state().shape[1] != MANISKILL_STATE_DIM:
-            raise RuntimeError(f"{self._task.name} has a state of {env.get_state().shape[1]} numbers, not 70")
+            raise RuntimeError(f"{task.id} has a state of {env.get_state().shape[1]} numbers, not 70")
         return env
 
-    def _load(self, states: Tensor, rows: Tensor, num_rows: int) -> None:
+    def _require_one_task(self, tasks: tuple[str, ...]) -> str:
+        """The task of a batch; ``ValueError`` where there are several."""
+        if len(set(tasks)) != 1:
+            raise ValueError(f"a ManiSkill batch holds one task, got {', '.join(sorted(set(tasks)))}: one batch each")
+        return tasks[0]
+
+    def _load(self, states: Tensor, tasks: tuple[str, ...], rows: Tensor, num_rows: int) -> None:
+        task = self._require_one_task(tasks)
+        if len(rows) != num_rows:
+            self._require_one_task((self._task.id, task))
+        self._task = TASKS[task]
         if len(rows) == num_rows:  # all rows: spare envs of a batch smaller than num_envs run along as copies
             ordered = states[torch.argsort(rows)]
             states = torch.cat([ordered, ordered[:1].expand(self.num_envs - num_rows, -1)])
@@ -282,7 +326,7 @@ class ManiSkillSimulator(ChunkedSimulator):
         scene.px = physics
 
     def _advance(self, actions: Tensor, running: Tensor) -> None:
-        padded = torch.zeros(self.num_envs, self.spec.action_dim)
+        padded = torch.zeros(self.num_envs, self.spec.robot.action_dim)
         padded[: len(actions)] = actions
         self._env.step(padded.to(self._env.device))
 
@@ -292,22 +336,31 @@ class ManiSkillSimulator(ChunkedSimulator):
         state[:, :MANISKILL_STATE_DIM] = env.get_state().cpu()
         tcp = env.agent.tcp.pose.raw_pose.cpu()
         parts = [state[:, QPOS], state[:, QVEL], tcp]
-        if self._task.kind == "lift":
+        if self.config.tells_goal:
             parts.append(state[:, GOAL_XYZ])
         proprio = torch.cat(parts, dim=1)
         success = env.evaluate()["success"].cpu()
-        distance = compute_distance_m(state, self._task)
+        distance = self._task.measure_distance_m(state)
         keep = slice(0, self._num_rows)
         return Measurement(proprio[keep], state[keep], success[keep], distance[keep])
 
-    def _render(self) -> Tensor:
-        env = self._env
+    def _render(self) -> dict[str, Tensor]:
+        env, frames = self._env, {}
+        goal = getattr(env, self._task.goal_actor)
+        if not self.config.show_goal:  # only while rendering: on the GPU what is hidden is somewhere else
+            goal.hide_visual()
         env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
-        env.capture_sensor_data()
-        sensor = env._sensors[self.config.camera]
-        images = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)["rgb"]
-        images = images[: self._num_rows]
-        n = self.config.supersampling
-        if n > 1:
-            images = images.unfold(1, n, n).unfold(2, n, n).float().mean((4, 5)).round().to(torch.uint8)
-        return images.cpu().clone()
+        for camera in self.spec.robot.camera_names:
+            sensor = env._sensors[camera]
+            sensor.capture()
+            images = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)["rgb"]
+            frames[camera] = _average_blocks(images[: self._num_rows], self.config.supersampling).cpu().clone()
+        goal.show_visual()
+        return frames
+
+
+def _average_blocks(images: Tensor, size: int) -> Tensor:
+    """u8 [B, n h, n w, 3] -> u8 [B, h, w, 3]: the mean of each block of n = ``size`` by n pixels."""
+    if size == 1:
+        return images
+    return images.unfold(1, size, size).unfold(2, size, size).float().mean((4, 5)).round().to(torch.uint8)

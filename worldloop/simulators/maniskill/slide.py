@@ -1,4 +1,4 @@
-"""The scripted expert of sliding tasks (push, pull) and its perturbations, from privileged poses.
+"""Sliding tasks: PushCube-v1, PullCube-v1, their scripted expert and its perturbations, from privileged poses.
 
 The arm moves as a person would: above the table to behind the cube, down, then straight through it to the goal.
 It plans a whole chunk open loop by integrating its own commands (`pd_ee_delta_pos`: an action of 1 commands 0.1 m,
@@ -7,11 +7,21 @@ of which the arm realises about 0.04 m within the step), and measures anew at ea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.simulators.maniskill.tasks import ACTION_LIMIT, CUBE_XYZ, GOAL_XYZ, STEP_M, TCP_IN_PROPRIO, ManiSkillTask
+from worldloop.simulators.maniskill.family import (
+    ACTION_LIMIT,
+    CUBE_XYZ,
+    GOAL_XYZ,
+    STEP_M,
+    TCP_IN_PROPRIO,
+    CameraPose,
+    ManiSkillTask,
+)
 from worldloop.simulators.perturbations import VariantParameters, smooth_noise
 
 TRAVEL_Z_M = 0.085  # tcp height while moving above the table
@@ -22,6 +32,23 @@ REACH_X_M = 0.183  # inverse kinematics fails, and the arm stops without a word,
 APPROACH, DESCEND, PUSH, FINISH = range(4)
 
 
+@dataclass(frozen=True)
+class SlideTask(ManiSkillTask):
+    """Move the cube along the table until its centre is in the goal region.
+
+    It has to go along x by the sign ``direction``; the goal's centre is ``goal_offset_m`` from where it begins.
+    """
+
+    direction: float = 1.0
+    goal_offset_m: float = 0.2
+
+    def measure_gap(self, sim_state: Tensor) -> Tensor:
+        return (sim_state[:, CUBE_XYZ] - sim_state[:, GOAL_XYZ])[:, :2]
+
+    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> SlideScriptedPolicy:
+        return SlideScriptedPolicy(self, parameters, chunk_length)
+
+
 class SlideScriptedPolicy:
     """Pushes or pulls the cube; one variant per row. Rows restart at ``env_step == 0`` by themselves.
 
@@ -30,7 +57,7 @@ class SlideScriptedPolicy:
 
     version = "scripted-1"
 
-    def __init__(self, task: ManiSkillTask, parameters: VariantParameters, chunk_length: int) -> None:
+    def __init__(self, task: SlideTask, parameters: VariantParameters, chunk_length: int) -> None:
         self._task = task
         self._p = parameters
         self._chunk_length = chunk_length
@@ -104,3 +131,35 @@ class SlideScriptedPolicy:
         delta = delta.clamp(-ACTION_LIMIT, ACTION_LIMIT)
         reach = ((REACH_X_M - tcp[:, 0]) / 0.1).clamp(-0.2, ACTION_LIMIT)
         return torch.cat([torch.minimum(delta[:, :1], reach[:, None]), delta[:, 1:]], dim=1)
+
+
+PUSH_CUBE = SlideTask(
+    id="PushCube-v1",
+    instructions=(
+        "push the blue cube forward onto the target",
+        "slide the blue block away from the robot to the target",
+        "move the blue cube ahead until it lies on the target",
+    ),
+    # From the front left and above, close: both table axes are seen at full resolution, and so are the fingers beside
+    # the cube.
+    camera=CameraPose(eye_m=(0.3, 0.33, 0.58), target_m=(0.05, 0.0, 0.02), fov_rad=0.5),
+    goal_actor="goal_region",
+    goal_radius_m=0.1,
+    max_episode_steps=50,
+    direction=1.0,
+)
+
+PULL_CUBE = SlideTask(
+    id="PullCube-v1",
+    instructions=(
+        "pull the blue cube backward onto the target",
+        "drag the blue block towards the robot to the target",
+        "move the blue cube back until it lies on the target",
+    ),
+    # From the left and a little behind the cube: a gripper that pulls stands in front of it, and would hide it there.
+    camera=CameraPose(eye_m=(-0.2, 0.48, 0.5), target_m=(-0.07, 0.0, 0.03), fov_rad=0.6),
+    goal_actor="goal_region",
+    goal_radius_m=0.1,
+    max_episode_steps=50,
+    direction=-1.0,
+)

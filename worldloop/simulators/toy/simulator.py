@@ -1,43 +1,56 @@
-"""ToyPush-v1: a disc pushes a disc to a goal, in pure torch, for tests that take seconds.
-
-The plane is [-1, 1]^2 and one unit counts as one tenth of a metre wherever metres are reported, so that margins
-compare with ManiSkill's. All maths is elementwise per row: a row's result is bit-identical whatever the batch.
-
-State f32 [B, 11]: agent xy, agent velocity xy, block xy, goal xy, start-of-episode block xy, env_step.
-Action f32 [B, 2]: (dx, dy) in [-1, 1], of which 1 moves the agent 0.2 units. Proprio: agent xy, agent velocity xy.
-"""
+"""The toy: two discs and a goal on a plane (`worldloop.simulators.toy.scene`), seen from above. Rows mix tasks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from worldloop.core.randomness import derive_seed, make_generator
-from worldloop.core.specs import Landmark, SimulatorSpec
+from worldloop.core.specs import Landmark, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
 from worldloop.core.types import ActionChunk, InitialStates, Observation, Split
-from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement
+from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement, make_cameras, require_names
 from worldloop.simulators.perturbations import VariantParameters, draw_variant_parameters, smooth_noise
+from worldloop.simulators.toy import TASKS
+from worldloop.simulators.toy.scene import (
+    ACTION_LIMIT,
+    AGENT,
+    AGENT_RADIUS,
+    BLOCK,
+    BLOCK_RADIUS,
+    BLOCK_START,
+    CONTACT,
+    GOAL,
+    GOAL_RADIUS,
+    METRES_PER_UNIT,
+    STATE_DIM,
+    STEP,
+    WAY,
+    ToyTask,
+)
 
-TOY_TASK = "ToyPush-v1"
-METRES_PER_UNIT = 0.1
-_STATE_DIM = 11
-_STEP = 0.2  # units the agent moves per step at full action
-_AGENT_RADIUS, _BLOCK_RADIUS, _GOAL_RADIUS = 0.16, 0.18, 0.3
-_CONTACT = _AGENT_RADIUS + _BLOCK_RADIUS
-_WAY = 0.5  # units the block has to move to reach the goal region
-_COLOURS = {"goal": (0.85, 0.25, 0.25), "block": (0.15, 0.3, 0.85), "agent": (0.95, 0.95, 0.95)}
+CAMERAS = ("base_camera", "hand_camera")
+HAND_VIEW = 0.5  # units from the agent to each side of what the hand camera sees
 _BACKGROUND = (0.35, 0.28, 0.2)
+_DISCS = (  # place in the state, radius, colour; later ones are drawn over earlier ones
+    (GOAL, GOAL_RADIUS, (0.85, 0.25, 0.25)),
+    (BLOCK, BLOCK_RADIUS, (0.15, 0.3, 0.85)),
+    (AGENT, AGENT_RADIUS, (0.95, 0.95, 0.95)),
+)
 
 
 @dataclass(frozen=True)
 class ToyConfig:
     """How the toy is simulated and seen."""
 
+    tasks: tuple[str, ...] = ("ToyPush-v1",)  # ToyPush-v1 | ToyReach-v1, one or both
+    cameras: tuple[str, ...] = ("base_camera",)  # base_camera (the whole plane) | hand_camera (around the agent)
     image_size: int = 16  # pixels, height and width
+    image_sizes: dict[str, int] = field(default_factory=dict)  # of single cameras, e.g. {hand_camera: 12}
     actions_per_frame: int = 2  # environment steps (10 Hz) between two stored frames
     num_envs: int = 64  # most rows that run at once
     max_episode_steps: int = 20  # environment steps before an episode is truncated
@@ -45,8 +58,9 @@ class ToyConfig:
     success_confirm_frames: int = 0  # further frames that must agree before imagination declares a success
 
     def __post_init__(self) -> None:
-        if self.image_size < 8:
-            raise ValueError(f"simulator.toy.image_size must be at least 8, got {self.image_size}")
+        require_names("simulator.toy.tasks", self.tasks, TASKS)
+        require_names("simulator.toy.cameras", self.cameras, CAMERAS)
+        make_cameras("simulator.toy", self.cameras, self.image_size, self.image_sizes, smallest=8)
         for key in ("actions_per_frame", "num_envs", "max_episode_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"simulator.toy.{key} must be at least 1, got {getattr(self, key)}")
@@ -58,141 +72,160 @@ class ToyConfig:
 
 
 class ToySimulator(ChunkedSimulator):
-    """`TaskSimulator` of ToyPush-v1."""
+    """`TaskSimulator` of the toy's tasks."""
 
     Config = ToyConfig
-    state_dim = _STATE_DIM
+    state_dim = STATE_DIM
 
     def __init__(self, config: ToyConfig) -> None:
         self.config = config
         self.spec = self.make_spec(config)
         self.num_envs = config.num_envs
-        self._state = torch.zeros(0, _STATE_DIM)
+        self._state = torch.zeros(0, STATE_DIM)
+        self._tasks: tuple[str, ...] = ()
 
     @staticmethod
     def make_spec(config: ToyConfig) -> SimulatorSpec:
         """The spec of the toy under ``config``."""
-        return SimulatorSpec(
-            task=TOY_TASK,
-            instruction="push the blue disc to the red goal",
-            image_size=config.image_size,
+        robot = RobotSpec(
+            name="disc",
             proprio_names=("agent_x", "agent_y", "agent_vx", "agent_vy"),
             action_names=("dx", "dy"),
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
-            hz=10.0,
-            actions_per_frame=config.actions_per_frame,
-            max_episode_steps=config.max_episode_steps,
-            success_radius_m=_GOAL_RADIUS * METRES_PER_UNIT,
             control_mode="delta_pos",
-            camera="base_camera",
-            simulator_version="toy 1",
-            landmarks=(
-                Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),
-                Landmark("effector", "proprio", (0, 1), METRES_PER_UNIT),
+            hz=10.0,
+            cameras=make_cameras("simulator.toy", config.cameras, config.image_size, config.image_sizes),
+        )
+        landmarks = (
+            Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),
+            Landmark("effector", "proprio", (0, 1), METRES_PER_UNIT),
+        )
+        radius_m = GOAL_RADIUS * METRES_PER_UNIT
+        return SimulatorSpec(
+            robot=robot,
+            tasks=tuple(
+                TaskSpec(name, TASKS[name].instructions, radius_m, config.max_episode_steps, landmarks)
+                for name in config.tasks
             ),
+            actions_per_frame=config.actions_per_frame,
+            simulator_version="toy 1",
             success_hold_frames=config.success_hold_frames,
             success_confirm_frames=config.success_confirm_frames,
         )
 
-    def draw_initial_states(self, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
+    def draw_initial_states(self, task: str, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
         """State i comes from ``derive_seed(task, split, seed, i)`` alone."""
-        states = torch.zeros(num_states, _STATE_DIM)
+        self.spec.task(task)
+        states = torch.zeros(num_states, STATE_DIM)
         numbers = range(first, first + num_states)
         for row, i in enumerate(numbers):
-            generator = make_generator(derive_seed(TOY_TASK, split, seed, i))
+            generator = make_generator(derive_seed(task, split, seed, i))
             noise = torch.rand(4, generator=generator)
             block = torch.stack([noise[0] * 0.4 - 0.3, noise[1] * 0.8 - 0.4])
             states[row, 0] = block[0] - 0.5 + 0.1 * (noise[2] - 0.5)
             states[row, 1] = block[1] + 0.5 * (noise[3] - 0.5)
-            states[row, 4:6] = states[row, 8:10] = block
-            states[row, 6:8] = block + torch.tensor([_WAY + _GOAL_RADIUS, 0.0])
-        ids = tuple(f"{TOY_TASK}/{split}/{seed}-{i:06d}" for i in numbers)
-        return InitialStates(split, ids, states)
+            states[row, BLOCK] = states[row, BLOCK_START] = block
+            states[row, GOAL] = block + torch.tensor([WAY + GOAL_RADIUS, 0.0])
+        ids = tuple(f"{task}/{split}/{seed}-{i:06d}" for i in numbers)
+        return InitialStates(split, ids, (task,) * num_states, states)
 
-    def make_scripted_policy(self, variants: tuple[str, ...], row_keys: Tensor, chunk_length: int) -> ToyScriptedPolicy:
+    def make_scripted_policy(
+        self, tasks: tuple[str, ...], variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
+    ) -> ToyScriptedPolicy:
         """See `ScriptedSource`; the variants are `SCRIPTED_VARIANTS`."""
-        return ToyScriptedPolicy(draw_variant_parameters(variants, row_keys), chunk_length)
+        return ToyScriptedPolicy(tasks, draw_variant_parameters(variants, row_keys), chunk_length)
 
     def close(self) -> None:
         """Nothing to free."""
         self._batch = None
 
-    def _load(self, states: Tensor, rows: Tensor, num_rows: int) -> None:
-        state = self._state.clone() if len(self._state) == num_rows else torch.zeros(num_rows, _STATE_DIM)
+    def _load(self, states: Tensor, tasks: tuple[str, ...], rows: Tensor, num_rows: int) -> None:
+        is_running = len(self._state) == num_rows
+        state = self._state.clone() if is_running else torch.zeros(num_rows, STATE_DIM)
         state[rows] = states
-        self._state = state
+        names = list(self._tasks) if is_running else [""] * num_rows
+        for row, task in zip(rows.tolist(), tasks, strict=True):
+            names[row] = task
+        self._state, self._tasks = state, tuple(names)
 
     def _advance(self, actions: Tensor, running: Tensor) -> None:
         s = self._state
-        move = actions.clamp(-1, 1) * _STEP
-        agent = (s[:, 0:2] + move).clamp(-1, 1)
-        gap = s[:, 4:6] - agent
+        move = actions.clamp(-1, 1) * STEP
+        agent = (s[:, AGENT] + move).clamp(-1, 1)
+        gap = s[:, BLOCK] - agent
         distance = (gap[:, :1] * gap[:, :1] + gap[:, 1:] * gap[:, 1:]).sqrt().clamp_min(1e-6)
         # an overlapping block is moved out along the line of centres
-        block = (s[:, 4:6] + gap / distance * (_CONTACT - distance).clamp_min(0)).clamp(-1, 1)
-        after = torch.cat([agent, agent - s[:, 0:2], block, s[:, 6:]], dim=1)
+        block = (s[:, BLOCK] + gap / distance * (CONTACT - distance).clamp_min(0)).clamp(-1, 1)
+        after = torch.cat([agent, agent - s[:, AGENT], block, s[:, 6:]], dim=1)
         self._state = torch.where(running[:, None], after, s)
 
     def _measure(self) -> Measurement:
         s = self._state
-        gap = s[:, 4:6] - s[:, 6:8]
-        distance = (gap[:, 0] * gap[:, 0] + gap[:, 1] * gap[:, 1]).sqrt() - _GOAL_RADIUS
-        margin = distance.clamp_min(0) * METRES_PER_UNIT
-        return Measurement(s[:, :4].clone(), s.clone(), distance <= 0, margin)
+        gap = _by_task(self._tasks, lambda task: task.measure_gap(s))
+        return Measurement(s[:, :4].clone(), s.clone(), gap <= 0, gap.clamp_min(0) * METRES_PER_UNIT)
 
-    def _render(self) -> Tensor:
-        size = self.config.image_size
-        axis = (torch.arange(size).float() + 0.5) / size * 2 - 1
-        x, y = axis[None, None, :], axis[None, :, None]
+    def _render(self) -> dict[str, Tensor]:
+        centre = {"base_camera": torch.zeros(len(self._state), 2), "hand_camera": self._state[:, AGENT]}
+        reach = {"base_camera": 1.0, "hand_camera": HAND_VIEW}
+        return {
+            camera.name: self._draw(centre[camera.name], reach[camera.name], camera.width)
+            for camera in self.spec.robot.cameras
+        }
+
+    def _draw(self, centre: Tensor, reach: float, size: int) -> Tensor:
+        """u8 [B, size, size, 3]: the plane from ``centre`` [B, 2] to ``reach`` units on each side."""
+        axis = ((torch.arange(size).float() + 0.5) / size * 2 - 1) * reach
+        x, y = axis[None, None, :] + centre[:, 0, None, None], axis[None, :, None] + centre[:, 1, None, None]
         image = torch.tensor(_BACKGROUND).expand(len(self._state), size, size, 3)
-        for name, column, radius in (("goal", 6, _GOAL_RADIUS), ("block", 4, _BLOCK_RADIUS), ("agent", 0, 0.16)):
-            dx = x - self._state[:, column, None, None]
-            dy = y - self._state[:, column + 1, None, None]
-            cover = ((radius - (dx * dx + dy * dy).sqrt()) * size / 2 + 0.5).clamp(0, 1)[..., None]
-            image = image * (1 - cover) + torch.tensor(_COLOURS[name]) * cover
+        for place, radius, colour in _DISCS:
+            dx = x - self._state[:, place.start, None, None]
+            dy = y - self._state[:, place.start + 1, None, None]
+            cover = ((radius - (dx * dx + dy * dy).sqrt()) * size / (2 * reach) + 0.5).clamp(0, 1)[..., None]
+            image = image * (1 - cover) + torch.tensor(colour) * cover
         return (image * 255).round().to(torch.uint8)
 
 
 class ToyScriptedPolicy:
-    """The toy's expert and perturbations; memoryless: a function of state, step and the rows' parameters."""
+    """The tasks' experts and perturbations; memoryless: a function of state, step and the rows' parameters."""
 
     version = "scripted-1"
 
-    def __init__(self, parameters: VariantParameters, chunk_length: int) -> None:
+    def __init__(self, tasks: tuple[str, ...], parameters: VariantParameters, chunk_length: int) -> None:
+        self._tasks = tasks
         self._p = parameters
         self._chunk_length = chunk_length
+        self._cap = _by_task(tasks, lambda task: task.limit_speed(parameters))[:, None]
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
         """H actions f32 [B, H, 2] within +-0.6; the randomness is in the row keys, ``noise_key`` is not used."""
         if observation.sim_state is None:
             raise ValueError("a scripted policy needs observation.sim_state")
         state = observation.sim_state
-        agent, start, actions = state[:, 0:2].clone(), state[:, 8:10], []
+        agent, actions = state[:, AGENT].clone(), []
         for h in range(self._chunk_length):
             step = observation.env_step + h
-            delta = self._plan(agent, start, step)
+            delta = self._plan(agent, state, step)
             delta = delta + self._p.noise_scale[:, None] * smooth_noise(self._p.noise_phase, step, 2)
-            delta = delta.clamp(-0.6, 0.6)
-            agent = (agent + _STEP * delta).clamp(-1, 1)
+            delta = delta.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+            agent = (agent + STEP * delta).clamp(-1, 1)
             actions.append(delta)
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
 
-    def _plan(self, agent: Tensor, start: Tensor, step: Tensor) -> Tensor:
-        """Get onto the line behind the block, then along it; ``too_high`` and ``far`` keep off the block."""
-        p = self._p
-        # lateral offsets are given in ManiSkill's metres for a 4 cm cube; the toy's block is 0.36 units wide
-        offset = p.lateral_m / 0.04 * 2 * _BLOCK_RADIUS + torch.where(p.height_m > 0, 0.5 + 2 * p.height_m, 0.0)
-        offset = torch.where(p.wanders, torch.where(start[:, 1] > 0, -0.7, 0.7), offset)
-        line_y = start[:, 1] + offset
-        final_x = start[:, 0] + p.progress.clamp_max(1.15) * _WAY - _CONTACT
-        off_line = (agent[:, 1] - line_y).abs()
-        is_behind = agent[:, 0] <= start[:, 0] - _CONTACT
-        goes = (off_line < 0.03) | (~is_behind & (off_line < 0.1))
-        behind_x = torch.minimum(agent[:, 0], start[:, 0] - _CONTACT - 0.06)
-        target_x = torch.where(goes, final_x, behind_x)
-        delta = torch.stack([target_x - agent[:, 0], line_y - agent[:, 1]], dim=1) / _STEP
-        cap = (0.6 * p.speed)[:, None]
-        delta = delta.clamp(-cap, cap)
-        waits = step.float() < p.wait_steps * 0.7
+    def _plan(self, agent: Tensor, state: Tensor, step: Tensor) -> Tensor:
+        """The action f32 [B, 2] of one step, before noise; zero while the row waits."""
+        delta = _by_task(self._tasks, lambda task: task.plan(self._p, state, agent)) / STEP
+        delta = delta.clamp(-self._cap, self._cap)
+        waits = step.float() < self._p.wait_steps * 0.7
         return torch.where(waits[:, None], torch.zeros_like(delta), delta)
+
+
+def _by_task(tasks: tuple[str, ...], compute: Callable[[ToyTask], Tensor]) -> Tensor:
+    """[B, ...]: of each row what ``compute`` says for its task; ``compute`` gives all B rows."""
+    names = list(dict.fromkeys(tasks))
+    result = compute(TASKS[names[0]])
+    for name in names[1:]:
+        mask = torch.tensor([task == name for task in tasks])
+        values = compute(TASKS[name])
+        result = torch.where(mask.view(-1, *[1] * (values.dim() - 1)), values, result)
+    return result
