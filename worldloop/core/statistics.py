@@ -209,14 +209,15 @@ def estimate_mean(values: np.ndarray, digits: int = 4, num_resamples: int = NUM_
 
 
 def average_estimates(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """The mean of those ``estimates`` that there are, their errors taken as independent; ``None`` without any.
+    """The mean of those ``estimates`` that are defined, their errors taken as independent; ``None`` without any.
 
     Each half-width is the root of the squares' sum, over their number (Zou and Donner 2008, Statistics in Medicine 27,
     1693-1702: MOVER). An estimate without an interval leaves the mean without one. ``n`` is the sum.
     """
-    defined = [estimate for estimate in estimates if estimate is not None]
+    given = [estimate for estimate in estimates if estimate is not None]
+    defined = [estimate for estimate in given if not math.isnan(estimate.value)]
     if len(defined) < 2:
-        return defined[0] if defined else None
+        return defined[0] if defined else given[0] if given else None
     number = len(defined)
     value = sum(estimate.value for estimate in defined) / number
     below = math.sqrt(sum((estimate.value - estimate.low) ** 2 for estimate in defined)) / number
