@@ -276,7 +276,7 @@ BOTH = (BASE, HAND)
 
 def test_every_camera_has_a_stem_of_its_own_and_is_read() -> None:
     policy, observation = make_policy(cameras=BOTH), make_observation(2, cameras=BOTH)
-    assert list(policy.stems) == ["base", "hand"]
+    assert policy.stems.cameras == ("base", "hand")
     assert policy.prefix_type.shape == (2 * TINY.num_image_tokens + 2, TINY.width)
     seen = policy(observation)
     for camera in ("base", "hand"):
@@ -319,7 +319,7 @@ def test_background_and_contrast_are_each_cameras_own() -> None:
     base = torch.tensor([100, 110], dtype=torch.uint8)[:, None, None, None].repeat(1, 16, 16, 3)
     hand = torch.randint(0, 256, (40, 8, 12, 3), generator=make_generator(5), dtype=torch.uint8)
     policy.prepare(Frames({"base": base, "hand": hand}))
-    fixed, moving = policy.stems["base"], policy.stems["hand"]
+    (_, fixed), (_, moving) = policy.stems.items()
     assert torch.allclose(fixed.background, torch.full((3, 16, 16), 105 / 127.5 - 1))
     assert fixed.contrast.item() == pytest.approx(5 / 127.5, abs=1e-6)
     assert torch.allclose(moving.background, hand.float().mean(0).movedim(-1, 0) / 127.5 - 1, atol=1e-5)

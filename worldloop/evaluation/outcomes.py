@@ -56,6 +56,31 @@ class OutcomeComparison:
         }
 
 
+@dataclass(frozen=True)
+class SwappedSuccess:
+    """Success at a task while told to do another one, and its ``loss`` against being told the truth, same states.
+
+    A policy that listens has a ``swapped`` rate near that of doing nothing; one that ignores language loses nothing.
+    """
+
+    swapped: Rate
+    loss: PairedGain
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"swapped_success": self.swapped.to_dict(), "swapped_minus_told": self.loss.to_dict()}
+
+
+def measure_swapped(told: Outcomes, swapped: Outcomes) -> ByTask[SwappedSuccess]:
+    """``swapped`` on the first states of each task, against ``told`` on the same ones."""
+
+    def measure(tasks: Collection[str]) -> SwappedSuccess:
+        same = {task: told[task][: len(swapped[task])] for task in tasks}
+        before, now = (pool_outcomes(outcomes, tasks) for outcomes in (same, swapped))
+        return SwappedSuccess(Rate.of(now), paired_gain(before, now))
+
+    return measure_by_task(measure, swapped)
+
+
 def measure_success(clone: Outcomes, policy: Outcomes) -> ByTask[PolicySuccess]:
     """Success of the ``policy`` by task and over all tasks; ``clone``: iteration 0's policy on the same states."""
 

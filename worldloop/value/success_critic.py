@@ -22,6 +22,7 @@ from worldloop.networks.augment import augment_frames
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_pair import FramePairEncoder
 from worldloop.networks.instruction import InstructionEncoder
+from worldloop.networks.views import ViewModules
 from worldloop.training.trainer import BatchObjective, fit_small
 
 LoadOutcomes = Callable[[Tensor], tuple[Observation, Tensor]]
@@ -54,13 +55,15 @@ class Critic(nn.Module):
             proprio = torch.zeros(2, 0)
         self.register_buffer("proprio_mean", proprio.float().mean(0))
         self.register_buffer("proprio_std", proprio.float().std(0).clamp_min(1e-4))
-        self.encoders = nn.ModuleDict()
-        num_features = proprio.shape[1] + 1
-        for camera in spec.robot.cameras:
-            size, background = (camera.height, camera.width), backgrounds[camera.name]
-            encoder = FramePairEncoder(len(background), size, background, only_keypoints=True)
-            self.encoders[camera.name] = encoder
-            num_features += encoder.dim
+        self.encoders = ViewModules(
+            {
+                camera.name: FramePairEncoder(
+                    3, (camera.height, camera.width), backgrounds[camera.name], only_keypoints=True
+                )
+                for camera in spec.robot.cameras
+            }
+        )
+        num_features = sum(encoder.dim for _, encoder in self.encoders.items()) + proprio.shape[1] + 1
         self.instruction: InstructionEncoder | None = None
         if len(spec.tasks) > 1:
             self.instruction = InstructionEncoder(INSTRUCTION_DIM)

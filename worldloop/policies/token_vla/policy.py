@@ -31,6 +31,7 @@ from worldloop.core.tensors import check_shape
 from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.instruction import InstructionEncoder
+from worldloop.networks.views import ViewModules
 from worldloop.policies.token_vla.action_bins import ActionBins
 from worldloop.policies.token_vla.image_stem import ImageStem
 
@@ -140,7 +141,7 @@ class TokenVLA(LikelihoodPolicy):
         self.version = ""
         bounds = (config.action_low, config.action_high)
         self.bins = ActionBins(spec.robot, *bounds, config.num_bins, config.full_range_actions)
-        self.stems = nn.ModuleDict(
+        self.stems = ViewModules(
             {
                 camera.name: ImageStem(
                     camera,
@@ -162,7 +163,7 @@ class TokenVLA(LikelihoodPolicy):
             self.proprio = nn.Sequential(
                 nn.Linear(len(self.proprio_index), config.width), nn.SiLU(), nn.Linear(config.width, config.width)
             )
-        num_prefix = len(self.stems) * config.num_image_tokens + 1 + int(config.use_proprio)
+        num_prefix = len(spec.robot.cameras) * config.num_image_tokens + 1 + int(config.use_proprio)
         self.prefix_type = nn.Parameter(0.02 * torch.randn(num_prefix, config.width))
         # Unit scale, as wide as what they attend to: at 0.02 the queries start out indistinguishable.
         self.queries = nn.Parameter(torch.randn(chunk_length * spec.robot.action_dim, config.width))
@@ -178,7 +179,6 @@ class TokenVLA(LikelihoodPolicy):
         for camera, stem in self.stems.items():
             if camera not in frames:
                 raise ValueError(f"the episodes to imitate have no camera {camera!r}: they have {', '.join(frames)}")
-            assert isinstance(stem, ImageStem)
             stem.fit(images.to_network(frames[camera]))
 
     def forward(self, observation: Observation) -> Tensor:
