@@ -47,7 +47,8 @@ class ResourcesConfig:
             raise ValueError("resources.shard_world_model needs resources.num_workers of at least 2")
         if self.num_workers < 1 or self.checkpoint_every_s < 0 or self.max_imagination_batch < 0:
             raise ValueError(
-                "resources.num_workers must be at least 1, resources.checkpoint_every_s and max_imagination_batch at least 0"
+                "resources.num_workers must be at least 1, resources.checkpoint_every_s and "
+                "max_imagination_batch at least 0"
             )
         if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0:
             raise ValueError(
