@@ -112,20 +112,16 @@ def test_anything_else_is_one_clear_error(values: dict[str, object]) -> None:
         LoopState.from_dict(json.loads(json.dumps(values)))
 
 
-def test_initial_states_keep_their_tasks_and_those_of_before_have_one_without_a_name(tmp_path) -> None:
-    from safetensors.torch import load_file, save_file
-
+def test_initial_states_are_kept_by_task_and_those_of_before_are_read_for_any(tmp_path) -> None:
     directory = RunDirectory(tmp_path)
-    states = InitialStates("evaluation", ("push/0", "push/1", "pull/0"), ("push", "push", "pull"), torch.rand(3, 2))
+    states = InitialStates("evaluation", ("push/0", "push/1"), ("push", "push"), torch.rand(2, 2))
     directory.write_initial_states(states)
-    stored = directory.read_initial_states("evaluation")
+    stored = directory.read_initial_states("evaluation", "push")
     assert stored is not None
     assert (stored.ids, stored.tasks, stored.split) == (states.ids, states.tasks, "evaluation")
     assert torch.equal(stored.states, states.states)
-    path = tmp_path / "initial_states/evaluation.safetensors"
-    tensors = load_file(path)
-    del tensors["tasks"]
-    save_file(tensors, path)
-    old = directory.read_initial_states("evaluation")
+    assert directory.read_initial_states("evaluation", "pull") is None
+    (tmp_path / "initial_states/evaluation/push.safetensors").rename(tmp_path / "initial_states/evaluation.safetensors")
+    old = directory.read_initial_states("evaluation", UNNAMED_TASK)
     assert old is not None
-    assert (old.ids, old.tasks) == (states.ids, (UNNAMED_TASK,) * 3)
+    assert (old.ids, old.tasks) == (states.ids, (UNNAMED_TASK,) * 2)

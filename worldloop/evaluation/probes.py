@@ -68,7 +68,7 @@ class FrameProbe(nn.Module):
         self.register_buffer("position_mean", position_mean.float())
         self.register_buffer("position_std", position_std.float().clamp_min(1e-4))
         self.cameras, self.tasks = tuple(backgrounds), tuple(tasks)
-        encoders = [FramePairEncoder(len(mean), mean.shape[-1], mean) for mean in backgrounds.values()]
+        encoders = [FramePairEncoder(len(mean), (mean.shape[1], mean.shape[2]), mean) for mean in backgrounds.values()]
         self.encoders = nn.ModuleList(encoders)
         self.head = make_mlp(
             sum(encoder.dim for encoder in encoders), 256, len(self.tasks) * (len(position_mean) + 1), num_hidden=2
