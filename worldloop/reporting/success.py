@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from worldloop.core.statistics import Rate
 from worldloop.evaluation.by_task import ByTask, find_worst
-from worldloop.evaluation.outcomes import OutcomeComparison, PolicySuccess
+from worldloop.evaluation.outcomes import OutcomeComparison, PolicySuccess, SwappedSuccess
 from worldloop.evaluation.promotion import Verdict
 
 
@@ -20,6 +20,15 @@ def describe_imagined(comparison: ByTask[OutcomeComparison]) -> list[str]:
     """E.g. ``imagined success  0.500 (0.352-0.648), 20/40``, and a line for each of several tasks."""
     rates = {task: figures.imagined for task, figures in comparison.tasks.items()}
     return [f"imagined success  {comparison.overall.imagined}", *_describe_tasks(rates)]
+
+
+def describe_swapped(swapped: ByTask[SwappedSuccess]) -> list[str]:
+    """E.g. ``told to do another task: 0.050 (0.014-0.165), 2/40``, and a line for each task."""
+    rates = {task: figures.swapped for task, figures in swapped.tasks.items()}
+    return [
+        f"told to do another task: {swapped.overall.swapped}",
+        *(f"  {task}: {rate}" for task, rate in rates.items()),
+    ]
 
 
 def describe_promotion(verdict: Verdict) -> list[str]:
