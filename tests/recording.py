@@ -46,7 +46,7 @@ def record(root: Path, episodes: list[dict[str, Any]], *, use_videos: bool = Tru
                     "task": episode["task"],
                 }
             )
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)  # in parallel it forks a process that has threads
     dataset.finalize()
     return root
 

@@ -67,6 +67,8 @@ def test_mistakes_name_the_key_and_the_remedy(override: str, message: str) -> No
     [
         ("simulator.kind=recorded", "simulator.kind=recorded is now source=recording"),
         ("simulator.recorded.root=data", "simulator.recorded.root is now recording.root"),
+        ("simulator.recorded.camera=top", "simulator.recorded.camera is now recording.cameras"),
+        ("recording.camera=top", "recording.camera is now recording.cameras"),
         (
             "simulator.recorded.frames_after_success=1",
             "simulator.recorded.frames_after_success is now recording.success_hold_frames and "
@@ -101,7 +103,7 @@ def test_every_old_key_is_named_once(tmp_path: Path) -> None:
         load_config(tmp_path / "old.yaml")
     assert str(error.value) == (
         f"{tmp_path}/old.yaml: simulator.kind=recorded is now source=recording; "
-        "simulator.recorded.root is now recording.root"
+        "simulator.recorded.root is now recording.root; simulator.recorded.camera is now recording.cameras"
     )
 
 
