@@ -155,7 +155,7 @@ class GrpoObjective(Objective[Decisions]):
 
     def end_step(self, step: int, metrics: Metrics) -> Metrics:
         for name in [name for name in metrics if name.startswith("num_rows/")]:
-            metrics[name.replace("num_rows", "imagined_success_rate")] /= metrics.pop(name)
+            metrics[f"imagined_success_rate/{name.removeprefix('num_rows/')}"] /= metrics.pop(name)
         frames = metrics.pop("imagined_frames")
         self.history.add(metrics["imagined_success_rate"], frames)
         self.on_update(step + 1)
