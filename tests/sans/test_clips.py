@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hand_specs import CAMERAS, make_spec
 
 from worldloop.core.errors import WorldloopError
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset
+from worldloop.sans.open_frames import OpenFrames
 
 
 @pytest.fixture
@@ -200,3 +204,115 @@ def test_imitation_selections(cache) -> None:
         ImitationDataset(cache, EpisodeSelection(("perturbed",)), ["base"])
     with pytest.raises(ValueError, match="sources is"):
         EpisodeSelection(sources=("human",))  # type: ignore[arg-type]
+
+
+PUSH, PULL = "PushCube-v1", "PullCube-v1"
+
+
+@pytest.fixture
+def plural(store, make_episode):
+    """Five episodes of two cameras of different sizes, by number: 1, 2, 3 push, 4 and 5 pull; 5 is a policy's."""
+
+    def make(number: int, task: str, **changes):
+        return make_episode(number, task=task, cameras=tuple(CAMERAS), sizes=CAMERAS, **changes)
+
+    episodes = [
+        make(1, PUSH, num_steps=2),
+        make(2, PUSH, num_steps=3, source="perturbed", outcome="failure"),
+        make(3, PUSH, num_steps=2, split="validation"),
+        make(4, PULL, num_steps=4, instruction="pull the cube"),
+        make(5, PULL, num_steps=1, source="policy", instruction="pull the cube"),
+    ]
+    version = store.snapshot("v1", [store.append(episodes[:3], "a"), store.append(episodes[3:], "b")])
+    return store.open_cache(version)
+
+
+def test_clips_of_several_cameras_and_tasks(plural) -> None:
+    dataset = ClipDataset(plural, "train", ["wrist", "base"])
+    clip = dataset.load(torch.tensor([[0, 1], [3, 2]]), num_frames=2)
+    assert list(clip.context) == list(clip.frames) == ["wrist", "base"]
+    assert clip.context["wrist"].shape == (2, 3, 6, 10, 3)
+    assert clip.frames["base"].shape == (2, 2, 8, 8, 3)
+    for camera in ("wrist", "base"):
+        assert stamps(clip.context[camera]) == [[[1, 0], [1, 0], [1, 1]], [[4, 0], [4, 1], [4, 2]]]
+        assert stamps(clip.frames[camera]) == [[[1, 2], [1, 2]], [[4, 3], [4, 4]]]
+    assert not torch.equal(clip.frames["wrist"][:, :, 0, 0, 2], clip.frames["base"][:, :, 0, 0, 2])
+    assert clip.task == (PUSH, PULL)
+    assert clip.instruction == ("push the cube", "pull the cube")
+    observation = dataset.observation(torch.tensor([[4, 1]]))
+    assert (list(observation.frames), observation.task) == (["wrist", "base"], (PULL,))
+    assert list(ClipDataset(plural, "train", ["base"]).load(clip.index, 1).frames) == ["base"]
+    assert dataset.episode_index(task=PULL).tolist() == [3, 4]
+    assert dataset.episode_index(task=PULL, source="policy").tolist() == [4]
+    with pytest.raises(ValueError, match=r"no camera is given, allowed: base, wrist"):
+        ClipDataset(plural, "train", [])
+
+
+def test_landmarks_are_those_of_the_episodes_task(plural, make_episode) -> None:
+    dataset = ClipDataset(plural, "train", ["base"])
+    spec = make_spec()  # the object is in columns 0, 1 of sim_state for the first task and in 1, 2 for the second
+    index = torch.tensor([[3, 2], [0, 1], [3, 0]])
+    push = make_episode(1, num_steps=2, cameras=tuple(CAMERAS), sizes=CAMERAS).sim_state
+    pull = make_episode(4, num_steps=4, cameras=tuple(CAMERAS), sizes=CAMERAS).sim_state
+    expected = [
+        [2 * pull[2, 1], 2 * pull[2, 2], 402],
+        [2 * push[1, 0], 2 * push[1, 1], 101],
+        [2 * pull[0, 1], 2 * pull[0, 2], 400],
+    ]
+    torch.testing.assert_close(dataset.landmark_positions(spec, index), torch.tensor(expected))
+    with pytest.raises(ValueError, match=f"task '{PULL}' is not one of {PUSH}"):
+        dataset.landmark_positions(make_spec(tasks=(PUSH,)), index)
+    bare = replace(spec, tasks=tuple(replace(task, landmarks=()) for task in spec.tasks))
+    assert dataset.landmark_positions(bare, index).shape == (3, 0)
+
+
+def test_sampler_balances_tasks_first(plural) -> None:
+    sampler = BalancedClipSampler(
+        ClipDataset(plural, "train", ["base"]), ClipSamplingConfig(on_policy_share=0.25, motion_weight=0.0)
+    )
+    mass = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 3, 4)}
+    # Half for each task. Push has no episode of a policy: both its outcomes share the half.
+    assert mass == pytest.approx({0: 0.25, 1: 0.25, 3: 0.5 * 0.75, 4: 0.5 * 0.25})
+    validation = BalancedClipSampler(ClipDataset(plural, "validation", ["base"]), ClipSamplingConfig())
+    assert validation.probabilities.sum().item() == pytest.approx(1.0)  # the task that is missing leaves its share
+
+
+def test_motion_counts_in_every_camera(store, make_episode) -> None:
+    episode = make_episode(1, num_steps=2, outcome="failure", cameras=tuple(CAMERAS), sizes=CAMERAS)
+    base, wrist = episode.frames["base"], episode.frames["wrist"]
+    base[:], wrist[:] = 0, 0
+    base[2] = 30  # step 0 stands still, step 1 moves: 0 and 2 times the camera's average
+    wrist[1], wrist[2] = 5, 20  # steps move by 5 and by 15: 0.5 and 1.5 times
+    cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
+    assert ClipDataset(cache, "train", ["base", "wrist"]).candidate_motion.tolist() == pytest.approx([0.25, 1.75])
+    assert ClipDataset(cache, "train", ["wrist"]).candidate_motion.tolist() == pytest.approx([0.5, 1.5])
+
+
+def test_imitation_of_several_cameras_and_tasks(plural) -> None:
+    dataset = ImitationDataset(plural, EVERY_SUCCESS, ["base", "wrist"])
+    assert dataset.episodes.tolist() == [0, 3, 4]
+    images = dataset.images()
+    assert {name: tuple(value.shape) for name, value in images.items()} == {
+        "base": (7, 8, 8, 3),
+        "wrist": (7, 6, 10, 3),
+    }
+    batch = dataset.sample(torch.Generator().manual_seed(0), 2000, 2)
+    assert list(batch.observation.frames) == ["base", "wrist"]
+    assert batch.observation.task.count(PULL) / 2000 == pytest.approx(0.5, abs=0.03)  # 2 starts of the 7 push
+    assert batch.observation.proprio is not None
+    numbers = (batch.observation.proprio[:, 0]).int().unique().tolist()
+    assert numbers == [100, 101, 400, 401, 402, 403, 500]
+    pull = ImitationDataset(plural, EpisodeSelection(tasks=(PULL,)), ["base"])
+    assert pull.episodes.tolist() == [3]
+    first = EpisodeSelection(sources=("expert", "policy"), max_episodes=1)
+    assert ImitationDataset(plural, first, ["base"]).episodes.tolist() == [0, 3]  # one of each task
+    with pytest.raises(WorldloopError, match="no episode to imitate"):
+        ImitationDataset(plural, EpisodeSelection(tasks=("LiftCube-v1",)), ["base"])
+
+
+def test_open_frames_of_several_tasks(plural) -> None:
+    frames = OpenFrames(ClipDataset(plural, "train", ["base", "wrist"]))
+    assert (frames.index.tolist(), frames.label.tolist()) == ([[4, 0]], [True])
+    observation, label = frames.load(torch.tensor([0]))
+    assert list(observation.frames) == ["base", "wrist"]
+    assert (observation.task, label.tolist()) == ((PULL,), [1.0])
