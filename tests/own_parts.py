@@ -129,7 +129,7 @@ class GaussianConfig:
 
 
 class GaussianPolicy(LikelihoodPolicy):
-    """A normal distribution for every action of the chunk, from the frame now and proprio."""
+    """A normal distribution for every action of the chunk, from every camera's frame now and proprio."""
 
     Config = GaussianConfig
 
@@ -139,14 +139,15 @@ class GaussianPolicy(LikelihoodPolicy):
         super().__init__()
         self.spec, self.normalisation, self.chunk_length = spec, normalisation, chunk_length
         self.temperature, self.version = 1.0, ""
-        inputs = 3 * spec.image_size**2 + spec.proprio_dim
-        outputs = chunk_length * spec.action_dim
+        inputs = sum(3 * camera.height * camera.width for camera in spec.robot.cameras) + spec.robot.proprio_dim
+        outputs = chunk_length * spec.robot.action_dim
         self.mean = nn.Sequential(nn.Linear(inputs, config.width), nn.SiLU(), nn.Linear(config.width, outputs))
-        self.log_std = nn.Parameter(torch.full((spec.action_dim,), -1.0))
+        self.log_std = nn.Parameter(torch.full((spec.robot.action_dim,), -1.0))
 
     def _distribution(self, observation: Observation) -> Normal:
         assert observation.proprio is not None
-        pixels = observation.frames[:, -1].flatten(1).float() / 255 - 0.5
+        seen = [observation.frames[name][:, -1].flatten(1) for name in self.spec.robot.camera_names]
+        pixels = torch.cat(seen, dim=1).float() / 255 - 0.5
         mean = self.mean(torch.cat([pixels, self.normalisation.normalise(observation.proprio)], dim=1))
         mean = mean.unflatten(1, (self.chunk_length, -1))
         return Normal(mean, self.temperature * self.log_std.exp().expand_as(mean))

@@ -4,29 +4,35 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from reporters import RecordingReporter
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import make_generator, make_row_keys
-from worldloop.core.specs import SimulatorSpec
+from worldloop.core.specs import CameraSpec, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.types import ImitationBatch, Normalisation, Observation
+from worldloop.policies.imitation import ImitationConfig, fit_by_imitation
 from worldloop.policies.token_vla.action_bins import ActionBins
 from worldloop.policies.token_vla.policy import TokenVLA, TokenVLAConfig, smooth_targets
+from worldloop.training.resume import TrainingSetup
 
 KNOWN = torch.tensor([0.05, 0.15, 0.5, 0.2, 0.1])
 TINY = TokenVLAConfig(
     width=32, num_layers=1, num_heads=2, mlp_width=64, stem_channels=(8, 8), num_image_tokens=2, augment_shift_px=1
 )
 PUSH, PULL = "push the cube to the goal", "pull the cube to the goal"
+BASE, HAND = CameraSpec("base", 16, 16), CameraSpec("hand", 8, 12)
 
 
-def make_spec(action_names: tuple[str, ...] = ("dx", "dy"), bound: float = 1.0) -> SimulatorSpec:
+def make_spec(
+    action_names: tuple[str, ...] = ("dx", "dy"), bound: float = 1.0, cameras: tuple[CameraSpec, ...] = (BASE,)
+) -> SimulatorSpec:
     A = len(action_names)
-    proprio_names = ("tcp_x", "tcp_y", "joint_0")
-    return SimulatorSpec(
-        task="toy", instruction=PUSH, image_size=16, proprio_names=proprio_names, action_names=action_names,
-        action_low=(-bound,) * A, action_high=(bound,) * A, hz=20.0, actions_per_frame=1, max_episode_steps=20,
-        success_radius_m=0.1, control_mode="delta", camera="base", simulator_version="test",
+    robot = RobotSpec(
+        name="arm", proprio_names=("tcp_x", "tcp_y", "joint_0"), action_names=action_names, action_low=(-bound,) * A,
+        action_high=(bound,) * A, control_mode="delta", hz=20.0, cameras=cameras,
     )  # fmt: skip
+    tasks = tuple(TaskSpec(text[:4], (text,), success_radius_m=0.1, max_episode_steps=20) for text in (PUSH, PULL))
+    return SimulatorSpec(robot, tasks, actions_per_frame=1, simulator_version="test")
 
 
 def make_policy(config: TokenVLAConfig = TINY, chunk_length: int = 2, **spec: object) -> TokenVLA:
@@ -43,18 +49,30 @@ def make_known_policy(chunk_length: int = 1, **changes: object) -> TokenVLA:
     return policy
 
 
-def make_observation(num_rows: int, instruction: str = PUSH, seed: int = 0) -> Observation:
+def make_observation(
+    num_rows: int, instruction: str = PUSH, seed: int = 0, cameras: tuple[CameraSpec, ...] = (BASE,)
+) -> Observation:
     g = make_generator(seed, "test")
-    frames = torch.randint(0, 256, (num_rows, 3, 16, 16, 3), generator=g, dtype=torch.uint8)
+    sizes = {camera.name: (num_rows, 3, camera.height, camera.width, 3) for camera in cameras}
+    frames = {name: torch.randint(0, 256, size, generator=g, dtype=torch.uint8) for name, size in sizes.items()}
     proprio = torch.randn(num_rows, 3, generator=g)
-    return Observation(frames, proprio, (instruction,) * num_rows, torch.arange(num_rows))
+    return Observation(
+        frames, proprio, (instruction[:4],) * num_rows, (instruction,) * num_rows, torch.arange(num_rows)
+    )
+
+
+def invert(observation: Observation, camera: str, index: tuple[slice | int, ...]) -> Observation:
+    """``observation`` whose ``camera`` shows the negative at ``index`` of its rows and frames."""
+    images = observation.frames[camera].clone()
+    images[index] = 255 - images[index]
+    return replace(observation, frames=observation.frames | {camera: images})
 
 
 # --- bins ---------------------------------------------------------------------------------------------------------
 
 
 def test_bins_round_trip_zero_and_clipping() -> None:
-    bins = ActionBins(make_spec(("dx", "gripper")), -0.6, 0.6, 13, full_range=("gripper",))
+    bins = ActionBins(make_spec(("dx", "gripper")).robot, -0.6, 0.6, 13, full_range=("gripper",))
     tokens = torch.arange(13)[:, None].expand(-1, 2)
     actions = bins.decode(tokens)
     assert torch.equal(bins.encode(actions), tokens)
@@ -66,10 +84,10 @@ def test_bins_round_trip_zero_and_clipping() -> None:
 
 
 def test_bins_stay_within_the_simulators_bounds() -> None:
-    bins = ActionBins(make_spec(bound=0.3), -0.6, 0.6, 5)
+    bins = ActionBins(make_spec(bound=0.3).robot, -0.6, 0.6, 5)
     assert bins.decode(torch.tensor([[0, 4]])).tolist() == [[pytest.approx(-0.3), pytest.approx(0.3)]]
     with pytest.raises(ValueError, match="dx"):
-        ActionBins(make_spec(bound=0.3), 0.5, 0.6, 5)
+        ActionBins(make_spec(bound=0.3).robot, 0.5, 0.6, 5)
 
 
 def test_smooth_targets_by_hand() -> None:
@@ -175,8 +193,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_rows_are_independent() -> None:
     policy = make_policy()
     observation = make_observation(4)
-    changed = replace(observation, frames=observation.frames.clone())
-    changed.frames[2] = 0
+    changed = invert(observation, "base", (2,))
     a, b = policy(observation), policy(changed)
     assert torch.allclose(a[[0, 1, 3]], b[[0, 1, 3]], atol=1e-6)
     assert (a[2] - b[2]).abs().max() > 1e-4
@@ -213,9 +230,9 @@ def test_proprio_far_outside_what_training_saw_counts_as_five_standard_deviation
 class Frames:
     """An `ImitationSource` of which only the frames are asked for."""
 
-    frames: torch.Tensor
+    frames: dict[str, torch.Tensor]
 
-    def images(self) -> torch.Tensor:
+    def images(self) -> dict[str, torch.Tensor]:
         return self.frames
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
@@ -226,13 +243,13 @@ def test_image_statistics_cancel_background_and_contrast() -> None:
     """A scene under another background and twice the contrast gives the same logits once both are fitted."""
     policy = make_policy()
     observation = make_observation(6)
-    scene = torch.randint(-20, 21, observation.frames.shape, generator=make_generator(3)).int()
+    scene = torch.randint(-20, 21, observation.frames["base"].shape, generator=make_generator(3)).int()
     scene = scene - scene.float().mean(dim=(0, 1), keepdim=True).round().int()
-    dim = replace(observation, frames=(scene + 100).to(torch.uint8))
-    vivid = replace(observation, frames=(2 * scene + 140).to(torch.uint8))
+    dim = replace(observation, frames={"base": (scene + 100).to(torch.uint8)})
+    vivid = replace(observation, frames={"base": (2 * scene + 140).to(torch.uint8)})
     logits = []
     for view in (dim, vivid):
-        policy.prepare(Frames(view.frames.flatten(0, 1)))
+        policy.prepare(Frames({"base": view.frames["base"].flatten(0, 1)}))
         logits.append(policy(view))
     unfitted = make_policy()
     assert torch.allclose(logits[0], logits[1], atol=1e-5)
@@ -244,13 +261,74 @@ def test_image_statistics_cancel_background_and_contrast() -> None:
 
 def test_number_of_frames_seen() -> None:
     observation = make_observation(1)
-    changed = replace(observation, frames=observation.frames.clone())
-    changed.frames[:, 1] = 255 - changed.frames[:, 1]
+    changed = invert(observation, "base", (slice(None), 1))
     one, two = make_policy(), make_policy(replace(TINY, num_frames=2))
     assert torch.equal(one(observation), one(changed))
     assert not torch.allclose(two(observation), two(changed))
     with pytest.raises(ValueError, match="num_frames"):
-        two(replace(observation, frames=observation.frames[:, -1:]))
+        two(replace(observation, frames={"base": observation.frames["base"][:, -1:]}))
+
+
+# --- several cameras ----------------------------------------------------------------------------------------------
+
+BOTH = (BASE, HAND)
+
+
+def test_every_camera_has_a_stem_of_its_own_and_is_read() -> None:
+    policy, observation = make_policy(cameras=BOTH), make_observation(2, cameras=BOTH)
+    assert policy.stems.cameras == ("base", "hand")
+    assert policy.prefix_type.shape == (2 * TINY.num_image_tokens + 2, TINY.width)
+    seen = policy(observation)
+    for camera in ("base", "hand"):
+        assert (policy(invert(observation, camera, (slice(None), -1))) - seen).abs().max() > 1e-4
+    policy.log_prob(observation, policy.act(observation, make_row_keys(2, 0, "g"))).sum().backward()
+    assert [name for name, p in policy.named_parameters() if p.grad is None] == []
+
+
+def test_a_policy_reads_the_cameras_that_its_config_names() -> None:
+    """It is the policy of a robot with that camera alone; what the others show makes no difference."""
+    policy, alone = make_policy(replace(TINY, cameras=("hand",)), cameras=BOTH), make_policy(cameras=(HAND,))
+    assert policy.spec == make_spec(cameras=(HAND,))
+    observation = make_observation(2, cameras=BOTH)
+    assert torch.equal(policy(observation), alone(observation.with_cameras(["hand"])))
+    batch = ImitationBatch(observation, torch.zeros(2, 2, 2), torch.ones(2, 2, dtype=torch.bool))
+    other = replace(batch, observation=observation.with_cameras(["hand"]))
+    losses = [policy.compute_imitation_loss(b, make_generator(0))[0].item() for b in (batch, other)]
+    assert losses[0] == losses[1], "augmentation draws for the cameras that are read"
+    with pytest.raises(ValueError, match=r"policy\.token_vla\.cameras: camera 'wrist' is not one of base, hand"):
+        make_policy(replace(TINY, cameras=("wrist",)), cameras=BOTH)
+
+
+def test_what_a_camera_lacks_is_named() -> None:
+    policy, observation = make_policy(cameras=BOTH), make_observation(2, cameras=BOTH)
+    with pytest.raises(ValueError, match="the observation has no camera 'hand': it has base"):
+        policy(observation.with_cameras(["base"]))
+    with pytest.raises(ValueError, match="the episodes to imitate have no camera 'hand': they have base"):
+        policy.prepare(Frames({"base": observation.frames["base"][:, -1]}))
+    larger = make_observation(2, cameras=(BASE, replace(HAND, height=16)))
+    with pytest.raises(ValueError, match=r"the image of camera 'hand' .* expected \(.*, 8, 12\)"):
+        policy(larger)
+    message = "stem_channels has 3 stride-2 layers; camera 'hand' is 8 x 12 pixels, allowed: multiples of 8"
+    with pytest.raises(ValueError, match=message):
+        make_policy(replace(TINY, stem_channels=(4, 4, 4)), cameras=BOTH)
+
+
+def test_background_and_contrast_are_each_cameras_own() -> None:
+    """The base camera shows grey levels 100 and 110 in turn; everything that the moving one shows is another image."""
+    policy = make_policy(cameras=BOTH)
+    base = torch.tensor([100, 110], dtype=torch.uint8)[:, None, None, None].repeat(1, 16, 16, 3)
+    hand = torch.randint(0, 256, (40, 8, 12, 3), generator=make_generator(5), dtype=torch.uint8)
+    policy.prepare(Frames({"base": base, "hand": hand}))
+    (_, fixed), (_, moving) = policy.stems.items()
+    assert torch.allclose(fixed.background, torch.full((3, 16, 16), 105 / 127.5 - 1))
+    assert fixed.contrast.item() == pytest.approx(5 / 127.5, abs=1e-6)
+    assert torch.allclose(moving.background, hand.float().mean(0).movedim(-1, 0) / 127.5 - 1, atol=1e-5)
+    assert moving.contrast.item() == pytest.approx(
+        hand.float().sub(hand.float().mean(0)).std().item() / 127.5, rel=1e-3
+    )
+
+
+# --- mistakes in the config ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -353,3 +431,39 @@ def test_imitation_without_generator_is_deterministic_and_with_one_augments() ->
     augmented = policy.compute_imitation_loss(batch, generator=make_generator(0))[0].item()
     assert augmented != plain
     assert augmented == policy.compute_imitation_loss(batch, generator=make_generator(0))[0].item()
+
+
+# --- language -----------------------------------------------------------------------------------------------------
+
+INSTRUCTIONS = {
+    1.0: (PUSH, "move the cube forward onto the target", "slide the block away from you"),
+    -1.0: (PULL, "drag the cube back to the target", "bring the block towards you"),
+}
+
+
+class TwoTasks:
+    """An `ImitationSource` of two tasks that look the same and want opposite actions; words alone tell which."""
+
+    def images(self) -> dict[str, torch.Tensor]:
+        return {"base": make_observation(40).frames["base"][:, -1]}
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
+        drawn = torch.randint(6, (batch_size,), generator=generator).tolist()
+        said = [(sign, text) for sign, texts in INSTRUCTIONS.items() for text in texts]
+        seen = make_observation(40).rows(torch.randint(40, (batch_size,), generator=generator))
+        observation = replace(seen, instruction=tuple(said[i][1] for i in drawn))
+        actions = 0.5 * torch.tensor([said[i][0] for i in drawn])[:, None, None].expand(-1, chunk_length, 2)
+        return ImitationBatch(observation, actions, torch.ones(batch_size, chunk_length, dtype=torch.bool))
+
+
+def test_the_instruction_alone_says_which_of_two_tasks_that_look_the_same_is_done() -> None:
+    policy, setup = make_policy(chunk_length=2), TrainingSetup()
+    config = ImitationConfig(num_steps=160, batch_size=24, learning_rate=3e-3, precision="fp32")
+    generators = setup.make_generators("two tasks")
+    fit_by_imitation(
+        policy, TwoTasks(), config, generators, setup, RecordingReporter(), name="clone_policy", first_step=0
+    )
+    for sign, texts in INSTRUCTIONS.items():
+        for text in texts:
+            actions = policy.act(make_observation(20, text, seed=1), None).actions  # pictures that it never saw
+            assert torch.allclose(actions, torch.full_like(actions, 0.5 * sign)), text

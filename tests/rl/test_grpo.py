@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.randomness import make_generator
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.types import ActionChunk, ImitationBatch, Observation, Rollout
 from worldloop.rl.advantages import compute_group_advantages
 from worldloop.rl.decisions import Decisions
@@ -224,7 +224,10 @@ CONFIG = GrpoConfig(num_updates=2, minibatch_size=2, learning_rate=0.5, kl_coeff
 def make_objective(
     rollouts: Mapping[int, Rollout], config: GrpoConfig = CONFIG, policy: Coin | None = None, **settings: Any
 ) -> GrpoObjective:
-    settings = {"calibration": Calibration(floor_db=20.0), "data_parallel": DataParallel()} | settings
+    settings = {
+        "calibrations": Calibrations({"t": Calibration(floor_db=20.0)}),
+        "data_parallel": DataParallel(),
+    } | settings
     return GrpoObjective(
         policy or Coin(), Coin(), config, lambda update, number: rollouts[number],
         {number: make_generator(number) for number in rollouts}, num_micro_batches=len(rollouts),
@@ -283,6 +286,30 @@ def test_a_round_measures_what_it_imagined() -> None:
         "imagined_frames": 4 + 1 + 2,  # a chunk of two actions is a frame
     }
     assert objective.step_metrics == pytest.approx(expected)
+
+
+def test_success_and_certainty_are_measured_by_the_rows_tasks() -> None:
+    """Three micro-batches: of task t rows 0 and 2 of the first and all of the second, of task u the others.
+
+    Task u succeeds in 1 of 4 rows, task t in 2 of 6. All least certain frames lie above the floor of task t but one,
+    and below that of task u.
+    """
+    first, second, third = two_groups(), one_group(), two_groups()
+    tasks = {0: ["t", "u", "t", "u"], 1: ["t", "t"], 2: ["u", "u", "t", "t"]}
+    rollouts = {
+        number: make_rollout(*r.steps, chunks=list(r.chunks), group_id=r.group_id.tolist(), task=tasks[number])
+        for number, r in enumerate((first, second, third))
+    }
+    policy = Coin()
+    policy.spec = replace(SPEC, tasks=(*SPEC.tasks, replace(SPEC.tasks[0], id="u")))
+    calibrations = Calibrations({"t": Calibration(floor_db=20.0), "u": Calibration(floor_db=40.0)})
+    objective = make_objective(rollouts, replace(CONFIG, minibatch_size=3), policy, calibrations=calibrations)
+    list(objective.batches(0))
+    assert objective.step_metrics["uncertain_share"] == pytest.approx((2 / 4 + 0 + 2 / 4) / 3)
+    metrics = objective.end_step(0, dict(objective.step_metrics))
+    assert metrics["imagined_success_rate/t"] == pytest.approx(2 / 6)
+    assert metrics["imagined_success_rate/u"] == pytest.approx(1 / 4)
+    assert not [name for name in metrics if name.startswith("num_rows")]
 
 
 def test_terms_of_the_reward_make_the_return() -> None:

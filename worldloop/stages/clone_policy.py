@@ -42,7 +42,7 @@ def imitate(
     """
     if not context.models.has(path):
         normalisation = context.store.version(state.dataset).normalisation
-        dataset = ImitationDataset(context.open_cache(state.dataset), select, context.spec.camera)
+        dataset = ImitationDataset(context.open_cache(state.dataset), select, context.spec.robot.camera_names)
         context.reporter.log(f"imitating {len(dataset.episodes)} episodes ({', '.join(select.sources)})")
         policy = fit_by_imitation(
             context.models.new_policy(normalisation, derive_seed(context.seed, state.iteration, "clone_policy")),

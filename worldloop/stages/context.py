@@ -73,7 +73,7 @@ class StageContext:
 
     def open_clips(self, version: str, split: Split) -> ClipDataset:
         """Clips of ``split`` in the SANS version called ``version``; a corrupt shard is refused by name."""
-        return ClipDataset(self.open_cache(version), split, self.spec.camera)
+        return ClipDataset(self.open_cache(version), split, self.spec.robot.camera_names)
 
     def open_cache(self, version: str) -> VersionCache:
         """The decoded cache of ``version``; of several ranks the main one builds it, where it has to be built."""

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -150,8 +151,6 @@ class RunDirectory:
 
     def write_initial_states(self, states: InitialStates) -> None:
         """Store the whole list of one split and task. Raises ``ValueError`` for states of several tasks."""
-        import torch
-
         (task,) = set(states.tasks)
         ids = torch.tensor(list("\n".join(states.ids).encode()), dtype=torch.uint8)
         data = save({"ids": ids, "states": states.states.contiguous()})
