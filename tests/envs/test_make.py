@@ -169,7 +169,7 @@ def test_task_chooses_starts_and_leaves_no_task_to_observe(two_tasks: Path) -> N
     assert set(env.save().rows.observation.task) == {"LeftDot"}
     assert set(env.save().rows.observation.instruction) == {"move left"}
     assert env.step(_actions(env, 0))[2].all()
-    with pytest.raises(WorldloopError, match="task 'Up' is not known to checkpoint .*: it imagines Dot, LeftDot"):
+    with pytest.raises(WorldloopError, match=r"task 'Up' is not known to checkpoint .*: it imagines Dot, LeftDot"):
         make_env(two_tasks, task="Up")
 
 
