@@ -15,9 +15,13 @@ Obs = dict[str, np.ndarray]
 
 
 def name_images(spec: SimulatorSpec) -> dict[str, str]:
-    """Camera name -> key of its image: ``image`` where there is one camera, else ``image_<camera>``."""
+    """Camera name -> key of its image: ``image`` where there is one camera, else ``image_<camera>``.
+
+    A dot in a camera's name becomes an underscore: PyTorch refuses dots in the names of modules, which
+    stable-baselines3 makes of these keys.
+    """
     names = spec.robot.camera_names
-    return {name: "image" if len(names) == 1 else f"image_{name}" for name in names}
+    return {name: "image" if len(names) == 1 else f"image_{name.replace('.', '_')}" for name in names}
 
 
 def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:
