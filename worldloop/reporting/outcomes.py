@@ -1,11 +1,11 @@
-"""How success in the simulator and in imagination reads in the log."""
+"""How success in the simulator and in imagination reads in the log: over all tasks, then in each of several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from worldloop.core.statistics import Rate
-from worldloop.evaluation.by_task import ByTask
+from worldloop.evaluation.by_task import ByTask, find_worst
 from worldloop.evaluation.outcomes import OutcomeComparison, PolicySuccess, SwappedSuccess
 
 
@@ -28,7 +28,9 @@ def describe_swapped(swapped: ByTask[SwappedSuccess]) -> str:
 
 
 def _list_tasks(rates: Mapping[str, Rate]) -> str:
-    """The rates of several tasks, short; nothing for one task."""
+    """E.g. ``; PushCube-v1 0.750, PullCube-v1 0.250 (the worst)``; nothing for one task."""
     if len(rates) < 2:
         return ""
-    return "; " + ", ".join(f"{task} {rate.rate:.3f}" for task, rate in rates.items())
+    worst = find_worst({task: rate.rate for task, rate in rates.items()})
+    named = [f"{task} {rate.rate:.3f}" + (" (the worst)" if task == worst else "") for task, rate in rates.items()]
+    return "; " + ", ".join(named)
