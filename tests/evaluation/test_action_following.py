@@ -2,16 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from imagined import repeat_start
 
 from worldloop.evaluation.action_following import follow_actions
-from worldloop.evaluation.fidelity import repeat_first_frame
-from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.visual_state import locate_landmarks
-
-
-def repeat_start(branches: Branches) -> dict[str, torch.Tensor]:
-    num_frames = branches.logit.shape[1]
-    return {camera: repeat_first_frame(first, num_frames) for camera, first in branches.start_frames.items()}
 
 
 def test_following_actions_by_hand(truth, toy_clips, spec, see_truth) -> None:
@@ -41,3 +35,18 @@ def test_one_episode_a_state_has_no_pair(truth, toy_clips, spec, see_truth) -> N
     alone = replace(truth, truth=truth.truth.rows([0, 3, 6]), logit=truth.logit[[0, 3, 6]])
     true_m = locate_landmarks(truth, toy_clips, spec)
     assert follow_actions(alone, toy_clips, see_truth(), true_m, spec.tasks[0].landmarks) is None
+
+
+def test_the_image_distance_is_the_mean_over_cameras(truth, toy_clips, spec, see_truth) -> None:
+    """A second camera in which nothing ever moves halves the distances."""
+    seen, true_m, marks = see_truth(), locate_landmarks(truth, toy_clips, spec), spec.tasks[0].landmarks
+    black = {name: torch.zeros_like(views["base_camera"])[..., :8, :6, :] for name, views in (
+        ("frames", truth.truth.frames), ("context", truth.truth.context))}  # fmt: skip
+    both = replace(
+        truth,
+        frames=truth.frames | {"wall": black["frames"]},
+        truth=replace(truth.truth, **{name: getattr(truth.truth, name) | {"wall": black[name]} for name in black}),
+    )
+    one, two = (follow_actions(branches, toy_clips, seen, true_m, marks) for branches in (truth, both))
+    assert two.image.simulated == pytest.approx(one.image.simulated / 2, abs=1e-4)
+    assert two.image.ratio.value == pytest.approx(1.0)
