@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from worldloop.core.types import Clip
+from worldloop.evaluation.fidelity import repeat_first_frame
 from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
 
 CAMERAS = {"base_camera": (8, 8)}  # name -> height, width
@@ -35,6 +36,12 @@ def make_clip(
         index=rows if index is None else torch.tensor(index),
         is_on_policy=torch.ones(N, dtype=torch.bool),
     )
+
+
+def repeat_start(branches: Branches) -> dict[str, torch.Tensor]:
+    """What a model imagines in which nothing moves."""
+    num_frames = branches.logit.shape[1]
+    return {camera: repeat_first_frame(start, num_frames) for camera, start in branches.start_frames.items()}
 
 
 def make_episodes(

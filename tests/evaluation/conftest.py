@@ -5,15 +5,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from worldloop.core.specs import Landmark
+from worldloop.core.specs import SimulatorSpec
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.visual_state import Seen, locate_landmarks
 from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
 
 @pytest.fixture
-def landmarks() -> tuple[Landmark, ...]:
-    return ToySimulator.make_spec(ToyConfig()).landmarks
+def spec() -> SimulatorSpec:
+    return ToySimulator.make_spec(ToyConfig(image_size=32))
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def truth(toy_clips) -> Branches:
 
 
 @pytest.fixture
-def see_truth(truth, toy_clips, landmarks) -> Callable[..., Seen]:
+def see_truth(truth, toy_clips, spec) -> Callable[..., Seen]:
     """The simulated positions, wrong by ``offset_m`` along x, and outcomes by ``logit`` (else the truth's)."""
 
     def see(offset_m: float = 0.0, logit: torch.Tensor | None = None) -> Seen:
-        answer_m = locate_landmarks(truth, toy_clips, landmarks)
+        answer_m = locate_landmarks(truth, toy_clips, spec)
         answer_m[..., 0] += offset_m
         return Seen(answer_m, truth.logit if logit is None else logit)
 

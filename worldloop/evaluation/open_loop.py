@@ -146,7 +146,7 @@ def imagine_branches(
 ) -> Branches:
     """Branches of ``num_frames`` from ``index`` int64 [N, 2] = (episode, frame); ``seed`` is that of the model's noise.
 
-    ``dataset`` has the cameras that the world model reads and imagines.
+    ``dataset`` has the cameras that the world model reads and imagines, and may have more.
     ``on_batch(n)`` is called after every n branches. Frames past an episode's end are imagined and not valid.
     """
     cameras = world_model.spec.robot.camera_names

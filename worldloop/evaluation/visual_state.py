@@ -48,12 +48,12 @@ def fit_probe(
     device: torch.device,
     reporter: Reporter,
 ) -> FittedProbe:
-    """Fit on every frame of ``dataset``, seen by its cameras, to the landmarks of ``spec``.
+    """Fit on every frame of ``dataset``, seen by the cameras of ``spec``, to the landmarks of its tasks.
 
     The threshold of a task parts the outcomes of its episodes best; 0 if all are alike. ``reporter`` shows the
     optimizer steps.
     """
-    cache = dataset.cache
+    cache, cameras = dataset.cache, spec.robot.camera_names
     episodes = dataset.episode_index().numpy()
     length = cache.num_steps[episodes] + 1
     episode = torch.from_numpy(np.repeat(episodes, length))
@@ -63,8 +63,8 @@ def fit_probe(
         index = torch.stack([episode[rows], frame[rows]], dim=1)
         e, f = index.numpy().T
         return ProbeBatch(
-            first=cache.images(dataset.cameras, e, np.zeros_like(f)),
-            frame=cache.images(dataset.cameras, e, f),
+            first=cache.images(cameras, e, np.zeros_like(f)),
+            frame=cache.images(cameras, e, f),
             task=tuple(cache.metas[i].task for i in e),
             position_m=dataset.landmark_positions(spec, index),
             solved=dataset.success_before(index).float(),
@@ -93,11 +93,12 @@ def _choose_threshold(network: FrameProbe, dataset: ClipDataset, task: str, conf
         return 0.0
     num_frames = int(dataset.cache.num_steps[some.numpy()].max())
     clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), num_frames)
-    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip, confirm_frames=confirm_frames)
+    frames = {camera: clip.frames[camera] for camera in network.cameras}
+    truth = Branches(frames, clip.proprio, torch.zeros(clip.valid.shape), clip, confirm_frames=confirm_frames)
     success = truth.succeeds.numpy()
     if success.all() or not success.any():
         return 0.0
-    return best_threshold(find_highest_seen(truth, see(network, truth, clip.frames)), success)
+    return best_threshold(find_highest_seen(truth, see(network, truth, frames)), success)
 
 
 @dataclass(frozen=True)
