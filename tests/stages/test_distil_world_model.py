@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reporters import RecordingReporter
 
 from worldloop.config.schema import load_config
 from worldloop.core.errors import WorldloopError
@@ -16,18 +17,18 @@ from worldloop.core.types import Clip
 from worldloop.evaluation.held_out import OpenLoop
 from worldloop.evaluation.open_loop import Branches
 from worldloop.factory import build
-from worldloop.loop.run import list_stages, run_loop
-from worldloop.sans.clips import ClipSamplingConfig
-from worldloop.stages import distil_world_model
-from worldloop.stages.distil_world_model import DistilWorldModelConfig, compare, describe, find_loss
-from worldloop.stages.fit_world_model import FitWorldModelConfig
+from worldloop.loop.run import run_loop
+from worldloop.loop.schedule import list_stages
+from worldloop.stages import distil_world_model, fit_world_model
+from worldloop.stages.distil_world_model import compare, describe, find_loss
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
-from worldloop.training.data_parallel import Workers
+from worldloop.training.resume import TrainingSetup
 from worldloop.world_model.config import WorldModelConfig
+from worldloop.world_model.training import TeacherTarget
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-LIMITS = DistilWorldModelConfig(num_steps=1, max_auc_loss=0.02, max_psnr_loss_db=0.5)
+LIMITS = distil_world_model.Config(num_steps=1, max_auc_loss=0.02, max_psnr_loss_db=0.5)
 
 
 def _episodes(
@@ -156,27 +157,34 @@ class _Model:
 
 @pytest.mark.parametrize(("error", "is_taken"), [(3, True), (4, True), (8, False)])
 def test_only_a_student_that_is_as_good_replaces_its_teacher(
-    error: int, is_taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: int, is_taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     success = np.arange(20) % 2 == 0
     imagined = {4: _episodes(success * 1.0, success, 4), 1: _episodes(success * 1.0, success, error)}
     own = SimpleNamespace(episode_index=lambda source: torch.arange(20 if source == ("policy",) else 0))
-    saved, lines = [], []
-    context: Any = SimpleNamespace(
-        run_dir=tmp_path, seed=0, device="cpu", num_microbatches=1, workers=Workers(), log=lines.append,
+    saved, targets, reporter = [], [], RecordingReporter()
+    models = SimpleNamespace(
         load_world_model=lambda path: _Model() if path == "teacher" else None,
         save_world_model=lambda model, path: saved.append((model.config.num_sampler_steps, path)),
+    )
+    context: Any = SimpleNamespace(
+        seed=0, device="cpu", setup=TrainingSetup(), models=models, reporter=reporter, config_of=lambda kind: kind(),
+        open_clips=lambda version, split: own,
     )  # fmt: skip
-    for name, value in (
-        ("open_clips", lambda context, version, split: own),
-        ("BalancedClipSampler", lambda dataset, sampling: None),
-        ("train", lambda student, *others, **settings: student),
-        ("imagine_episodes", lambda model, *others: imagined[model.config.num_sampler_steps]),
-    ):
-        monkeypatch.setattr(distil_world_model, name, value)
+
+    def fit(student: _Model, clips: object, *others: object, target: TeacherTarget, **settings: object) -> _Model:
+        targets.append((target.teacher.config.num_sampler_steps, target.num_steps, settings["num_steps"]))
+        return student
+
+    monkeypatch.setattr(fit_world_model, "fit", fit)
+    monkeypatch.setattr(fit_world_model, "open_training_clips", lambda state, context: None)
+    monkeypatch.setattr(
+        distil_world_model, "imagine_episodes", lambda model, *others: imagined[model.config.num_sampler_steps]
+    )
     state = LoopState(iteration=2, world_model="teacher", teacher="teacher", world_model_steps=10, num_fits=1)
     config = replace(LIMITS, num_steps=5)
-    after = distil_world_model.run(state, config, FitWorldModelConfig(), ClipSamplingConfig(), context)
+    after = distil_world_model.run(state, config, context)
+    assert targets == [(4, 1, 5)]
     student = "checkpoints/iteration_002/world_model_student"
     assert (after.world_model, after.teacher) == (student if is_taken else "teacher", "teacher")
     assert saved == ([(1, student)] if is_taken else [])
@@ -184,7 +192,9 @@ def test_only_a_student_that_is_as_good_replaces_its_teacher(
     figures = after.records[2]["distillation"]
     assert (figures["accepted"], figures["num_sampler_steps"], figures["n"]) == (is_taken, 1, 20)
     assert figures["psnr_db"]["value"] == pytest.approx(20 * np.log10(4 / error), abs=1e-3)
-    assert lines[0].startswith("student of 1 steps: " + ("accepted, AUC" if is_taken else "refused, psnr_db -6.021"))
+    assert reporter.lines[0].startswith(
+        "student of 1 steps: " + ("accepted, AUC" if is_taken else "refused, psnr_db -6.021")
+    )
 
 
 def test_a_loop_goes_on_with_the_student_and_fits_the_teacher(tmp_path: Path) -> None:

@@ -1,127 +1,27 @@
-"""The small parts of stages: splits, the optimizer recipe, calibration, promotion, the order of stages."""
+"""The small parts of stages: calibration, promotion, what is compared and shown."""
 
-import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from reporters import RecordingReporter
 from scipy.special import expit
-from torch import nn
 
-from worldloop.config.schema import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.statistics import best_threshold, fit_temperature
 from worldloop.core.success import Calibration
-from worldloop.core.types import Clip, Episode
+from worldloop.core.types import Clip
 from worldloop.evaluation.calibration import calibrate, find_distrust, fit_calibration, is_calibrated_on
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.evaluation.held_out import OpenLoop
 from worldloop.evaluation.open_loop import Branches
-from worldloop.loop.run import advance, list_stages
-from worldloop.loop.session import Session
-from worldloop.reporting.progress import SilentDisplay
-from worldloop.runtime.inline import InlineRuntime
-from worldloop.stages import promote_policy, seed_dataset
+from worldloop.stages import promote_policy
 from worldloop.stages.check_world_model import align, choose_videos
 from worldloop.stages.evaluate_policy import compare_outcomes
-from worldloop.stages.simulate import choose_split
 from worldloop.storage.run_state import LoopState
-from worldloop.training.data_parallel import Workers
-from worldloop.training.optimizer import Optimisation
-
-DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-
-
-def test_splits_follow_the_id_and_the_share() -> None:
-    ids = [f"task/train/0-{i:06d}" for i in range(4000)]
-    held = [choose_split(i, 0.25) == "validation" for i in ids]
-    assert np.mean(held) == pytest.approx(0.25, abs=0.03)
-    # a larger share holds out more and never less of the same states
-    assert all(choose_split(i, 0.5) == "validation" for i, h in zip(ids, held, strict=True) if h)
-    assert choose_split(ids[0], 0.0) == "train"
-
-
-def test_every_demonstration_is_trained_on(tmp_path: Path) -> None:
-    """Of six and six, and one forked state; with a share of .9 nearly all that may be held out is."""
-    config = load_config(DEBUG)
-    recipe = seed_dataset.SeedDatasetConfig({"expert": 6, "far": 6}, validation_share=0.9, forked_states=1)
-    context: Any = Session(config, tmp_path, "test", InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
-    stored: list[Episode] = []
-    context.store = SimpleNamespace(append=lambda e, *names: stored.extend(e), snapshot=lambda name, shards: None)
-    state = seed_dataset.run(LoopState(), recipe, context)
-    metas = [episode.meta for episode in stored]
-    seeded, forked = metas[:12], metas[12:]
-    assert [m.split for m in seeded if m.variant == "expert"] == ["train"] * 6
-    perturbed = [m for m in seeded if m.variant == "far"]
-    assert [m.split for m in perturbed] == [choose_split(m.initial_state_id, 0.9) for m in perturbed]
-    assert sum(m.split == "validation" for m in perturbed) >= 4
-    # A state from which several variants start is nobody's demonstration.
-    assert [(m.variant, m.split) for m in forked] == [("expert", "validation"), ("far", "validation")]
-    assert len({m.initial_state_id for m in seeded}) == 12
-    assert len({m.initial_state_id for m in metas}) == 13
-    assert state.records[0]["demonstrations"] == 6
-
-
-def test_optimisation_goes_on_where_it_was_kept() -> None:
-    def begin() -> tuple[nn.Linear, Optimisation]:
-        torch.manual_seed(0)
-        layer = nn.Linear(3, 2)
-        return layer, Optimisation(layer.parameters(), learning_rate=0.1, num_steps=20, warmup_steps=4)
-
-    def take(layer: nn.Linear, optimisation: Optimisation, steps: range) -> None:
-        for step in steps:
-            optimisation.backward(layer(torch.full((1, 3), float(step))).square().sum())
-            optimisation.step()
-
-    layer, whole = begin()
-    take(layer, whole, range(7))
-    kept, weights = whole.state_dict(), {k: v.clone() for k, v in layer.state_dict().items()}
-    kept = {name: value.clone() for name, value in kept.items()}
-    take(layer, whole, range(7, 12))
-    other, resumed = begin()
-    other.load_state_dict(weights)
-    resumed.load_state_dict(kept)
-    assert resumed.learning_rate == 0.1 * (0.1 + 0.45 * (1 + math.cos(math.pi * 7 / 20)))
-    take(other, resumed, range(7, 12))
-    assert torch.equal(other.weight, layer.weight)
-    assert resumed.learning_rate == whole.learning_rate
-
-
-def test_micro_batches_add_up_to_one_batch() -> None:
-    weight, rows = nn.Parameter(torch.ones(3)), torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3], [1, 1, 1]])
-    optimisation = Optimisation([weight], learning_rate=0.1, num_steps=4)
-    for part, share in zip(rows.split([1, 3]), Workers().shares([torch.tensor(1), torch.tensor(3)]), strict=True):
-        optimisation.backward((part @ weight).mean() * share)
-    assert weight.grad is not None
-    torch.testing.assert_close(weight.grad, rows.mean(0))
-    optimisation.step()
-    assert weight.grad is None
-
-
-def test_optimisation_warms_up_decays_and_clips() -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimisation = Optimisation([weight], learning_rate=0.1, num_steps=100, warmup_steps=10, weight_decay=0.0)
-    rates = []
-    for _ in range(100):
-        rates.append(optimisation.learning_rate)
-        optimisation.backward((weight * 1e4).sum())
-        norm = optimisation.step()
-    assert norm == pytest.approx(2e4)
-    assert rates[0] == pytest.approx(0.01)
-    assert max(rates) == pytest.approx(0.1, rel=0.05)
-    assert rates[-1] == pytest.approx(0.01, rel=0.05)
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimisation = Optimisation([weight], learning_rate=0.1, num_steps=10, name="fit_world_model")
-    with pytest.raises(WorldloopError, match="fit_world_model: the loss became nan"):
-        optimisation.backward(weight.sum() * float("nan"))
-    assert torch.equal(weight, torch.ones(2, 2))
 
 
 def _open_loop(logit: list[float], success: list[int]) -> OpenLoop:
@@ -199,31 +99,6 @@ def test_cross_fitting_judges_no_episode_by_its_own_calibration() -> None:
     assert is_calibrated_on(result, {"on_policy": result})
 
 
-def test_the_last_iteration_collects_nothing_and_the_loop_ends() -> None:
-    config = load_config(DEBUG)
-    state, seen = LoopState(), []
-    while state.next_stage:
-        seen.append((state.iteration, state.next_stage))
-        state = advance(config, state)
-    assert seen[:4] == [(0, name) for name in list_stages(config, 0)]
-    assert seen[-1] == (2, "evaluate_policy")
-    assert len(seen) == 4 + 6 + 5
-
-
-def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> None:
-    config = load_config(DEBUG, ["check_world_model.max_fits=3"])
-    state, seen = LoopState(iteration=1, next_stage="fit_world_model"), []
-    while state.iteration == 1:
-        seen.append(state.next_stage)
-        if state.next_stage == "fit_world_model":
-            state = replace(state, num_fits=state.num_fits + 1, distrust="")
-        if state.next_stage == "check_world_model":
-            state = replace(state, distrust="too low")
-        state = advance(config, state)
-    assert seen == [*["fit_world_model", "check_world_model"] * 3, *list_stages(config, 1)[2:]]
-    assert state.num_fits == 0  # a new iteration has fits of its own
-
-
 def test_distrust_names_the_figure_and_needs_enough_episodes() -> None:
     wrong = _open_loop([4.0] * 10 + [-4.0] * 10, [0] * 10 + [1] * 10)  # AUC 0
     right = _open_loop([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
@@ -233,53 +108,48 @@ def test_distrust_names_the_figure_and_needs_enough_episodes() -> None:
     assert find_distrust({}, 0.7) == ""
 
 
-class _Log:
+class _Validation:
+    """What each policy achieves on four validation states; ``measured`` are those that were asked for."""
+
+    outcomes: ClassVar = {"old": (1, 0, 0, 1), "a": (1, 1, 0, 1), "b": (1, 1, 1, 0), "bad": (0, 0, 0, 1)}
+
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.measured: list[str] = []
+        self.reporter = RecordingReporter()
+        self.simulation = self
 
-    def log(self, line: str) -> None:
-        self.lines.append(line)
-
-
-@pytest.fixture
-def validation(monkeypatch):
-    """What each policy achieves on four validation states; the names that were measured."""
-    outcomes = {"old": (1, 0, 0, 1), "a": (1, 1, 0, 1), "b": (1, 1, 1, 0), "bad": (0, 0, 0, 1)}
-    measured: list[str] = []
-
-    def evaluate(context, split, num_states, block_size, policy, iteration):
+    def evaluate(self, split: str, num_states: int, block_size: int, policy: str, iteration: int) -> list[Any]:
         assert (split, num_states) == ("validation", 4)
-        measured.append(policy)
-        return outcomes[policy]
-
-    monkeypatch.setattr(promote_policy, "evaluate_in_simulator", evaluate)
-    monkeypatch.setattr(promote_policy, "success_of", lambda episodes: tuple(bool(e) for e in episodes))
-    return measured
+        self.measured.append(policy)
+        return [SimpleNamespace(is_success=bool(k)) for k in self.outcomes[policy]]
 
 
-def test_the_best_candidate_is_promoted_the_earliest_of_equals(validation) -> None:
-    state = LoopState(policy="old", candidates=("bad", "a", "b"))
-    after = promote_policy.run(state, promote_policy.PromotePolicyConfig(num_states=4), _Log())  # type: ignore[arg-type]
+def _promote(state: LoopState, validation: _Validation, gate: bool = True) -> LoopState:
+    context: Any = validation
+    return promote_policy.run(state, promote_policy.Config(num_states=4, gate=gate), context)
+
+
+def test_the_best_candidate_is_promoted_the_earliest_of_equals() -> None:
+    validation = _Validation()
+    after = _promote(LoopState(policy="old", candidates=("bad", "a", "b")), validation)
     assert (after.policy, after.candidates, after.validation_success) == ("a", (), (True, True, False, True))
     assert after.records[0]["promoted"]
     assert after.records[0]["promotion_gain"]["gain"] == 0.25
     assert after.records[0]["validation_success"]["b"]["k"] == 3
-    assert validation == ["old", "bad", "a", "b"]
+    assert validation.measured == ["old", "bad", "a", "b"]
 
 
-def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(validation) -> None:
+def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off() -> None:
     state = LoopState(policy="old", candidates=("bad",), validation_success=(True, False, False, True))
-    config = promote_policy.PromotePolicyConfig(num_states=4)
-    log = _Log()
-    kept = promote_policy.run(state, config, log)  # type: ignore[arg-type]
+    validation = _Validation()
+    kept = _promote(state, validation)
     assert (kept.policy, kept.candidates, kept.records[0]["promoted"]) == ("old", (), False)
-    assert "rolled back" in log.lines[-1]
+    assert "rolled back" in validation.reporter.lines[-1]
     assert kept.validation_success == state.validation_success
-    assert validation == ["bad"]  # the policy in force is not measured twice
-    off = promote_policy.PromotePolicyConfig(num_states=4, gate=False)
-    forced = promote_policy.run(LoopState(policy="old", candidates=("a", "bad")), off, _Log())  # type: ignore[arg-type]
+    assert validation.measured == ["bad"]  # the policy in force is not measured twice
+    forced = _promote(LoopState(policy="old", candidates=("a", "bad")), validation, gate=False)
     assert (forced.policy, forced.validation_success) == ("bad", ())
-    assert validation == ["bad"]
+    assert validation.measured == ["bad"]
 
 
 def test_state_survives_json_and_refuses_other_things() -> None:
