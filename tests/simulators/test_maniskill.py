@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from worldloop.sim import maniskill
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import InitialStateSource, Simulator
 from worldloop.core.randomness import make_row_keys
+from worldloop.simulators.maniskill import simulator as maniskill
 from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator, maniskill_spec
 from worldloop.simulators.maniskill.tasks import CUBE_XYZ, GOAL_XYZ
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
