@@ -14,6 +14,7 @@ from worldloop.config.loading import find_differences, list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.types import PeakMemory
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
@@ -24,7 +25,7 @@ from worldloop.reporting.status import StatusDisplay
 from worldloop.reporting.tensorboard import write_iteration
 from worldloop.rollout.simulation import Executor, Simulation
 from worldloop.runtime.inline import InlineRuntime
-from worldloop.runtime.memory import PeakMemory, begin_peak, read_peak
+from worldloop.runtime.memory import begin_peak, read_peak
 from worldloop.sans.store import SansStore
 from worldloop.stages import STAGES, trains
 from worldloop.stages.context import StageContext

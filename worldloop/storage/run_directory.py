@@ -27,8 +27,7 @@ from yaml import YAMLError
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import malformed, read_json, to_json, write_file
-from worldloop.core.types import InitialStates, Split
-from worldloop.runtime.memory import PeakMemory
+from worldloop.core.types import InitialStates, PeakMemory, Split
 from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
 
 RESULTS_SCHEMA_VERSION = 1
