@@ -11,7 +11,8 @@ import torch
 from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.types import Observation
-from worldloop.storage.card import NUM_STARTS, WorldModelCard, choose_starts, read_card, write_card
+from worldloop.sans.starts import NUM_STARTS, choose_starts
+from worldloop.storage.card import WorldModelCard, read_card, write_card
 
 
 def _starts() -> Observation:

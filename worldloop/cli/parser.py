@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from worldloop import __version__
+from worldloop.core.version import __version__
 
 
 class _Parser(argparse.ArgumentParser):

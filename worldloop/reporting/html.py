@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from worldloop import __version__
 from worldloop.core.files import read_json, write_file
 from worldloop.core.types import OUTCOMES
+from worldloop.core.version import __version__
 from worldloop.reporting.charts import (
     draw,
     draw_auc,

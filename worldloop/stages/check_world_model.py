@@ -26,8 +26,8 @@ from worldloop.evaluation.open_loop import (
 from worldloop.evaluation.visual_state import fit_probe
 from worldloop.reporting.check import choose_all_videos, describe_checks, make_record, summarise_for_card, write_check
 from worldloop.sans.clips import ClipDataset
+from worldloop.sans.starts import choose_starts
 from worldloop.stages.context import Schedule, StageContext
-from worldloop.storage.card import choose_starts
 from worldloop.storage.run_state import LoopState
 from worldloop.world_model.model import VideoWorldModel
 

@@ -21,11 +21,9 @@ from worldloop.core.files import hash_file, to_json, write_file
 from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.tensors import prefix, strip
 from worldloop.core.types import Observation
-from worldloop.sans.clips import ClipDataset
 from worldloop.storage.checkpoint import read_current_json
 
 CARD_SCHEMA_VERSION = 2  # 1 had one camera and one task
-NUM_STARTS = 64  # observations to start from, of all tasks
 _REMEDY = "check the world model again, or restore its directory from a copy"
 
 
@@ -42,22 +40,6 @@ class WorldModelCard:
     calibrations: Calibrations
     figures: dict[str, Any]
     starts: Observation
-
-
-def choose_starts(dataset: ClipDataset) -> Observation:
-    """First observations of the latest episodes of ``dataset``, the policy's own where there are any.
-
-    They are spread evenly over its tasks, one task after the other.
-    """
-    metas = dataset.cache.metas
-    tasks = sorted({metas[e].task for e in dataset.episode_index().tolist()})
-    chosen = []
-    for task in tasks:
-        episodes = dataset.episode_index(task=task, source="policy")
-        episodes = episodes if len(episodes) else dataset.episode_index(task=task)
-        chosen.append(episodes[-max(NUM_STARTS // len(tasks), 1) :])
-    first = torch.cat(chosen)
-    return dataset.observation(torch.stack([first, torch.zeros_like(first)], dim=1))
 
 
 def write_card(directory: Path, card: WorldModelCard) -> None:
