@@ -169,7 +169,7 @@ def test_a_violation_is_found(path, source, reason):
             "simulators/maniskill/simulator.py",
             "import mani_skill\nfrom worldloop.simulators.base import x\nfrom . import tasks\nfrom .. import toy",
         ),
-        ("core/interfaces.py", "from worldloop.core.types import Clip\nfrom worldloop import __version__"),
+        ("core/interfaces.py", "from worldloop.core.types import Clip\nfrom worldloop.core.version import __version__"),
         ("policies/lerobot/policy.py", "import lerobot, datasets, transformers"),
         ("policies/token_vla/policy.py", "import transformers, torch"),
         ("rl/grpo.py", "from worldloop.training.trainer import Objective"),
