@@ -1,9 +1,7 @@
 """Cards: what a checked world model carries besides its weights, for several cameras and tasks."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ import torch
 from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.types import Observation
-from worldloop.sans.starts import NUM_STARTS, choose_starts
 from worldloop.storage.card import WorldModelCard, read_card, write_card
 
 
@@ -87,32 +84,3 @@ def test_a_card_of_an_earlier_worldloop_is_refused(written: Path) -> None:
     path.write_text(json.dumps(old))
     with pytest.raises(WorldloopError, match="made by an earlier worldloop, with one camera and one task: make it"):
         read_card(written)
-
-
-class FakeDataset:
-    """The episodes of a `ClipDataset` by task and source; an observation says which it is of."""
-
-    def __init__(self, episodes: list[tuple[str, str]]) -> None:
-        self.episodes = episodes
-        self.cache = SimpleNamespace(metas=[SimpleNamespace(task=task) for task, _ in episodes])
-
-    def episode_index(self, **wanted: str) -> torch.Tensor:
-        rows = [{"task": task, "source": source} for task, source in self.episodes]
-        hits = [i for i, row in enumerate(rows) if all(row[key] == value for key, value in wanted.items())]
-        return torch.tensor(hits, dtype=torch.long)
-
-    def observation(self, index: torch.Tensor) -> Observation:
-        assert not index[:, 1].any()
-        first = _starts().rows([0] * len(index))
-        return replace(first, task=tuple(self.episodes[e][0] for e in index[:, 0].tolist()), env_step=index[:, 0])
-
-
-def test_starts_are_spread_evenly_over_the_tasks() -> None:
-    push = [("push", "expert")] * 3 + [("push", "policy")] * 100
-    dataset = FakeDataset([*push, *[("reach", "expert")] * 40])
-    starts = choose_starts(dataset)  # type: ignore[arg-type]
-    assert starts.task == ("push",) * (NUM_STARTS // 2) + ("reach",) * (NUM_STARTS // 2)
-    # The latest of each; the policy's own where it has any.
-    assert starts.env_step.tolist() == [*range(103 - NUM_STARTS // 2, 103), *range(143 - NUM_STARTS // 2, 143)]
-    alone = choose_starts(FakeDataset(push))  # type: ignore[arg-type]
-    assert alone.env_step.tolist() == list(range(103 - NUM_STARTS, 103))
