@@ -9,7 +9,7 @@ from worldloop.sans.starts import NUM_STARTS, choose_starts
 
 
 class FakeDataset:
-    """The episodes of a `ClipDataset` by task and source; ``env_step`` of an observation is the number of its episode."""
+    """The episodes of a `ClipDataset` by task and source; an observation has its number as ``env_step``."""
 
     def __init__(self, episodes: list[tuple[str, str]]) -> None:
         self.episodes = episodes
