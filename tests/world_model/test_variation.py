@@ -35,7 +35,10 @@ def test_noise_spares_the_first_frame_and_stays_below_its_level() -> None:
 
 def test_judged_frames_shift_together() -> None:
     generator = torch.Generator().manual_seed(1)
-    frames = {"base": torch.rand(64, 3, 64, 64, generator=generator), "hand": torch.rand(64, 3, 32, 48, generator=generator)}
+    frames = {
+        "base": torch.rand(64, 3, 64, 64, generator=generator),
+        "hand": torch.rand(64, 3, 32, 48, generator=generator),
+    }
     proprio = torch.zeros(64, 400)
     first, target, moved = vary_judged(frames, frames, proprio, torch.Generator().manual_seed(0))
     levels = moved.std(1)
