@@ -108,7 +108,7 @@ def test_hybrid_reads_every_condition(name: str) -> None:
 
 @torch.no_grad()
 def test_hybrid_makes_every_view_in_sight_of_the_others() -> None:
-    """Two views of different sizes: a picture of one changes what is predicted of the other, through the transformer."""
+    """Two views of different sizes: a picture of one changes what is predicted of the other."""
     denoiser, (noisy, t, memory), conditioning = make_denoiser(*SIZES)
     output = denoiser(noisy, t, memory, conditioning)
     assert {camera: tuple(data.shape) for camera, data in output.data.items()} == {
@@ -134,7 +134,7 @@ def test_hybrid_shifts_every_view() -> None:
 
 
 def test_hybrid_refuses_a_size_that_does_not_fold() -> None:
-    with pytest.raises(WorldloopError, match="16 x 18 pixels of camera 'hand' do not divide by 2 x .*patch = 4"):
+    with pytest.raises(WorldloopError, match=r"16 x 18 pixels of camera 'hand' do not divide by 2 x .*patch = 4"):
         HybridDenoiser(HybridConfig(patch=2), 3, {"base": (16, 16), "hand": (16, 18)}, 4, 2, 3, instruction_dim=5)
 
 
@@ -170,8 +170,8 @@ def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: 
         context={"other": torch.zeros(1, 3, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, :3]},
         frames={"other": torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, 3:]},
         context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1), proprio=torch.zeros(1, 2, 1),
-        success=torch.zeros(1, 2), valid=torch.ones(1, 2, dtype=torch.bool), task=("t",), instruction=("i",), index=torch.zeros(1, 2, dtype=torch.long),
-        is_on_policy=torch.zeros(1, dtype=torch.bool),
+        success=torch.zeros(1, 2), valid=torch.ones(1, 2, dtype=torch.bool), task=("t",), instruction=("i",),
+        index=torch.zeros(1, 2, dtype=torch.long), is_on_policy=torch.zeros(1, dtype=torch.bool),
     )  # fmt: skip
     for m, moved in enumerate(((first, now, before), (first, before, last))):
         expected = torch.full((12, 12), 16 / 25)  # 27 pixels of 144 weigh 1 + 3: the mean is 25 / 16
