@@ -11,8 +11,8 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import InitialStateSource, Simulator
 from worldloop.core.randomness import make_row_keys
 from worldloop.simulators.maniskill import simulator as maniskill
-from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 from worldloop.simulators.maniskill.family import CUBE_XYZ, GOAL_XYZ
+from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
 pytest.importorskip("mani_skill")

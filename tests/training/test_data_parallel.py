@@ -45,7 +45,12 @@ CONFIG = (
 )
 
 
-SHARDED = ("runtime=ray", "resources.num_workers=2", "resources.shard_world_model=true", "resources.keep_every_s=1e-9")
+SHARDED = (
+    "runtime=ray",
+    "resources.num_workers=2",
+    "resources.shard_world_model=true",
+    "resources.checkpoint_every_s=1e-9",
+)
 
 
 def configure(shards: bool = False) -> LoopConfig:

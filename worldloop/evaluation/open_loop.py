@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.interfaces import WorldModel
+from worldloop.core.interfaces import Reporter, WorldModel
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip, Outcome, Source
@@ -88,6 +88,31 @@ class ImaginedEpisodes:
 
     def __len__(self) -> int:
         return len(self.logit)
+
+
+def imagine_held_out(
+    world_model: WorldModel,
+    dataset: ClipDataset,
+    task: str,
+    *,
+    max_episodes: int,
+    batch_size: int,
+    seed: int,
+    reporter: Reporter,
+) -> dict[str, ImaginedEpisodes]:
+    """Source -> the episodes of ``task`` in ``dataset``, the latest ``max_episodes``, imagined whole.
+
+    A source without episodes is left out. For the rest see `imagine_branches`.
+    """
+    imagined: dict[str, ImaginedEpisodes] = {}
+    for name, sources in SOURCES.items():
+        index = dataset.episode_index(source=sources, task=task)[-max_episodes:]
+        if len(index):
+            with reporter.progress(len(index), "episode") as progress:
+                imagined[name] = imagine_episodes(
+                    world_model, dataset, index, batch_size=batch_size, seed=seed, on_batch=progress.advance
+                )
+    return imagined
 
 
 def imagine_episodes(

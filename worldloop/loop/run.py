@@ -59,7 +59,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         data_parallel=data_parallel,
         num_micro_batches=config.num_microbatches,
         checkpoint_root=run_dir / "partial",
-        checkpoint_every_s=resources.keep_every_s,
+        checkpoint_every_s=resources.checkpoint_every_s,
         shard_world_model=resources.shard_world_model and data_parallel.world_size > 1,
     )
     spec = build_spec(config.source, config.simulator, config.recording)
@@ -73,7 +73,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter),
         setup=setup,
         reporter=reporter,
-        max_imagination_batch=resources.rows_at_once,
+        max_imagination_batch=resources.max_imagination_batch,
         configs=config.sections(),
     )
 

@@ -69,7 +69,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         forks = range(own.stop, own.stop + config.forked_states)
         rows += [row for row in forks for _ in config.forked_variants]
         variants += config.forked_variants * config.forked_states
-        splits += ("validation",) * len(config.forked_variants) * config.forked_states
+        splits += ["validation" for _ in config.forked_variants for _ in forks]
     episodes = context.simulation.run(
         states.select(rows),
         block_size=config.block_size,
