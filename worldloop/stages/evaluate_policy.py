@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from worldloop.core.success import Calibrations
 from worldloop.evaluation.outcomes import compare_outcomes, imagine_outcomes, measure_success, measure_swapped
-from worldloop.reporting.outcomes import describe_comparison, describe_success, describe_swapped
+from worldloop.reporting.success import describe_imagined, describe_simulated, describe_swapped
 from worldloop.rollout.simulation import success_by_task
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
@@ -42,7 +42,8 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     simulated = success_by_task(episodes)
     state = replace(state, evaluation_success=(*state.evaluation_success[: state.iteration], simulated))
     success = measure_success(state.evaluation_success[0], simulated)
-    reporter.log(describe_success(success))
+    for line in describe_simulated(success):
+        reporter.log(line)
     state = state.record(**success.to_record())
 
     if config.swapped_states and len(context.spec.tasks) > 1:
@@ -50,7 +51,8 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
             "evaluation", config.swapped_states, block_size, state.policy, state.iteration, swaps_instructions=True
         )
         swapped = measure_swapped(simulated, success_by_task(told_otherwise))
-        reporter.log(describe_swapped(swapped))
+        for line in describe_swapped(swapped):
+            reporter.log(line)
         state = state.record(**swapped.to_record())
 
     if not state.world_model:
@@ -64,5 +66,6 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         max_batch=context.max_imagination_batch,
     )
     comparison = compare_outcomes(imagined, simulated)
-    reporter.log(describe_comparison(comparison))
+    for line in describe_imagined(comparison):
+        reporter.log(line)
     return state.record(**comparison.to_record())

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from worldloop.evaluation.promotion import judge_candidates
-from worldloop.reporting.promotion import describe_verdict
+from worldloop.reporting.success import describe_promotion
 from worldloop.rollout.simulation import success_by_task
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
@@ -54,7 +54,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     current = state.validation_success or measure(state.policy)
     success = {candidate: measure(candidate) for candidate in state.candidates}
     verdict = judge_candidates(current, success, config.min_gain)
-    for line in describe_verdict(verdict):
+    for line in describe_promotion(verdict):
         context.reporter.log(line)
     state = replace(
         state,
