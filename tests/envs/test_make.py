@@ -69,9 +69,9 @@ def test_make_vec_gives_the_native_environment_and_a_run_means_its_latest_model(
     assert ended >= 3
 
 
-def test_the_example_in_the_readme_runs(run: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    lines = text[text.index("    import gymnasium, worldloop.envs ") :].split("\n\n`")[0].splitlines()
+def test_the_example_in_the_docs_runs(run: Path) -> None:
+    text = (ROOT / "docs/environments.md").read_text()
+    lines = text[text.index("    import gymnasium, worldloop.envs ") :].split("\n\n- ")[0].splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(line[4:] for line in lines).replace("runs/pushcube_cpu", str(run)), names)
     assert 0 <= names["info"]["success_prob"] <= 1
