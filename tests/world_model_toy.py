@@ -80,7 +80,10 @@ def fit(model: VideoWorldModel, data: ToyEpisodes, num_steps: int, batch_size: i
 
 
 class ToyEpisodes:
-    """``num_episodes`` random walks of ``tasks`` in turn, seen by ``cameras``: a `ClipSource`."""
+    """``num_episodes`` random walks of ``tasks`` in turn, seen by ``cameras``: a `ClipSource`.
+
+    They go from left to right; with ``both_ways`` every other one goes from right to left.
+    """
 
     def __init__(
         self,
@@ -89,11 +92,15 @@ class ToyEpisodes:
         num_frames: int = NUM_FRAMES,
         cameras: tuple[CameraSpec, ...] = ONE_CAMERA,
         tasks: tuple[str, ...] = ("Dot",),
+        both_ways: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.actions = torch.rand(num_episodes, num_frames, S_PER_FRAME, 2, generator=generator) * 2 - 1
         self.actions[..., 0] = (self.actions[..., 0] + 0.5).clamp(-1, 1)
         positions = [torch.rand(num_episodes, 2, generator=generator) - 0.7]
+        if both_ways:
+            self.actions[1::2, ..., 0] *= -1
+            positions[0][1::2, 0] *= -1
         for f in range(num_frames):
             positions.append((positions[-1] + 0.2 * self.actions[:, f].sum(1)).clamp(-1, 1))
         self.proprio = torch.stack(positions, 1)
