@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def _compare_success(a: RunDirectory, b: RunDirectory) -> list[str]:
     for side, (name, tasks) in enumerate((("A", of_a[0]), ("B", of_b[0]))):
         shared_tasks = {pair[side] for pair in pairs}
         if alone := [task for task in tasks if task not in shared_tasks]:
-            lines.append(f"only in {name}: {', '.join(alone)}")
+            lines += textwrap.wrap(f"only in {name}: {', '.join(alone)}", 80, subsequent_indent="  ")
     return lines
 
 
