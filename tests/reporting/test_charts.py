@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from worldloop.reporting.charts import draw, draw_auc, draw_calibration, draw_success, list_judged_sources
+from worldloop.reporting.charts import draw, draw_auc, draw_calibration, draw_success
+from worldloop.reporting.records import list_judged_sources
 
 
 def test_a_run_of_before_the_reliability_has_no_such_chart(recwarn: pytest.WarningsRecorder) -> None:

@@ -73,7 +73,8 @@ def _reading(*runs: Path) -> AbstractContextManager[None]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from worldloop.reporting.tables import format_comparison, format_report, format_status
+    from worldloop.reporting.comparison import format_comparison
+    from worldloop.reporting.tables import format_report, format_status
 
     match options.command:
         case "report" if options.html:

@@ -67,7 +67,8 @@ def describe_checks(checks: Checks) -> list[str]:
 def _describe_tasks(source: str, checks: Checks) -> list[str]:
     """E.g. ``on_policy, PullCube-v1: auc 0.843 (0.710-0.932), psnr_db 24.1, the worst``."""
     judged = {task: check.judgements[source] for task, check in checks.items() if source in check.judgements}
-    worst = find_worst({task: j.alignment.auc and j.alignment.auc.value for task, j in judged.items()})
+    auc = {task: judgement.alignment.auc for task, judgement in judged.items()}
+    worst = find_worst({task: figure.value if figure else None for task, figure in auc.items()})
     lines = []
     for task, judgement in judged.items():
         psnr = judgement.fidelity.psnr_db.mean
