@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from worldloop.config.schema import LoopConfig, load_config
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
+from worldloop.core.success import Trust
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
 from worldloop.stages import STAGES
 from worldloop.stages.context import Schedule
@@ -126,9 +128,9 @@ def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> 
     while state.iteration == 1:
         seen.append(state.next_stage)
         if state.next_stage == "fit_world_model":
-            state = replace(state, num_fits=state.num_fits + 1, distrust="")
+            state = replace(state, num_fits=state.num_fits + 1, trust={})
         if state.next_stage == "check_world_model":
-            state = replace(state, distrust="too low")
+            state = replace(state, trust={"a": Trust(True), "b": Trust(False, "too low")})
         state = advance(config, state)
     assert seen == [*["fit_world_model", "check_world_model"] * 3, *list_stages(config, 1)[2:]]
     assert state.num_fits == 0  # a new iteration has fits of its own
@@ -136,5 +138,5 @@ def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> 
 
 def test_a_model_that_is_good_enough_is_fitted_once() -> None:
     config = load("check_world_model.max_fits=3")
-    state = LoopState(iteration=1, next_stage="check_world_model", num_fits=1)
+    state = LoopState(iteration=1, next_stage="check_world_model", num_fits=1, trust={"a": Trust(True)})
     assert advance(config, state).next_stage == "improve_policy"

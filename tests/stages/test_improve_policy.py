@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from hand_specs import make_spec
 from reporters import RecordingReporter
 
-from worldloop.config.schema import LoopConfig, load_config
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
-from worldloop.core.success import Calibration
-from worldloop.factory import build
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.success import Calibration, Calibrations, Trust
+from worldloop.factory import checkpoints
 from worldloop.loop.run import make_context, run_loop
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
@@ -20,6 +23,7 @@ from worldloop.stages import clone_policy, improve_policy, seed_dataset
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
 
+TASK = "ToyPush-v1"
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 SMALL = (
     "num_iterations=1",
@@ -50,7 +54,7 @@ def test_grpo_goes_on_from_a_policy_that_imitates_every_success(tmp_path: Path) 
     assert set(entry["validation_success"]) == {imitated, improved}
     assert entry["imagined_frames"] > 0
     clone, start, end = (
-        build.load_policy(directory.path / path).state_dict()
+        checkpoints.load_policy(directory.path / path).state_dict()
         for path in ("checkpoints/iteration_000/policy", imitated, improved)
     )
     moved = {name for name in start if (end[name].float() - start[name].float()).abs().max() > 1e-5}
@@ -78,9 +82,9 @@ class Improvement:
         for path in ("policy", "clone"):
             context.models.save_policy(context.models.new_policy(normalisation, seed=0), path)
         context.models.save_world_model(context.models.new_world_model(normalisation, seed=0), "world_model")
-        unsure = vars(Calibration(threshold=0.999))  # no row succeeds, so that returns differ by their probabilities
+        unsure = Calibrations({TASK: Calibration(threshold=0.999)})  # no row succeeds, so that returns differ by their probabilities
         self.state = replace(
-            state, iteration=1, world_model="world_model", policy="policy", clone="clone", calibration=unsure
+            state, iteration=1, world_model="world_model", policy="policy", clone="clone", calibrations=unsure
         )
 
     def make_context(self, config: LoopConfig) -> StageContext:
@@ -88,9 +92,10 @@ class Improvement:
         context = make_context("improve_policy", config, self.root, runtime, SilentDisplay())
         return replace(context, reporter=RecordingReporter())
 
-    def run(self, *overrides: str, **changes: Any) -> LoopState:
+    def run(self, *overrides: str, spec: SimulatorSpec | None = None, **changes: Any) -> LoopState:
         config = load_config(DEBUG, [*FRESH, *overrides])
-        self.context = self.make_context(config)
+        context = self.make_context(config)
+        self.context = replace(context, spec=spec or context.spec)
         state = replace(self.state, **changes)
         return improve_policy.run(state, config.section(improve_policy.Config), self.context)
 
@@ -144,7 +149,7 @@ def test_policies_explore_at_the_stages_temperature(improvement: Improvement) ->
 def test_a_policy_without_likelihoods_is_sent_to_imitation(
     improvement: Improvement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldloop.factory.models.build.load_policy", lambda directory: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("worldloop.factory.models.checkpoints.load_policy", lambda directory: torch.nn.Linear(1, 1))
     with pytest.raises(WorldloopError, match=r"Linear is no LikelihoodPolicy: use .*method=imitate_successes"):
         improvement.run()
 
@@ -165,8 +170,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         assert config == replace(context.config_of(clone_policy.Config), num_steps=100)
         calls.append(("imitate", select, path))
 
-    def improve(state: LoopState, config: Any, context: StageContext, start: str, path: str) -> Any:
-        calls.append(("improve", start))
+    def improve(state: LoopState, config: Any, context: StageContext, tasks: Any, start: str, path: str) -> Any:
+        calls.append(("improve", start, *(tasks if len(context.spec.tasks) > 1 else ())))
         return state, (f"{path}_after_004",)
 
     monkeypatch.setattr(clone_policy, "imitate", imitate)
@@ -206,11 +211,20 @@ def test_the_control_imitates_and_imagines_nothing(improvement: Improvement, cal
 def test_nothing_is_imagined_in_a_model_that_is_not_trusted(
     improvement: Improvement, calls: list[Any], start: str, candidates: tuple[str, ...]
 ) -> None:
-    state = improvement.run(f"improve_policy.restart_from={start}", distrust="too low")
+    state = improvement.run(f"improve_policy.restart_from={start}", trust={TASK: Trust(False, "too low")})
     assert state.candidates == candidates
     assert state.records[1]["improvement_skipped"] == "too low"
     assert not any(name == "improve" for name, *_ in calls)
     assert improvement.reporter.lines == ["no policy is improved: too low"]
+
+
+def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Improvement, calls: list[Any]) -> None:
+    spec = make_spec(tasks=("push", "pull", "lift"))
+    trust = {"push": Trust(True), "pull": Trust(False, "too low"), "lift": Trust(True)}
+    state = improvement.run(spec=spec, trust=trust)
+    assert calls == [("improve", "policy", "push", "lift")]
+    assert state.records[1]["improvement_skipped"] == "pull: too low"
+    assert improvement.reporter.lines == ["improved without: pull: too low"]
 
 
 @pytest.mark.parametrize(

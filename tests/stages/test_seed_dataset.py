@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from worldloop.config.schema import load_config
+from worldloop.config.loading import load_config
 from worldloop.core.types import Episode
 from worldloop.loop.run import make_context
 from worldloop.reporting.progress import SilentDisplay
