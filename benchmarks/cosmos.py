@@ -22,7 +22,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ PUBLISHED = CosmosConfig(
     patch=2, num_layers=28, num_heads=16, head_dim=128, adaln_lora_dim=256, rope_scale=(1.0, 3.0, 3.0),
     concat_padding_mask=True, num_context_frames=7, prediction="velocity", num_poses=0,
 )  # fmt: skip
+CAMERA = "camera"
 HUNDRED_MILLION = CosmosConfig(patch=8, num_layers=12, num_heads=12, head_dim=64, adaln_lora_dim=128, num_poses=0)
 TINY: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "head_dim": 16, "adaln_lora_dim": 8}
 SIZES = {"256x256": (32, 32), "480x832": (60, 104)}
@@ -72,8 +73,9 @@ class Stream:
     ) -> None:
         torch.manual_seed(0)
         with torch.device(on.device):
+            text_dim = TEXT_DIM if text_tokens else 32
             denoiser = CosmosDenoiser(
-                config, channels, size, PROPRIO_DIM, ACTION_DIM, ACTIONS_PER_FRAME, TEXT_DIM if text_tokens else 32
+                config, channels, {CAMERA: size}, PROPRIO_DIM, ACTION_DIM, ACTIONS_PER_FRAME, text_dim
             )
         self.denoiser = denoiser.to(on.device, on.dtype).eval()
         like: dict[str, Any] = {"device": on.device, "dtype": on.dtype}
@@ -95,17 +97,17 @@ class Stream:
     def cached(self, num_latents: int, num_steps: int) -> Tensor:
         """Latents [num_latents, B, C, h, w]."""
         text = self.conditioning.instruction
-        memory, latents = self.denoiser.remember(self.frames, text), []
+        memory, latents = self.denoiser.remember({CAMERA: self.frames}, text), []
         for _ in range(num_latents):
             recall = partial(_give, memory)
             latents.append(self._sample(recall, num_steps))
-            memory = self.denoiser.shift(memory, latents[-1], text)
+            memory = self.denoiser.shift(memory, {CAMERA: latents[-1]}, text)
         return torch.stack(latents)
 
     def uncached(self, num_latents: int, num_steps: int) -> Tensor:
         text, window, latents = self.conditioning.instruction, self.frames, []
         for _ in range(num_latents):
-            recall = partial(self.denoiser.remember, window, text)
+            recall = partial(self.denoiser.remember, {CAMERA: window}, text)
             latents.append(self._sample(recall, num_steps))
             window = shift_frames(window, latents[-1])
         return torch.stack(latents)
@@ -113,10 +115,11 @@ class Stream:
     def _sample(self, recall: Callable[[], CosmosMemory], num_steps: int) -> Tensor:
         """One latent; ``recall`` is asked for the memory at every sampler step."""
 
-        def denoise(noisy: Tensor, t: Tensor) -> DenoiserOutput:
-            return self.call(noisy.to(self.noise), t.to(self.noise), recall(), self.conditioning)
+        def denoise(noisy: Mapping[str, Tensor], t: Tensor) -> DenoiserOutput:
+            latents = {CAMERA: noisy[CAMERA].to(self.noise)}
+            return self.call(latents, t.to(self.noise), recall(), self.conditioning)
 
-        return sample(denoise, self.noise, num_steps).data[:, 0].to(self.noise)
+        return sample(denoise, {CAMERA: self.noise}, num_steps).data[CAMERA][:, 0].to(self.noise)
 
     def stock(self, num_latents: int, num_steps: int) -> Tensor:
         """diffusers' transformer over the window and the latent in the making, and its Euler scheduler."""

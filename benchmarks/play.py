@@ -16,6 +16,7 @@ import platform
 import threading
 import time
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,12 @@ def main() -> None:
     result = {
         "schema_version": 1,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "world_model": {"task": world_model.spec.task, "denoiser": world_model.config.denoiser},  # type: ignore[attr-defined]
-        "real_time": world_model.spec.hz / world_model.spec.actions_per_frame,
+        "world_model": {
+            "tasks": world_model.spec.task_ids,
+            "cameras": [asdict(camera) for camera in world_model.spec.robot.cameras],
+            "denoiser": world_model.config.denoiser,  # type: ignore[attr-defined]
+        },
+        "real_time": world_model.spec.frames_per_second,
         "frames_per_second": {
             name: {"median": float(np.median(v)), "low": min(v), "high": max(v), "n": len(v)}
             for name, v in rates.items()

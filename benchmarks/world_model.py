@@ -8,8 +8,11 @@ rounds of the ratio within each, with its lowest and highest.
 
 - world model (or the names of several checkpoints): steps of `WorldModelVectorEnv` (one frame each) with random
   actions, pixels out, `--threads` threads
-- ManiSkill: the same task, image size and control rate on the CPU, one process per thread, the fastest shader, no
-  anti-aliasing; rendering after every action, and only where the world model would give a frame
+- ManiSkill: the first of the same tasks, the same cameras, image sizes and control rate on the CPU, one process per
+  thread, the fastest shader, no anti-aliasing; rendering after every action, and only where the world model would give
+  a frame
+- hybrid, one view | two views: a `VideoWorldModel` at its default size with random weights, imagining a frame of 64 px,
+  or one of 64 and one of 48 px together, batch 16
 - cosmos, cached | uncached: `CosmosDenoiser` at its default size with random weights, four sampler steps, batch 16: the
   memory of the window carried along, or computed anew at every sampler step as a full-window sampler does
 - stock: diffusers' transformer of the same size over the same frames, all denoised at once, with its Euler
@@ -28,7 +31,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +41,30 @@ import torch
 BATCHES = (1, 16, 128)
 COSMOS_BATCH, COSMOS_STEPS = 16, 4
 COSMOS_CONTEXTS = (3, 8)
+VIEW_BATCH = 16
+VIEWS = {"one view": {"base_camera": 64}, "two views": {"base_camera": 64, "hand_camera": 48}}  # pixels per side
 HORIZON, HORIZON_BATCH = 60, 16  # frames over which the cost per frame is followed, and in how many rows
 
 
-def simulate(connection: Any, task: str, image_size: int, actions_per_frame: int, has_frames_only: bool) -> None:
+def simulate(
+    connection: Any, tasks: tuple[str, ...], image_sizes: dict[str, int], actions_per_frame: int, has_frames_only: bool
+) -> None:
     """A ManiSkill process: for every number of seconds received, step for so long and send (env steps, seconds)."""
     torch.set_num_threads(1)
     from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 
     s = actions_per_frame if has_frames_only else 1
-    config = ManiSkillConfig(task=task, image_size=image_size, actions_per_frame=s, backend="cpu")
+    config = ManiSkillConfig(
+        tasks=tasks,
+        view="table" if len(tasks) > 1 else "task",
+        cameras=tuple(image_sizes),
+        image_sizes=image_sizes,
+        actions_per_frame=s,
+        backend="cpu",
+    )
     simulator = ManiSkillSimulator(config)
-    states = simulator.draw_initial_states("train", 4, seed=0).states
-    low, high = (torch.tensor(bound) for bound in (simulator.spec.action_low, simulator.spec.action_high))
+    states, robot = simulator.draw_initial_states(tasks[0], "train", 4, seed=0), simulator.spec.robot
+    low, high = (torch.tensor(bound) for bound in (robot.action_low, robot.action_high))
     generator = torch.Generator().manual_seed(0)
     connection.send("ready")
     number = 0
@@ -60,7 +74,7 @@ def simulate(connection: Any, task: str, image_size: int, actions_per_frame: int
         while time.perf_counter() - began < seconds:
             if done:
                 number += 1
-                simulator.reset(states[[number % len(states)]])
+                simulator.reset(states.select([number % len(states)]))
             actions = low + (high - low) * torch.rand(1, s, len(low), generator=generator)
             done = bool(simulator.step_chunk(actions).done.all())
             steps += s
@@ -133,8 +147,50 @@ def make_env_step(checkpoint: Path, batch: int, device: str) -> tuple[Callable[[
     return step, env
 
 
+def make_view_step(image_sizes: dict[str, int], device: torch.device) -> Callable[[], int]:
+    """One frame of ``VIEW_BATCH`` rows, of all cameras of ``image_sizes``; returns its number of rows."""
+    from worldloop.core.specs import CameraSpec, RobotSpec, SimulatorSpec, TaskSpec
+    from worldloop.core.types import Normalisation, Observation
+    from worldloop.world_model.config import WorldModelConfig
+    from worldloop.world_model.model import VideoWorldModel
+
+    B, proprio_dim, action_dim, s = VIEW_BATCH, 25, 4, 5
+    robot = RobotSpec(
+        name="any",
+        proprio_names=tuple(f"p{i}" for i in range(proprio_dim)),
+        action_names=tuple(f"a{i}" for i in range(action_dim)),
+        action_low=(-1.0,) * action_dim,
+        action_high=(1.0,) * action_dim,
+        control_mode="any",
+        hz=20.0,
+        cameras=tuple(CameraSpec(name, size, size) for name, size in image_sizes.items()),
+    )
+    task = TaskSpec("any", ("do it",), success_radius_m=0.1, max_episode_steps=50)
+    torch.manual_seed(0)
+    unit = Normalisation(torch.zeros(proprio_dim), torch.ones(proprio_dim))
+    spec = SimulatorSpec(robot, (task,), actions_per_frame=s, simulator_version="1")
+    model = VideoWorldModel(WorldModelConfig(), spec, unit).to(device).for_imagination()
+    start = Observation(
+        {name: torch.randint(256, (B, 3, size, size, 3), dtype=torch.uint8) for name, size in image_sizes.items()},
+        torch.zeros(B, proprio_dim),
+        (task.id,) * B,
+        (task.instruction,) * B,
+        torch.zeros(B, dtype=torch.long),
+    )
+    state, actions = model.start(start, torch.arange(B)), torch.zeros(B, s, action_dim)
+
+    def step() -> int:
+        model.imagine(state, actions)
+        return B
+
+    return step
+
+
 def make_cosmos_steps(size: int, num_context_frames: int, device: torch.device) -> dict[str, Callable[[], int]]:
-    """One frame of ``COSMOS_BATCH`` rows by the cached, uncached and stock path; each returns its number of frames."""
+    """One frame of ``COSMOS_BATCH`` rows by the cached, uncached and stock path; each returns its number of frames.
+
+    ``size``: of the one camera, in pixels.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from worldloop.core.context_frames import shift_frames
@@ -145,28 +201,31 @@ def make_cosmos_steps(size: int, num_context_frames: int, device: torch.device) 
     B, K = COSMOS_BATCH, num_context_frames
     torch.manual_seed(0)
     config = replace(CosmosConfig(), prediction="velocity", num_context_frames=K)
-    denoiser = CosmosDenoiser(config, 3, size, 25, 4, 5, 32).to(device).eval()
+    denoiser = CosmosDenoiser(config, 3, {"camera": (size, size)}, 25, 4, 5, 32).to(device).eval()
     frames = torch.rand(B, K, 3, size, size, device=device) * 2 - 1
     conditioning = Conditioning(
         *(torch.zeros(shape, device=device) for shape in ((B, 1, 5, 4), (B, 25), (B, 1, 25), (B, 32)))
     )
     noise = torch.randn(B, 1, 3, size, size, device=device)
-    memory = [denoiser.remember(frames, conditioning.instruction)]
+    memory = [denoiser.remember({"camera": frames}, conditioning.instruction)]
     window = [frames]
 
+    def imagine(denoise: Callable[[Any, torch.Tensor], DenoiserOutput]) -> torch.Tensor:
+        return sample(denoise, {"camera": noise}, COSMOS_STEPS).data["camera"][:, 0].clamp(-1, 1)
+
     def cached() -> int:
-        def denoise(noisy: torch.Tensor, t: torch.Tensor) -> DenoiserOutput:
+        def denoise(noisy: Any, t: torch.Tensor) -> DenoiserOutput:
             return denoiser(noisy, t, memory[0], conditioning)
 
-        data = sample(denoise, noise, COSMOS_STEPS).data[:, 0].clamp(-1, 1)
-        memory[0] = denoiser.shift(memory[0], data, conditioning.instruction)
+        memory[0] = denoiser.shift(memory[0], {"camera": imagine(denoise)}, conditioning.instruction)
         return B
 
     def uncached() -> int:
-        def denoise(noisy: torch.Tensor, t: torch.Tensor) -> DenoiserOutput:
-            return denoiser(noisy, t, denoiser.remember(window[0], conditioning.instruction), conditioning)
+        def denoise(noisy: Any, t: torch.Tensor) -> DenoiserOutput:
+            recalled = denoiser.remember({"camera": window[0]}, conditioning.instruction)
+            return denoiser(noisy, t, recalled, conditioning)
 
-        window[0] = shift_frames(window[0], sample(denoise, noise, COSMOS_STEPS).data[:, 0].clamp(-1, 1))
+        window[0] = shift_frames(window[0], imagine(denoise))
         return B
 
     scheduler: Any = FlowMatchEulerDiscreteScheduler()
@@ -211,14 +270,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 envs[label] = env
     spec = next(iter(envs.values())).unwrapped.world_spec
     s = spec.actions_per_frame
+    image_sizes = {camera.name: camera.height for camera in spec.robot.cameras}
     simulators = {
-        f"ManiSkill, {what}": ManiSkill(options.threads, spec.task, spec.image_size, s, has_frames_only)
+        f"ManiSkill, {what}": ManiSkill(options.threads, spec.task_ids, image_sizes, s, has_frames_only)
         for what, has_frames_only in (("every step", False), ("chunk ends", True))
         if options.maniskill
     }
     rows |= {name: simulator.measure for name, simulator in simulators.items()}
+    for what, sizes in VIEWS.items():
+        step = make_view_step(sizes, device)
+        rows[f"hybrid, {what}"] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
     for context in COSMOS_CONTEXTS:
-        for name, step in make_cosmos_steps(spec.image_size, context, device).items():
+        for name, step in make_cosmos_steps(max(image_sizes.values()), context, device).items():
             rows[name] = lambda seconds, step=step: rate(step, seconds)  # type: ignore[misc]
     measured: dict[str, list[float]] = {name: [] for name in rows}
     display.open("benchmark", (options.rounds + 1) * len(rows), "measurement")
@@ -238,10 +301,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return summarise([x / y for x, y in zip(measured[a], measured[b], strict=True)])
 
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "machine": describe_machine(device, options.threads),
-        "task": spec.task,
-        "image_size": spec.image_size,
+        "tasks": spec.task_ids,
+        "cameras": [asdict(camera) for camera in spec.robot.cameras],
         "actions_per_frame": s,
         "world_models": {
             label: {
@@ -251,7 +314,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for label, checkpoint in name_checkpoints(options.checkpoints).items()
         },
         "per_second": {name: summarise(values) for name, values in measured.items()},
-        "unit": {name: "frames" if name.startswith("cosmos of") else "environment steps" for name in rows},
+        "unit": {name: "frames" if name.startswith(("cosmos of", "hybrid,")) else "environment steps" for name in rows},
         "ratios": {
             f"{label} / ManiSkill {what}": ratio(f"{label}, batch {BATCHES[-1]}", f"ManiSkill, {what}")
             for label in envs
@@ -261,7 +324,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             f"cosmos of {K}, cached / {other}": ratio(f"cosmos of {K}, cached", f"cosmos of {K}, {other}")
             for K in COSMOS_CONTEXTS
             for other in ("uncached", "stock")
-        },
+        }
+        | {"hybrid, one view / two views": ratio("hybrid, one view", "hybrid, two views")},
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
@@ -271,12 +335,14 @@ def follow_horizon(env: Any) -> dict[str, float]:
     simulator = env.unwrapped._simulator
     env.reset(seed=0)
     state = simulator.save().state
-    actions = torch.zeros(env.num_envs, env.unwrapped.world_spec.actions_per_frame, env.unwrapped.world_spec.action_dim)
+    spec = env.unwrapped.world_spec
+    actions = torch.zeros(env.num_envs, spec.actions_per_frame, spec.robot.action_dim)
     took = []
     for _ in range(HORIZON):
         began = time.perf_counter()
         state, chunk = simulator.world_model.imagine(state, actions)
-        chunk.frames.cpu()
+        for frames in chunk.frames.values():
+            frames.cpu()
         took.append(1000 * (time.perf_counter() - began))
     return {"first_ten": round(float(np.median(took[:10])), 2), "last_ten": round(float(np.median(took[-10:])), 2)}
 
@@ -299,7 +365,7 @@ def name_checkpoints(checkpoints: list[Path]) -> dict[str, Path]:
 
 
 def read_figures(checkpoint: Path) -> dict[str, Any]:
-    """AUC and PSNR of the world model by source, from its card."""
+    """AUC and PSNR of the world model by source, from its card; of several tasks the means."""
     from worldloop.factory.pretrained import find_world_model
     from worldloop.storage.card import read_card
 
@@ -313,8 +379,9 @@ def read_figures(checkpoint: Path) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     machine = result["machine"]
+    sizes = " and ".join(f"{camera['height']} x {camera['width']}" for camera in result["cameras"])
     print(
-        f"{result['task']}, {result['image_size']} px; "
+        f"{', '.join(result['tasks'])}, {sizes} px; "
         f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads"
     )
     for label, values in result["world_models"].items():

@@ -101,6 +101,10 @@ class Browser:
         time.sleep(hold_s)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
 
+    def resize(self, width: int, height: int) -> None:
+        """Show the page in so many pixels; a window cannot be as narrow as a phone."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
     def screenshot(self) -> bytes:
         """The page as a PNG."""
         return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])

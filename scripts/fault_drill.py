@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
-    "resources.keep_every_s=1e-9",  # what a training stage has done is written down after every step
+    "resources.checkpoint_every_s=1e-9",  # what a training stage has done is written down after every step
     "clone_policy.num_steps=3",
     "fit_world_model.num_proprio_steps=2",
     "fit_world_model.num_steps=3",

@@ -215,7 +215,7 @@ def make_run(folder: Path) -> Path:
             before = state
         if state.next_stage == "fit_world_model":
             shutil.copy(directory.path / "state.json", folder / "before_fit.json")
-            cut_in_its_middle(loop, replace(config, resources=replace(config.resources, keep_every_s=1e-9)))
+            cut_in_its_middle(loop, replace(config, resources=replace(config.resources, checkpoint_every_s=1e-9)))
             shutil.copytree(directory.path / "partial", folder / "partial")
         loop.run_loop(config, state.next_stage)
     assert before is not None

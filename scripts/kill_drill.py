@@ -29,7 +29,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 300.0
-COMMON = ["num_iterations=1", "resources.num_simulators=2", "resources.keep_every_s=2", "resources.max_retries=5"]
+COMMON = ["num_iterations=1", "resources.num_simulators=2", "resources.checkpoint_every_s=2", "resources.max_retries=5"]
 SEED_EPISODES = {"expert": 6, "stops_short": 8, "lateral_offset": 8, "grazing": 4, "too_high": 4}
 LOOPS: dict[str, tuple[str, float, list[str]]] = {  # config, longest wait within a stage in seconds, overrides
     "toy": ("debug", 3.0, [*COMMON, "fit_world_model.num_steps=200", "improve_policy.num_updates=12"]),

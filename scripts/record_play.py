@@ -26,7 +26,7 @@ MISS = ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown")
 BRANCH_AT, MAX_FRAMES = 2, 12
 
 
-def plan_push(server: PlayServer, start: int) -> list[list[float]]:
+def plan_game(server: PlayServer, start: int) -> list[list[float]]:
     """What the expert does until a frame after its success: an action a frame, the mean of its s, in shares."""
 
     def plan() -> list[list[float]]:
@@ -35,9 +35,11 @@ def plan_push(server: PlayServer, start: int) -> list[list[float]]:
         simulator, spec = session.simulator, session.spec
         if session.moments[0].simulated is None or not isinstance(simulator, ScriptedSource):
             raise SystemExit("this run has no simulator with a scripted policy to play beside")
-        observation = simulator.reset(session.moments[0].simulated.state[None])
-        policy = simulator.make_scripted_policy(("expert",), torch.zeros(1, dtype=torch.long), spec.actions_per_frame)
-        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+        observation = simulator.reset(session.sim_state(0))
+        policy = simulator.make_scripted_policy(
+            (session.task,), ("expert",), torch.zeros(1, dtype=torch.long), spec.actions_per_frame
+        )
+        low, high = torch.tensor(spec.robot.action_low), torch.tensor(spec.robot.action_high)
         actions: list[list[float]] = []
         succeeded = False
         while not succeeded and len(actions) < MAX_FRAMES:
@@ -53,7 +55,7 @@ def plan_push(server: PlayServer, start: int) -> list[list[float]]:
 
 
 def record(server: PlayServer, start: int) -> list[Image.Image]:
-    actions = plan_push(server, start)
+    actions = plan_game(server, start)
     pictures = []
     with Browser(980, 860) as page:
 

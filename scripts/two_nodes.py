@@ -94,7 +94,7 @@ def drill(folder: Path, num_workers: int) -> dict[str, Any]:
     run_dir = folder / "cluster/debug"
     on_ray = [f"resources.num_workers={num_workers}", "resources.num_simulators=2", "resources.cpus_per_simulator=0.5"]
     on_ray += ["runtime=ray", f"resources.ray_address={HEAD}:{PORT}", f"run_root={folder / 'cluster'}"]
-    on_ray += ["resources.keep_every_s=1"]
+    on_ray += ["resources.checkpoint_every_s=1"]
     losses: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stack.enter_context(make_network())

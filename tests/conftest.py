@@ -85,6 +85,7 @@ def toy_clips(tmp_path):
         variants=variants, splits=("validation",) * 9, iteration=0,
     )  # fmt: skip
     store = SansStore(tmp_path / "sans")
-    unit = Normalisation(torch.zeros(simulator.spec.proprio_dim), torch.ones(simulator.spec.proprio_dim))
+    robot = simulator.spec.robot
+    unit = Normalisation(torch.zeros(robot.proprio_dim), torch.ones(robot.proprio_dim))
     version = store.snapshot("v0", [store.append(episodes, "a", simulator.spec)], normalisation=unit)
-    return ClipDataset(store.open_cache(version), "validation", simulator.spec.camera)
+    return ClipDataset(store.open_cache(version), "validation", robot.camera_names)

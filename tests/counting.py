@@ -4,13 +4,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from worldloop.core.specs import SimulatorSpec
+from worldloop.core.specs import CameraSpec, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.tensors import Rows
 
 SPEC = SimulatorSpec(
-    task="t", instruction="i", image_size=2, proprio_names=("x",), action_names=("a",), action_low=(-1.0,),
-    action_high=(1.0,), hz=10, actions_per_frame=2, max_episode_steps=8, success_radius_m=0.1, control_mode="c",
-    camera="cam", simulator_version="v",
+    robot=RobotSpec(
+        name="r", proprio_names=("x",), action_names=("a",), action_low=(-1.0,), action_high=(1.0,), control_mode="c",
+        hz=10, cameras=(CameraSpec("cam", 2, 2),),
+    ),
+    tasks=(TaskSpec("t", ("i",), success_radius_m=0.1, max_episode_steps=8),),
+    actions_per_frame=2,
+    simulator_version="v",
 )  # fmt: skip
 
 

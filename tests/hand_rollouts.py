@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from worldloop.core.types import ActionChunk, ChunkStep, Observation, Rollout
 
 
-def make_observation(num_rows: int, env_step: int = 0) -> Observation:
-    frames = torch.zeros(num_rows, 1, 2, 2, 3, dtype=torch.uint8)
-    return Observation(frames, None, tuple(f"row {row}" for row in range(num_rows)), torch.full((num_rows,), env_step))
+def make_observation(num_rows: int, env_step: int = 0, task: Sequence[str] | None = None) -> Observation:
+    """Rows of one camera, all of task ``t`` unless ``task`` says otherwise."""
+    return Observation(
+        frames={"cam": torch.zeros(num_rows, 1, 2, 2, 3, dtype=torch.uint8)},
+        proprio=None,
+        task=tuple(task or ["t"] * num_rows),
+        instruction=tuple(f"row {row}" for row in range(num_rows)),
+        env_step=torch.full((num_rows,), env_step),
+    )
 
 
 def make_step(probability: list[list[float]], valid: list[list[bool]], *succeeded: int) -> ChunkStep:
@@ -18,7 +26,7 @@ def make_step(probability: list[list[float]], valid: list[list[bool]], *succeede
     terminated = torch.tensor([row in succeeded for row in range(B)])
     return ChunkStep(
         observation=make_observation(B),
-        frames=torch.zeros(B, len(probability[0]), 2, 2, 3, dtype=torch.uint8),
+        frames={"cam": torch.zeros(B, len(probability[0]), 2, 2, 3, dtype=torch.uint8)},
         proprio=None,
         rewards=torch.zeros(B, H),
         success_prob=torch.tensor(probability),
@@ -30,15 +38,18 @@ def make_step(probability: list[list[float]], valid: list[list[bool]], *succeede
 
 
 def make_rollout(
-    *steps: ChunkStep, chunks: list[ActionChunk] | None = None, group_id: list[int] | None = None
+    *steps: ChunkStep,
+    chunks: list[ActionChunk] | None = None,
+    group_id: list[int] | None = None,
+    task: Sequence[str] | None = None,
 ) -> Rollout:
-    """All rows are one group unless ``group_id`` says otherwise."""
+    """All rows are one group, and of task ``t``, unless ``group_id`` and ``task`` say otherwise."""
     B, H = steps[0].valid.shape
     return Rollout(
         origin="imagined",
         group_id=torch.tensor(group_id or [0] * B),
         initial_state_id=tuple("abcdefgh"[:B]),
-        observations=tuple(make_observation(B, H * c) for c in range(len(steps))),
+        observations=tuple(make_observation(B, H * c, task) for c in range(len(steps))),
         chunks=tuple(chunks or [ActionChunk(torch.zeros(B, H, 1))] * len(steps)),
         steps=steps,
         policy_version="p",

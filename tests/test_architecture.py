@@ -14,26 +14,33 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "worldloop"
 MAX_LINES = 400  # lines that are not blank
 
-FLOORS: dict[int, set[str]] = {
-    0: {"", "core"},
-    1: {"networks", "training"},
-    2: {"simulators", "sans", "world_model", "policies", "executability", "value", "rl"},
-    3: {"rollout", "storage", "factory", "config", "evaluation", "reporting", "envs", "play", "stages", "loop"},
-    4: {"stages"},
-    5: {"runtime"},
-    6: {"cli", "gym_env", "__main__"},
-}
-LEAF_FLOOR, STAGE_FLOOR, TOP_FLOOR = 2, 4, 6
+# From the ground up. A module imports from floors below and from its own package, never from another one beside it.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("core",),
+    ("networks", "training"),
+    ("simulators", "sans", "world_model", "policies", "executability", "value", "rl", "storage"),
+    ("factory",),
+    ("rollout",),
+    ("evaluation",),
+    ("reporting",),
+    ("stages",),
+    ("config",),
+    ("envs", "play", "runtime"),
+    ("loop",),
+    ("cli",),
+    ("", "gym_env", "__main__"),
+)
 
 # Where a heavy package may be imported at all; elsewhere not even inside a function.
 HOMES: dict[str, tuple[str, ...]] = {
-    "ray": ("runtime/ray.py", "runtime/ray_*.py"),
-    "mani_skill": ("sim/maniskill.py",),
-    "sapien": ("sim/maniskill.py",),
-    "lerobot": ("sans/*", "policy/lerobot_policy.py"),
-    "datasets": ("sans/*",),
-    "transformers": ("policy/*", "networks/*", "world_model/*"),
+    "ray": ("runtime/ray*.py",),
+    "mani_skill": ("simulators/maniskill/*",),
+    "sapien": ("simulators/maniskill/*",),
+    "lerobot": ("sans/*", "policies/lerobot/*"),
+    "datasets": ("sans/*", "policies/lerobot/*"),
+    "transformers": ("policies/*", "networks/*", "world_model/*"),
     "diffusers": ("world_model/*", "value/*"),
+    "peft": ("world_model/*",),
 }
 # What the command line must not pay for before it knows what it is asked to do.
 LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "transformers", "lerobot", "datasets", "diffusers")
@@ -41,18 +48,10 @@ LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "transformers"
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module, absolute, with the line and whether only type checkers see it."""
+    """One imported module, absolute, with its line."""
 
     module: str
     line: int
-    typing_only: bool
-
-
-def _is_type_checking(node: ast.If) -> bool:
-    test = node.test
-    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
-        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
-    )
 
 
 def _targets(node: ast.AST, package: str) -> list[str]:
@@ -73,36 +72,21 @@ def _targets(node: ast.AST, package: str) -> list[str]:
 
 
 def find_imports(source: str, package: str) -> list[Import]:
-    """All imports of a module that lies in `package`, also those inside functions."""
-    found: list[Import] = []
-
-    def visit(node: ast.AST, typing_only: bool) -> None:
-        found.extend(Import(target, node.lineno, typing_only) for target in _targets(node, package))
-        if isinstance(node, ast.If) and _is_type_checking(node):
-            for child in node.body:
-                visit(child, True)
-            for child in node.orelse:
-                visit(child, typing_only)
-            return
-        for child in ast.iter_child_nodes(node):
-            visit(child, typing_only)
-
-    visit(ast.parse(source), False)
-    return found
+    """All imports of a module that lies in `package`, also those inside functions and for type checkers alone."""
+    nodes = ast.walk(ast.parse(source))
+    return [Import(target, node.lineno) for node in nodes for target in _targets(node, package)]
 
 
 def floor_of(part: str) -> int:
     """The floor of a top-level module or package of worldloop; an unknown one is an error that says what to do."""
-    if part.startswith("cli"):
-        return TOP_FLOOR
-    for floor, parts in FLOORS.items():
+    for floor, parts in enumerate(FLOORS):
         if part in parts:
             return floor
-    raise AssertionError(f"worldloop/{part} has no floor: give it one in tests/test_architecture.py and DESIGN")
+    raise AssertionError(f"worldloop/{part} has no floor: give it one in tests/test_architecture.py and the docs")
 
 
 def top_part(path: str) -> str:
-    """`sim/maniskill.py` -> `sim`; `types.py` -> `types`; `__init__.py` -> ``."""
+    """`rl/grpo.py` -> `rl`; `__main__.py` -> `__main__`; `__init__.py` -> ``."""
     first = path.split("/")[0].removesuffix(".py")
     return "" if first == "__init__" else first
 
@@ -110,7 +94,7 @@ def top_part(path: str) -> str:
 def find_violations(path: str, source: str) -> list[str]:
     """What a module at `path` (below worldloop/) imports against the rules, one line each."""
     part = top_part(path)
-    floor = TOP_FLOOR if path == "__init__.py" else floor_of(part)  # its public functions are imported when used
+    floor = floor_of(part)
     package = ".".join(["worldloop", *path.split("/")[:-1]])
     violations = []
     for item in find_imports(source, package):
@@ -124,10 +108,10 @@ def find_violations(path: str, source: str) -> list[str]:
         if target.startswith("__") and target != "__main__":
             target = ""
         target_floor = floor_of(target)
-        if target_floor > floor and not (item.typing_only and floor == STAGE_FLOOR):
+        if target_floor > floor:
             violations.append(f"{where}: up from floor {floor} to floor {target_floor}")
-        if target_floor == floor == LEAF_FLOOR and target != part:
-            violations.append(f"{where}: sideways between leaf packages")
+        if target_floor == floor and target not in (part, ""):
+            violations.append(f"{where}: sideways on floor {floor}")
     return violations
 
 
@@ -151,24 +135,25 @@ def test_modules_stay_readable():
 @pytest.mark.parametrize(
     ("path", "source", "reason"),
     [
-        ("types.py", "import worldloop.networks", "up from floor 0"),
-        ("sim/toy.py", "from worldloop.policy import token_vla", "sideways"),
-        ("sim/toy.py", "from ..policy.token_vla import TokenVLA", "sideways"),
-        ("sim/toy.py", "from .. import loop", "up from floor 2"),
-        ("rl/grpo.py", "def f():\n    from worldloop import imagination", "up from floor 2"),
-        ("stages/a.py", "from worldloop.runtime import inline", "up from floor 4"),
-        (
-            "rl/a.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import worldloop.loop.run",
-            "up from floor 2",
-        ),
-        ("stages/a.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import worldloop.runtime", "up from floor 4"),
-        ("loop.py", "def f():\n    import ray", "only runtime/ray.py"),
-        ("runtime/inline.py", "from ray.train import torch", "only runtime/ray.py"),
-        ("sim/tasks.py", "import sapien.core as s", "only sim/maniskill.py"),
-        ("build.py", "import importlib\nimportlib.import_module('mani_skill.envs')", "only sim/maniskill.py"),
-        ("policy/token_vla.py", "import lerobot", "only sans/*"),
-        ("rl/grpo.py", "import transformers", "only policy/*"),
+        ("core/types.py", "import worldloop.networks", "up from floor 0"),
+        ("training/ema.py", "from worldloop.networks import blocks", "sideways on floor 1"),
+        ("simulators/toy/simulator.py", "from worldloop.policies import token_vla", "sideways on floor 2"),
+        ("simulators/toy/simulator.py", "from ...policies.token_vla import TokenVLA", "sideways on floor 2"),
+        ("sans/store.py", "from worldloop.storage.run_state import LoopState", "sideways on floor 2"),
+        ("simulators/base.py", "from .. import loop", "up from floor 2"),
+        ("rl/grpo.py", "def f():\n    from worldloop import rollout", "up from floor 2"),
+        ("factory/build.py", "from worldloop.config.schema import LoopConfig", "up from floor 3"),
+        ("reporting/tables.py", "from worldloop.stages import STAGES", "up from floor 6"),
+        ("stages/a.py", "from worldloop.config.schema import LoopConfig", "up from floor 7"),
+        ("stages/a.py", "if TYPE_CHECKING:\n    from worldloop.runtime.inline import Runtime", "up from floor 7"),
+        ("play/server.py", "from worldloop.envs import window", "sideways on floor 9"),
+        ("loop/run.py", "def f():\n    import ray", "only runtime/ray*.py"),
+        ("runtime/inline.py", "from ray.train import torch", "only runtime/ray*.py"),
+        ("simulators/base.py", "import sapien.core as s", "only simulators/maniskill/*"),
+        ("factory/a.py", "import importlib\nimportlib.import_module('mani_skill.envs')", "only simulators/maniskill/*"),
+        ("policies/token_vla/policy.py", "import lerobot", "only sans/*, policies/lerobot/*"),
+        ("rl/grpo.py", "import transformers", "only policies/*"),
+        ("policies/token_vla/policy.py", "import peft", "only world_model/*"),
     ],
 )
 def test_a_violation_is_found(path, source, reason):
@@ -181,14 +166,17 @@ def test_a_violation_is_found(path, source, reason):
     ("path", "source"),
     [
         (
-            "sim/maniskill.py",
-            "import mani_skill\nfrom worldloop.simulators.maniskill.tasks import x\nfrom . import chunks",
+            "simulators/maniskill/simulator.py",
+            "import mani_skill\nfrom worldloop.simulators.base import x\nfrom . import tasks\nfrom .. import toy",
         ),
-        ("interfaces.py", "from worldloop.core.types import Clip\nfrom worldloop import __version__"),
-        ("stages/a.py", "if TYPE_CHECKING:\n    from worldloop.runtime.inline import Runtime"),
+        ("core/interfaces.py", "from worldloop.core.types import Clip\nfrom worldloop.core.version import __version__"),
+        ("policies/lerobot/policy.py", "import lerobot, datasets, transformers"),
+        ("policies/token_vla/policy.py", "import transformers, torch"),
+        ("rl/grpo.py", "from worldloop.training.trainer import Objective"),
+        ("stages/a.py", "from worldloop.storage.run_state import LoopState\nfrom worldloop.rollout import groups"),
         ("runtime/ray_pool.py", "import ray"),
-        ("cli_run.py", "from worldloop.loop.run import run\nfrom worldloop.stages import a"),
-        ("policy/token_vla.py", "import transformers, torch"),
+        ("cli/commands.py", "from worldloop.loop.run import run_loop\nfrom worldloop.stages import STAGES"),
+        ("__main__.py", "from worldloop.cli import commands"),
     ],
 )
 def test_what_is_allowed_passes(path, source):

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from worldloop.core.version import __version__
+
 if TYPE_CHECKING:
     from worldloop.factory.pretrained import from_pretrained, save_pretrained
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "from_pretrained", "save_pretrained"]
 
 

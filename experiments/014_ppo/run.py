@@ -1,6 +1,6 @@
 """Experiment 014: does PPO of stable-baselines3 learn in a fitted world model, and does what it learns hold outside?
 
-    python experiments/014_ppo/run.py train RUN OUT [--seed N] [--frames N]    # RUN: a run directory of the toy
+    python experiments/014_ppo/run.py train RUN OUT [--seed N] [--frames N]    # RUN: of the toy, one task and camera
     python experiments/014_ppo/run.py report OUT ...                           # result.json, success.png
 
 ``train`` lets PPO, from random weights, act in ``gymnasium.make_vec("worldloop/WorldModel-v0", checkpoint=RUN)``, with
@@ -30,6 +30,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # noqa:
 
 from worldloop.core.statistics import Rate  # noqa: E402
 from worldloop.envs.make import make_vector_env  # noqa: E402
+from worldloop.envs.spaces import Obs, flatten_observation  # noqa: E402
 from worldloop.factory.build import build_simulator  # noqa: E402
 from worldloop.play.make import find_simulator  # noqa: E402
 from worldloop.storage.run_directory import RunDirectory  # noqa: E402
@@ -55,9 +56,9 @@ class Features(BaseFeaturesExtractor):
         return torch.cat([self.image(observations["image"]), observations["proprio"]], 1)
 
 
-def act(model: PPO, image: np.ndarray, proprio: np.ndarray) -> np.ndarray:
+def act(model: PPO, obs: Obs) -> np.ndarray:
     """The most likely actions f32 [B, s, A]."""
-    actions, _ = model.predict({"image": image, "proprio": proprio}, deterministic=True)
+    actions, _ = model.predict(obs, deterministic=True)  # type: ignore[arg-type]
     return np.asarray(actions, dtype=np.float32)
 
 
@@ -67,7 +68,7 @@ def try_in_world_model(model: PPO, run: Path) -> np.ndarray:
     observation, _ = env.reset(seed=1)
     ended = success = np.zeros(NUM_IMAGINED, dtype=bool)
     while not ended.all():
-        observation, _, terminated, truncated, _ = env.step(act(model, **observation))
+        observation, _, terminated, truncated, _ = env.step(act(model, observation))
         success, ended = success | (terminated & ~ended), ended | terminated | truncated
         if ended.any() and not ended.all():  # the environment wants ended rows reset; they are looked at no more
             env.reset(options={"reset_mask": ended})
@@ -80,16 +81,15 @@ def try_in_simulator(model: PPO, run: Path) -> np.ndarray:
     config = find_simulator(run)
     assert config is not None
     simulator = build_simulator(config)
-    states = RunDirectory(run).read_initial_states("evaluation")
+    states = RunDirectory(run).read_initial_states("evaluation", simulator.spec.task_ids[0])
     assert states is not None
     success: list[bool] = []
     for first in range(0, NUM_SIMULATED, simulator.num_envs):
-        block = states.states[first : min(first + simulator.num_envs, NUM_SIMULATED)]
+        block = states.select(range(first, min(first + simulator.num_envs, NUM_SIMULATED)))
         observation, ended = simulator.reset(block), torch.zeros(len(block), dtype=torch.bool)
         solved = torch.zeros(len(block), dtype=torch.bool)
         while not ended.all():
-            assert observation.proprio is not None
-            actions = act(model, observation.frames[:, -1].numpy(), observation.proprio.numpy())
+            actions = act(model, flatten_observation(observation, simulator.spec))
             step = simulator.step_chunk(torch.from_numpy(actions))
             solved |= step.success.any(1)
             observation, ended = step.observation, step.terminated | step.truncated

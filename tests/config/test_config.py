@@ -42,7 +42,7 @@ def test_every_key_is_commented(path: Path) -> None:
         ("improve_policy.group_size=1", "improve_policy.group_size must be at least 2, got 1"),
         ("runtime=slurm", "runtime 'slurm' is not one of ray, inline"),
         ("chunk_length=3", "chunk_length 3 must be a multiple of simulator.toy.actions_per_frame 2"),
-        ("simulator.maniskill.task=PushCub-v1", "task 'PushCub-v1' is not one of PushCube-v1"),
+        ("simulator.maniskill.tasks=[PushCub-v1]", "simulator.maniskill.tasks 'PushCub-v1' is not one of PushCube-v1"),
         ("world_model.denoiser=unet", "world_model.denoiser is 'unet', allowed: hybrid, cosmos"),
         ("policy.kind=diffusion", "policy.kind 'diffusion' is not one of token_vla, or module:Class"),
         ("simulator.kind=gazebo", "simulator.kind 'gazebo' is not one of maniskill, toy, or module:Class"),
@@ -67,6 +67,8 @@ def test_mistakes_name_the_key_and_the_remedy(override: str, message: str) -> No
     [
         ("simulator.kind=recorded", "simulator.kind=recorded is now source=recording"),
         ("simulator.recorded.root=data", "simulator.recorded.root is now recording.root"),
+        ("simulator.recorded.camera=top", "simulator.recorded.camera is now recording.cameras"),
+        ("recording.camera=top", "recording.camera is now recording.cameras"),
         (
             "simulator.recorded.frames_after_success=1",
             "simulator.recorded.frames_after_success is now recording.success_hold_frames and "
@@ -101,7 +103,7 @@ def test_every_old_key_is_named_once(tmp_path: Path) -> None:
         load_config(tmp_path / "old.yaml")
     assert str(error.value) == (
         f"{tmp_path}/old.yaml: simulator.kind=recorded is now source=recording; "
-        "simulator.recorded.root is now recording.root"
+        "simulator.recorded.root is now recording.root; simulator.recorded.camera is now recording.cameras"
     )
 
 

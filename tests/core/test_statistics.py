@@ -8,6 +8,7 @@ from worldloop.core.statistics import (
     Rate,
     ReliabilityBin,
     auc,
+    average_estimates,
     balanced_accuracy,
     best_threshold,
     bootstrap_interval,
@@ -210,3 +211,19 @@ def test_the_mean_has_an_interval_and_leaves_out_what_is_not_defined() -> None:
     # standard error of the mean: 28.87 / 10, of which the interval spans about 2 x 1.96
     assert figure.high - figure.low == pytest.approx(2 * 1.96 * 2.887, rel=0.1)
     assert estimate_mean(np.full(3, np.nan)) is None
+
+
+def test_rates_are_pooled_by_their_counts() -> None:
+    assert Rate.pool([Rate.from_counts(1, 4), Rate.from_counts(5, 6)]) == Rate.from_counts(6, 10)
+
+
+def test_the_mean_of_estimates_has_the_interval_of_independent_errors() -> None:
+    """Half-widths 0.03 and 0.04 below, 0.06 and 0.08 above: 0.05 / 2 and 0.1 / 2 of the mean."""
+    first, second = Estimate(0.8, 0.77, 0.86, n=10), Estimate(0.6, 0.56, 0.68, n=30)
+    assert average_estimates([first, None, second]) == Estimate(0.7, 0.675, 0.75, n=40)
+    assert average_estimates([None, first]) is first
+    assert average_estimates([None, None]) is None
+    assert average_estimates([]) is None
+    unknown = average_estimates([first, Estimate(0.6, np.nan, np.nan, n=2)])
+    assert unknown.value == pytest.approx(0.7)
+    assert not unknown.has_interval

@@ -16,11 +16,11 @@ from torch import Tensor
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import ImaginedChunk
 from worldloop.core.randomness import row_normal
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.types import Observation
 from worldloop.envs.world_model_env import WorldModelEnv, WorldModelVectorEnv
 
-SPEC = replace(COORDINATE, proprio_names=("x", "seen"))
+SPEC = replace(COORDINATE, robot=replace(COORDINATE.robot, proprio_names=("x", "seen")))
 
 
 class _Counting:
@@ -40,14 +40,17 @@ class _Counting:
         logit = torch.where(position >= 4, 10.0, -10.0)[:, None]
         proprio = torch.stack([position, noise], dim=1)[:, None]
         state = CountingState(position, state.noise_key, state.step + 1)
-        return state, ImaginedChunk(frames, proprio, logit, 30 - 10 * position.abs()[:, None])
+        return state, ImaginedChunk({"cam": frames}, proprio, logit, 30 - 10 * position.abs()[:, None])
 
 
 def _starts(positions: list[float]) -> Observation:
     B = len(positions)
     return Observation(
-        frames=torch.arange(B, dtype=torch.uint8)[:, None, None, None, None].expand(B, 1, 2, 2, 3).contiguous(),
+        frames={
+            "cam": torch.arange(B, dtype=torch.uint8)[:, None, None, None, None].expand(B, 1, 2, 2, 3).contiguous()
+        },
         proprio=torch.tensor([[x, 0.0] for x in positions]),
+        task=("t",) * B,
         instruction=("i",) * B,
         env_step=torch.zeros(B, dtype=torch.long),
     )
@@ -55,15 +58,15 @@ def _starts(positions: list[float]) -> Observation:
 
 STARTS = _starts([0.0, 0.5, 1.0, 1.5, 2.5])
 PUSH = np.full((2, 1), 0.9, dtype=np.float32)  # 1.8 further with a frame
-CALIBRATION = Calibration(floor_db=0.0)
+CALIBRATIONS = Calibrations({"t": Calibration(floor_db=0.0)})
 
 
 def make_env(**options: Any) -> WorldModelEnv:
-    return WorldModelEnv(_Counting(), STARTS, CALIBRATION, **options)  # type: ignore[arg-type]
+    return WorldModelEnv(_Counting(), STARTS, CALIBRATIONS, **options)  # type: ignore[arg-type]
 
 
 def make_vector(num_envs: int, **options: Any) -> WorldModelVectorEnv:
-    return WorldModelVectorEnv(_Counting(), STARTS, CALIBRATION, num_envs, **options)  # type: ignore[arg-type]
+    return WorldModelVectorEnv(_Counting(), STARTS, CALIBRATIONS, num_envs, **options)  # type: ignore[arg-type]
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -214,14 +217,20 @@ def test_starts_from_a_given_image() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image": np.zeros((4, 4, 3), dtype=np.uint8), "proprio": [0.0, 0.0]}, "4 x 4 with 2 proprio.*2 x 2 and 2"),
-        ({"image": np.zeros((2, 2, 3), dtype=np.uint8)}, "0 proprio values"),
-        ({"image": np.zeros((2, 2, 3)), "proprio": [0.0, 0.0]}, "u8"),
+        (
+            {"image": np.zeros((4, 4, 3), dtype=np.uint8), "proprio": [0.0, 0.0]},
+            r"of camera 'cam' is uint8 \(4, 4, 3\), expected uint8 \(2, 2, 3\)",
+        ),
+        ({"image": np.zeros((2, 2, 3), dtype=np.uint8)}, "0 proprio values; this world model was made for 2: x, seen"),
+        ({"image": np.zeros((2, 2, 3)), "proprio": [0.0, 0.0]}, "is float64 .* expected uint8"),
+        ({"image": np.zeros((2, 2, 3), dtype=np.uint8), "proprio": [[0.0, 0.0]]}, r"proprio.* shape \(1, 2\)"),
         ({"start": 9}, "0 to 4"),
         ({"start": 1.5}, "0 to 4"),
         ({"proprio": [0.0, 0.0]}, "go with"),
         ({"image": np.zeros((2, 2, 3), dtype=np.uint8), "proprio": [0.0, 0.0], "start": 1}, "two starts"),
-        ({"strat": 1}, "'strat' is not known: image, instruction, proprio, start"),
+        ({"strat": 1}, "'strat' is not known: image, instruction, proprio, start, task"),
+        ({"start": 1, "task": "t"}, "two starts"),
+        ({"task": "u"}, "'u' is not known to this world model: it imagines t"),
         ({"image": np.zeros((2, 2, 3), dtype=np.uint8), "proprio": [0.0, np.nan]}, "proprio that is not finite"),
     ],
 )
@@ -253,13 +262,13 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ResetNeeded):
         make_vector(2).reset(options={"reset_mask": np.array([True, False])})
     with pytest.raises(WorldloopError, match="start from"):
-        WorldModelEnv(_Counting(), STARTS.rows([]), CALIBRATION)  # type: ignore[arg-type]
-    other = Observation(
-        torch.zeros(2, 1, 8, 8, 3, dtype=torch.uint8), STARTS.proprio[:2], ("x",) * 2, STARTS.env_step[:2]
-    )
-    with pytest.raises(WorldloopError, match="8 x 8 with 2 proprio"):
-        WorldModelEnv(_Counting(), other, CALIBRATION)  # type: ignore[arg-type]
-    with pytest.raises(WorldloopError, match="'image' is not known: observation, reset_mask, start"):
+        WorldModelEnv(_Counting(), STARTS.rows([]), CALIBRATIONS)  # type: ignore[arg-type]
+    other = replace(STARTS, frames={"cam": torch.zeros(5, 1, 8, 8, 3, dtype=torch.uint8)})
+    with pytest.raises(WorldloopError, match="starts is 8 x 8 by camera 'cam'; this world model was made for 2 x 2"):
+        WorldModelEnv(_Counting(), other, CALIBRATIONS)  # type: ignore[arg-type]
+    with pytest.raises(WorldloopError, match="starts lacks camera 'cam': this world model reads cam"):
+        WorldModelEnv(_Counting(), replace(STARTS, frames={"top": STARTS.frames["cam"]}), CALIBRATIONS)  # type: ignore[arg-type]
+    with pytest.raises(WorldloopError, match="'image' is not known: observation, reset_mask, start, task"):
         make_vector(1).reset(options={"image": np.zeros((2, 2, 3), dtype=np.uint8)})
     with pytest.raises(WorldloopError, match="2 seeds for 3 rows"):
         make_vector(3).reset(seed=[1, 2])
@@ -274,7 +283,7 @@ def test_bad_arguments_are_named() -> None:
 def test_more_frames_must_agree_where_the_task_says_so() -> None:
     model = _Counting()
     model.spec = replace(SPEC, success_hold_frames=1, success_confirm_frames=1)  # type: ignore[misc]
-    env = WorldModelEnv(model, STARTS, CALIBRATION)  # type: ignore[arg-type]
+    env = WorldModelEnv(model, STARTS, CALIBRATIONS)  # type: ignore[arg-type]
     env.reset(seed=0, options={"start": 4})
     assert [env.step(PUSH)[1:3] for _ in range(2)] == [(0.0, False), (1.0, True)]
 

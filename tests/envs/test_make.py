@@ -11,11 +11,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from world_model_toy import TWO_CAMERAS, ToyEpisodes, make_model
 
 from worldloop.core.errors import WorldloopError
-from worldloop.envs.make import make_env
+from worldloop.core.success import Calibration, Calibrations
+from worldloop.envs.make import make_env, make_vector_env
 from worldloop.envs.vector_env import WorldModelVectorEnv
-from worldloop.storage.card import read_card
+from worldloop.factory.checkpoints import save_world_model
+from worldloop.play.make import make_play_session
+from worldloop.storage.card import WorldModelCard, read_card, write_card
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "worldloop/WorldModel-v0"
@@ -65,9 +69,9 @@ def test_make_vec_gives_the_native_environment_and_a_run_means_its_latest_model(
     assert ended >= 3
 
 
-def test_the_example_in_the_readme_runs(run: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    lines = text[text.index("    import gymnasium, worldloop.envs ") :].split("\n\n`")[0].splitlines()
+def test_the_example_in_the_docs_runs(run: Path) -> None:
+    text = (ROOT / "docs/environments.md").read_text()
+    lines = text[text.index("    import gymnasium, worldloop.envs ") :].split("\n\n- ")[0].splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(line[4:] for line in lines).replace("runs/pushcube_cpu", str(run)), names)
     assert 0 <= names["info"]["success_prob"] <= 1
@@ -94,10 +98,11 @@ def test_a_fork_of_a_real_world_model_goes_on_bit_equal(checkpoint: Path) -> Non
 
 def test_the_card_carries_calibration_figures_and_training_starts(run: Path, checkpoint: Path) -> None:
     state, card = json.loads((run / "state.json").read_bytes()), read_card(checkpoint)
-    assert vars(card.calibration) == state["calibration"]
+    assert {task: vars(c) for task, c in card.calibrations.by_task.items()} == state["calibrations"]
     check = state["records"][1]["reward_alignment"]
     assert card.figures["on_policy"]["auc"] == check["on_policy"]["auc"]
-    assert card.starts.frames.shape[1:] == (1, 16, 16, 3)
+    assert {name: images.shape[1:] for name, images in card.starts.frames.items()} == {"base_camera": (1, 16, 16, 3)}
+    assert set(card.starts.task) == {"ToyPush-v1"}
     assert len(card.starts) > 1
 
 
@@ -128,6 +133,71 @@ def test_mistakes_are_named(run: Path, checkpoint: Path, tmp_path: Path) -> None
     (tmp_path / "other/state.json").write_text(json.dumps(state))
     with pytest.raises(WorldloopError, match="no world model yet"):
         make_env(tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights, with two cameras and two tasks."""
+    directory = tmp_path_factory.mktemp("two") / "world_model"
+    tasks = ("Dot", "LeftDot")
+    save_world_model(make_model(cameras=TWO_CAMERAS, tasks=tasks), directory)
+    starts = ToyEpisodes(6, cameras=TWO_CAMERAS, tasks=tasks).first_observation(6)
+    calibrations = {"Dot": Calibration(threshold=0.999), "LeftDot": Calibration(threshold=1e-6)}
+    write_card(directory, WorldModelCard(Calibrations(calibrations), {}, starts))
+    return directory
+
+
+def test_a_checkpoint_of_two_cameras_and_two_tasks(two_tasks: Path) -> None:
+    env = gymnasium.make(NAME, checkpoint=two_tasks)
+    first, _ = env.reset(seed=0)
+    assert first["image_base_camera"].shape == (16, 16, 3)
+    assert first["image_above_camera"].shape == (8, 12, 3)
+    second = env.step(_actions(env, 0))[0]
+    for key in ("image_base_camera", "image_above_camera"):
+        assert not np.array_equal(first[key], second[key])
+    vector = gymnasium.make_vec(NAME, num_envs=4, checkpoint=two_tasks)
+    observation, _ = vector.reset(seed=0, options={"task": ["Dot", "LeftDot", "LeftDot", "Dot"]})
+    assert observation["task"].tolist() == [0, 1, 1, 0]
+    assert vector.step(_actions(vector, 0))[2].tolist() == [False, True, True, False], "each task's own threshold"
+
+
+def test_task_chooses_starts_and_leaves_no_task_to_observe(two_tasks: Path) -> None:
+    env = make_vector_env(two_tasks, 8, task="LeftDot")
+    observation, info = env.reset(seed=0)
+    assert set(observation) == {"image_base_camera", "image_above_camera", "proprio"}
+    assert set(info["start"].tolist()) <= {0, 1, 2}
+    assert set(env.save().rows.observation.task) == {"LeftDot"}
+    assert set(env.save().rows.observation.instruction) == {"move left"}
+    assert env.step(_actions(env, 0))[2].all()
+    with pytest.raises(WorldloopError, match=r"task 'Up' is not known to checkpoint .*: it imagines Dot, LeftDot"):
+        make_env(two_tasks, task="Up")
+
+
+@pytest.mark.parametrize("file", ["checkpoint.json", "card.json"])
+def test_what_an_earlier_worldloop_made_is_refused(two_tasks: Path, tmp_path: Path, file: str) -> None:
+    old = Path(shutil.copytree(two_tasks, tmp_path / "old"))
+    (old / file).write_text(json.dumps(json.loads((old / file).read_bytes()) | {"schema_version": 1}))
+    for make in (make_env, lambda checkpoint: make_play_session(checkpoint, None)):
+        with pytest.raises(WorldloopError, match="made by an earlier worldloop"):
+            make(old)
+
+
+def test_a_game_in_a_checkpoint_of_two_cameras_and_two_tasks(two_tasks: Path) -> None:
+    session = make_play_session(two_tasks, None, "cpu")
+    assert {task for task, _ in session.starts} == {"Dot", "LeftDot"}
+    session.step([0.5, 0.0])
+    session.step([0.5, 0.0])
+    first = session.moments[2].frames
+    session.go_to(1)
+    session.step([0.5, 0.0])
+    assert {name: frame.shape for name, frame in first.items()} == {
+        "base_camera": (16, 16, 3),
+        "above.camera": (8, 12, 3),
+    }
+    for name, frame in session.moments[3].frames.items():
+        assert np.abs(frame.astype(int) - first[name]).max() <= 1
+    session.reset(1)
+    assert (session.task, session.instruction) == session.starts[1]
 
 
 LIGHT = """

@@ -15,7 +15,7 @@ from worldloop.evaluation.calibration import (
     fit_calibration,
     judge_trust,
 )
-from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.fidelity import compute_mean_psnr
 
 RIGHT = make_episodes([-4.0] * 10 + [4.0] * 10, [0] * 10 + [1] * 10)
 
@@ -54,7 +54,7 @@ def test_a_threshold_stays_between_a_fifth_and_four_fifths() -> None:
 
 
 def test_the_floor_is_a_quantile_of_the_unbiased_estimate() -> None:
-    actual = compute_psnr(RIGHT.branches.frames, RIGHT.branches.truth.frames)
+    actual = compute_mean_psnr(RIGHT.branches)
     expected = actual + 3.0 + torch.linspace(-1, 1, 20)[:, None]
     episodes = replace(RIGHT, branches=replace(RIGHT.branches, expected_psnr_db=expected.float()))
     calibration = calibrate({"on_policy": episodes}, floor_quantile=0.5)

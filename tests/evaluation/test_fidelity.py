@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from imagined import make_episodes, repeat_start
 
 from worldloop.core.randomness import make_generator
 from worldloop.evaluation.fidelity import (
     MAX_PSNR_DB,
     FrameMetric,
+    compute_mean_psnr,
     compute_moving_psnr,
     compute_psnr,
     compute_ssim,
@@ -96,7 +98,7 @@ def test_the_truth_is_perfect_and_a_still_picture_equals_its_baseline(truth) -> 
     valid = truth.truth.valid
     assert (fidelity.psnr_db.values[valid] == MAX_PSNR_DB).all()
     assert fidelity.psnr_db.values[~valid].isnan().all()
-    still = replace(truth, frames=repeat_first_frame(truth.start_frames, truth.logit.shape[1]))
+    still = replace(truth, frames=repeat_start(truth))
     fidelity = measure_fidelity(still)
     for name in ("psnr_db", "ssim", "moving_psnr_db"):
         values, baseline = (fidelity.metrics[key].values for key in (name, f"{name}_first_frame"))
@@ -121,3 +123,33 @@ def test_a_summary_leaves_out_what_is_not_defined() -> None:
 def test_a_metric_that_is_nowhere_defined_is_null() -> None:
     nowhere = FrameMetric.summarise(torch.full((2, 2), torch.nan), torch.ones(2, 2, dtype=torch.bool))
     assert nowhere.to_dict() == {"mean": None, "end": None, "by_frame": []}
+
+
+CAMERAS = {"base": (16, 16), "hand": (12, 20)}
+
+
+def test_cameras_of_different_sizes_are_averaged_and_each_has_its_own() -> None:
+    """1 and 2 grey levels off are 48.1308 and 42.1102 dB."""
+    branches = make_episodes([0.0, 0.0], [0, 0], error=1, cameras=CAMERAS).branches
+    fidelity = measure_fidelity(branches)
+    assert fidelity.by_camera["base"].psnr_db.mean.value == pytest.approx(48.1308, abs=1e-4)
+    assert fidelity.by_camera["hand"].psnr_db.mean.value == pytest.approx(42.1102, abs=1e-4)
+    assert fidelity.psnr_db.mean.value == pytest.approx((48.1308 + 42.1102) / 2, abs=1e-4)
+    assert compute_mean_psnr(branches)[0, 0].item() == pytest.approx((48.1308 + 42.1102) / 2, abs=1e-3)
+    ssim = [fidelity.by_camera[camera].ssim.mean.value for camera in CAMERAS]
+    assert fidelity.ssim.mean.value == pytest.approx(sum(ssim) / 2, abs=1e-4)
+    names = set(fidelity.metrics)
+    assert {"psnr_db", "psnr_db/base", "psnr_db/hand", "ssim_first_frame/hand", "moving_psnr_db/base"} < names
+    assert len(names) == 18
+    assert not measure_fidelity(make_episodes([0.0], [0], cameras={"base": (16, 16)}).branches).by_camera
+
+
+def test_a_camera_in_which_nothing_moves_has_no_say_in_the_moving_psnr() -> None:
+    branches = make_episodes([0.0], [0], error=0, cameras=CAMERAS).branches
+    moved = {"base": branches.truth.frames["base"].clone(), "hand": branches.truth.frames["hand"]}
+    moved["base"][0, 0, 2, 3] = 100
+    seen = {"base": moved["base"].clone(), "hand": branches.frames["hand"]}
+    seen["base"][0, 0, 2, 3] = 80  # error 20: 22.1102 dB
+    fidelity = measure_fidelity(replace(branches, frames=seen, truth=replace(branches.truth, frames=moved)))
+    assert fidelity.moving_psnr_db.mean.value == pytest.approx(22.1102, abs=1e-3)
+    assert fidelity.by_camera["hand"].moving_psnr_db.mean is None

@@ -15,8 +15,10 @@ from worldloop.evaluation.judgement import average_fidelity, judge_episodes, jud
 from worldloop.evaluation.open_loop import ImaginedEpisodes
 from worldloop.evaluation.probes import FrameProbe
 from worldloop.evaluation.visual_state import FittedProbe
+from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
-SETTINGS = {"probe": None, "landmarks": (), "floor_quantile": 0.05, "required_auc": 0.7}
+SPEC = ToySimulator.make_spec(ToyConfig())
+SETTINGS = {"spec": SPEC, "task": "ToyPush-v1", "probe": None, "floor_quantile": 0.05, "required_auc": 0.7}
 
 
 @pytest.fixture
@@ -25,9 +27,9 @@ def episodes(truth, toy_clips) -> ImaginedEpisodes:
     return ImaginedEpisodes(truth.best_logit.numpy(), truth.succeeds.numpy(), outcomes, truth)
 
 
-def test_without_a_probe_nothing_is_said_of_states(episodes, toy_clips, landmarks) -> None:
+def test_without_a_probe_nothing_is_said_of_states(episodes, toy_clips) -> None:
     judged = judge_episodes(
-        episodes, toy_clips, Calibration(), cross_fit=False, probe=None, landmarks=landmarks,
+        episodes, toy_clips, Calibration(), SPEC, "ToyPush-v1", cross_fit=False, probe=None,
         horizons=(judge_horizon(5, episodes.branches, episodes),),
     )  # fmt: skip
     assert judged.alignment.auc.value == 1.0
@@ -42,17 +44,17 @@ def test_without_a_probe_nothing_is_said_of_states(episodes, toy_clips, landmark
     json.dumps(figures, allow_nan=False)
 
 
-def test_with_a_probe_landmarks_and_outcomes_are_seen(episodes, toy_clips, landmarks) -> None:
+def test_with_a_probe_landmarks_and_outcomes_are_seen(episodes, toy_clips) -> None:
     """The probe has random weights: it sees the same in equal frames, wherever that is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = FrameProbe(torch.zeros(3, 32, 32), torch.zeros(4), torch.ones(4)).eval()
+        backgrounds = {"base_camera": torch.zeros(3, 32, 32)}
+        network = FrameProbe(backgrounds, ("ToyPush-v1",), torch.zeros(4), torch.ones(4)).eval()
     sure = replace(
         episodes, branches=replace(episodes.branches, expected_psnr_db=torch.full_like(episodes.branches.logit, 30.0))
     )
-    judged = judge_episodes(
-        sure, toy_clips, Calibration(), cross_fit=True, probe=FittedProbe(network, 0.0), landmarks=landmarks
-    )
+    probe = FittedProbe(network, {"ToyPush-v1": 0.0})
+    judged = judge_episodes(sure, toy_clips, Calibration(), SPEC, "ToyPush-v1", cross_fit=True, probe=probe)
     assert list(judged.state_errors) == ["object", "effector"]
     assert judged.state_errors["object"].imagined == judged.state_errors["object"].floor
     assert judged.visual_alignment.imagined == judged.visual_alignment.simulated
@@ -87,7 +89,7 @@ def test_no_episodes_are_no_judgement() -> None:
 
 
 def _judge(episodes: ImaginedEpisodes) -> judgement.Judgement:
-    return judge_episodes(episodes, None, Calibration(), cross_fit=False, probe=None, landmarks=())  # type: ignore[arg-type]
+    return judge_episodes(episodes, None, Calibration(), SPEC, "ToyPush-v1", cross_fit=False, probe=None)  # type: ignore[arg-type]
 
 
 def test_fidelity_is_averaged_over_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,3 +108,20 @@ def test_fidelity_is_averaged_over_episodes(monkeypatch: pytest.MonkeyPatch) -> 
     figures = average_fidelity(imagined, judgements).to_dict()
     assert figures["lpips"] == 0.5  # of 1, 1/3, 1/3, 1/3
     assert "lpips_reason" not in figures
+
+
+def test_lpips_is_the_mean_over_cameras_and_lacks_where_one_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of rows of pixels: 16 and 12."""
+    episodes = make_episodes([0.0, 0.0], [0, 0], error=1, cameras={"base": (16, 16), "hand": (12, 20)})
+    imagined, judgements = {"scripted": episodes}, {"scripted": _judge(episodes)}
+    monkeypatch.setattr(
+        judgement, "compute_lpips", lambda p, t, valid: (torch.full((len(p),), float(p.shape[2])), None)
+    )
+    assert average_fidelity(imagined, judgements).lpips == 14.0
+
+    def refuse_small(p: torch.Tensor, t: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor | None, str | None]:
+        return (None, "too small") if p.shape[2] < 16 else (torch.ones(len(p)), None)
+
+    monkeypatch.setattr(judgement, "compute_lpips", refuse_small)
+    figures = average_fidelity(imagined, judgements).to_dict()
+    assert (figures["lpips"], figures["lpips_reason"]) == (None, "hand: too small")

@@ -18,16 +18,19 @@ from worldloop.evaluation.visual_state import (
     slice_landmarks,
 )
 
+CAMERA = "base_camera"
 
-def test_frames_are_read_in_their_order_with_their_episodes_first_frame(truth) -> None:
+
+def test_frames_are_read_in_their_order_with_their_episodes_first_frame_and_task(truth) -> None:
     class Probe:
-        def read(self, first: torch.Tensor, frames: torch.Tensor) -> ProbeReading:
-            assert torch.equal(first[:: truth.logit.shape[1]], truth.first_frames)
-            means = frames.float().mean((1, 2, 3))
+        def read(self, first, frames, task) -> ProbeReading:
+            assert torch.equal(first[CAMERA][:: truth.logit.shape[1]], truth.first_frames[CAMERA])
+            assert task == ("ToyPush-v1",) * truth.logit.numel()
+            means = frames[CAMERA].float().mean((1, 2, 3))
             return ProbeReading(means[:, None], -means)
 
     seen = see(Probe(), truth, truth.frames)  # type: ignore[arg-type]
-    means = truth.frames.float().mean((2, 3, 4))
+    means = truth.frames[CAMERA].float().mean((2, 3, 4))
     assert torch.allclose(seen.position_m[..., 0], means)
     assert torch.allclose(seen.solved_logit, -means)
 
@@ -38,8 +41,8 @@ def test_each_landmark_has_its_part_of_the_coordinates() -> None:
     assert slice_landmarks(()) == []
 
 
-def test_landmarks_are_in_metres_and_held_after_the_end(truth, toy_clips, landmarks) -> None:
-    metres = locate_landmarks(truth, toy_clips, landmarks)
+def test_landmarks_are_in_metres_and_held_after_the_end(truth, toy_clips, spec) -> None:
+    metres = locate_landmarks(truth, toy_clips, spec)
     assert metres.shape == (*truth.logit.shape, 4)  # object x y, effector x y
     state = torch.from_numpy(toy_clips.cache.episode(0).sim_state)
     assert torch.allclose(metres[0, 0], 0.1 * state[1, [4, 5, 0, 1]])
@@ -47,10 +50,12 @@ def test_landmarks_are_in_metres_and_held_after_the_end(truth, toy_clips, landma
     assert torch.allclose(metres[0, last - 1 :], 0.1 * state[last, [4, 5, 0, 1]].expand_as(metres[0, last - 1 :]))
 
 
-def test_state_error_is_in_centimetres_beside_its_floor(truth, toy_clips, landmarks, see_truth) -> None:
+def test_state_error_is_in_centimetres_beside_its_floor(truth, toy_clips, spec, see_truth) -> None:
     moved = replace(truth, proprio=truth.proprio + torch.tensor([0.2, 0.0, 0.0, 0.0]))
-    true_m = locate_landmarks(truth, toy_clips, landmarks)
-    errors = measure_state_errors(moved, see_truth(offset_m=0.03), see_truth(offset_m=0.01), true_m, landmarks)
+    true_m = locate_landmarks(truth, toy_clips, spec)
+    errors = measure_state_errors(
+        moved, see_truth(offset_m=0.03), see_truth(offset_m=0.01), true_m, spec.tasks[0].landmarks
+    )
     valid = truth.truth.valid
     count = int(valid.sum())
     assert errors["object"].imagined.values[valid].tolist() == pytest.approx([3.0] * count, abs=1e-4)
@@ -75,10 +80,10 @@ def test_visual_alignment_compares_what_is_seen_with_what_was_simulated(truth, t
     assert set(figures["simulated"]) == {"n", "num_success", "balanced_accuracy", "auc", "accuracy"}
 
 
-def test_a_probe_is_fitted_on_all_frames_and_gets_a_threshold_between_the_outcomes(toy_clips, landmarks) -> None:
+def test_a_probe_is_fitted_on_all_frames_and_gets_a_threshold_between_the_outcomes(toy_clips, spec) -> None:
     reporter = RecordingReporter()
     probe = fit_probe(
-        toy_clips, landmarks, confirm_frames=0, num_steps=60, batch_size=32, generator=make_generator(0, "probe"),
+        toy_clips, spec, num_steps=60, batch_size=32, generator=make_generator(0, "probe"),
         device=torch.device("cpu"), reporter=reporter,
     )  # fmt: skip
     assert len(reporter.bars[0].figures) == 60
@@ -86,7 +91,9 @@ def test_a_probe_is_fitted_on_all_frames_and_gets_a_threshold_between_the_outcom
     episodes = toy_clips.episode_index()
     clip = toy_clips.load(torch.stack([episodes, torch.zeros_like(episodes)], 1), int(toy_clips.cache.num_steps.max()))
     reading = probe.network.read(
-        clip.context[:, :1].expand_as(clip.frames).flatten(0, 1), clip.frames.flatten(0, 1)
+        {CAMERA: clip.context[CAMERA][:, :1].expand_as(clip.frames[CAMERA]).flatten(0, 1)},
+        {CAMERA: clip.frames[CAMERA].flatten(0, 1)},
+        ("ToyPush-v1",) * clip.valid.numel(),
     ).solved_logit.unflatten(0, clip.valid.shape)
-    solved = reading.masked_fill(~clip.valid, -torch.inf).amax(1) >= probe.success_threshold
+    solved = reading.masked_fill(~clip.valid, -torch.inf).amax(1) >= probe.success_thresholds["ToyPush-v1"]
     assert (solved == (clip.success * clip.valid).amax(1).bool()).float().mean() > 0.7

@@ -13,7 +13,8 @@ import pytest
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
-from worldloop.loop.run import list_stages, run_loop
+from worldloop.loop.run import run_loop
+from worldloop.loop.schedule import list_stages
 from worldloop.reporting.tables import format_report
 
 ROOT = Path(__file__).resolve().parents[2]

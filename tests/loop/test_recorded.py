@@ -10,6 +10,8 @@ from gymnasium.utils.env_checker import check_env
 from recording import record
 
 from worldloop.__main__ import main
+from worldloop.config.loading import load_config
+from worldloop.loop.run import run_loop
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -94,6 +96,51 @@ def test_recording_becomes_an_environment(recording: Path, tmp_path: Path, capsy
     observation, info = env.reset(options={"image": image, "proprio": np.zeros(1, dtype=np.float32)})
     assert np.array_equal(observation["image"], image)
     assert info["start"] == -1
+
+
+def test_two_cameras_and_two_instructions_become_an_environment(tmp_path: Path) -> None:
+    """One dot in two views of different sizes: it is to go right, or to go down."""
+    pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    episodes = []
+    for number in range(16):
+        n, down, is_fast = 13, number % 2, number % 4 < 2
+        state = np.zeros((n, 2), dtype=np.float32)
+        state[:, down] = np.arange(n) * (1.0 if is_fast else 0.3)
+        views = {"front": (32, 48), "side": (24, 24)}
+        images = {name: np.full((n, *size, 3), 60, dtype=np.uint8) for name, size in views.items()}
+        for row, (x, y) in enumerate(state.round().astype(int)):
+            for view in images.values():
+                view[row, 4 + y : 8 + y, 4 + x : 8 + x] = (230, 220, 40)
+        action = np.full((n, 2), 0.3 + 0.7 * is_fast, dtype=np.float32)
+        success = state[:, down] > 8
+        task = ("go right", "go down")[down]
+        episodes.append({"images": images, "state": state, "action": action, "success": success, "task": task})
+    root = record(tmp_path / "dot", episodes, use_videos=False)
+    overrides = [
+        f"recording.root={root}",
+        "recording.success_key=next.success",
+        "recording.image_sizes.side=24",
+        f"run_root={tmp_path}",
+        *SMALL,
+        "fit_world_model.num_steps=4",
+        "fit_world_model.num_proprio_steps=4",
+    ]
+    run = run_loop(load_config(ROOT / "configs/recorded_cpu.yaml", overrides)).path
+    record_of_check = json.loads((run / "results.json").read_text())["iterations"][1]
+    assert list(record_of_check["tasks"]) == ["dot/go-down", "dot/go-right"]
+    for figures in record_of_check["tasks"].values():
+        assert figures["reward_alignment"]["recorded"]["n"] == 2  # a success and a failure of each are held out
+    assert record_of_check["reward_alignment"]["recorded"]["n"] == 4
+
+    import worldloop.envs  # noqa: F401
+
+    env = gymnasium.make("worldloop/WorldModel-v0", checkpoint=run, device="cpu")
+    observation, _ = env.reset(seed=0)
+    assert observation["image_front"].shape == (16, 16, 3)
+    assert observation["image_side"].shape == (24, 24, 3)
+    assert observation["task"] in (0, 1)
+    observation, *_ = env.step(env.action_space.high)
+    assert observation["image_side"].shape == (24, 24, 3)
 
 
 def test_mistakes_are_one_line(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

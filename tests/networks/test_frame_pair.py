@@ -35,3 +35,13 @@ def test_features_tell_where_a_square_is_and_what_the_background_is_not(only_key
     assert (distance + 10 * torch.eye(3) > 0.01).all()
     swapped = encoder(frames, first)
     assert not torch.allclose(swapped[1], features[1], atol=1e-2), "first and now are told apart"
+
+
+@pytest.mark.parametrize(("size", "patch", "cells"), [((48, 64), 4, 6 * 8), ((8, 12), 1, 4 * 6), (64, 4, 8 * 8)])
+def test_pictures_need_not_be_square(size: int | tuple[int, int], patch: int, cells: int) -> None:
+    height, width = (size, size) if isinstance(size, int) else size
+    encoder = FramePairEncoder(3, size, torch.zeros(3, height, width))
+    assert encoder.patch == patch
+    assert encoder.dim == 2 * 16 + 64 * cells
+    frames = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    assert encoder(frames, frames).shape == (2, encoder.dim)

@@ -35,6 +35,28 @@ def test_neither_time_nor_success_ends_the_simulator_s_episode(debug_run: Path) 
 def test_another_simulator_is_refused(debug_run: Path) -> None:
     simulator = find_simulator(debug_run)
     assert simulator is not None
-    larger = replace(simulator, toy=replace(simulator.chosen_section(), image_size=32))
-    with pytest.raises(WorldloopError, match="the simulator's image_size is 32, the world model's 16"):
-        make_play_session(debug_run, larger, "cpu")
+    toy = simulator.chosen_section()
+    for other, message in (
+        (
+            replace(toy, image_size=32),
+            "the simulator's camera 'base_camera' shows 32 x 32 pixels, the world model's 16 x 16",
+        ),
+        (replace(toy, cameras=("hand_camera",)), "camera 'base_camera' is not one of the simulator's hand_camera"),
+        (replace(toy, tasks=("ToyReach-v1",)), "task 'ToyPush-v1' is not one of the simulator's ToyReach-v1"),
+        (replace(toy, actions_per_frame=4), "the simulator's actions_per_frame is 4, the world model's 2"),
+    ):
+        with pytest.raises(WorldloopError, match=message):
+            make_play_session(debug_run, replace(simulator, toy=other), "cpu")
+
+
+def test_a_simulator_with_more_cameras_and_tasks_will_do(debug_run: Path) -> None:
+    simulator = find_simulator(debug_run)
+    assert simulator is not None
+    more = replace(
+        simulator.chosen_section(), tasks=("ToyReach-v1", "ToyPush-v1"), cameras=("hand_camera", "base_camera")
+    )
+    session = make_play_session(debug_run, replace(simulator, toy=more), "cpu")
+    session.step([0.5, 0.0])
+    assert {task for task, _ in session.starts} == {"ToyPush-v1"}
+    assert list(session.moments[1].frames) == ["base_camera"]
+    session.close()

@@ -1,5 +1,7 @@
 """The server and its page, on a debug run's checkpoint: the token, bad requests, and a person in a real browser."""
 
+import base64
+import contextlib
 import json
 import signal
 import socket
@@ -8,15 +10,17 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from summing import SEVERAL, make_session
 
 from worldloop.core.errors import WorldloopError
 from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import TOKEN_HEADER, PlayServer
+from worldloop.play.session import NUM_STATES, PlaySession
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -24,7 +28,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 @pytest.fixture(scope="module")
 def server(debug_run: Path) -> Iterator[PlayServer]:
     simulator = find_simulator(debug_run)
-    server = PlayServer(lambda: make_play_session(debug_run, simulator, "cpu"))
+    with serve(lambda: make_play_session(debug_run, simulator, "cpu")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve(make_session: Callable[[], PlaySession]) -> Iterator[PlayServer]:
+    server = PlayServer(make_session)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -51,14 +61,18 @@ def call(server: PlayServer, name: str, values: Any = None) -> tuple[int, dict[s
 def test_a_game_over_http(server: PlayServer) -> None:
     status, state = call(server, "reset", {"start": 3})
     assert status == 200
-    assert (state["task"], state["start"], state["now"], state["num_starts"]) == ("ToyPush-v1", 3, 0, 16)
+    assert (state["task"], state["start"], state["now"], len(state["starts"])) == ("ToyPush-v1", 3, 0, 16)
+    assert state["starts"][3] == {"task": "ToyPush-v1", "instruction": state["instruction"]}
+    assert state["cameras"] == [{"name": "base_camera", "height": 16, "width": 16}]
     assert [a["name"] for a in state["actions"]] == ["dx", "dy"]
-    assert state["frame"] == state["simulated"]["frame"]
+    assert len(base64.b64decode(state["frames"]["base_camera"])) == 16 * 16 * 3
+    assert state["frames"] == state["simulated"]["frames"]
+    assert state["simulated"]["psnr_db"] == {"base_camera": None}
     assert state["expected_psnr_db"] is None
     _, state = call(server, "step", {"action": [0.5, -0.5]})
     assert state["path"] == [0, 1]
-    assert state["frame"] != state["simulated"]["frame"]
-    assert state["simulated"]["psnr_db"] > 5
+    assert state["frames"] != state["simulated"]["frames"]
+    assert state["simulated"]["psnr_db"]["base_camera"] > 5
     _, state = call(server, "go_to", {"moment": 0})
     assert state["now"] == 0
 
@@ -147,12 +161,12 @@ def test_a_person_plays_in_a_browser(server: PlayServer) -> None:
         page.open(server.url)
         page.wait_for("document.getElementById('task')?.textContent === 'ToyPush-v1'")
         assert page.evaluate("document.querySelectorAll('#axes .axis').length") == 2
-        picture = "document.getElementById('imagined').toDataURL()"
+        picture = "document.getElementById('imagined-base_camera').toDataURL()"
         before = page.evaluate(picture)
         page.press("ArrowRight", hold_s=0.3)
         page.wait_for("state.now >= 1")
         assert page.evaluate(picture) != before
-        assert page.evaluate("document.getElementById('simulated').width") == 16
+        assert page.evaluate("document.getElementById('simulated-base_camera').width") == 16
         page.evaluate("document.querySelector('#axes button').dispatchEvent(new PointerEvent('pointerdown'))")
         page.wait_for("state.path.length >= 3")
         page.evaluate("document.querySelector('#axes button').dispatchEvent(new PointerEvent('pointerup'))")
@@ -171,3 +185,52 @@ def test_a_person_plays_in_a_browser(server: PlayServer) -> None:
         page.evaluate("call('step', {action: [7, 7]})")
         page.wait_for("document.getElementById('message').textContent.includes('allowed: -1 to 1')")
         assert page.screenshot()[:4] == b"\x89PNG"
+
+
+def test_a_game_of_two_cameras_and_two_tasks_over_http() -> None:
+    with serve(lambda: make_session(SEVERAL)) as server:
+        _, state = call(server, "state")
+        assert [(c["name"], c["height"], c["width"]) for c in state["cameras"]] == [
+            ("base_camera", 16, 16), ("hand_camera", 12, 12),
+        ]  # fmt: skip
+        assert [start["task"] for start in state["starts"]] == ["ToyPush-v1"] * 16 + ["ToyReach-v1"] * 16
+        assert (state["task"], state["threshold"]) == ("ToyPush-v1", 0.5)
+        call(server, "reset", {"start": NUM_STATES + 1})
+        _, state = call(server, "step", {"action": [0.5, 0.0]})
+        assert (state["task"], state["threshold"]) == ("ToyReach-v1", 0.7)
+        assert state["instruction"] == state["starts"][NUM_STATES + 1]["instruction"]
+        sizes = {name: len(base64.b64decode(frame)) for name, frame in state["frames"].items()}
+        assert sizes == {"base_camera": 16 * 16 * 3, "hand_camera": 12 * 12 * 3}
+        assert state["simulated"]["frames"].keys() == state["simulated"]["psnr_db"].keys() == sizes.keys()
+
+
+def test_a_page_of_two_cameras_and_two_tasks() -> None:
+    browser_module = pytest.importorskip("browser")
+    if browser_module.find_chromium() is None:
+        pytest.skip("no Chromium is installed")
+    with serve(lambda: make_session(SEVERAL)) as server, browser_module.Browser(1280, 900) as page:
+        page.open(server.url)
+        page.wait_for("document.getElementById('task')?.textContent === 'ToyPush-v1'")
+        sizes = {
+            "imagined-base_camera": 16,
+            "simulated-base_camera": 16,
+            "imagined-hand_camera": 12,
+            "simulated-hand_camera": 12,
+        }
+        page.evaluate("call('step', {action: [0.5, 0]})")
+        page.wait_for("state.now === 1")
+        for name, size in sizes.items():
+            assert page.evaluate(f"document.getElementById('{name}').width") == size
+        context = "document.getElementById('imagined-hand_camera').getContext('2d')"
+        pixel = f"Array.from({context}.getImageData(11, 11, 1, 1).data)"
+        assert page.evaluate(pixel) == [130, 130, 130, 255]
+        groups = "Array.from(document.querySelectorAll('#start optgroup'), (g) => [g.label, g.children.length])"
+        assert page.evaluate(groups) == [["ToyPush-v1", 16], ["ToyReach-v1", 16]]
+        page.evaluate("document.getElementById('start').value = 17")
+        page.evaluate("document.getElementById('start').onchange()")
+        page.wait_for("document.getElementById('task').textContent === 'ToyReach-v1'")
+        assert page.evaluate("document.getElementById('instruction').textContent === state.starts[17].instruction")
+        for width in (1280, 400):
+            page.resize(width, 900)
+            assert page.evaluate("innerWidth") == width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width

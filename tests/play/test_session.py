@@ -1,55 +1,14 @@
 """The game itself: a world of known answers beside the toy simulator, which plays the truth."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from counting import CountingState
-from torch import Tensor
+from summing import CALIBRATIONS, SEVERAL, Summing, make_session
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import ImaginedChunk
-from worldloop.core.success import Calibration
-from worldloop.core.types import Observation
-from worldloop.play.session import MAX_MOMENTS, PlaySession
-from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
-
-CONFIG = ToyConfig(image_size=16, actions_per_frame=2, num_envs=1, max_episode_steps=10**6, success_hold_frames=10**6)
-CALIBRATION = Calibration(scale=1.0, bias=0.0, threshold=0.5, psnr_bias_db=2.0, floor_db=10.0)
-
-
-class _Sum:
-    """Its state is the sum of all first actions so far; its success logit is that sum, its picture that number."""
-
-    spec = ToySimulator.make_spec(CONFIG)
-
-    def start(self, context: Observation, noise_key: Tensor) -> CountingState:
-        return CountingState(torch.zeros(len(context)), noise_key, torch.zeros_like(noise_key))
-
-    def restore(self, tensors: dict[str, Tensor]) -> CountingState:
-        return CountingState(**tensors)
-
-    def imagine(self, state: CountingState, actions: Tensor) -> tuple[CountingState, ImaginedChunk]:
-        assert actions.shape[1:] == (2, 2)
-        position = state.position + actions[:, :, 0].sum(1)
-        frames = (100 + 10 * position).to(torch.uint8)[:, None, None, None, None].expand(-1, 1, 16, 16, 3)
-        moved = replace(state, position=position, step=state.step + 1)
-        return moved, ImaginedChunk(frames, torch.zeros(1, 1, 4), position[:, None], 12 - position[:, None])
-
-
-def _starts(n: int) -> Observation:
-    return Observation(
-        frames=torch.arange(n, dtype=torch.uint8)[:, None, None, None, None].expand(n, 1, 16, 16, 3).contiguous(),
-        proprio=torch.zeros(n, 4),
-        instruction=("i",) * n,
-        env_step=torch.zeros(n, dtype=torch.long),
-    )
-
-
-def make_session(with_simulator: bool = True) -> PlaySession:
-    simulator = ToySimulator(CONFIG) if with_simulator else None
-    return PlaySession(_Sum(), CALIBRATION, _starts(3), simulator)  # type: ignore[arg-type]
+from worldloop.core.types import InitialStates
+from worldloop.play.session import MAX_MOMENTS, NUM_STATES, PlaySession
+from worldloop.simulators.toy.simulator import ToySimulator
 
 
 def test_a_step_is_imagined_and_simulated() -> None:
@@ -57,14 +16,14 @@ def test_a_step_is_imagined_and_simulated() -> None:
     session.step([0.5, 0.0])
     now = session.moments[session.now]
     assert now.state["position"].tolist() == [1.0]  # two actions of .5: the bounds are -1 and 1
-    assert now.frame[0, 0, 0] == 110
+    assert now.frames["base_camera"][0, 0, 0] == 110
     assert now.success_prob == pytest.approx(1 / (1 + np.exp(-1.0)))
     assert now.expected_psnr_db == pytest.approx(12 - 1 - 2)
     first = session.moments[0].simulated
     assert now.simulated is not None
     assert first is not None
     assert now.simulated.state[0] - first.state[0] == pytest.approx(0.2)  # 2 steps of .5 x .2 units
-    assert not np.array_equal(now.simulated.frame, first.frame)
+    assert not np.array_equal(now.simulated.frames["base_camera"], first.frames["base_camera"])
 
 
 def test_going_back_and_branching_restores_both_sides() -> None:
@@ -85,7 +44,7 @@ def test_going_back_and_branching_restores_both_sides() -> None:
     assert again.simulated is not None
     assert first.simulated is not None
     assert torch.equal(again.simulated.state, first.simulated.state)
-    assert np.array_equal(again.simulated.frame, first.simulated.frame)
+    assert np.array_equal(again.simulated.frames["base_camera"], first.simulated.frames["base_camera"])
 
 
 def test_neither_success_nor_time_ends_a_game() -> None:
@@ -115,9 +74,9 @@ def test_neither_success_nor_time_ends_a_game() -> None:
 
 def test_without_a_simulator_games_begin_from_the_checkpoint_s_observations() -> None:
     session = make_session(with_simulator=False)
-    assert session.num_starts == 3
+    assert session.starts == [("ToyPush-v1", "push the blue disc to the red goal")] * 3
     session.reset(2)
-    assert session.moments[0].frame[0, 0, 0] == 2
+    assert session.moments[0].frames["base_camera"][0, 0, 0] == 2
     session.step([0.5, 0.0])
     assert session.moments[session.now].simulated is None
 
@@ -137,6 +96,17 @@ def test_a_failing_simulator_leaves_the_imagined_game() -> None:
     assert session.moments[session.now].simulated is None
 
 
+def test_games_after_a_failure_begin_from_the_checkpoint_s_observations() -> None:
+    session = make_session()
+    assert session.simulator is not None
+    session.simulator.step_chunk = None  # type: ignore[assignment, method-assign]
+    session.step([0.5, 0.0])
+    assert len(session.starts) == 3
+    session.reset(2)
+    assert session.moments[0].frames["base_camera"][0, 0, 0] == 2
+    assert session.moments[0].simulated is None
+
+
 def test_bad_input_is_named_and_changes_nothing() -> None:
     session = make_session()
     for action in ([0.5], [0.5, 1.5], [float("nan"), 0.0], ["x", 0.0], [True, 0.0], "left", None):
@@ -151,3 +121,86 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
     session.moments *= MAX_MOMENTS
     with pytest.raises(WorldloopError, match="start a new one"):
         session.step([0.0, 0.0])
+
+
+def test_every_camera_is_imagined_and_simulated() -> None:
+    session = make_session(SEVERAL)
+    session.step([0.5, 0.0])
+    now = session.moments[session.now]
+    assert now.simulated is not None
+    shapes = {"base_camera": (16, 16, 3), "hand_camera": (12, 12, 3)}
+    assert {name: frame.shape for name, frame in now.frames.items()} == shapes
+    assert {name: frame.shape for name, frame in now.simulated.frames.items()} == shapes
+    assert [frame[0, 0, 0] for frame in now.frames.values()] == [110, 130]
+
+
+def test_a_world_model_of_one_camera_plays_beside_a_simulator_of_two() -> None:
+    world_model = Summing(ToySimulator.make_spec(SEVERAL).with_cameras(["hand_camera"]))
+    starts = world_model.make_starts(["ToyPush-v1"])
+    session = PlaySession(world_model, CALIBRATIONS, starts, ToySimulator(SEVERAL))  # type: ignore[arg-type]
+    session.step([0.5, 0.0])
+    now = session.moments[session.now]
+    assert now.simulated is not None
+    assert list(now.frames) == list(now.simulated.frames) == ["hand_camera"]
+
+
+def test_starts_are_of_every_task_and_say_what_to_do() -> None:
+    session = make_session(SEVERAL)
+    assert [task for task, _ in session.starts] == ["ToyPush-v1"] * NUM_STATES + ["ToyReach-v1"] * NUM_STATES
+    for start in (0, 1, NUM_STATES, NUM_STATES + 3):
+        session.reset(start)
+        assert (session.task, session.instruction) == session.starts[start]
+    assert len({instruction for _, instruction in session.starts}) == 6, "three paraphrases of each"
+    alone = make_session(SEVERAL, with_simulator=False)
+    assert [task for task, _ in alone.starts] == ["ToyPush-v1", "ToyReach-v1", "ToyPush-v1"]
+    alone.reset(1)
+    assert alone.task == "ToyReach-v1"
+
+
+def test_a_game_is_read_and_simulated_by_its_task() -> None:
+    session = make_session(SEVERAL)
+    session.reset(NUM_STATES)
+    assert session.calibration.threshold == 0.7
+    session.step([0.5, 0.0])
+    assert session.moments[1].success_prob == pytest.approx(1 / (1 + np.exp(-2.0)))
+    state = session.sim_state(1)
+    assert isinstance(state, InitialStates)
+    assert (state.tasks, state.ids) == (("ToyReach-v1",), ("ToyReach-v1/train/0-000000",))
+    assert torch.equal(state.states[0], session.moments[1].simulated.state)  # type: ignore[union-attr]
+    given = []
+    assert session.simulator is not None
+    reset = session.simulator.reset
+    session.simulator.reset = lambda states, rows=None: (given.append(states), reset(states, rows))[1]  # type: ignore[method-assign]
+    session.step([0.0, 0.1])
+    session.go_to(1)
+    session.step([0.0, -0.1])
+    assert [states.tasks for states in given] == [("ToyReach-v1",)]
+    session.reset(0)
+    assert session.calibration.threshold == 0.5
+
+
+def test_the_simulator_s_success_is_that_of_the_game_s_task() -> None:
+    """The white disc goes straight to the goal: that reaches it, and pushes nothing there."""
+    session = make_session(SEVERAL)
+    ends = []
+    for start in (2, NUM_STATES + 2):
+        session.reset(start)
+        now = session.moments[0].simulated
+        while now is not None and session.now < 12 and not now.success:
+            way = _go_round(now.state)
+            session.step([float(x) for x in way])
+            now = session.moments[session.now].simulated
+        assert now is not None
+        ends.append(now.success)
+    assert ends == [False, True]
+
+
+def _go_round(state: torch.Tensor) -> torch.Tensor:
+    """Above or below the blue disc to the goal behind it, in shares of the bounds."""
+    agent, block, goal = state[0:2], state[4:6], state[6:8]
+    side = 1.0 if agent[1] >= block[1] else -1.0
+    beside = torch.stack([goal[0], block[1] + 0.45 * side])
+    past_block = agent[0] > block[0] + 0.2
+    clear = (agent[1] - block[1]).abs() > 0.4
+    target = goal if past_block else beside if clear else torch.stack([agent[0], beside[1]])
+    return ((target - agent) / 0.4).clamp(-1, 1)

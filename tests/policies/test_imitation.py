@@ -25,14 +25,15 @@ class Doubling:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def images(self) -> Tensor:
-        return torch.zeros(5, 2, 2, 3, dtype=torch.uint8)
+    def images(self) -> dict[str, Tensor]:
+        return {"cam": torch.zeros(5, 2, 2, 3, dtype=torch.uint8)}
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         self.sizes.append(batch_size)
         position = torch.rand(batch_size, 1, generator=generator) - 0.5
-        frames = torch.zeros(batch_size, 1, 2, 2, 3, dtype=torch.uint8)
-        observation = Observation(frames, position, ("i",) * batch_size, torch.zeros(batch_size, dtype=torch.long))
+        frames = {"cam": torch.zeros(batch_size, 1, 2, 2, 3, dtype=torch.uint8)}
+        start = torch.zeros(batch_size, dtype=torch.long)
+        observation = Observation(frames, position, ("t",) * batch_size, ("i",) * batch_size, start)
         valid = torch.ones(batch_size, chunk_length, dtype=torch.bool)
         valid[0, 1:] = False
         return ImitationBatch(observation, 2 * position[:, None].expand(-1, chunk_length, -1), valid)
@@ -50,7 +51,7 @@ class Line(Policy):
         self.dtypes: set[torch.dtype] = set()
 
     def prepare(self, dataset: ImitationSource) -> None:
-        self.prepared.append((len(dataset.images()), bool(self.slope != 0)))
+        self.prepared.append((len(dataset.images()["cam"]), bool(self.slope != 0)))
 
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
         raise AssertionError("nobody acts")

@@ -1,38 +1,20 @@
+"""The token VLA: its bins, its probabilities, what it reads, and how it imitates."""
+
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny_vla import PULL, PUSH, TINY, Frames, invert, make_observation, make_policy, make_spec
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import make_generator, make_row_keys
-from worldloop.core.specs import SimulatorSpec
-from worldloop.core.types import ImitationBatch, Normalisation, Observation
+from worldloop.core.types import ImitationBatch, Observation
 from worldloop.policies.token_vla.action_bins import ActionBins
-from worldloop.policies.token_vla.policy import TokenVLA, TokenVLAConfig, smooth_targets
+from worldloop.policies.token_vla.policy import TokenVLA, smooth_targets
 
 KNOWN = torch.tensor([0.05, 0.15, 0.5, 0.2, 0.1])
-TINY = TokenVLAConfig(
-    width=32, num_layers=1, num_heads=2, mlp_width=64, stem_channels=(8, 8), num_image_tokens=2, augment_shift_px=1
-)
-PUSH, PULL = "push the cube to the goal", "pull the cube to the goal"
-
-
-def make_spec(action_names: tuple[str, ...] = ("dx", "dy"), bound: float = 1.0) -> SimulatorSpec:
-    A = len(action_names)
-    proprio_names = ("tcp_x", "tcp_y", "joint_0")
-    return SimulatorSpec(
-        task="toy", instruction=PUSH, image_size=16, proprio_names=proprio_names, action_names=action_names,
-        action_low=(-bound,) * A, action_high=(bound,) * A, hz=20.0, actions_per_frame=1, max_episode_steps=20,
-        success_radius_m=0.1, control_mode="delta", camera="base", simulator_version="test",
-    )  # fmt: skip
-
-
-def make_policy(config: TokenVLAConfig = TINY, chunk_length: int = 2, **spec: object) -> TokenVLA:
-    torch.manual_seed(0)
-    normalisation = Normalisation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 2.0]))
-    return TokenVLA(config, make_spec(**spec), normalisation, chunk_length)  # type: ignore[arg-type]
 
 
 def make_known_policy(chunk_length: int = 1, **changes: object) -> TokenVLA:
@@ -43,18 +25,11 @@ def make_known_policy(chunk_length: int = 1, **changes: object) -> TokenVLA:
     return policy
 
 
-def make_observation(num_rows: int, instruction: str = PUSH, seed: int = 0) -> Observation:
-    g = make_generator(seed, "test")
-    frames = torch.randint(0, 256, (num_rows, 3, 16, 16, 3), generator=g, dtype=torch.uint8)
-    proprio = torch.randn(num_rows, 3, generator=g)
-    return Observation(frames, proprio, (instruction,) * num_rows, torch.arange(num_rows))
-
-
 # --- bins ---------------------------------------------------------------------------------------------------------
 
 
 def test_bins_round_trip_zero_and_clipping() -> None:
-    bins = ActionBins(make_spec(("dx", "gripper")), -0.6, 0.6, 13, full_range=("gripper",))
+    bins = ActionBins(make_spec(("dx", "gripper")).robot, -0.6, 0.6, 13, full_range=("gripper",))
     tokens = torch.arange(13)[:, None].expand(-1, 2)
     actions = bins.decode(tokens)
     assert torch.equal(bins.encode(actions), tokens)
@@ -65,11 +40,11 @@ def test_bins_round_trip_zero_and_clipping() -> None:
     assert bins.encode(torch.tensor([[0.14, 0.0], [0.16, 0.0]]))[:, 0].tolist() == [7, 8]
 
 
-def test_bins_stay_within_the_simulators_bounds() -> None:
-    bins = ActionBins(make_spec(bound=0.3), -0.6, 0.6, 5)
+def test_bins_stay_within_the_robots_bounds() -> None:
+    bins = ActionBins(make_spec(bound=0.3).robot, -0.6, 0.6, 5)
     assert bins.decode(torch.tensor([[0, 4]])).tolist() == [[pytest.approx(-0.3), pytest.approx(0.3)]]
     with pytest.raises(ValueError, match="dx"):
-        ActionBins(make_spec(bound=0.3), 0.5, 0.6, 5)
+        ActionBins(make_spec(bound=0.3).robot, 0.5, 0.6, 5)
 
 
 def test_smooth_targets_by_hand() -> None:
@@ -175,8 +150,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_rows_are_independent() -> None:
     policy = make_policy()
     observation = make_observation(4)
-    changed = replace(observation, frames=observation.frames.clone())
-    changed.frames[2] = 0
+    changed = invert(observation, "base", (2,))
     a, b = policy(observation), policy(changed)
     assert torch.allclose(a[[0, 1, 3]], b[[0, 1, 3]], atol=1e-6)
     assert (a[2] - b[2]).abs().max() > 1e-4
@@ -209,30 +183,17 @@ def test_proprio_far_outside_what_training_saw_counts_as_five_standard_deviation
     assert not torch.equal(policy(edge), policy(near))
 
 
-@dataclass(frozen=True)
-class Frames:
-    """An `ImitationSource` of which only the frames are asked for."""
-
-    frames: torch.Tensor
-
-    def images(self) -> torch.Tensor:
-        return self.frames
-
-    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
-        raise AssertionError("nothing is imitated")
-
-
 def test_image_statistics_cancel_background_and_contrast() -> None:
     """A scene under another background and twice the contrast gives the same logits once both are fitted."""
     policy = make_policy()
     observation = make_observation(6)
-    scene = torch.randint(-20, 21, observation.frames.shape, generator=make_generator(3)).int()
+    scene = torch.randint(-20, 21, observation.frames["base"].shape, generator=make_generator(3)).int()
     scene = scene - scene.float().mean(dim=(0, 1), keepdim=True).round().int()
-    dim = replace(observation, frames=(scene + 100).to(torch.uint8))
-    vivid = replace(observation, frames=(2 * scene + 140).to(torch.uint8))
+    dim = replace(observation, frames={"base": (scene + 100).to(torch.uint8)})
+    vivid = replace(observation, frames={"base": (2 * scene + 140).to(torch.uint8)})
     logits = []
     for view in (dim, vivid):
-        policy.prepare(Frames(view.frames.flatten(0, 1)))
+        policy.prepare(Frames({"base": view.frames["base"].flatten(0, 1)}))
         logits.append(policy(view))
     unfitted = make_policy()
     assert torch.allclose(logits[0], logits[1], atol=1e-5)
@@ -244,13 +205,15 @@ def test_image_statistics_cancel_background_and_contrast() -> None:
 
 def test_number_of_frames_seen() -> None:
     observation = make_observation(1)
-    changed = replace(observation, frames=observation.frames.clone())
-    changed.frames[:, 1] = 255 - changed.frames[:, 1]
+    changed = invert(observation, "base", (slice(None), 1))
     one, two = make_policy(), make_policy(replace(TINY, num_frames=2))
     assert torch.equal(one(observation), one(changed))
     assert not torch.allclose(two(observation), two(changed))
     with pytest.raises(ValueError, match="num_frames"):
-        two(replace(observation, frames=observation.frames[:, -1:]))
+        two(replace(observation, frames={"base": observation.frames["base"][:, -1:]}))
+
+
+# --- mistakes in the config ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

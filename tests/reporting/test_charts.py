@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from worldloop.reporting.charts import draw, draw_auc, draw_calibration, draw_success, list_judged_sources
+from worldloop.core.statistics import Rate
+from worldloop.reporting.charts import (
+    draw,
+    draw_auc,
+    draw_auc_by_task,
+    draw_calibration,
+    draw_success,
+    draw_success_by_task,
+)
+from worldloop.reporting.records import list_judged_sources
 
 
 def test_a_run_of_before_the_reliability_has_no_such_chart(recwarn: pytest.WarningsRecorder) -> None:
@@ -38,3 +47,36 @@ def test_a_bound_that_is_null_is_not_drawn() -> None:
 
 def test_nothing_to_draw_is_no_picture() -> None:
     assert draw(draw_success, [{"iteration": 0}]) == ""
+
+
+def _auc(value: float) -> dict[str, object]:
+    return {"on_policy": {"n": 9, "auc": {"value": value, "low": value, "high": value}}, "scripted": {"auc": None}}
+
+
+def test_each_of_several_tasks_has_a_line(recwarn: pytest.WarningsRecorder) -> None:
+    """Pull was not judged in the first iteration."""
+    push, pull = ({"simulated_success": Rate.from_counts(k, 4).to_dict()} for k in (1, 2))
+    records = [
+        {"iteration": 0, "tasks": {"push": push, "pull": pull}, "reward_alignment": _auc(0.7)},
+        {
+            "iteration": 1,
+            "tasks": {
+                "push": push | {"reward_alignment": _auc(0.9)},
+                "pull": pull | {"reward_alignment": {"on_policy": None}},
+            },
+            "reward_alignment": _auc(0.9),
+        },
+    ]
+    axes = Figure().subplots()
+    assert draw_success_by_task(axes, records)
+    assert [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata()) == 2][:1] == [
+        [[0, 0.25], [1, 0.25]]
+    ]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["push", "pull"]
+    axes = Figure().subplots()
+    assert draw_auc_by_task(axes, records)
+    assert axes.lines[0].get_xydata().tolist() == [[1.0, 0.9]]
+    assert axes.get_ylabel() == "AUC of the reward head, on_policy"
+    alone = [{"iteration": 0, "simulated_success": push["simulated_success"], "reward_alignment": _auc(0.7)}]
+    assert draw(draw_success_by_task, alone) == draw(draw_auc_by_task, alone) == ""
+    assert not [warning for warning in recwarn if warning.category is UserWarning], "no legend without a line"

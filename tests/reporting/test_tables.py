@@ -1,4 +1,4 @@
-"""What `worldloop status` and `worldloop compare` print."""
+"""What `worldloop report` and `worldloop status` print."""
 
 import json
 import re
@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 
 from worldloop.__main__ import main
-from worldloop.config.loading import load_config, to_yaml
-from worldloop.core.errors import WorldloopError
-from worldloop.reporting.tables import _expect, format_comparison, format_report, format_status
+from worldloop.core.statistics import Rate
+from worldloop.reporting.tables import _expect, format_report, format_status
 from worldloop.runtime.memory import PeakMemory
 from worldloop.storage.run_directory import RunDirectory
-
-DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 
 
 def test_a_run_that_has_ended_says_so(debug_run: Path) -> None:
@@ -68,40 +65,6 @@ def test_a_run_that_is_running_shows_where_it_is(tmp_path: Path) -> None:
 def test_a_run_elsewhere_may_have_died(tmp_path: Path) -> None:
     directory = running(tmp_path, 1, host="node-7", updated=time.time() - 600)
     assert "running, process 1 on node-7, no sign of life for 10:0" in format_status(directory)
-
-
-def test_two_runs_are_compared_on_the_same_states(debug_run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(debug_run, other)
-    directory = RunDirectory(other)
-    state = directory.read_state()
-    better = (state.evaluation_success[0], (True,) * len(state.evaluation_success[1]))
-    values = {**state.to_dict(), "evaluation_success": better}
-    directory.write_state(type(state).from_dict(values))
-    config = load_config(
-        DEBUG, ["runtime=inline", "num_iterations=1", "clone_policy.num_steps=7", "run_root=elsewhere"]
-    )
-    (other / "config.yaml").write_text(to_yaml(config))
-    text = format_comparison(debug_run, other)
-    rate = sum(state.evaluation_success[1]) / len(better[1])
-    assert "success on the same 40 states" in text
-    assert "+0.000 (+0.000, +0.000)  p 1.000" in text.splitlines()[4]
-    assert f"  iteration 1  {rate:.3f} 1.000  {1 - rate:+.3f} (" in text
-    assert "clone_policy.num_steps (100 -> 7)" in text
-    assert "run_root" not in text
-    assert max(map(len, text.splitlines()[2:])) <= 80
-    assert format_comparison(debug_run, debug_run).endswith("the same settings")
-
-
-def test_runs_on_other_states_are_not_compared(debug_run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(debug_run, other)
-    directory = RunDirectory(other)
-    states = directory.read_initial_states("evaluation")
-    assert states is not None
-    directory.write_initial_states(states.select(range(1, len(states))))
-    with pytest.raises(WorldloopError, match="were evaluated on different states"):
-        format_comparison(debug_run, other)
 
 
 @pytest.mark.parametrize("command", [["status", "."], ["compare", ".", "."]])
@@ -165,3 +128,70 @@ def test_a_report_of_few_episodes_shows_their_auc_without_bounds(debug_run: Path
     results["iterations"][1]["reward_alignment"]["scripted"]["auc"] = {"value": 0.25, "low": None, "high": None}
     (run / "results.json").write_text(json.dumps(results))
     assert "world model 1, scripted  AUC 0.250 bal. acc. " in format_report(run)
+
+
+LONG = "libero_object/pick_up_the_milk_and_place_it_in_the_basket"
+
+
+def _rate(k: int, n: int) -> dict[str, float]:
+    return Rate.from_counts(k, n).to_dict()
+
+
+def _gain(gain: float) -> dict[str, float]:
+    return {"gain": gain, "low": gain - 0.1, "high": gain + 0.1, "p_value": 0.5, "n": 20}
+
+
+def _alignment(auc: float | None) -> dict[str, object]:
+    figures = None if auc is None else {"value": auc, "low": auc - 0.05, "high": auc + 0.05}
+    return {"on_policy": {"n": 120, "auc": figures, "balanced_accuracy": figures}, "scripted": None}
+
+
+def _plural_record() -> dict[str, object]:
+    """Two tasks, of which the one with the long name is the worst."""
+    tasks = {
+        "PushCube-v1": {
+            "simulated_success": _rate(8, 10), "paired_gain": _gain(0.2), "imagined_success": _rate(9, 10),
+            "swapped_success": _rate(1, 10), "reward_alignment": _alignment(0.9), "psnr_db": 25.0, "ssim": 0.8,
+        },
+        LONG: {
+            "simulated_success": _rate(2, 10), "paired_gain": _gain(-0.2), "imagined_success": _rate(9, 10),
+            "swapped_success": _rate(0, 10), "reward_alignment": _alignment(None), "psnr_db": 21.0, "ssim": 0.7,
+        },
+    }  # fmt: skip
+    return {
+        "iteration": 1, "simulated_success": _rate(10, 20), "paired_gain": _gain(0.0),
+        "imagined_success": _rate(18, 20), "swapped_success": _rate(1, 20),
+        "reward_alignment": _alignment(0.9), "psnr_db": 23.0, "ssim": 0.75,
+        "promoted": False, "imagined_frames": 100, "improvement_skipped": f"{LONG}: AUC too low", "tasks": tasks,
+    }  # fmt: skip
+
+
+def test_several_tasks_have_a_row_each_below_their_mean(tmp_path: Path) -> None:
+    results = {"schema_version": 1, "iterations": [_plural_record()]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    lines = format_report(tmp_path).splitlines()[2:]
+    assert lines[:14] == [
+        "iteration  simulated success, 95 %      gain over clone       imagined  promoted",
+        "        1   0.500 (0.299, 0.701) 10/20     +0.000 (-0.100, +0.100) 0.900     no",
+        "  PushCube-v1         0.800 (0.490, 0.943) +0.200 (+0.100, +0.300) 0.900",
+        f"  {LONG}",
+        "                      0.200 (0.057, 0.510) -0.200 (-0.300, -0.100) 0.900 worst",
+        "",
+        "iteration 1, success when told to do another task 0.050 (0.009, 0.236) 1/20",
+        "  PushCube-v1            0.100 (0.018, 0.404)",
+        f"  {LONG}",
+        "                         0.000 (0.000, 0.278)",
+        "",
+        "world model 1, on_policy AUC 0.900 (0.850, 0.950) bal. acc. 0.900, n 120",
+        "  PushCube-v1            AUC 0.900 (0.850, 0.950) bal. acc. 0.900, n 120",
+        f"  {LONG}",
+    ]
+    assert lines[14:20] == [
+        "                         -",
+        f"world model 1, policy improved without {LONG}: AUC too low",
+        "world model 1, PSNR 23.0 dB, SSIM 0.750",
+        "  PushCube-v1            PSNR 25.0 dB, SSIM 0.800",
+        f"  {LONG}",
+        "                         PSNR 21.0 dB, SSIM 0.700, worst",
+    ]
+    assert max(len(line) for line in lines if "without" not in line and "dashboards" not in line) <= 80

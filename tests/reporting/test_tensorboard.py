@@ -151,3 +151,28 @@ def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothi
     assert settings.Scalars("settings/success")[0].value == 0.25
     plugin = settings.SummaryMetadata("_hparams_/session_start_info").plugin_data
     assert b"resources.device" in plugin.content
+
+
+def test_each_task_has_the_same_tags_in_a_run_of_its_own(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def make_figures(value: float) -> dict[str, object]:
+        rate = {"k": 1, "n": 4, "rate": value, "low": 0.0, "high": 1.0}
+        estimate = {"value": value, "low": None, "high": None}
+        alignment = {"auc": estimate, "balanced_accuracy": None, "expected_calibration_error": None}
+        return {"simulated_success": rate, "swapped_success": rate, "reward_alignment": {"on_policy": alignment}}
+
+    record = {"iteration": 2, **make_figures(0.5), "tasks": {"push": make_figures(0.75), "pull": make_figures(0.25)}}
+    write_iteration(tmp_path, [record], [], {})
+    expected = {
+        "loop": ("loop/simulated_success_rate", 0.5),
+        "loop/push": ("loop/simulated_success_rate", 0.75),
+        "loop/pull": ("loop/swapped_success_rate", 0.25),
+        "success/simulated": ("success/share", 0.5),
+        "success/simulated/push": ("success/share", 0.75),
+        "alignment/on_policy/pull": ("alignment/auc", 0.25),
+    }
+    for folder, (tag, value) in expected.items():
+        events = EventAccumulator(str(tmp_path / folder))
+        events.Reload()
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == [(2, value)], folder

@@ -14,7 +14,7 @@ def test_decisions_are_those_of_kept_groups_while_their_rows_were_running() -> N
     """Rows 0 and 2 are a group without variance; rows 1 and 3 one in which row 1 succeeds at its first action."""
     first = make_step([[0.5]] * 4, [[True, True], [True, False], [True, True], [True, True]], 1)
     second = make_step([[0.5]] * 4, [[True, True], [False, False], [True, True], [True, False]], 1)
-    rollout = make_rollout(first, second, chunks=[make_chunk(0), make_chunk(1)])
+    rollout = make_rollout(first, second, chunks=[make_chunk(0), make_chunk(1)], task=["t", "u", "t", "v"])
     groups = compute_group_advantages(torch.tensor([0.5, 1.0, 0.5, 0.0]), torch.tensor([3, 7, 3, 7]))
     decisions = flatten_decisions(rollout, groups)
     assert decisions is not None
@@ -25,7 +25,9 @@ def test_decisions_are_those_of_kept_groups_while_their_rows_were_running() -> N
     assert decisions.valid.tolist() == [[True, False], [True, True], [True, False]]
     assert decisions.advantages.tolist() == [1, -1, -1]
     assert decisions.observation.instruction == ("row 1", "row 3", "row 3")
+    assert decisions.observation.task == ("u", "v", "v")
     assert decisions.observation.env_step.tolist() == [0, 0, 2]
+    assert decisions.observation.frames["cam"].shape == (3, 1, 2, 2, 3)
 
 
 def test_nothing_is_left_to_learn_from_where_every_group_is_dropped() -> None:

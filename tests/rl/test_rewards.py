@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.types import ChunkStep, Rollout
 from worldloop.rl.grpo import GrpoConfig
 from worldloop.rl.rewards import (
@@ -32,7 +32,7 @@ SURE_DB = 99.0
 
 def make_context(confirm_frames: int = 0, floor_db: float = 0.0, last_value: Tensor | None = None) -> RewardContext:
     spec = replace(SPEC, success_confirm_frames=confirm_frames)
-    return RewardContext(spec, Calibration(floor_db=floor_db), last_value)
+    return RewardContext(spec, Calibrations({"t": Calibration(floor_db=floor_db)}), last_value)
 
 
 def three_rows() -> ChunkStep:
@@ -81,6 +81,14 @@ def test_certainty_is_minus_the_decibels_below_the_floor() -> None:
     # The worst frame of all chunks counts.
     later = replace(three_rows(), expected_psnr_db=torch.tensor([[15.0], [SURE_DB], [SURE_DB]]))
     assert score_certainty(make_rollout(step, later), context).tolist() == [-5.0, -1.0, 0.0]
+
+
+def test_the_floor_is_that_of_each_rows_task() -> None:
+    step = replace(three_rows(), expected_psnr_db=torch.tensor([[18.0], [18.0], [18.0]]))
+    calibrations = Calibrations({"t": Calibration(floor_db=20.0), "u": Calibration(floor_db=25.0)})
+    context = RewardContext(SPEC, calibrations)
+    rollout = make_rollout(step, task=["u", "t", "nobody calibrated it"])
+    assert score_certainty(rollout, context).tolist() == [-7.0, -2.0, 0.0]
 
 
 def test_a_simulator_that_estimates_nothing_is_certain() -> None:

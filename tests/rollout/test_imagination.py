@@ -1,5 +1,6 @@
 """The imagined simulator over a world model whose every answer is known."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +10,19 @@ from counting import SPEC, CountingState
 from torch import Tensor
 
 from worldloop.core.interfaces import ImaginedChunk
-from worldloop.core.success import Calibration, confirm, find_highest_confirmed
-from worldloop.core.types import Observation
-from worldloop.rollout.imagination import ImaginedSimulator
+from worldloop.core.specs import CameraSpec, SimulatorSpec
+from worldloop.core.success import Calibration, Calibrations, confirm, find_highest_confirmed
+from worldloop.core.types import ActionChunk, InitialStates, Observation
+from worldloop.rollout.imagination import ImaginedSimulator, imagine_rollout
+
+CONFIRMED = replace(SPEC, success_hold_frames=1, success_confirm_frames=1)
 
 
 class _Counting:
     """Its position is the sum of all actions; the frame shows it; success is certain from position 4 on."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: SimulatorSpec = SPEC) -> None:
+        self.spec = spec
         self.imagined_rows = 0
 
     def start(self, context: Observation, noise_key: Tensor) -> CountingState:
@@ -28,7 +33,8 @@ class _Counting:
         self.imagined_rows += len(actions)
         per_frame = actions.reshape(len(actions), -1, 2).sum(-1)
         positions = state.position[:, None] + per_frame.cumsum(1)
-        frames = positions.round().to(torch.uint8)[:, :, None, None, None].expand(-1, -1, 2, 2, 3)
+        value = positions.round().to(torch.uint8)[:, :, None, None, None]
+        frames = {c.name: value.expand(-1, -1, c.height, c.width, 3) for c in self.spec.robot.cameras}
         logit = torch.where(positions >= 4, 10.0, -10.0)
         state = CountingState(positions[:, -1], state.noise_key, state.step + per_frame.shape[1])
         return state, ImaginedChunk(frames, positions[..., None], logit)
@@ -37,15 +43,16 @@ class _Counting:
 def _observation(positions: list[float]) -> Observation:
     B = len(positions)
     return Observation(
-        frames=torch.zeros(B, 3, 2, 2, 3, dtype=torch.uint8),
+        frames={"cam": torch.zeros(B, 3, 2, 2, 3, dtype=torch.uint8)},
         proprio=torch.tensor(positions)[:, None],
+        task=("t",) * B,
         instruction=("i",) * B,
         env_step=torch.zeros(B, dtype=torch.long),
     )
 
 
 def _simulator(model: _Counting, positions: list[float]) -> ImaginedSimulator:
-    simulator = ImaginedSimulator(model, SPEC, Calibration(), num_envs=4)  # type: ignore[arg-type]
+    simulator = ImaginedSimulator(model, Calibrations(), num_envs=4)  # type: ignore[arg-type]
     simulator.reset(_observation(positions))
     return simulator
 
@@ -69,7 +76,7 @@ def test_rows_that_ended_cost_nothing_and_stay_as_they_are() -> None:
     assert model.imagined_rows == 3
     assert not second.valid[0].any()
     assert second.rewards[0].sum() == 0
-    assert torch.equal(second.observation.frames[0], first.observation.frames[0])
+    assert torch.equal(second.observation.frames["cam"][0], first.observation.frames["cam"][0])
     assert second.observation.env_step.tolist() == [2, 4]
 
 
@@ -81,7 +88,7 @@ def test_time_limit_truncates_without_success() -> None:
 
 
 def test_what_lies_past_the_time_limit_does_not_count() -> None:
-    simulator = ImaginedSimulator(_Counting(), SPEC, Calibration(), num_envs=4)  # type: ignore[arg-type]
+    simulator = ImaginedSimulator(_Counting(), Calibrations(), num_envs=4)  # type: ignore[arg-type]
     simulator.reset(replace(_observation([2.5]), env_step=torch.tensor([SPEC.max_episode_steps - 2])))
     step = simulator.step_chunk(torch.full((1, 4, 1), 0.5))  # the second frame would show a success
     assert step.valid.tolist() == [[True, True, False, False]]
@@ -93,9 +100,9 @@ def test_what_lies_past_the_time_limit_does_not_count() -> None:
 def test_context_is_first_previous_now() -> None:
     simulator = _simulator(_Counting(), [0.0])
     step = simulator.step_chunk(torch.full((1, 4, 1), 0.5))
-    assert step.observation.frames[0, :, 0, 0, 0].tolist() == [0, 1, 2]
+    assert step.observation.frames["cam"][0, :, 0, 0, 0].tolist() == [0, 1, 2]
     step = simulator.step_chunk(torch.full((1, 2, 1), 0.5))
-    assert step.observation.frames[0, :, 0, 0, 0].tolist() == [0, 2, 3]
+    assert step.observation.frames["cam"][0, :, 0, 0, 0].tolist() == [0, 2, 3]
 
 
 def test_single_rows_restart_without_touching_others() -> None:
@@ -119,7 +126,7 @@ def test_calibration_moves_the_threshold() -> None:
 
 def test_a_simulator_state_is_no_start() -> None:
     with pytest.raises(TypeError, match="Observation"):
-        _simulator(_Counting(), [0.0]).reset(torch.zeros(1, 3))
+        _simulator(_Counting(), [0.0]).reset(InitialStates("train", ("t/0",), ("t",), torch.zeros(1, 3)))
 
 
 def test_chunks_must_hold_whole_frames() -> None:
@@ -138,8 +145,7 @@ class _Scripted(_Counting):
 
 def test_a_single_false_frame_ends_nothing() -> None:
     """Positions of row 0: 1, -1, -1, 1 (the time limit); of row 1: 1, 1, then it has ended."""
-    spec = replace(SPEC, success_hold_frames=1, success_confirm_frames=1)
-    simulator = ImaginedSimulator(_Scripted(), spec, Calibration(), num_envs=2)  # type: ignore[arg-type]
+    simulator = ImaginedSimulator(_Scripted(CONFIRMED), Calibrations(), num_envs=2)  # type: ignore[arg-type]
     simulator.reset(_observation([0.0, 0.0]))
     moves = ([0.5, 0.5], [-1.0, 0.0], [0.0, 0.0], [1.0, 0.0])
     steps = [simulator.step_chunk(torch.tensor(m)[:, None, None].expand(2, 2, 1)) for m in moves]
@@ -150,8 +156,7 @@ def test_a_single_false_frame_ends_nothing() -> None:
 
 
 def test_a_streak_ends_where_a_row_starts_anew() -> None:
-    spec = replace(SPEC, success_hold_frames=1, success_confirm_frames=1)
-    simulator = ImaginedSimulator(_Scripted(), spec, Calibration(), num_envs=2)  # type: ignore[arg-type]
+    simulator = ImaginedSimulator(_Scripted(CONFIRMED), Calibrations(), num_envs=2)  # type: ignore[arg-type]
     simulator.reset(_observation([0.0, 0.0]))
     simulator.step_chunk(torch.full((2, 2, 1), 0.5))
     simulator.reset(_observation([0.0]), rows=torch.tensor([0]))
@@ -179,9 +184,9 @@ class _Unsure(_Counting):
 @pytest.mark.parametrize("truncates", [True, False])
 def test_an_uncertain_row_ends_without_success(truncates: bool) -> None:
     """Row 0 reaches 19 dB after the bias, below the floor of 19.5, in the frame that shows a success; row 1 stays."""
-    calibration = Calibration(psnr_bias_db=-9.0, floor_db=19.5)
+    calibrations = Calibrations({"t": Calibration(psnr_bias_db=-9.0, floor_db=19.5)})
     model: Any = _Unsure()
-    simulator = ImaginedSimulator(model, SPEC, calibration, num_envs=2, truncates_uncertain=truncates)
+    simulator = ImaginedSimulator(model, calibrations, num_envs=2, truncates_uncertain=truncates)
     simulator.reset(_observation([0.0, 0.0]))
     step = simulator.step_chunk(torch.tensor([[0.5] * 4, [0.0] * 4])[:, :, None])
     assert step.expected_psnr_db is not None
@@ -229,7 +234,8 @@ def test_rows_go_in_parts_where_memory_is_short() -> None:
     whole, small = _simulator(_Counting(), [0.0, 2.0, 1.0, 3.5]), _simulator(_Small(), [0.0, 2.0, 1.0, 3.5])
     expected, actual = whole.step_chunk(actions), small.step_chunk(actions)
     assert small.max_batch == 2
-    for name in ("frames", "proprio", "success_prob", "valid", "terminated", "truncated"):
+    assert torch.equal(actual.frames["cam"], expected.frames["cam"])
+    for name in ("proprio", "success_prob", "valid", "terminated", "truncated"):
         assert torch.equal(getattr(actual, name), getattr(expected, name)), name
     assert torch.equal(small.save().state.position, whole.save().state.position)
 
@@ -239,3 +245,143 @@ def test_rows_go_in_parts_where_memory_is_short() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         _simulator(Tiny(), [0.0, 2.0, 1.0]).step_chunk(actions[:3])
+
+
+# --- several tasks, several cameras ---------------------------------------------------------------------------------
+
+LONGER = replace(SPEC.tasks[0], id="u", instructions=("j",), max_episode_steps=12)
+TWO_TASKS = replace(SPEC, tasks=(SPEC.tasks[0], LONGER))
+
+
+def _of_both_tasks(positions: list[float]) -> Observation:
+    return replace(_observation(positions), task=("t", "u"), instruction=("i", "j"))
+
+
+def test_each_row_has_the_time_limit_of_its_task() -> None:
+    simulator = _simulator(_Counting(TWO_TASKS), [0.0, 0.0])
+    simulator.reset(_of_both_tasks([0.0, 0.0]))
+    steps = [simulator.step_chunk(torch.zeros(2, 4, 1)) for _ in range(3)]
+    assert [step.truncated.tolist() for step in steps] == [[False, False], [True, False], [True, True]]
+    assert [step.valid[:, 0].tolist() for step in steps] == [[True, True], [True, True], [False, True]]
+    assert steps[-1].observation.env_step.tolist() == [8, 12]
+    assert (steps[-1].observation.task, steps[-1].observation.instruction) == (("t", "u"), ("i", "j"))
+
+
+def test_a_single_frame_declares_a_success_at_the_limit_of_its_own_task() -> None:
+    """The last frame before the limit of task t shows a success, and both rows show it there."""
+    simulator = ImaginedSimulator(
+        _Scripted(replace(TWO_TASKS, success_hold_frames=1, success_confirm_frames=1)), Calibrations(), num_envs=2
+    )  # type: ignore[arg-type]
+    simulator.reset(replace(_of_both_tasks([-1.0, -1.0]), env_step=torch.tensor([6, 6])))
+    assert simulator.step_chunk(torch.full((2, 2, 1), 1.0)).terminated.tolist() == [True, False]
+    assert simulator.step_chunk(torch.full((2, 2, 1), 1.0)).terminated.tolist() == [True, True]
+
+
+def test_success_and_certainty_are_read_by_each_task_s_own_calibration() -> None:
+    """Both rows stand at 3 with an expected 0 dB: solved where -2 is added to the logit of 5, but not where -8 is."""
+    of_t = Calibration(bias=-2.0, threshold=0.9, psnr_bias_db=1.0, floor_db=-5.0)
+    of_u = Calibration(bias=-8.0, threshold=0.9, psnr_bias_db=2.0, floor_db=-1.5)
+    model: Any = _Unsure(TWO_TASKS)
+    simulator = ImaginedSimulator(model, Calibrations({"t": of_t, "u": of_u}), 2, truncates_uncertain=True)
+    simulator.reset(_of_both_tasks([3.0, 3.0]))
+    step = simulator.step_chunk(torch.zeros(2, 2, 1))
+    assert step.terminated.tolist() == [True, False]
+    assert step.truncated.tolist() == [False, True]
+    assert step.expected_psnr_db is not None
+    assert step.expected_psnr_db.tolist() == [[-1.0], [-2.0]]
+    assert step.success_prob[0].item() == pytest.approx(1 / (1 + math.exp(-3)))
+    lenient = replace(of_u, bias=-2.0, floor_db=-3.0)
+    simulator = ImaginedSimulator(model, Calibrations({"t": of_t, "u": lenient}), 2, truncates_uncertain=True)
+    simulator.reset(_of_both_tasks([3.0, 3.0]))
+    assert simulator.step_chunk(torch.zeros(2, 2, 1)).terminated.tolist() == [True, True]
+    strict = replace(lenient, threshold=0.96)
+    simulator = ImaginedSimulator(model, Calibrations({"t": of_t, "u": strict}), 2)
+    simulator.reset(_of_both_tasks([3.0, 3.0]))
+    assert simulator.step_chunk(torch.zeros(2, 2, 1)).terminated.tolist() == [True, False]
+
+
+def test_rows_that_go_on_alone_keep_their_own_task() -> None:
+    """Once the first row has ended, the one row that runs is of task u."""
+    calibrations = Calibrations({"u": Calibration(bias=-20.0)})
+    simulator = ImaginedSimulator(_Counting(TWO_TASKS), calibrations, 2)  # type: ignore[arg-type]
+    simulator.reset(_of_both_tasks([3.0, 3.0]))
+    for _ in range(2):
+        assert simulator.step_chunk(torch.full((2, 2, 1), 0.5)).terminated.tolist() == [True, False]
+
+
+def test_a_task_that_the_world_model_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="task 'w' is not one of t"):
+        _simulator(_Counting(), [0.0]).reset(replace(_observation([0.0]), task=("w",)))
+
+
+def test_every_camera_of_the_world_model_is_shown_and_no_other() -> None:
+    cameras = (CameraSpec("cam", 2, 2), CameraSpec("hand", 3, 4))
+    model = _Counting(replace(SPEC, robot=replace(SPEC.robot, cameras=cameras)))
+    sizes = {"hand": (3, 4), "cam": (2, 2), "unread": (5, 5)}
+    frames = {name: torch.full((2, 3, *size, 3), 9, dtype=torch.uint8) for name, size in sizes.items()}
+    simulator = ImaginedSimulator(model, Calibrations(), num_envs=2)  # type: ignore[arg-type]
+    start = simulator.reset(replace(_observation([3.5, 0.0]), frames=frames))
+    assert list(start.frames) == ["cam", "hand"]
+    simulator.step_chunk(torch.full((2, 2, 1), 0.5))
+    step = simulator.step_chunk(torch.full((2, 2, 1), 0.5))
+    for name, size in (("cam", (2, 2)), ("hand", (3, 4))):
+        assert step.frames[name].shape == (2, 1, *size, 3)
+        assert step.observation.frames[name].shape == (2, 3, *size, 3)
+        # row 0 has ended at 4.5, row 1 is at 2 after 1
+        assert step.observation.frames[name][:, :, 0, 0, 0].tolist() == [[9, 9, 4], [9, 1, 2]], name
+    with pytest.raises(ValueError, match="no camera 'hand'"):
+        simulator.reset(_observation([0.0]))
+
+
+class _Steady:
+    """Acts 0.5 everywhere."""
+
+    version = "steady"
+
+    def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
+        self.noise_key = noise_key
+        return ActionChunk(torch.full((len(observation), 2, 1), 0.5))
+
+
+def test_an_imagined_rollout_of_groups_begins_from_each_group_s_start() -> None:
+    policy, model = _Steady(), _Counting()
+    groups = torch.tensor([0, 0, 1])
+    rollout = imagine_rollout(
+        policy,
+        model,  # type: ignore[arg-type]
+        Calibrations(),
+        _observation([0.0, 2.5]),
+        noise_key=torch.tensor([7, 8, 9]),
+        world_key=torch.tensor([1, 2]),
+        initial_state_id=("a", "a", "b"),
+        group_id=groups,
+        max_chunks=2,
+    )
+    assert rollout.origin == "imagined"
+    assert rollout.group_id.tolist() == [0, 0, 1]
+    assert rollout.success.tolist() == [False, False, True]
+    assert [step.proprio[:, 0, 0].tolist() for step in rollout.steps if step.proprio is not None] == [
+        [1.0, 1.0, 3.5],
+        [2.0, 2.0, 4.5],
+    ]
+    assert policy.noise_key is not None
+    assert policy.noise_key.tolist() == [7, 8, 9]
+
+
+def test_an_imagined_rollout_without_groups_has_a_row_for_every_start() -> None:
+    policy = _Steady()
+    chunks: list[int] = []
+    rollout = imagine_rollout(
+        policy,
+        _Counting(),  # type: ignore[arg-type]
+        Calibrations(),
+        _observation([0.0, 2.5]),
+        noise_key=None,
+        world_key=torch.tensor([1, 2]),
+        initial_state_id=("a", "b"),
+        on_chunk=lambda: chunks.append(1),
+    )
+    assert policy.noise_key is None
+    assert rollout.group_id.tolist() == [0, 1]
+    assert (len(rollout.steps), len(chunks)) == (4, 4)
+    assert rollout.success.tolist() == [True, True]

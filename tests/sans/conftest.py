@@ -24,18 +24,22 @@ def build_episode(
     instruction: str = "push the cube",
     cameras: tuple[str, ...] = ("base",),
     size: int = 8,
+    sizes: dict[str, tuple[int, int]] | None = None,
+    task: str = "PushCube-v1",
     num_actions: int = 4,
     policy_version: str = "",
 ) -> Episode:
     """Pixels of frame f are (number, f, noise); proprio[0] is 100 * number + f, action[0] 1000 * number + env step.
 
-    A success happens at the last step but one, so that the last one is not valid.
+    A success happens at the last step but one, so that the last one is not valid. ``sizes``: camera -> (height, width)
+    of those that are not ``size`` square.
     """
     rng = np.random.default_rng(number)
     F, T = num_steps, num_steps * s
     frames = {}
     for camera in cameras:
-        frames[camera] = rng.integers(0, 256, (F + 1, size, size, 3), dtype=np.uint8)
+        height, width = (sizes or {}).get(camera, (size, size))
+        frames[camera] = rng.integers(0, 256, (F + 1, height, width, 3), dtype=np.uint8)
         frames[camera][..., 0] = number
         frames[camera][..., 1] = np.arange(F + 1)[:, None, None]
     proprio = rng.normal(size=(F + 1, 5)).astype(np.float32)
@@ -46,9 +50,9 @@ def build_episode(
     if outcome == "success":
         success[-2:], rewards[-2], valid[-1], actions[-1] = True, 1.0, False, 0.0
     meta = EpisodeMeta(
-        task="PushCube-v1",
+        task=task,
         instruction=instruction,
-        initial_state_id=f"PushCube-v1/{split}/{number:06d}",
+        initial_state_id=f"{task}/{split}/{number:06d}",
         split=split,  # type: ignore[arg-type]
         outcome=outcome,  # type: ignore[arg-type]
         margin_m=0.0 if outcome == "success" else 0.1 / 3,

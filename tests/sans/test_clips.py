@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hand_specs import CAMERAS, make_spec
 
 from worldloop.core.errors import WorldloopError
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset
+from worldloop.sans.open_frames import OpenFrames
 
 
 @pytest.fixture
@@ -25,7 +29,7 @@ def cache(store, make_episode):
 
 @pytest.fixture
 def dataset(cache) -> ClipDataset:
-    return ClipDataset(cache, "train", "base")
+    return ClipDataset(cache, "train", ["base"])
 
 
 def stamps(frames: torch.Tensor) -> list:
@@ -42,11 +46,15 @@ def test_candidates_are_the_steps_of_the_split(dataset) -> None:
 
 def test_clip_is_aligned_in_time(dataset) -> None:
     clip = dataset.load(torch.tensor([[4, 2], [0, 0], [1, 1]]), num_frames=2)
-    assert stamps(clip.context) == [[[5, 0], [5, 1], [5, 2]], [[1, 0], [1, 0], [1, 0]], [[2, 0], [2, 0], [2, 1]]]
-    longer = dataset.load(clip.index, num_frames=2, num_context_frames=5).context
+    assert stamps(clip.context["base"]) == [
+        [[5, 0], [5, 1], [5, 2]],
+        [[1, 0], [1, 0], [1, 0]],
+        [[2, 0], [2, 0], [2, 1]],
+    ]
+    longer = dataset.load(clip.index, num_frames=2, num_context_frames=5).context["base"]
     assert stamps(longer)[0] == [[5, 0], [5, 0], [5, 0], [5, 1], [5, 2]]
     assert stamps(longer)[2] == [[2, 0], [2, 0], [2, 0], [2, 0], [2, 1]]
-    assert stamps(clip.frames) == [[[5, 3], [5, 4]], [[1, 1], [1, 2]], [[2, 2], [2, 3]]]
+    assert stamps(clip.frames["base"]) == [[[5, 3], [5, 4]], [[1, 1], [1, 2]], [[2, 2], [2, 3]]]
     assert clip.context_proprio[:, 0].tolist() == [502, 100, 201]
     assert clip.proprio[..., 0].tolist() == [[503, 504], [101, 102], [202, 203]]
     # s = 2: frame step f holds the environment steps 2f and 2f + 1, which lead to frame f + 1.
@@ -64,8 +72,8 @@ def test_clip_is_aligned_in_time(dataset) -> None:
 
 def test_padding_repeats_the_last_frame(dataset) -> None:
     clip = dataset.load(torch.tensor([[0, 2]]), num_frames=4)
-    assert stamps(clip.frames) == [[[1, 3], [1, 4], [1, 4], [1, 4]]]
-    assert torch.equal(clip.frames[0, 1], clip.frames[0, 3])
+    assert stamps(clip.frames["base"]) == [[[1, 3], [1, 4], [1, 4], [1, 4]]]
+    assert torch.equal(clip.frames["base"][0, 1], clip.frames["base"][0, 3])
     assert clip.proprio[0, :, 0].tolist() == [103, 104, 104, 104]
     assert clip.valid.tolist() == [[True, True, False, False]]
     assert clip.success.tolist() == [[0, 1, 1, 1]]
@@ -78,7 +86,7 @@ def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, m
     episode.success[1, 1] = True  # the simulator's flag flickers; the episode has succeeded for good
     episode.valid[2:] = False
     cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
-    dataset = ClipDataset(cache, "train", "base")
+    dataset = ClipDataset(cache, "train", ["base"])
     assert dataset.candidates.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
     assert dataset.num_open_steps.tolist() == [2]
     clip = dataset.load(torch.tensor([[0, 0]]), num_frames=4)
@@ -90,10 +98,10 @@ def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, m
 def test_whole_episode_and_observation(dataset, make_episode) -> None:
     clip = dataset.whole_episode(4)
     expected = make_episode(5, num_steps=5, source="policy")
-    assert torch.equal(clip.frames[0], torch.from_numpy(expected.frames["base"][1:]))
+    assert torch.equal(clip.frames["base"][0], torch.from_numpy(expected.frames["base"][1:]))
     assert torch.equal(clip.actions[0], torch.from_numpy(expected.actions))
     observation = dataset.observation(torch.tensor([[4, 3], [4, 5], [1, 0]]))
-    assert stamps(observation.frames) == [[[5, 0], [5, 2], [5, 3]], [[5, 0], [5, 4], [5, 5]], [[2, 0]] * 3]
+    assert stamps(observation.frames["base"]) == [[[5, 0], [5, 2], [5, 3]], [[5, 0], [5, 4], [5, 5]], [[2, 0]] * 3]
     assert observation.env_step.tolist() == [6, 10, 0]
     assert observation.proprio is not None
     assert observation.proprio[:, 0].tolist() == [503, 505, 200]
@@ -110,7 +118,7 @@ def test_episode_index_filters(dataset, cache) -> None:
 
 def test_bad_requests_are_named(cache, dataset) -> None:
     with pytest.raises(ValueError, match=r"camera 'top'.*allowed: base"):
-        ClipDataset(cache, "train", "top")
+        ClipDataset(cache, "train", ["top"])
     with pytest.raises(ValueError, match=r"0\.\.F-1"):
         dataset.load(torch.tensor([[0, 4]]), num_frames=1)
     with pytest.raises(ValueError, match=r"on_policy_share is 1\.5"):
@@ -136,7 +144,7 @@ def test_sampler_without_balance_and_with_a_missing_source(dataset) -> None:
     sampler = BalancedClipSampler(dataset, config)
     mass = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 2, 4)}
     assert mass == pytest.approx({0: 0.5 * 4 / 7, 1: 0.5 * 3 / 7, 2: 0.5 * 2 / 7, 4: 0.5 * 5 / 7})
-    validation = ClipDataset(dataset.cache, "validation", "base")  # scripted only, although its share is 0
+    validation = ClipDataset(dataset.cache, "validation", ["base"])  # scripted only, although its share is 0
     drawn = BalancedClipSampler(validation, ClipSamplingConfig(on_policy_share=1.0)).sample(torch.Generator(), 50)
     assert set(drawn[:, 0].tolist()) == {3}
     only_policy = BalancedClipSampler(dataset, ClipSamplingConfig(on_policy_share=1.0))
@@ -156,7 +164,7 @@ def test_sampler_prefers_motion(store, make_episode) -> None:
     images[:] = 0
     images[2] = 30  # step 0 stands still, step 1 moves by 30 grey levels: relative motion 0 and 2
     cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
-    sampler = BalancedClipSampler(ClipDataset(cache, "train", "base"), ClipSamplingConfig(motion_weight=1.5))
+    sampler = BalancedClipSampler(ClipDataset(cache, "train", ["base"]), ClipSamplingConfig(motion_weight=1.5))
     assert sampler.probabilities.tolist() == pytest.approx([0.2, 0.8])  # weights 1 and 1 + 1.5 * 2
 
 
@@ -169,30 +177,142 @@ def test_sampler_is_a_function_of_the_generator(dataset) -> None:
 
 
 def test_imitation_is_aligned(cache) -> None:
-    dataset = ImitationDataset(cache, EpisodeSelection(), "base")
+    dataset = ImitationDataset(cache, EpisodeSelection(), ["base"])
     assert dataset.episodes.tolist() == [0]
     batch = dataset.load(np.array([[0, 1], [0, 3]]), chunk_length=4)
-    assert stamps(batch.observation.frames) == [[[1, 0], [1, 0], [1, 1]], [[1, 0], [1, 2], [1, 3]]]
+    assert stamps(batch.observation.frames["base"]) == [[[1, 0], [1, 0], [1, 1]], [[1, 0], [1, 2], [1, 3]]]
     assert batch.actions.shape == (2, 4, 4)
     assert batch.actions[0, :, 0].tolist() == [1002, 1003, 1004, 1005]
     assert batch.actions[1, :, 0].tolist() == [1006, 0, 0, 0]
     assert batch.valid.tolist() == [[True] * 4, [True, False, False, False]]
     assert batch.observation.env_step.tolist() == [2, 6]
-    now = ImitationDataset(cache, EpisodeSelection(), "base", num_context_frames=1).load(np.array([[0, 2]]), 2)
-    assert stamps(now.observation.frames) == [[[1, 2]]]
+    now = ImitationDataset(cache, EpisodeSelection(), ["base"], num_context_frames=1).load(np.array([[0, 2]]), 2)
+    assert stamps(now.observation.frames["base"]) == [[[1, 2]]]
 
 
 def test_imitation_selections(cache) -> None:
-    every = ImitationDataset(cache, EVERY_SUCCESS, "base")
+    every = ImitationDataset(cache, EVERY_SUCCESS, ["base"])
     assert every.episodes.tolist() == [0, 4]  # never the validation success
     assert len(every) == 4 + 5
     drawn = every.sample(torch.Generator().manual_seed(0), 200, 2).observation.proprio
     assert drawn is not None
     assert set((drawn[:, 0] // 100).int().tolist()) == {1, 5}
-    assert ImitationDataset(cache, EpisodeSelection(("policy",), max_episodes=1), "base").episodes.tolist() == [4]
+    assert ImitationDataset(cache, EpisodeSelection(("policy",), max_episodes=1), ["base"]).episodes.tolist() == [4]
     with pytest.raises(ValueError, match="chunk_length is 3, allowed: multiples of actions_per_frame = 2"):
         every.load(np.array([[0, 0]]), 3)
     with pytest.raises(WorldloopError, match="no episode to imitate"):
-        ImitationDataset(cache, EpisodeSelection(("perturbed",)), "base")
+        ImitationDataset(cache, EpisodeSelection(("perturbed",)), ["base"])
     with pytest.raises(ValueError, match="sources is"):
         EpisodeSelection(sources=("human",))  # type: ignore[arg-type]
+
+
+PUSH, PULL = "PushCube-v1", "PullCube-v1"
+
+
+@pytest.fixture
+def plural(store, make_episode):
+    """Five episodes of two cameras of different sizes, by number: 1, 2, 3 push, 4 and 5 pull; 5 is a policy's."""
+
+    def make(number: int, task: str, **changes):
+        return make_episode(number, task=task, cameras=tuple(CAMERAS), sizes=CAMERAS, **changes)
+
+    episodes = [
+        make(1, PUSH, num_steps=2),
+        make(2, PUSH, num_steps=3, source="perturbed", outcome="failure"),
+        make(3, PUSH, num_steps=2, split="validation"),
+        make(4, PULL, num_steps=4, instruction="pull the cube"),
+        make(5, PULL, num_steps=1, source="policy", instruction="pull the cube"),
+    ]
+    version = store.snapshot("v1", [store.append(episodes[:3], "a"), store.append(episodes[3:], "b")])
+    return store.open_cache(version)
+
+
+def test_clips_of_several_cameras_and_tasks(plural) -> None:
+    dataset = ClipDataset(plural, "train", ["wrist", "base"])
+    clip = dataset.load(torch.tensor([[0, 1], [3, 2]]), num_frames=2)
+    assert list(clip.context) == list(clip.frames) == ["wrist", "base"]
+    assert clip.context["wrist"].shape == (2, 3, 6, 10, 3)
+    assert clip.frames["base"].shape == (2, 2, 8, 8, 3)
+    for camera in ("wrist", "base"):
+        assert stamps(clip.context[camera]) == [[[1, 0], [1, 0], [1, 1]], [[4, 0], [4, 1], [4, 2]]]
+        assert stamps(clip.frames[camera]) == [[[1, 2], [1, 2]], [[4, 3], [4, 4]]]
+    assert not torch.equal(clip.frames["wrist"][:, :, 0, 0, 2], clip.frames["base"][:, :, 0, 0, 2])
+    assert clip.task == (PUSH, PULL)
+    assert clip.instruction == ("push the cube", "pull the cube")
+    observation = dataset.observation(torch.tensor([[4, 1]]))
+    assert (list(observation.frames), observation.task) == (["wrist", "base"], (PULL,))
+    assert list(ClipDataset(plural, "train", ["base"]).load(clip.index, 1).frames) == ["base"]
+    assert dataset.episode_index(task=PULL).tolist() == [3, 4]
+    assert dataset.episode_index(task=PULL, source="policy").tolist() == [4]
+    with pytest.raises(ValueError, match=r"no camera is given, allowed: base, wrist"):
+        ClipDataset(plural, "train", [])
+
+
+def test_landmarks_are_those_of_the_episodes_task(plural, make_episode) -> None:
+    dataset = ClipDataset(plural, "train", ["base"])
+    spec = make_spec()  # the object is in columns 0, 1 of sim_state for the first task and in 1, 2 for the second
+    index = torch.tensor([[3, 2], [0, 1], [3, 0]])
+    push = make_episode(1, num_steps=2, cameras=tuple(CAMERAS), sizes=CAMERAS).sim_state
+    pull = make_episode(4, num_steps=4, cameras=tuple(CAMERAS), sizes=CAMERAS).sim_state
+    expected = [
+        [2 * pull[2, 1], 2 * pull[2, 2], 402],
+        [2 * push[1, 0], 2 * push[1, 1], 101],
+        [2 * pull[0, 1], 2 * pull[0, 2], 400],
+    ]
+    torch.testing.assert_close(dataset.landmark_positions(spec, index), torch.tensor(expected))
+    with pytest.raises(ValueError, match=f"task '{PULL}' is not one of {PUSH}"):
+        dataset.landmark_positions(make_spec(tasks=(PUSH,)), index)
+    bare = replace(spec, tasks=tuple(replace(task, landmarks=()) for task in spec.tasks))
+    assert dataset.landmark_positions(bare, index).shape == (3, 0)
+
+
+def test_sampler_balances_tasks_first(plural) -> None:
+    sampler = BalancedClipSampler(
+        ClipDataset(plural, "train", ["base"]), ClipSamplingConfig(on_policy_share=0.25, motion_weight=0.0)
+    )
+    mass = {e: sampler.probabilities[sampler.candidates[:, 0] == e].sum().item() for e in (0, 1, 3, 4)}
+    # Half for each task. Push has no episode of a policy: both its outcomes share the half.
+    assert mass == pytest.approx({0: 0.25, 1: 0.25, 3: 0.5 * 0.75, 4: 0.5 * 0.25})
+    validation = BalancedClipSampler(ClipDataset(plural, "validation", ["base"]), ClipSamplingConfig())
+    assert validation.probabilities.sum().item() == pytest.approx(1.0)  # the task that is missing leaves its share
+
+
+def test_motion_counts_in_every_camera(store, make_episode) -> None:
+    episode = make_episode(1, num_steps=2, outcome="failure", cameras=tuple(CAMERAS), sizes=CAMERAS)
+    base, wrist = episode.frames["base"], episode.frames["wrist"]
+    base[:], wrist[:] = 0, 0
+    base[2] = 30  # step 0 stands still, step 1 moves: 0 and 2 times the camera's average
+    wrist[1], wrist[2] = 5, 20  # steps move by 5 and by 15: 0.5 and 1.5 times
+    cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
+    assert ClipDataset(cache, "train", ["base", "wrist"]).candidate_motion.tolist() == pytest.approx([0.25, 1.75])
+    assert ClipDataset(cache, "train", ["wrist"]).candidate_motion.tolist() == pytest.approx([0.5, 1.5])
+
+
+def test_imitation_of_several_cameras_and_tasks(plural) -> None:
+    dataset = ImitationDataset(plural, EVERY_SUCCESS, ["base", "wrist"])
+    assert dataset.episodes.tolist() == [0, 3, 4]
+    images = dataset.images()
+    assert {name: tuple(value.shape) for name, value in images.items()} == {
+        "base": (7, 8, 8, 3),
+        "wrist": (7, 6, 10, 3),
+    }
+    batch = dataset.sample(torch.Generator().manual_seed(0), 2000, 2)
+    assert list(batch.observation.frames) == ["base", "wrist"]
+    assert batch.observation.task.count(PULL) / 2000 == pytest.approx(0.5, abs=0.03)  # 2 starts of the 7 push
+    assert batch.observation.proprio is not None
+    numbers = (batch.observation.proprio[:, 0]).int().unique().tolist()
+    assert numbers == [100, 101, 400, 401, 402, 403, 500]
+    pull = ImitationDataset(plural, EpisodeSelection(tasks=(PULL,)), ["base"])
+    assert pull.episodes.tolist() == [3]
+    first = EpisodeSelection(sources=("expert", "policy"), max_episodes=1)
+    assert ImitationDataset(plural, first, ["base"]).episodes.tolist() == [0, 3]  # one of each task
+    with pytest.raises(WorldloopError, match="no episode to imitate"):
+        ImitationDataset(plural, EpisodeSelection(tasks=("LiftCube-v1",)), ["base"])
+
+
+def test_open_frames_of_several_tasks(plural) -> None:
+    frames = OpenFrames(ClipDataset(plural, "train", ["base", "wrist"]))
+    assert (frames.index.tolist(), frames.label.tolist()) == ([[4, 0]], [True])
+    observation, label = frames.load(torch.tensor([0]))
+    assert list(observation.frames) == ["base", "wrist"]
+    assert (observation.task, label.tolist()) == ((PULL,), [1.0])

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from worldloop.core.specs import SimulatorSpec
+from hand_specs import CAMERAS, make_spec
 
 pytestmark = pytest.mark.slow  # importing lerobot alone takes up to 20 s
 
@@ -20,10 +19,10 @@ def open_dataset(monkeypatch, tmp_path):
 
 @pytest.fixture
 def episodes(make_episode):
-    return [
-        make_episode(1, num_steps=2, cameras=("base", "wrist")),
-        make_episode(2, num_steps=3, cameras=("base", "wrist"), outcome="failure", instruction="pull the cube"),
-    ]
+    """Of two cameras of different sizes, and of two tasks."""
+    plural = {"cameras": tuple(CAMERAS), "sizes": CAMERAS}
+    pull = {"task": "PullCube-v1", "instruction": "pull the cube"}
+    return [make_episode(1, num_steps=2, **plural), make_episode(2, num_steps=3, outcome="failure", **pull, **plural)]
 
 
 def test_shard_opens_with_equal_values(store, episodes, open_dataset) -> None:
@@ -55,6 +54,7 @@ def test_shard_opens_with_equal_values(store, episodes, open_dataset) -> None:
             row += 1
     meta = dataset.meta.episodes[1]
     assert (meta["worldloop/outcome"], meta["worldloop/margin_m"]) == ("failure", 0.1 / 3)
+    assert meta["worldloop/task"] == "PullCube-v1"
     assert (meta["dataset_from_index"], meta["dataset_to_index"]) == (3, 7)
 
 
@@ -79,19 +79,19 @@ def test_delta_timestamps_reach_neighbouring_frames(store, episodes, open_datase
 
 
 def test_merged_version_opens_without_terminal_rows(store, make_episode, episodes, open_dataset, tmp_path) -> None:
-    third = make_episode(3, num_steps=4, source="policy", cameras=("base", "wrist"))
-    proprio_names, action_names = tuple("abcde"), ("x", "y", "z", "grip")
-    low, high = (-1.0,) * 4, (1.0,) * 4
-    spec = SimulatorSpec(
-        "PushCube-v1", "", 8, proprio_names, action_names, low, high, 20.0, 2, 50, 0.1, "pd_ee_delta_pos", "base", ""
-    )
-    version = store.snapshot("v1", [store.append(episodes, "seed", spec), store.append([third], "policy-1")])
+    third = make_episode(3, num_steps=4, source="policy", cameras=tuple(CAMERAS), sizes=CAMERAS)
+    version = store.snapshot("v1", [store.append(episodes, "seed", make_spec()), store.append([third], "policy-1")])
     store.merge(version, tmp_path / "merged")
     dataset = open_dataset(tmp_path / "merged")
     assert (dataset.num_episodes, dataset.num_frames, dataset.meta.total_tasks) == (3, 2 + 3 + 4, 2)
     assert dataset.features["observation.state"]["names"] == list("abcde")
     assert dataset.features["action"]["names"] == ["x_0", "y_0", "z_0", "grip_0", "x_1", "y_1", "z_1", "grip_1"]
+    assert [dataset.features[f"observation.images.{name}"]["shape"] for name in CAMERAS] == [(8, 8, 3), (6, 10, 3)]
     items = [dataset[i] for i in range(len(dataset))]
+    assert [item["task"] for item in items[1:6]] == ["push the cube", *["pull the cube"] * 3, "push the cube"]
+    for camera in CAMERAS:
+        pixels = (items[-1][f"observation.images.{camera}"] * 255).round().to(torch.uint8).movedim(0, -1)
+        assert torch.equal(pixels, torch.from_numpy(third.frames[camera][3]))
     assert not any(item["is_terminal_frame"].item() for item in items)
     assert [item["episode_index"].item() for item in items] == [0] * 2 + [1] * 3 + [2] * 4
     assert [item["action"][0].item() for item in items[5:]] == [3000, 3002, 3004, 3006]

@@ -1,6 +1,7 @@
 """What a recording of LeRobot's own writer becomes: rows, successes, splits; labels; and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,18 @@ import pytest
 from recording import record
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.specs import CameraSpec
 from worldloop.core.types import Episode
 from worldloop.sans.labels import format_numbers, parse_numbers, read_labels, update_labels, write_labels
-from worldloop.sans.recordings import RecordingConfig, open_recording, read_previews, read_recording, recording_spec
+from worldloop.sans.recordings import (
+    RecordingConfig,
+    check_recording,
+    name_tasks,
+    open_recording,
+    read_previews,
+    read_recording,
+    recording_spec,
+)
 
 S = 3
 NUM_ROWS = (12, 12, 12, 11, 1)
@@ -25,7 +35,9 @@ def _success(number: int, rows: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five episodes; every pixel of row r of episode e is (10 * e, r, 0), state (e, r), action (100 * e + r, 7, -r)."""
+    """Five episodes of one task: in row r of episode e all pixels are (10 * e, r, 0), the state is (e, r), the action
+    (100 * e + r, 7, -r).
+    """
     pytest.importorskip("lerobot.datasets.lerobot_dataset")
     episodes = []
     for e, n in enumerate(NUM_ROWS):
@@ -38,7 +50,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "state": np.stack([np.full(n, e), row], axis=1).astype(np.float32),
                 "action": np.stack([100 * e + row, np.full(n, 7), -row], axis=1).astype(np.float32),
                 "success": _success(e, n),
-                "task": f"task {e}",
+                "task": "task 0",
             }
         )
     return record(tmp_path_factory.mktemp("recordings") / "pick", episodes, use_videos=False)
@@ -55,14 +67,16 @@ def _read(config: RecordingConfig) -> list[Episode]:
 
 def test_spec(recording: Path) -> None:
     spec = recording_spec(_config(recording))
-    assert (spec.task, spec.instruction, spec.hz, spec.max_episode_steps) == ("pick", "task 0", 30.0, 11)
-    assert spec.proprio_names == ("joint_0.pos", "joint_1.pos")
-    assert spec.action_names == ("action_0", "action_1", "action_2")
-    assert spec.action_low == pytest.approx(
+    robot, (task,) = spec.robot, spec.tasks
+    assert (task.id, task.instructions, task.max_episode_steps, task.landmarks) == ("pick", ("task 0",), 11, ())
+    assert robot.proprio_names == ("joint_0.pos", "joint_1.pos")
+    assert robot.action_names == ("action_0", "action_1", "action_2")
+    assert robot.action_low == pytest.approx(
         (0.0, 6.9995, -11.0)
     )  # one action never moved: bounds with room to divide by
-    assert spec.action_high == pytest.approx((400.0, 7.0005, 0.0))
-    assert (spec.camera, spec.control_mode, spec.landmarks) == ("front", "recorded", ())
+    assert robot.action_high == pytest.approx((400.0, 7.0005, 0.0))
+    assert robot.cameras == (CameraSpec("front", 8, 8),)
+    assert (robot.name, robot.control_mode, robot.hz) == ("so101_follower", "recorded", 30.0)
 
 
 def test_rows_of_a_failure(recording: Path) -> None:
@@ -156,13 +170,93 @@ def test_a_video_survives_scaling(tmp_path: Path) -> None:
     assert np.abs(preview.mean((1, 2, 3)) - np.array([20, 7 * 14 + 20, 15 * 14 + 20])).max() < 8
 
 
+@pytest.fixture(scope="module")
+def three_cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight episodes of 7 rows in video, of two tasks in turn, four of them successes; each of three cameras is of one
+    grey, and a size, of its own.
+    """
+    pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    sizes = {"wrist": (32, 40, 60), "front": (48, 32, 120), "top": (32, 32, 180)}  # height, width, grey
+    state = np.arange(7, dtype=np.float32)[:, None]
+    episodes = [
+        {
+            "images": {name: np.full((7, h, w, 3), grey, dtype=np.uint8) for name, (h, w, grey) in sizes.items()},
+            "state": state,
+            "action": state,
+            "success": np.arange(7) >= (6 if e < 4 else 7),
+            "task": ("Open the door!", "close it")[e % 2],
+        }
+        for e in range(8)
+    ]
+    return record(tmp_path_factory.mktemp("recordings") / "arm", episodes)
+
+
+def test_every_camera_is_read_at_a_size_of_its_own(three_cameras: Path) -> None:
+    config = _config(three_cameras, image_sizes={"wrist": 12})
+    assert recording_spec(config).robot.cameras == (
+        CameraSpec("wrist", 12, 12),
+        CameraSpec("front", 8, 8),
+        CameraSpec("top", 8, 8),
+    )
+    for episode in _read(config):
+        assert {name: images.shape for name, images in episode.frames.items()} == {
+            "wrist": (3, 12, 12, 3),
+            "front": (3, 8, 8, 3),
+            "top": (3, 8, 8, 3),
+        }
+        for name, grey in (("wrist", 60), ("front", 120), ("top", 180)):
+            assert np.abs(episode.frames[name].astype(float) - grey).max() < 8
+    previews = np.stack(list(read_previews(config, 16)))
+    assert previews.shape == (8, 9, 16, 16, 3)
+    assert np.abs(previews.mean((2, 3, 4)) - np.repeat([60, 120, 180], 3)).max() < 8
+
+
+def test_a_missing_video_matters_where_its_camera_is_used(three_cameras: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(three_cameras, tmp_path / "arm")
+    shutil.rmtree(root / "videos/observation.images.wrist")
+    config = _config(root, cameras=("top", "observation.images.front"))
+    assert recording_spec(config).robot.camera_names == ("top", "front")
+    assert [list(episode.frames) for episode in _read(config)] == [["top", "front"]] * 8
+    assert next(iter(read_previews(config, 16))).shape == (6, 16, 16, 3)
+    everything = _config(root)
+    for read in (check_recording, _read, lambda c: list(read_previews(c, 16))):
+        with pytest.raises(
+            WorldloopError, match=r"lacks videos/observation\.images\.wrist/.*mp4, a video of the camera wrist: restore"
+        ):
+            read(everything)
+
+
+def test_each_instruction_is_a_task(three_cameras: Path) -> None:
+    config = _config(three_cameras, cameras=("top",), validation_share=0.5)
+    spec = recording_spec(config)
+    assert [(t.id, t.instructions, t.max_episode_steps) for t in spec.tasks] == [
+        ("arm/open-the-door", ("Open the door!",), 6),
+        ("arm/close-it", ("close it",), 6),
+    ]
+    metas = [episode.meta for episode in _read(config)]
+    assert [meta.task for meta in metas] == ["arm/open-the-door", "arm/close-it"] * 4
+    assert [meta.instruction for meta in metas] == ["Open the door!", "close it"] * 4
+    held_out = [(meta.task, meta.outcome) for meta in metas if meta.split == "validation"]
+    assert sorted(held_out) == [(task, o) for task in sorted(spec.task_ids) for o in ("failure", "success")]
+    assert metas[2].initial_state_id == "arm/open-the-door/recorded/000002"
+    assert recording_spec(replace(config, task="kitchen")).task_ids == ("kitchen/open-the-door", "kitchen/close-it")
+
+
+def test_tasks_have_ids_of_their_own() -> None:
+    assert name_tasks("arm", ["go", "go"]) == {"go": "arm"}
+    texts = ["Go!", "go", "\N{ROBOT FACE}", "", "x" * 50, "x" * 60]
+    ids = ["go", "go-2", "unnamed", "unnamed-2", "x" * 40, "x" * 40 + "-2"]
+    assert name_tasks("arm", texts) == {text: f"arm/{name}" for text, name in zip(texts, ids, strict=True)}
+
+
 def test_wrong_recordings_are_refused_by_name(recording: Path, tmp_path: Path) -> None:
     def refuse(match: str, **changes: object) -> None:
         with pytest.raises(WorldloopError, match=match):
             _read(replace(_config(recording), **changes))  # type: ignore[arg-type]
 
     refuse("has no feature 'joints'; there are: action", state_key="joints")
-    refuse("has the cameras observation.images.front: .* 'top' is none of them", camera="top")
+    refuse("has the cameras front: recording.cameras: 'top' is none of them", cameras=("top",))
+    refuse("has the cameras front: recording.image_sizes: 'top' is none of them", image_sizes={"top": 8})
     refuse(r"success_key \(boolean columns: next.success\), or label them: worldloop sans label", success_key="")
     refuse("there are no labels", success_key="", labels=str(tmp_path / "none.json"))
     refuse("root is not given", root="")
@@ -183,13 +277,11 @@ def test_wrong_recordings_are_refused_by_name(recording: Path, tmp_path: Path) -
 
 
 def test_a_recording_without_its_frames_is_refused(recording: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(recording, broken)
     for file in (broken / "data").rglob("*.parquet"):
         file.write_bytes(file.read_bytes()[:-100])
-    assert len(open_recording(_config(broken)).rows) == 5
+    assert len(open_recording(_config(broken)).episodes) == 5
     with pytest.raises(WorldloopError, match="LeRobot cannot open the dataset"):
         _read(_config(broken))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_disk import disk_of
 
+from worldloop.__main__ import main
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Normalisation
 from worldloop.sans import lerobot_format
@@ -44,6 +45,27 @@ def test_round_trip_is_bit_equal(store, make_episode, assert_same, s) -> None:
     for i, expected in enumerate(episodes):
         assert_same(read[i], expected)
         assert_same(cache.episode(i), expected)
+
+
+def test_cameras_of_different_sizes_and_two_tasks(store, make_episode, assert_same, tmp_path) -> None:
+    sizes = {"base": (8, 12), "hand": (6, 4)}
+    episodes = [
+        make_episode(number, num_steps=2 + number, task=task, instruction=task, cameras=tuple(sizes), sizes=sizes)
+        for number, task in enumerate(("PushCube-v1", "PullCube-v1", "PushCube-v1"))
+    ]
+    version = store.snapshot("v1", [store.append(episodes[:2], "a"), store.append(episodes[2:], "b")])
+    store.verify(version)
+    shutil.rmtree(store.cache_root)  # the cache is built from the shards
+    cache = store.open_cache(version)
+    for i, (read, expected) in enumerate(zip(store.episodes(version), episodes, strict=True)):
+        assert_same(read, expected)
+        assert_same(cache.episode(i), expected)
+    assert cache.cameras == ("base", "hand")
+    images = cache.images(("hand", "base"), np.array([2, 0]), np.array([1, 0]))
+    assert {name: tuple(value.shape) for name, value in images.items()} == {"hand": (2, 6, 4, 3), "base": (2, 8, 12, 3)}
+    assert np.array_equal(images["hand"][0], episodes[2].frames["hand"][1])
+    with pytest.raises(WorldloopError, match="shard 'c' has the layout"):
+        store.snapshot("v2", [store.append([make_episode(9, cameras=("base", "hand"))], "c")], parent=version)
 
 
 def test_cache_rebuilt_from_shards_equals_cache_from_memory(store, make_episode) -> None:
@@ -313,3 +335,30 @@ def test_summary_counts(store, make_episode) -> None:
     assert summary["outcome"] == {"failure": 1, "near_success": 1, "success": 1}
     assert summary["split"] == {"train": 2, "validation": 1}
     assert summary["iteration"] == {0: 2, 1: 1}
+    assert summary["cameras"] == {"base": (8, 8)}
+    assert list(summary["by_task"]) == ["PushCube-v1"]
+
+
+def test_summary_counts_each_task(store, make_episode, capsys) -> None:
+    sizes = {"base": (8, 12), "hand": (6, 4)}
+    episodes = [
+        make_episode(1, cameras=("base", "hand"), sizes=sizes),
+        make_episode(2, cameras=("base", "hand"), sizes=sizes, task="PullCube-v1", outcome="failure"),
+        make_episode(3, cameras=("base", "hand"), sizes=sizes, task="PullCube-v1", split="validation"),
+    ]
+    summary = store.summary(store.snapshot("v1", [store.append(episodes, "seed")]))
+    assert summary["task"] == {"PullCube-v1": 2, "PushCube-v1": 1}
+    assert summary["by_task"] == {
+        "PullCube-v1": {
+            "source": {"expert": 2},
+            "outcome": {"failure": 1, "success": 1},
+            "split": {"train": 1, "validation": 1},
+        },
+        "PushCube-v1": {"source": {"expert": 1}, "outcome": {"success": 1}, "split": {"train": 1}},
+    }
+    assert main(["sans", "show", str(store.root)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "  cameras    base 12 x 8 px, hand 4 x 6 px" in shown
+    assert "  PullCube-v1 expert 2; failure 1, success 1; train 1, validation 1" in shown
+    assert "  PushCube-v1 expert 1; success 1; train 1" in shown
+    assert max(map(len, shown)) <= 80

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from hand_specs import make_spec
 from imagined import make_episodes
 from reporters import RecordingReporter
 
@@ -30,6 +30,8 @@ LIMITS = distil_world_model.Config(num_steps=1, max_auc_loss=0.02, max_psnr_loss
 class _Model:
     """Nothing but a number of sampler steps, by which it is told what it imagines."""
 
+    spec = make_spec(tasks=("push",))
+
     def __init__(self) -> None:
         self.config = WorldModelConfig(num_sampler_steps=4)
 
@@ -45,7 +47,6 @@ def test_only_a_student_that_is_as_good_replaces_its_teacher(
 ) -> None:
     success = [1, 0] * 10
     imagined = {4: make_episodes(success, success, 4), 1: make_episodes(success, success, error)}
-    own = SimpleNamespace(episode_index=lambda source: torch.arange(20 if source == ("policy",) else 0))
     saved, reporter = [], RecordingReporter()
     models = SimpleNamespace(
         load_world_model=lambda path: _Model() if path == "teacher" else None,
@@ -54,14 +55,14 @@ def test_only_a_student_that_is_as_good_replaces_its_teacher(
     setup = SimpleNamespace(data_parallel=DataParallel(), drop_checkpoint=lambda name: None)
     context: Any = SimpleNamespace(
         seed=0, device="cpu", models=models, setup=setup, reporter=reporter,
-        open_clips=lambda version, split: own, config_of=lambda kind: kind(),
+        open_clips=lambda version, split, spec: None, config_of=lambda kind: kind(),
     )  # fmt: skip
     monkeypatch.setattr(fit_world_model, "open_training_clips", lambda state, context: None)
     monkeypatch.setattr(fit_world_model, "fit", lambda student, *others, **settings: student)
     monkeypatch.setattr(
         distil_world_model,
-        "imagine_episodes",
-        lambda model, *others, **settings: imagined[model.config.num_sampler_steps],
+        "imagine_held_out",
+        lambda model, *others, **settings: {"on_policy": imagined[model.config.num_sampler_steps]},
     )
     state = LoopState(iteration=2, world_model="teacher", teacher="teacher", world_model_steps=10, num_fits=1)
     after = distil_world_model.run(state, replace(LIMITS, num_steps=5), context)

@@ -1,4 +1,4 @@
-"""What GRPO starts from, what it minimises, and in which direction it moves."""
+"""What improves a policy: where GRPO starts, which candidates it leaves, and when there are none."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,23 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from worldloop.loop.session import Session
-from worldloop.stages.decisions import Decisions
-from worldloop.training.micro_batches import share_of
+from hand_specs import make_spec
+from reporters import RecordingReporter
 
 from worldloop.config.loading import load_config
-from worldloop.core.randomness import make_generator, make_row_keys
-from worldloop.core.types import ActionChunk, ChunkStep, Observation
+from worldloop.config.schema import LoopConfig
+from worldloop.core.errors import WorldloopError
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.success import Calibration, Calibrations, Trust
 from worldloop.factory import checkpoints
-from worldloop.loop.run import run_loop
+from worldloop.loop.run import make_context, run_loop
 from worldloop.reporting.progress import SilentDisplay
-from worldloop.rl.grpo import compute_kl_penalty, compute_policy_loss
-from worldloop.rollout.rollout import Rollout
 from worldloop.runtime.inline import InlineRuntime
-from worldloop.stages import seed_dataset
-from worldloop.stages.improve_policy import _History, _Improvement
+from worldloop.sans.imitation import EVERY_SUCCESS
+from worldloop.stages import clone_policy, improve_policy, seed_dataset
+from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
 
+TASK = "ToyPush-v1"
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 SMALL = (
     "num_iterations=1",
@@ -36,13 +37,12 @@ SMALL = (
     "improve_policy.restart_from=successes",
 )
 FRESH = (
-    "seed_dataset.episodes={expert: 2}",
+    "seed_dataset.episodes={expert: 6, far: 6}",
+    "improve_policy.restart_from=policy",
     "improve_policy.num_critic_steps=0",
-    "improve_policy.clip_ratio_low=0.1",
-    "improve_policy.clip_ratio_high=0.3",
-    "improve_policy.kl_coefficient=0.5",
     "improve_policy.temperature=1.5",
     "improve_policy.learning_rate=0.01",
+    "improve_policy.min_group_std=0",
 )
 
 
@@ -70,104 +70,176 @@ def test_a_distrusted_model_leaves_the_imitation_to_the_gate(tmp_path: Path) -> 
     assert "below check_world_model.required_auc 1" in entry["improvement_skipped"]
 
 
-@pytest.fixture
-def improvement(tmp_path: Path) -> _Improvement:
-    """GRPO before its first round, from a policy and a world model with fresh weights."""
-    config = load_config(DEBUG, FRESH)
-    context: Any = Session(config, tmp_path, "test", InlineRuntime(0, 0, SilentDisplay()), SilentDisplay())
-    state = seed_dataset.run(LoopState(), config.seed_dataset, context)
-    normalisation = context.store.version(state.dataset).normalisation
-    context.save_policy(context.new_policy(normalisation, seed=0), "policy")
-    context.save_world_model(context.new_world_model(normalisation, seed=0), "world_model")
-    return _Improvement(replace(state, world_model="world_model"), config.improve_policy, "policy", context)
+class Improvement:
+    """The stage before its first round, with a policy and a world model of fresh weights; ``run(overrides)``."""
 
-
-def _act(improvement: _Improvement) -> tuple[Observation, ActionChunk]:
-    """Eight rows that begin in one state and differ in the policy's samples."""
-    observation = improvement.dataset.observation(torch.zeros(8, 2, dtype=torch.long))
-    return observation, improvement.policy.act(observation, make_row_keys(8, "test"))
-
-
-def test_the_loss_is_the_clipped_surrogate_and_the_distance_to_the_start(improvement: _Improvement) -> None:
-    assert improvement.policy.temperature == improvement.reference.temperature == 1.5
-    observation, chunk = _act(improvement)
-    generator = make_generator(0)
-    with torch.no_grad():
-        for parameter in improvement.reference.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-        log_probs, reference = (
-            model.log_prob(observation, chunk) for model in (improvement.policy, improvement.reference)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        config = load_config(DEBUG, FRESH)
+        context = self.make_context(config)
+        state = seed_dataset.run(LoopState(), config.section(seed_dataset.Config), context)
+        normalisation = context.store.version(state.dataset).normalisation
+        for path in ("policy", "clone"):
+            context.models.save_policy(context.models.new_policy(normalisation, seed=0), path)
+        context.models.save_world_model(context.models.new_world_model(normalisation, seed=0), "world_model")
+        unsure = Calibrations({TASK: Calibration(threshold=0.999)})  # no row succeeds, so that returns differ by their probabilities
+        self.state = replace(
+            state, iteration=1, world_model="world_model", policy="policy", clone="clone", calibrations=unsure
         )
-    old = log_probs - torch.linspace(-0.4, 0.4, 16).reshape(8, 2)  # ratios from .67 to 1.49, on both sides of the clip
-    valid = torch.arange(16).reshape(8, 2) % 5 != 0
-    decisions = Decisions(observation, chunk, old, valid, torch.linspace(-1, 2, 8))
-    rows = torch.tensor([6, 1, 3, 0])
-    surrogate, _ = compute_policy_loss(log_probs[rows], old[rows], decisions.advantages[rows], valid[rows], 0.1, 0.3)
-    kl = compute_kl_penalty(log_probs[rows], reference[rows], valid[rows])
-    assert abs(surrogate) > 0.05
-    assert kl > 0.05
-    loss, figures = improvement._compute_loss(decisions, rows)
-    assert loss.item() == pytest.approx(surrogate.item() + 0.5 * kl.item(), abs=1e-5)
-    assert figures["loss"] == pytest.approx(loss.item())
-    assert figures["loss_policy"] == pytest.approx(surrogate.item(), abs=1e-5)
-    assert figures["kl_to_start"] == pytest.approx(kl.item(), abs=1e-5)
+
+    def make_context(self, config: LoopConfig) -> StageContext:
+        runtime = InlineRuntime(0, 0, SilentDisplay())
+        context = make_context("improve_policy", config, self.root, runtime, SilentDisplay())
+        return replace(context, reporter=RecordingReporter())
+
+    def run(self, *overrides: str, spec: SimulatorSpec | None = None, **changes: Any) -> LoopState:
+        config = load_config(DEBUG, [*FRESH, *overrides])
+        context = self.make_context(config)
+        self.context = replace(context, spec=spec or context.spec)
+        state = replace(self.state, **changes)
+        return improve_policy.run(state, config.section(improve_policy.Config), self.context)
+
+    @property
+    def reporter(self) -> RecordingReporter:
+        assert isinstance(self.context.reporter, RecordingReporter)
+        return self.context.reporter
+
+    def weights(self, path: str) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in self.context.models.load_policy(path).parameters()])
 
 
-def test_chunks_that_succeeded_become_likelier_than_those_that_failed(improvement: _Improvement) -> None:
-    observation, chunk = _act(improvement)
-    succeeds = torch.arange(8) % 2 == 0
-    frames = observation.frames[:, -1:]
-    step = ChunkStep(
-        observation=observation,
-        frames=frames,
-        proprio=None,
-        rewards=succeeds[:, None] * torch.tensor([0.0, 1.0]),
-        success_prob=torch.where(succeeds, 0.9, 0.1)[:, None],
-        valid=torch.ones(8, 2, dtype=torch.bool),
-        success=succeeds[:, None].repeat(1, 2),
-        terminated=succeeds,
-        truncated=~succeeds,
-    )
-    group = torch.zeros(8, dtype=torch.long)
-    rollout = Rollout("imagined", group, ("0/0",) * 8, (observation,), (chunk,), (step,), "p", "w")
-    metrics = improvement.improve([rollout])
-    assert metrics["groups_dropped"] == 0
-    assert metrics["return_mean"] == pytest.approx((4 * 1.0 + 4 * 0.1) / 8)
-    with torch.no_grad():
-        gain = (improvement.policy.log_prob(observation, chunk) - chunk.log_probs).sum(1)
-    assert gain[succeeds].min() > 0 > gain[~succeeds].max()
+@pytest.fixture(scope="module")
+def improvement(tmp_path_factory: pytest.TempPathFactory) -> Improvement:
+    return Improvement(tmp_path_factory.mktemp("improvement"))
 
 
-def test_what_a_group_has_in_common_is_computed_once(
-    improvement: _Improvement, monkeypatch: pytest.MonkeyPatch
+def test_candidates_are_saved_after_evenly_spaced_rounds(improvement: Improvement) -> None:
+    state = improvement.run("improve_policy.num_updates=5", "improve_policy.num_candidates=2")
+    paths = tuple(f"checkpoints/iteration_001/policy_after_00{update}" for update in (2, 5))
+    assert state.candidates == paths
+    start, first, last = (improvement.weights(path) for path in ("policy", *paths))
+    assert not torch.equal(start, first)
+    assert not torch.equal(first, last)
+    # 5 rounds of 8 groups of 4 rows, each of at most 3 chunks of one frame
+    assert 0 < state.records[1]["imagined_frames"] <= 5 * 8 * 4 * 3
+    assert set(state.records[1]["imagined_success_in_training"]) == {"first_update", "last_update"}
+    (bar,) = improvement.reporter.bars
+    assert (bar.total, bar.unit) == (5, "update")
+    assert list(improvement.reporter.curves["improve_policy"]) == [0, 1, 2, 3, 4]
+    assert not improvement.context.setup.has_checkpoint("improve_policy")
+
+
+def test_candidates_are_moving_averages(improvement: Improvement) -> None:
+    """The first average is a tenth of what it began with: the decay is warmed up, see `EmaWeights`."""
+    one = ("improve_policy.num_updates=1", "improve_policy.num_candidates=1", "improve_policy.minibatch_size=100000")
+    (plain,) = improvement.run(*one, "improve_policy.ema_decay=0").candidates
+    start, stepped = improvement.weights("policy"), improvement.weights(plain)
+    assert (stepped - start).abs().max() > 1e-3
+    (averaged,) = improvement.run(*one, "improve_policy.ema_decay=0.98").candidates
+    torch.testing.assert_close(improvement.weights(averaged), 0.1 * start + 0.9 * stepped, atol=1e-6, rtol=0)
+
+
+def test_policies_explore_at_the_stages_temperature(improvement: Improvement) -> None:
+    config = load_config(DEBUG, FRESH)
+    context = improvement.make_context(config)
+    policy = improve_policy.load_likelihood_policy("policy", config.section(improve_policy.Config), context)
+    assert policy.temperature == 1.5
+
+
+def test_a_policy_without_likelihoods_is_sent_to_imitation(
+    improvement: Improvement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[int] = []
-    start = improvement.world_model.start
-
-    def count(context: Observation, noise_key: torch.Tensor) -> Any:
-        started.append(len(noise_key))
-        return start(context, noise_key)
-
-    monkeypatch.setattr(improvement.world_model, "start", count)
-    rollout = improvement.imagine(update=0, number=0)
-    config = improvement.config
-    assert started == [config.groups_per_update]
-    assert len(rollout.group_id) == config.groups_per_update * config.group_size
-    first = rollout.steps[0].frames[:, 0].reshape(config.groups_per_update, config.group_size, -1)
-    assert (first != first[:, :1]).any(), "members act differently"
+    monkeypatch.setattr("worldloop.factory.models.checkpoints.load_policy", lambda directory: torch.nn.Linear(1, 1))
+    with pytest.raises(WorldloopError, match=r"Linear is no LikelihoodPolicy: use .*method=imitate_successes"):
+        improvement.run()
 
 
-def test_what_is_kept_of_past_rounds_is_kept_to_the_last_bit() -> None:
-    history = _History()
-    for success in (1 / 3, 0.1 + 0.2):
-        history.add(success, 2.0**24 + 1)
-    again = _History()
-    again.load_state_dict({name: value.clone() for name, value in history.state_dict().items()})
-    assert (again.success, again.num_frames) == (history.success, history.num_frames)
+def test_a_critic_needs_episodes_of_the_policy_that_ended_differently(improvement: Improvement) -> None:
+    """There are scripted ones alone: none is fitted, and GRPO does without."""
+    state = improvement.run("improve_policy.num_critic_steps=5", "improve_policy.num_updates=2")
+    assert state.records[1]["value_reason"] == "the policy's own episodes all ended alike"
+    assert [bar.unit for bar in improvement.reporter.bars] == ["update"]
 
 
-def test_kinds_of_rows_have_their_share_of_many_small_parts_too() -> None:
-    for parts in (1, 2, 4, 8, 12, 24):
-        drawn = [share_of(24 // parts, 0.25, number) for number in range(parts)]
-        assert sum(drawn) == 6
-        assert max(drawn) <= 24 // parts
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the stage would imitate and improve, instead of doing so."""
+    calls: list[tuple[Any, ...]] = []
+
+    def imitate(state: LoopState, config: Any, context: StageContext, select: Any, path: str) -> None:
+        assert config == replace(context.config_of(clone_policy.Config), num_steps=100)
+        calls.append(("imitate", select, path))
+
+    def improve(state: LoopState, config: Any, context: StageContext, tasks: Any, start: str, path: str) -> Any:
+        calls.append(("improve", start, *(tasks if len(context.spec.tasks) > 1 else ())))
+        return state, (f"{path}_after_004",)
+
+    monkeypatch.setattr(clone_policy, "imitate", imitate)
+    monkeypatch.setattr(improve_policy, "improve_in_imagination", improve)
+    return calls
+
+
+NAME = "checkpoints/iteration_001/policy"
+
+
+@pytest.mark.parametrize(
+    ("start", "expected", "candidates"),
+    [
+        ("policy", [("improve", "policy")], (f"{NAME}_after_004",)),
+        ("clone", [("improve", "clone")], (f"{NAME}_after_004",)),
+        (
+            "successes",
+            [("imitate", EVERY_SUCCESS, f"{NAME}_of_successes"), ("improve", f"{NAME}_of_successes")],
+            (f"{NAME}_of_successes", f"{NAME}_after_004"),
+        ),
+    ],
+)
+def test_where_grpo_starts(
+    improvement: Improvement, calls: list[Any], start: str, expected: list[Any], candidates: tuple[str, ...]
+) -> None:
+    assert improvement.run(f"improve_policy.restart_from={start}").candidates == candidates
+    assert calls == expected
+
+
+def test_the_control_imitates_and_imagines_nothing(improvement: Improvement, calls: list[Any]) -> None:
+    state = improvement.run("improve_policy.method=imitate_successes")
+    assert state.candidates == (NAME,)
+    assert calls == [("imitate", EVERY_SUCCESS, NAME)]
+
+
+@pytest.mark.parametrize(("start", "candidates"), [("policy", ()), ("successes", (f"{NAME}_of_successes",))])
+def test_nothing_is_imagined_in_a_model_that_is_not_trusted(
+    improvement: Improvement, calls: list[Any], start: str, candidates: tuple[str, ...]
+) -> None:
+    state = improvement.run(f"improve_policy.restart_from={start}", trust={TASK: Trust(False, "too low")})
+    assert state.candidates == candidates
+    assert state.records[1]["improvement_skipped"] == "too low"
+    assert not any(name == "improve" for name, *_ in calls)
+    assert improvement.reporter.lines == ["no policy is improved: too low"]
+
+
+def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Improvement, calls: list[Any]) -> None:
+    spec = make_spec(tasks=("push", "pull", "lift"))
+    trust = {"push": Trust(True), "pull": Trust(False, "too low"), "lift": Trust(True)}
+    state = improvement.run(spec=spec, trust=trust)
+    assert calls == [("improve", "policy", "push", "lift")]
+    assert state.records[1]["improvement_skipped"] == "pull: too low"
+    assert improvement.reporter.lines == ["improved without: pull: too low"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "ppo"}, "method is 'ppo', allowed: grpo, imitate_successes"),
+        ({"restart_from": "scratch"}, "restart_from is 'scratch', allowed: policy, clone, successes"),
+        ({"imagination_horizon": 0}, "imagination_horizon must be at least 1"),
+        ({"num_imitation_steps": 0}, "num_imitation_steps must be at least 1"),
+        ({"num_candidates": 5, "num_updates": 4}, r"num_candidates must be in 1\.\.num_updates = 4, got 5"),
+        ({"num_critic_steps": -1}, "num_critic_steps must be >= 0"),
+        ({"mid_episode_share": 1.5}, "mid_episode_share is 1.5"),
+        ({"group_size": 1}, "group_size must be at least 2"),
+    ],
+)
+def test_the_config_names_the_bad_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"improve_policy\.{message}"):
+        improve_policy.Config(**changes)

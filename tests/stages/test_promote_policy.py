@@ -22,7 +22,7 @@ class _Simulation:
     def evaluate(self, split: str, num_states: int, block_size: int, policy: str, iteration: int) -> list[Any]:
         assert (split, num_states) == ("validation", 4)
         self.measured.append(policy)
-        return [SimpleNamespace(is_success=bool(success)) for success in OUTCOMES[policy]]
+        return [SimpleNamespace(is_success=bool(s), meta=SimpleNamespace(task="push")) for s in OUTCOMES[policy]]
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def context() -> Any:
 def test_the_best_candidate_is_promoted_the_earliest_of_equals(context: Any) -> None:
     state = LoopState(policy="old", candidates=("bad", "a", "b"))
     after = promote_policy.run(state, CONFIG, context)
-    assert (after.policy, after.candidates, after.validation_success) == ("a", (), (True, True, False, True))
+    assert (after.policy, after.candidates) == ("a", ())
+    assert after.validation_success == {"push": (True, True, False, True)}
     assert after.records[0]["promoted"]
     assert after.records[0]["promotion_gain"]["gain"] == 0.25
     assert after.records[0]["validation_success"]["b"]["k"] == 3
@@ -41,7 +42,7 @@ def test_the_best_candidate_is_promoted_the_earliest_of_equals(context: Any) -> 
 
 
 def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(context: Any) -> None:
-    state = LoopState(policy="old", candidates=("bad",), validation_success=(True, False, False, True))
+    state = LoopState(policy="old", candidates=("bad",), validation_success={"push": (True, False, False, True)})
     kept = promote_policy.run(state, CONFIG, context)
     assert (kept.policy, kept.candidates, kept.records[0]["promoted"]) == ("old", (), False)
     assert "rolled back" in context.reporter.lines[-1]
@@ -49,7 +50,7 @@ def test_a_worse_candidate_is_rolled_back_and_the_gate_can_be_off(context: Any) 
     assert context.simulation.measured == ["bad"]  # the policy in force is not measured twice
     off = promote_policy.Config(num_states=4, gate=False)
     forced = promote_policy.run(LoopState(policy="old", candidates=("a", "bad")), off, context)
-    assert (forced.policy, forced.validation_success) == ("bad", ())
+    assert (forced.policy, forced.validation_success) == ("bad", {})
     assert context.simulation.measured == ["bad"]
 
 

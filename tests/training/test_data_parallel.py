@@ -28,6 +28,9 @@ from worldloop.training.data_parallel import DataParallel, add_metrics, share_of
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.sharding import gather, is_sharded, to_local
 
+PATIENCE_S = 280  # with a round of ranks, of which there are three: they take half a minute where nobody else is busy
+pytestmark = pytest.mark.timeout(3 * PATIENCE_S)
+
 CONFIG = (
     "num_iterations=1",
     "num_microbatches=2",
@@ -45,7 +48,12 @@ CONFIG = (
 )
 
 
-SHARDED = ("runtime=ray", "resources.num_workers=2", "resources.shard_world_model=true", "resources.keep_every_s=1e-9")
+SHARDED = (
+    "runtime=ray",
+    "resources.num_workers=2",
+    "resources.shard_world_model=true",
+    "resources.checkpoint_every_s=1e-9",
+)
 
 
 def configure(shards: bool = False) -> LoopConfig:
@@ -169,7 +177,7 @@ def start_ranks(
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE_S)
         assert process.exitcode == 0
     return [torch.load(out / f"records_{size}_{rank}.pt", weights_only=True) for rank in range(size)]
 

@@ -51,9 +51,14 @@ class CutDisplay(loop.TerminalDisplay):
             raise KeyboardInterrupt
 
 
-def run(root: Path, stage: str = "", unit: str = "", cut: int = 0, keep_every_s: float = 1e-9) -> list[str]:
+def run(root: Path, stage: str = "", unit: str = "", cut: int = 0, every_s: float = 1e-9) -> list[str]:
     CutDisplay.stage, CutDisplay.unit, CutDisplay.cut, CutDisplay.lines = stage, unit, cut, []
-    settings = ["runtime=inline", f"run_root={root}", "num_iterations=1", f"resources.keep_every_s={keep_every_s}"]
+    settings = [
+        "runtime=inline",
+        f"run_root={root}",
+        "num_iterations=1",
+        f"resources.checkpoint_every_s={every_s}",
+    ]
     loop.run_loop(load_config(DEBUG, settings))
     return CutDisplay.lines
 
@@ -75,9 +80,9 @@ def test_a_policy_that_was_cloned_within_a_stage_is_not_cloned_again(
 ) -> None:
     monkeypatch.setattr(loop, "TerminalDisplay", CutDisplay)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "improve_policy", "update", 1, keep_every_s=0)
+        run(tmp_path, "improve_policy", "update", 1, every_s=0)
     assert any("imitating" in line for line in CutDisplay.lines)
-    assert not any("imitating" in line for line in run(tmp_path, keep_every_s=0))
+    assert not any("imitating" in line for line in run(tmp_path, every_s=0))
     assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
 
 

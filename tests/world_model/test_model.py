@@ -5,10 +5,18 @@ import dataclasses
 
 import pytest
 import torch
-from world_model_toy import ToyEpisodes, fit, make_model, tiny_config, toy_normalisation
+from world_model_toy import (
+    ONE_CAMERA,
+    TWO_CAMERAS,
+    ToyEpisodes,
+    fit,
+    make_model,
+    tiny_config,
+    toy_normalisation,
+)
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.types import Observation
+from worldloop.core.specs import CameraSpec
 from worldloop.training.data_parallel import DataParallel
 from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.model import VideoWorldModel
@@ -28,9 +36,9 @@ def test_trained_model_beats_copying_the_last_frame(trained: VideoWorldModel) ->
     data = ToyEpisodes(64, seed=7)
     state = trained.start(data.first_observation(64), torch.arange(64))
     _, chunk = trained.imagine(state, full_chunk(data, 64))
-    truth = data.frames[:, 1:].float()
-    error = (chunk.frames.float() - truth).square().mean(dim=(0, 2, 3, 4))
-    copy = (data.frames[:, :1].float() - truth).square().mean(dim=(0, 2, 3, 4))
+    truth = data.frames["base_camera"][:, 1:].float()
+    error = (chunk.frames["base_camera"].float() - truth).square().mean(dim=(0, 2, 3, 4))
+    copy = (data.frames["base_camera"][:, :1].float() - truth).square().mean(dim=(0, 2, 3, 4))
     assert (error < 0.6 * copy).all()
     proprio_error = (chunk.proprio - data.proprio[:, 1:]).abs().mean()
     assert proprio_error < 0.3 * (data.proprio[:, :1] - data.proprio[:, 1:]).abs().mean()
@@ -41,7 +49,8 @@ def test_trained_model_expects_the_error_that_it_makes(trained: VideoWorldModel)
     state = trained.start(data.first_observation(64), torch.arange(64))
     _, chunk = trained.imagine(state, full_chunk(data, 64))
     assert chunk.expected_psnr_db is not None
-    error = ((chunk.frames.float() - data.frames[:, 1:].float()) / 255).square().mean(dim=(2, 3, 4))
+    truth = data.frames["base_camera"][:, 1:].float()
+    error = ((chunk.frames["base_camera"].float() - truth) / 255).square().mean(dim=(2, 3, 4))
     actual = -10 * torch.log10(error)
     assert chunk.expected_psnr_db.shape == actual.shape
     assert (chunk.expected_psnr_db.mean() - actual.mean()).abs() < 2.0
@@ -62,7 +71,7 @@ def test_same_key_same_result_other_key_other_noise() -> None:
     observation, actions = data.first_observation(3), full_chunk(data, 3)
     keys = torch.tensor([5, 5, 9])
     first, again = (model.imagine(model.start(observation, keys), actions)[1] for _ in range(2))
-    assert torch.equal(first.frames, again.frames)
+    assert torch.equal(first.frames["base_camera"], again.frames["base_camera"])
     assert torch.equal(first.success_logit, again.success_logit)
     other = model.imagine(model.start(observation, keys + 1), actions)[1]
     assert not torch.equal(first.success_logit, other.success_logit)
@@ -81,7 +90,7 @@ def test_a_fork_and_a_saved_state_continue_bit_equal(trained: VideoWorldModel) -
     for fork, rows in ((state.rows(order), order), (restored, [0, 1, 2, 3])):
         fork_end, fork_chunk = trained.imagine(fork, actions[rows, 4:])
         assert torch.equal(fork_chunk.success_logit, chunk.success_logit[rows])
-        assert torch.equal(fork_end.context, end.context[rows])
+        assert torch.equal(fork_end.context["base_camera"], end.context["base_camera"][rows])
 
 
 def test_rows_do_not_depend_on_their_batch(trained: VideoWorldModel) -> None:
@@ -92,7 +101,8 @@ def test_rows_do_not_depend_on_their_batch(trained: VideoWorldModel) -> None:
     for row in range(6):
         _, alone = trained.imagine(state.rows([row]), actions[row : row + 1])
         torch.testing.assert_close(alone.success_logit[0], together.success_logit[row], atol=1e-3, rtol=1e-3)
-        assert (alone.frames[0].int() - together.frames[row].int()).abs().max() <= 1
+        one, all_rows = (chunk.frames["base_camera"].int() for chunk in (alone, together))
+        assert (one[0] - all_rows[row]).abs().max() <= 1
 
 
 def test_one_chunk_equals_frame_by_frame(trained: VideoWorldModel) -> None:
@@ -109,7 +119,7 @@ def test_one_chunk_equals_frame_by_frame(trained: VideoWorldModel) -> None:
 
 def test_state_dict_restores_everything_but_config(trained: VideoWorldModel) -> None:
     data = ToyEpisodes(2, seed=3)
-    copy = make_model()
+    copy = make_model().requires_grad_(False)  # as the averaged model; convolutions round otherwise with gradients
     copy.proprio_mean.zero_()
     copy.load_state_dict(trained.state_dict())
     torch.testing.assert_close(copy.normalisation.proprio_std, toy_normalisation().proprio_std)
@@ -118,7 +128,8 @@ def test_state_dict_restores_everything_but_config(trained: VideoWorldModel) -> 
     expected = (data.proprio[:2, 0] - toy_normalisation().proprio_mean) / toy_normalisation().proprio_std
     torch.testing.assert_close(state.proprio, expected)
     actions = full_chunk(data, 2)
-    assert torch.equal(copy.imagine(state, actions)[1].frames, trained.imagine(state, actions)[1].frames)
+    copied, original = (model.imagine(state, actions)[1].frames["base_camera"] for model in (copy, trained))
+    assert torch.equal(copied, original)
 
 
 def test_imagined_proprio_stays_where_real_proprio_has_been() -> None:
@@ -139,12 +150,15 @@ def test_imagined_proprio_stays_where_real_proprio_has_been() -> None:
     torch.testing.assert_close(normalised, torch.tensor([[3.0, 7.0]]).expand(2, 2))
 
 
-def test_success_is_judged_by_frame_and_proprio() -> None:
+def test_success_is_judged_by_frame_proprio_and_instruction() -> None:
     model, data = make_model(), ToyEpisodes(2)
-    first = model.codec.encode(data.first_observation(2).frames)[:, 0]
-    here, there = (model.success_head.read_frame(first, first, torch.full((2, 2), x)) for x in (0.0, 1.0))
+    (latents,) = model.encode(data.first_observation(2).frames).values()
+    first, negative = {"base_camera": latents[:, 0]}, {"base_camera": -latents[:, 0]}
+    right, left = (model.instruction((words,) * 2) for words in ("move right", "move left"))
+    here, there = (model.success_head.read_frame(first, first, torch.full((2, 2), x), right) for x in (0.0, 1.0))
     assert (here != there).all()
-    assert (here != model.success_head.read_frame(first, -first, torch.zeros(2, 2))).all()
+    assert (here != model.success_head.read_frame(first, negative, torch.zeros(2, 2), right)).all()
+    assert (here != model.success_head.read_frame(first, first, torch.zeros(2, 2), left)).all()
 
 
 def test_features_are_tokens_with_gradients() -> None:
@@ -152,7 +166,8 @@ def test_features_are_tokens_with_gradients() -> None:
     tokens = model.features(data.first_observation(3))
     assert tokens.shape == (3, 1 + 2 + 2 + 1 + 16, 32)
     tokens.sum().backward()
-    assert model.denoiser.stem.linear.weight.grad is not None
+    (view,) = model.denoiser.views.children()
+    assert view.stem.linear.weight.grad is not None
 
 
 def test_bf16_runs_close_to_fp32(trained: VideoWorldModel) -> None:
@@ -161,24 +176,26 @@ def test_bf16_runs_close_to_fp32(trained: VideoWorldModel) -> None:
     low.load_state_dict(trained.state_dict())
     state = trained.start(data.first_observation(4), torch.arange(4))
     actions = full_chunk(data, 4)[:, :2]
-    difference = low.imagine(state, actions)[1].frames.float() - trained.imagine(state, actions)[1].frames.float()
-    assert difference.abs().mean() < 3
+    half, whole = (model.imagine(state, actions)[1].frames["base_camera"].float() for model in (low, trained))
+    assert (half - whole).abs().mean() < 3
     loss, _, _ = compute_joint_loss(low.train(), data.load(torch.tensor([[0, 0]]), 1), torch.Generator().manual_seed(0))
     loss.backward()
     assert loss.isfinite()
 
 
+@pytest.mark.parametrize("cameras", [ONE_CAMERA, TWO_CAMERAS])
 @pytest.mark.parametrize("denoiser", ["hybrid", "cosmos"])
-def test_weights_that_are_cast_for_good_imagine_the_same(denoiser: str) -> None:
+def test_weights_that_are_cast_for_good_imagine_the_same(denoiser: str, cameras: tuple[CameraSpec, ...]) -> None:
     cosmos = CosmosConfig(patch=4, num_layers=2, num_heads=2, head_dim=16, adaln_lora_dim=8)
     config = dataclasses.replace(tiny_config(), denoiser=denoiser, cosmos=cosmos, precision="bf16")
-    data, model = ToyEpisodes(4), make_model(config)
+    data, model = ToyEpisodes(4, cameras=cameras), make_model(config, cameras)
     settled = copy.deepcopy(model).for_imagination()
     assert any(p.dtype == torch.bfloat16 for p in settled.parameters())
     chunks = [
         m.imagine(m.start(data.first_observation(4), torch.arange(4)), full_chunk(data, 4))[1] for m in (model, settled)
     ]
-    assert torch.equal(chunks[0].frames, chunks[1].frames)
+    for camera in cameras:
+        assert torch.equal(chunks[0].frames[camera.name], chunks[1].frames[camera.name])
     assert torch.equal(chunks[0].success_logit, chunks[1].success_logit)
     assert torch.equal(chunks[0].proprio, chunks[1].proprio)
 
@@ -186,7 +203,7 @@ def test_weights_that_are_cast_for_good_imagine_the_same(denoiser: str) -> None:
 def test_mistakes_are_named() -> None:
     data, model = ToyEpisodes(2), make_model()
     observation = data.first_observation(2)
-    blind = Observation(observation.frames, None, observation.instruction, observation.env_step)
+    blind = dataclasses.replace(observation, proprio=None)
     with pytest.raises(WorldloopError, match="needs proprio"):
         model.start(blind, torch.arange(2))
     state = model.start(observation, torch.arange(2))

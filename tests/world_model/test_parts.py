@@ -1,9 +1,11 @@
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from world_model_toy import TWO_CAMERAS
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Clip
@@ -12,7 +14,7 @@ from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import SelfRolloutConfig, WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
-from worldloop.world_model.heads import ErrorHead, SuccessHead
+from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
 from worldloop.world_model.hybrid import HybridConfig, HybridDenoiser
 from worldloop.world_model.sampler import sample
 
@@ -45,20 +47,31 @@ def test_nested_configs_are_validated() -> None:
 
 
 def test_pixel_codec_round_trip_is_exact() -> None:
-    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3).contiguous()
-    codec = PixelCodec(16)
-    assert torch.equal(codec.decode(codec.encode(frames)), frames)
+    levels = torch.arange(256, dtype=torch.uint8)[:, None].expand(2, 256, 3).contiguous()
+    frames = {"base_camera": levels.reshape(2, 16, 16, 3), "above.camera": levels.reshape(2, 8, 32, 3)}
+    codec = PixelCodec(TWO_CAMERAS)
+    assert codec.sizes == {"base_camera": (16, 16), "above.camera": (8, 12)}
+    latents = codec.encode(frames)
+    assert latents["above.camera"].shape == (2, 3, 8, 32)
+    decoded = codec.decode(latents)
+    assert list(decoded) == list(frames)
+    assert all(torch.equal(decoded[camera], frames[camera]) for camera in frames)
 
 
-def make_denoiser(size: int = 16) -> tuple[HybridDenoiser, tuple[Any, ...], Conditioning]:
+SIZES = {"base_camera": (16, 16), "above.camera": (8, 12)}
+
+
+def make_denoiser(*cameras: str) -> tuple[HybridDenoiser, tuple[Any, ...], Conditioning]:
+    sizes = {camera: SIZES[camera] for camera in cameras or ("base_camera",)}
     torch.manual_seed(0)
     config = HybridConfig(
         patch=2, width=8, patch_hidden=8, num_res_blocks=1, dim=16, num_heads=2, num_blocks=1, condition_dim=16
     )
-    denoiser = HybridDenoiser(config, 3, size, 4, 2, 3, instruction_dim=5)
+    denoiser = HybridDenoiser(config, 3, sizes, 4, 2, 3, instruction_dim=5)
     B = 2
-    memory = FrameMemory(torch.rand(B, 3, 3, size, size) * 2 - 1)
-    inputs = (torch.randn(B, 1, 3, size, size), torch.rand(B), memory)
+    memory = FrameMemory({camera: torch.rand(B, 3, 3, *size) * 2 - 1 for camera, size in sizes.items()})
+    noisy = {camera: torch.randn(B, 1, 3, *size) for camera, size in sizes.items()}
+    inputs = (noisy, torch.rand(B), memory)
     return (
         denoiser,
         inputs,
@@ -69,14 +82,14 @@ def make_denoiser(size: int = 16) -> tuple[HybridDenoiser, tuple[Any, ...], Cond
 def test_hybrid_shapes_and_reward_token_first() -> None:
     denoiser, inputs, conditioning = make_denoiser()
     output = denoiser(*inputs, conditioning)
-    assert output.data.shape == (2, 1, 3, 16, 16)
+    assert output.data["base_camera"].shape == (2, 1, 3, 16, 16)
     assert output.features.shape == (2, 1, 1 + 3 + 2 + 1 + 16, 16)
 
 
 def test_hybrid_starts_near_a_copy_of_now() -> None:
     denoiser, (noisy, t, memory), conditioning = make_denoiser()
-    frames = memory.frames
-    error = (denoiser(noisy, t, memory, conditioning).data[:, 0] - frames[:, -1]).abs().mean()
+    frames = memory.frames["base_camera"]
+    error = (denoiser(noisy, t, memory, conditioning).data["base_camera"][:, 0] - frames[:, -1]).abs().mean()
     other = (frames[:, 0] - frames[:, -1]).abs().mean()
     assert error < 0.5 * other
 
@@ -84,17 +97,45 @@ def test_hybrid_starts_near_a_copy_of_now() -> None:
 @pytest.mark.parametrize("name", ["actions", "proprio", "next_proprio", "instruction"])
 def test_hybrid_reads_every_condition(name: str) -> None:
     denoiser, inputs, conditioning = make_denoiser()
-    for block in (*denoiser.down_blocks, *denoiser.up_blocks):
-        torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    for _, view in denoiser.views.items():
+        for block in (*view.down_blocks, *view.up_blocks):
+            torch.nn.init.normal_(block.conv2.weight, std=0.1)
     changed = dataclasses.replace(conditioning, **{name: getattr(conditioning, name) + 1})
     before, after = denoiser(*inputs, conditioning), denoiser(*inputs, changed)
-    assert (before.data - after.data).abs().max() > 1e-4
+    assert (before.data["base_camera"] - after.data["base_camera"]).abs().max() > 1e-4
     assert (before.features - after.features).abs().max() > 1e-4
 
 
+@torch.no_grad()
+def test_hybrid_makes_every_view_in_sight_of_the_others() -> None:
+    """Two views of different sizes: a picture of one changes what is predicted of the other."""
+    denoiser, (noisy, t, memory), conditioning = make_denoiser(*SIZES)
+    output = denoiser(noisy, t, memory, conditioning)
+    assert {camera: tuple(data.shape) for camera, data in output.data.items()} == {
+        "base_camera": (2, 1, 3, 16, 16),
+        "above.camera": (2, 1, 3, 8, 12),
+    }
+    assert output.features.shape == (2, 1, 1 + 3 + 2 + 1 + 16 + 2 * 3, 16)
+    for camera in SIZES:
+        frames = {name: -f if name == camera else f for name, f in memory.frames.items()}
+        changed = denoiser(noisy, t, FrameMemory(frames), conditioning)
+        for name, data in changed.data.items():
+            assert (data - output.data[name]).abs().max() > 1e-4, f"{camera} -> {name}"
+
+
+@torch.no_grad()
+def test_hybrid_shifts_every_view() -> None:
+    denoiser, (noisy, _, memory), conditioning = make_denoiser(*SIZES)
+    latent = {camera: frames[:, 0] for camera, frames in noisy.items()}
+    shifted = denoiser.shift(memory, latent, conditioning.instruction)
+    for camera, frames in shifted.frames.items():
+        assert torch.equal(frames[:, :2], memory.frames[camera][:, [0, 2]])
+        assert torch.equal(frames[:, 2], latent[camera])
+
+
 def test_hybrid_refuses_a_size_that_does_not_fold() -> None:
-    with pytest.raises(WorldloopError, match="18 pixels"):
-        make_denoiser(18)
+    with pytest.raises(WorldloopError, match=r"16 x 18 pixels of camera 'hand' do not divide by 2 x .*patch = 4"):
+        HybridDenoiser(HybridConfig(patch=2), 3, {"base": (16, 16), "hand": (16, 18)}, 4, 2, 3, instruction_dim=5)
 
 
 def test_pixel_weights_find_what_moved_and_what_is_rare() -> None:
@@ -118,25 +159,26 @@ def test_a_rare_colour_weighs_at_most_twenty_more(rare_weight: float, ratio: flo
     assert (weights[0, 0, 5, 5] / weights[0, 0, 9, 9]).item() == pytest.approx(ratio)
 
 
-@pytest.mark.parametrize("size", [12, 4])
-def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: int) -> None:
+@pytest.mark.parametrize("size", [(12, 12), (4, 4), (4, 6)])
+def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: tuple[int, int]) -> None:
     """Each frame has a bright pixel at a place of its own, whose border counts too: 3 x 3 pixels."""
     frames = torch.full((5, 12, 12, 3), 100, dtype=torch.uint8)
     first, previous, now, before, last = (1, 1), (1, 5), (1, 9), (5, 1), (5, 5)
     for frame, (y, x) in zip(frames, (first, previous, now, before, last), strict=True):
         frame[y, x] = 200
     clip = Clip(
-        context=frames[None, :3], context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1),
-        frames=frames[None, 3:], proprio=torch.zeros(1, 2, 1), success=torch.zeros(1, 2),
-        valid=torch.ones(1, 2, dtype=torch.bool), instruction=("i",), index=torch.zeros(1, 2, dtype=torch.long),
-        is_on_policy=torch.zeros(1, dtype=torch.bool),
+        context={"other": torch.zeros(1, 3, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, :3]},
+        frames={"other": torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, 3:]},
+        context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1), proprio=torch.zeros(1, 2, 1),
+        success=torch.zeros(1, 2), valid=torch.ones(1, 2, dtype=torch.bool), task=("t",), instruction=("i",),
+        index=torch.zeros(1, 2, dtype=torch.long), is_on_policy=torch.zeros(1, dtype=torch.bool),
     )  # fmt: skip
     for m, moved in enumerate(((first, now, before), (first, before, last))):
         expected = torch.full((12, 12), 16 / 25)  # 27 pixels of 144 weigh 1 + 3: the mean is 25 / 16
         for y, x in moved:
             expected[y - 1 : y + 2, x - 1 : x + 2] = 4 * 16 / 25
-        weights = losses.weigh_target(clip, m, size, moved_weight=3.0, rare_weight=0.0)
-        cells = expected.reshape(size, 12 // size, size, 12 // size).mean(dim=(1, 3))
+        weights = losses.weigh_target(clip, m, "seen", size, moved_weight=3.0, rare_weight=0.0)
+        cells = expected.reshape(size[0], 12 // size[0], size[1], 12 // size[1]).mean(dim=(1, 3))
         torch.testing.assert_close(weights, cells[None, None])
 
 
@@ -197,28 +239,63 @@ def test_time_weights_by_hand() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_sampler_with_an_oracle_returns_the_data_and_stays_on_the_path(num_steps: int) -> None:
-    noise, data = torch.randn(2, 3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise, data = ({c: torch.randn(3, 1, 3, *s, generator=generator) for c, s in SIZES.items()} for _ in range(2))
     times = []
 
-    def denoise(noisy: torch.Tensor, t: torch.Tensor) -> DenoiserOutput:
+    def denoise(noisy: Mapping[str, torch.Tensor], t: torch.Tensor) -> DenoiserOutput:
         times.append(t[0].item())
-        torch.testing.assert_close(noisy, flow.interpolate(noise, data, t), atol=1e-5, rtol=1e-5)
-        return DenoiserOutput(data, data)
+        assert t.shape == (3,)
+        for camera in SIZES:
+            expected = flow.interpolate(noise[camera], data[camera], t)
+            torch.testing.assert_close(noisy[camera], expected, atol=1e-5, rtol=1e-5)
+        return DenoiserOutput(data, torch.zeros(3, 1, 1, 1))
 
-    assert torch.equal(sample(denoise, noise, num_steps).data, data)
+    sampled = sample(denoise, noise, num_steps).data
+    assert all(torch.equal(sampled[camera], data[camera]) for camera in SIZES)
     assert times == pytest.approx([i / num_steps for i in range(num_steps)])
 
 
 def test_success_is_the_mean_of_both_readers() -> None:
     torch.manual_seed(0)
-    head = SuccessHead(feature_dim=8, channels=3, size=16, proprio_dim=2)
-    features, first, frames, proprio = (torch.randn(2, *s) for s in ((2, 5, 8), (3, 16, 16), (2, 3, 16, 16), (2, 2)))
-    by_frame = torch.stack([head.read_frame(first, frames[:, i], proprio[:, i]) for i in range(2)], dim=1)
+    head = SuccessHead(feature_dim=8, channels=3, sizes=SIZES, proprio_dim=2, text_dim=4)
+    features, proprio, words = (torch.randn(2, *shape) for shape in ((2, 5, 8), (2, 2), (4,)))
+    first, frames = ({c: torch.randn(2, *before, 3, *s) for c, s in SIZES.items()} for before in ((), (2,)))
+    judged = [{camera: f[:, i] for camera, f in frames.items()} for i in range(2)]
+    by_frame = torch.stack([head.read_frame(first, judged[i], proprio[:, i], words) for i in range(2)], dim=1)
     by_tokens = head.read_tokens(features)
     for spread in (by_frame, by_tokens):
         assert spread.std() > 1e-3
     expected = 0.5 * by_frame + 0.5 * by_tokens
-    torch.testing.assert_close(head(features, first, frames, proprio), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head(features, first, frames, proprio, words), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_heads_read_their_own_cameras_alone() -> None:
+    torch.manual_seed(0)
+    success = SuccessHead(feature_dim=8, channels=3, sizes={"above.camera": (8, 12)}, proprio_dim=2, text_dim=4)
+    proprio_head = ProprioHead(2, 4, 3, ["above.camera"])
+    first, now = ({camera: torch.randn(2, 3, *size) for camera, size in SIZES.items()} for _ in range(2))
+    proprio, actions, words = torch.randn(2, 2), torch.randn(2, 2, 2), torch.randn(2, 4)
+
+    def judge(now: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return success.read_frame(first, now, proprio, words), proprio_head(proprio, actions, now)
+
+    before = judge(now)
+    for camera, is_read in (("above.camera", True), ("base_camera", False)):
+        after = judge(now | {camera: -now[camera]})
+        assert [bool((a != b).any()) for a, b in zip(after, before, strict=True)] == [is_read, is_read]
+
+
+@torch.no_grad()
+def test_the_success_head_reads_the_mean_of_an_instruction_s_tokens_without_its_padding() -> None:
+    torch.manual_seed(0)
+    head = SuccessHead(feature_dim=8, channels=3, sizes={"base_camera": (16, 16)}, proprio_dim=2, text_dim=4)
+    frame, proprio = {"base_camera": torch.randn(1, 3, 16, 16)}, torch.randn(1, 2)
+    a, b, padding = torch.randn(1, 4), torch.randn(1, 4), torch.zeros(1, 4)
+    padded = head.read_frame(frame, frame, proprio, torch.cat([a, b, padding, padding], dim=1))
+    torch.testing.assert_close(padded, head.read_frame(frame, frame, proprio, (a + b) / 2))
+    assert head.read_frame(frame, frame, proprio, padding).isfinite().all()
 
 
 def test_error_head_learns_what_its_tokens_tell() -> None:

@@ -1,14 +1,14 @@
 """Cosmos-Predict2 for real: the published sizes on the meta device, and by value a tiny pipeline in the same layout."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_pipeline import PUBLISHED, make_pipeline
-from world_model_toy import ToyEpisodes, tiny_config, toy_normalisation, toy_spec
+from world_model_toy import TWO_CAMERAS, ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.specs import CameraSpec
 from worldloop.factory import checkpoints
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.cosmos import CosmosConfig
@@ -35,7 +35,7 @@ def make_config(pipeline: Path, **changes: object) -> WorldModelConfig:
 
 def make_model(pipeline: Path, **changes: object) -> VideoWorldModel:
     torch.manual_seed(0)
-    return VideoWorldModel(make_config(pipeline, **changes), toy_spec(), toy_normalisation())
+    return VideoWorldModel(make_config(pipeline, **changes), toy_spec(TWO_CAMERAS), toy_normalisation())
 
 
 def test_published_sizes_are_those_of_the_transformer_that_we_build() -> None:
@@ -69,9 +69,10 @@ def test_published_weights_are_in_place_by_value(pipeline: Path) -> None:
 
 
 def test_fine_tuning_starts_as_published_and_changes_adapters_and_our_modules_alone(pipeline: Path) -> None:
-    data, model = ToyEpisodes(16), make_model(pipeline)
+    data, model = ToyEpisodes(16, cameras=TWO_CAMERAS), make_model(pipeline)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    silent = ("lora_B", "denoiser.window.linear", "denoiser.window.out", "denoiser.draw")
+    views = [f"denoiser.views.{camera}" for camera in ("base_camera", "above/camera")]
+    silent = ("lora_B", *(f"{v}.{part}" for v in views for part in ("window.linear", "window.out", "draw")))
     starts = [name for name in before if any(part in name for part in silent)]
     assert len({part for part in silent for name in starts if part in name}) == len(silent)
     assert not any(before[name].abs().sum() for name in starts)
@@ -95,7 +96,7 @@ def test_fine_tuning_starts_as_published_and_changes_adapters_and_our_modules_al
 
 
 def test_a_checkpoint_holds_what_was_trained_and_loads_with_the_pipeline(pipeline: Path, tmp_path: Path) -> None:
-    data, model = ToyEpisodes(4), make_model(pipeline)
+    data, model = ToyEpisodes(4, cameras=TWO_CAMERAS), make_model(pipeline)
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3)
@@ -106,22 +107,24 @@ def test_a_checkpoint_holds_what_was_trained_and_loads_with_the_pipeline(pipelin
     loaded = checkpoints.load_world_model(tmp_path / "checkpoint")
     actions = data.actions.flatten(1, 2)
     ends = [m.imagine(m.start(data.first_observation(4), torch.arange(4)), actions)[1] for m in (model, loaded)]
-    assert torch.equal(ends[0].frames, ends[1].frames)
+    assert all(torch.equal(ends[0].frames[camera], ends[1].frames[camera]) for camera in ends[0].frames)
     assert torch.equal(ends[0].success_logit, ends[1].success_logit)
 
 
 def test_codec_agrees_with_the_pipeline_s_scaling(pipeline: Path) -> None:
-    codec = WanCodec(16, str(pipeline))
-    assert (codec.channels, codec.size) == (4, 8)
-    frames = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8)
-    latents = codec.encode(frames)
+    codec = WanCodec(TWO_CAMERAS, str(pipeline))
+    assert (codec.channels, codec.sizes) == (4, {"base_camera": (8, 8), "above.camera": (4, 6)})
+    by_camera = {c.name: torch.randint(0, 256, (2, 3, c.height, c.width, 3), dtype=torch.uint8) for c in TWO_CAMERAS}
+    encoded = codec.encode(by_camera)
+    assert encoded["above.camera"].shape == (2, 3, 4, 4, 6)
+    decoded_views = codec.decode(encoded)
+    assert {c: d.shape for c, d in decoded_views.items()} == {c: f.shape for c, f in by_camera.items()}
+    frames, latents, decoded = (views["base_camera"] for views in (by_camera, encoded, decoded_views))
     assert latents.shape == (2, 3, 4, 8, 8)
     video = frames[1, 2].movedim(-1, 0)[None, :, None].float() / 127.5 - 1
     raw = codec.vae.encode(video).latent_dist.mode()[0, :, 0]
     mean, std = (torch.tensor(getattr(codec.vae.config, f"latents_{n}"))[:, None, None] for n in ("mean", "std"))
     torch.testing.assert_close(latents[1, 2], (raw - mean) / std, atol=1e-5, rtol=1e-4)
-    decoded = codec.decode(latents)
-    assert decoded.shape == frames.shape
     again = ((codec.vae.decode(raw[None, :, None]).sample[0, :, 0] + 1) * 127.5).round().clamp(0, 255)
     assert (decoded[1, 2].movedim(-1, 0).float() - again).abs().max() <= 1
 
@@ -146,8 +149,8 @@ def test_what_does_not_fit_is_named(pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(WorldloopError, match=r"cannot load transformer of world_model\.pretrained no/such-model"):
         make_model(Path("no/such-model"))
     torch.manual_seed(0)
-    with pytest.raises(WorldloopError, match="17 pixels do not divide by the codec's 2"):
-        VideoWorldModel(make_config(pipeline), replace(toy_spec(), image_size=17), toy_normalisation())
+    with pytest.raises(WorldloopError, match="16 x 17 pixels of camera 'odd' do not divide by the codec's 2"):
+        VideoWorldModel(make_config(pipeline), toy_spec((CameraSpec("odd", 16, 17),)), toy_normalisation())
     other = diffusers.CosmosTransformer3DModel(
         **PUBLISHED["config"] | {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 16, "in_channels": 4,
                                  "out_channels": 4, "text_embed_dim": 8}

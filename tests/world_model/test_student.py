@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from world_model_toy import ToyEpisodes, make_model, tiny_config
+from world_model_toy import TWO_CAMERAS, ToyEpisodes, make_model, tiny_config
 
 from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.denoiser import DenoiserOutput, FrameMemory
@@ -28,32 +28,36 @@ class Field(nn.Module):
         self.scale, self.shift_by = scale, shift
         self.asked: list[float] = []
 
-    def remember(self, context: torch.Tensor, instruction: torch.Tensor) -> FrameMemory:
+    def remember(self, context: dict[str, torch.Tensor], instruction: torch.Tensor) -> FrameMemory:
         return FrameMemory(context)
 
-    def forward(self, noisy: torch.Tensor, t: torch.Tensor, *_: Any) -> DenoiserOutput:
+    def forward(self, noisy: dict[str, torch.Tensor], t: torch.Tensor, *_: Any) -> DenoiserOutput:
         self.asked.append(float(t[0]))
-        return DenoiserOutput(self.scale * noisy + self.shift_by, torch.zeros(len(noisy), 1, 1, 32))
+        data = {camera: self.scale * latents + self.shift_by for camera, latents in noisy.items()}
+        return DenoiserOutput(data, torch.zeros(len(t), 1, 1, 32))
 
 
 def find_target(field: Field, teacher_steps: int, student_steps: int, step: int) -> float:
     """What a student is to predict at its ``step`` from noisy = 0.5."""
-    teacher = make_model(tiny_config(num_sampler_steps=teacher_steps))
+    teacher = make_model(tiny_config(num_sampler_steps=teacher_steps), TWO_CAMERAS)
     teacher.denoiser = field  # type: ignore[assignment]
-    size = teacher.codec.size
+    sizes = teacher.codec.sizes
     aim = TeacherTarget(teacher, student_steps).find(
         NoisyFrame(
-            noisy=torch.full((1, 3, size, size), 0.5),
+            noisy={camera: torch.full((1, 3, *size), 0.5) for camera, size in sizes.items()},
             t=torch.tensor([step / student_steps]),
-            data=torch.full((1, 3, size, size), 99.0),  # the real frame is not looked at
-            context=torch.zeros(1, 3, 3, size, size),
-            proprio=torch.zeros(1, teacher.spec.proprio_dim),
-            actions=torch.zeros(1, teacher.spec.actions_per_frame, teacher.spec.action_dim),
+            # the real frame is not looked at
+            data={camera: torch.full((1, 3, *size), 99.0) for camera, size in sizes.items()},
+            context={camera: torch.zeros(1, 3, 3, *size) for camera, size in sizes.items()},
+            proprio=torch.zeros(1, teacher.spec.robot.proprio_dim),
+            actions=torch.zeros(1, teacher.spec.actions_per_frame, teacher.spec.robot.action_dim),
             instruction=("go",),
         )
     )
-    assert aim.std() < 1e-6
-    return float(aim.mean())
+    values = torch.cat([data.flatten() for data in aim.values()])
+    assert len(values) == 3 * (16 * 16 + 8 * 12)
+    assert values.std() < 1e-6
+    return float(values.mean())
 
 
 def test_a_straight_path_is_followed_in_one_step() -> None:
@@ -90,7 +94,7 @@ def sample_first_frame(model: VideoWorldModel, data: ToyEpisodes, num_steps: int
     """Latents after one frame, of the same starts, actions and noise whatever the model."""
     model.eval().config = dataclasses.replace(model.config, num_sampler_steps=num_steps)
     state = model.start(data.first_observation(32), torch.arange(32))
-    return model.imagine(state, data.actions[:32, 0])[0].context[:, -1]
+    return model.imagine(state, data.actions[:32, 0])[0].context["base_camera"][:, -1]
 
 
 def test_a_student_reaches_in_one_step_where_its_teacher_gets_in_four() -> None:

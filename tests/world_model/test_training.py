@@ -12,14 +12,24 @@ import pytest
 import torch
 from reporters import RecordingReporter
 from torch import Tensor
-from world_model_toy import NUM_FRAMES, ToyEpisodes, make_model, tiny_config, toy_normalisation
+from world_model_toy import (
+    NUM_FRAMES,
+    ONE_CAMERA,
+    TWO_CAMERAS,
+    ToyEpisodes,
+    make_model,
+    tiny_config,
+    toy_normalisation,
+)
 
+from worldloop.core.specs import CameraSpec
 from worldloop.core.types import Clip
 from worldloop.networks import flow
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.resume import TrainingSetup
 from worldloop.training.trainer import Trainer
+from worldloop.world_model import losses
 from worldloop.world_model.config import SelfRolloutConfig
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.training import (
@@ -41,15 +51,18 @@ def make_generator(seed: int = 0) -> torch.Generator:
 
 
 def test_the_joint_loss_comes_with_metrics_and_the_models_own_prediction() -> None:
-    data, model = ToyEpisodes(4), make_model()
+    data, model = ToyEpisodes(4, cameras=TWO_CAMERAS), make_model(cameras=TWO_CAMERAS)
     clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 2)
     loss, metrics, own = model(compute_joint_loss, clip, make_generator())
     assert loss.requires_grad
     assert loss.shape == ()
     assert metrics["loss"] == float(loss)
     assert set(metrics) == {"loss", "loss_video", "loss_success", "loss_error"}
-    assert own.frames.shape == (3, 16, 16, 3)
-    assert own.frames.dtype == torch.uint8
+    assert {camera: tuple(frames.shape) for camera, frames in own.frames.items()} == {
+        "base_camera": (3, 16, 16, 3),
+        "above.camera": (3, 8, 12, 3),
+    }
+    assert all(frames.dtype == torch.uint8 for frames in own.frames.values())
     assert own.proprio.shape == (3, 2)
     assert not own.proprio.requires_grad
     assert own.is_prediction.dtype == torch.bool
@@ -59,14 +72,14 @@ def test_padding_does_not_count() -> None:
     data, model = ToyEpisodes(4), make_model(tiny_config(zero_time_share=1.0, context_noise=0.0))
     clip = data.load(torch.tensor([[0, 4], [1, 1]]), 2)
     assert clip.valid.tolist() == [[True, False], [True, True]]
-    wrong = clip.frames.clone()
-    wrong[0, 1] = 255
-    losses = [
+    wrong = {camera: frames.clone() for camera, frames in clip.frames.items()}
+    wrong["base_camera"][0, 1] = 255
+    values = [
         compute_joint_loss(model.eval(), dataclasses.replace(clip, frames=f), make_generator())[1]["loss"]
         for f in (clip.frames, wrong)
     ]
     # colour rarity is a statistic of the batch's valid and invalid pixels of that frame, hence the tolerance
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert values[0] == pytest.approx(values[1], rel=0.05)
 
 
 def test_only_rows_at_pure_noise_are_predictions() -> None:
@@ -98,9 +111,10 @@ def test_success_loss_of_both_readers_by_hand(t: float, weight: float, monkeypat
 def test_a_prediction_does_not_depend_on_the_target() -> None:
     data, model = ToyEpisodes(8), make_model(tiny_config(zero_time_share=1.0))
     clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
-    other = dataclasses.replace(clip, frames=255 - clip.frames, proprio=clip.proprio + 1, success=1 - clip.success)
+    inverse = {camera: 255 - frames for camera, frames in clip.frames.items()}
+    other = dataclasses.replace(clip, frames=inverse, proprio=clip.proprio + 1, success=1 - clip.success)
     one, two = (compute_joint_loss(model, c, make_generator())[2] for c in (clip, other))
-    assert torch.equal(one.frames, two.frames)
+    assert torch.equal(one.frames["base_camera"], two.frames["base_camera"])
     assert torch.equal(one.proprio, two.proprio)
 
 
@@ -120,18 +134,19 @@ def test_loss_decreases_when_overfitting_one_clip() -> None:
     data, model = ToyEpisodes(2), make_model(tiny_config(zero_time_share=1.0))
     clip = data.load(torch.tensor([[0, 1], [1, 2]]), 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    generator, losses = make_generator(), []
+    generator, values = make_generator(), []
     for _ in range(60):
         loss, metrics, _ = compute_joint_loss(model, clip, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(metrics["loss"])
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+        values.append(metrics["loss"])
+    assert sum(values[-5:]) < 0.5 * sum(values[:5])
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    data, model = ToyEpisodes(8), make_model()
+@pytest.mark.parametrize("cameras", [ONE_CAMERA, TWO_CAMERAS])
+def test_every_parameter_gets_a_gradient(cameras: tuple[CameraSpec, ...]) -> None:
+    data, model = ToyEpisodes(8, cameras=cameras), make_model(cameras=cameras)
     clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
     for _ in range(2):  # residual branches start at zero and block some gradients at the very first step
         compute_joint_loss(model, clip, make_generator())[0].backward()
@@ -142,6 +157,57 @@ def test_every_parameter_gets_a_gradient() -> None:
     compute_proprio_loss(model, data.load(torch.tensor([[0, 0], [1, 1]]), 2)).backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
+
+
+def test_the_video_loss_is_the_mean_over_cameras() -> None:
+    """An aim of 3 in one camera alone costs half of what it costs where that camera is the only one."""
+    data, model = ToyEpisodes(4, cameras=TWO_CAMERAS), make_model(tiny_config(moved_weight=0.0), TWO_CAMERAS)
+    model.eval().config = dataclasses.replace(model.config, context_noise=0.0, rare_weight=0.0)
+    clip = data.load(torch.tensor([[0, 0], [1, 2]]), 1)
+    predicted: dict[str, Tensor] = {}
+    handle = model.denoiser.register_forward_hook(lambda *a: predicted.update(a[2].data))
+    for aims in ({"base_camera": 3.0, "above.camera": 0.0}, {"base_camera": 0.0, "above.camera": 3.0}):
+        _, metrics, _ = compute_joint_loss(model, clip, make_generator(), AimByCamera(aims=aims))
+        errors = [(predicted[camera] - aim).square().mean() for camera, aim in aims.items()]
+        assert metrics["loss_video"] == pytest.approx(float(sum(errors) / 2), rel=1e-4)
+    handle.remove()
+
+
+def test_the_error_head_learns_the_mean_psnr_of_the_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_size = {(16, 16): 30.0, (8, 12): 20.0}
+    monkeypatch.setattr(
+        losses, "compute_latent_psnr_db", lambda p, *_: torch.full((len(p),), by_size[tuple(p.shape[2:])])
+    )
+    data, model = ToyEpisodes(4, cameras=TWO_CAMERAS), make_model(tiny_config(zero_time_share=1.0), TWO_CAMERAS)
+    torch.nn.init.zeros_(model.error_head.read_tokens.mlp[-1].weight)
+    torch.nn.init.zeros_(model.error_head.read_tokens.mlp[-1].bias)  # it expects 25 dB
+    _, metrics, _ = compute_joint_loss(model, data.load(torch.tensor([[0, 0]]), 1), make_generator())
+    assert metrics["loss_error"] == pytest.approx(0.0, abs=1e-8)
+
+
+def test_clips_may_be_of_more_cameras_than_the_model_reads() -> None:
+    both, base = (ToyEpisodes(4, cameras=cameras) for cameras in (TWO_CAMERAS, ONE_CAMERA))
+    index = torch.tensor([[0, 0], [1, 2]])
+    model = make_model(tiny_config(cameras=("base_camera",)), TWO_CAMERAS)
+    assert model.spec.robot.cameras == ONE_CAMERA
+    one, other = (compute_joint_loss(model, data.load(index, 2), make_generator()) for data in (both, base))
+    assert one[1] == other[1]
+    assert list(one[2].frames) == ["base_camera"]
+    proprio = [compute_proprio_loss(model, data.load(index, 2)) for data in (both, base)]
+    assert torch.equal(*proprio)
+    with pytest.raises(ValueError, match=r"reads camera 'above\.camera', the frames are of base_camera"):
+        compute_joint_loss(make_model(cameras=TWO_CAMERAS), base.load(index, 1), make_generator())
+
+
+@dataclass(frozen=True)
+class AimByCamera(DataTarget):
+    """A `Target`: the same latents everywhere for every camera, from pure noise."""
+
+    zero_time_share: float = 1.0
+    aims: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def find(self, frame: NoisyFrame) -> dict[str, Tensor]:
+        return {camera: torch.full_like(data, self.aims[camera]) for camera, data in frame.data.items()}
 
 
 @dataclass(frozen=True)
@@ -155,9 +221,9 @@ class Constant:
     def sample_times(self, num_rows: int, generator: torch.Generator) -> Tensor:
         return torch.full((num_rows,), self.t)
 
-    def find(self, frame: NoisyFrame) -> Tensor:
+    def find(self, frame: NoisyFrame) -> dict[str, Tensor]:
         self.asked.append(frame)
-        return torch.full_like(frame.data, self.value)
+        return {camera: torch.full_like(data, self.value) for camera, data in frame.data.items()}
 
 
 def test_the_target_is_what_predictions_are_compared_with() -> None:
@@ -169,20 +235,22 @@ def test_the_target_is_what_predictions_are_compared_with() -> None:
     assert metrics[1]["loss_video"] > metrics[0]["loss_video"] + 3.0
     assert metrics[1]["loss_success"] == metrics[0]["loss_success"]
     (frame,) = first.asked
-    torch.testing.assert_close(frame.data, model.codec.encode(clip.frames[:, 0]))
-    torch.testing.assert_close(frame.context, model.codec.encode(clip.context))
+    real, context = model.encode(clip.frames), model.encode(clip.context)
+    torch.testing.assert_close(frame.data, {camera: latents[:, 0] for camera, latents in real.items()})
+    torch.testing.assert_close(frame.context, context)
     torch.testing.assert_close(frame.proprio, model.normalisation.normalise(clip.context_proprio))
     torch.testing.assert_close(frame.actions, clip.actions[:, 0])  # the bounds are -1 and 1
     assert frame.instruction == clip.instruction
     assert frame.t.tolist() == [0.25, 0.25]
-    noise = (frame.noisy - 0.25 * frame.data) / 0.75
+    noise = (frame.noisy["base_camera"] - 0.25 * frame.data["base_camera"]) / 0.75
     assert noise.std() == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_data_target_is_the_real_frame_and_a_share_starts_from_noise() -> None:
     data, target = torch.randn(2, 3, 4, 4, generator=make_generator()), DataTarget(zero_time_share=0.4)
-    frame = NoisyFrame(data + 1, torch.zeros(2), data, data[:, None], data[:, 0, 0], data[:, 0], ("go", "go"))
-    assert target.find(frame) is data
+    noisy, real, context = ({"cam": value} for value in (data + 1, data, data[:, None]))
+    frame = NoisyFrame(noisy, torch.zeros(2), real, context, data[:, 0, 0], data[:, 0], ("go", "go"))
+    assert target.find(frame) is real
     times = target.sample_times(2000, make_generator())
     assert ((times >= 0) & (times < 1)).all()
     assert (times == 0).float().mean() == pytest.approx(0.4, abs=0.04)  # four standard errors
@@ -190,19 +258,20 @@ def test_the_data_target_is_the_real_frame_and_a_share_starts_from_noise() -> No
 
 def test_what_follows_a_blind_prediction_is_conditioned_on_it() -> None:
     """From pure noise the second frame sees the model's own first; from half-way it sees the real one."""
-    data, model = ToyEpisodes(4), make_model(tiny_config(context_noise=0.0))
+    data, model = ToyEpisodes(4, cameras=TWO_CAMERAS), make_model(tiny_config(context_noise=0.0), TWO_CAMERAS)
     clip = data.load(torch.tensor([[0, 0], [1, 2]]), 2)
-    real = model.codec.encode(clip.frames[:, 0])
+    real = {camera: latents[:, 0] for camera, latents in model.encode(clip.frames).items()}
     for t, is_real in ((0.0, False), (0.5, True)):
         target = Constant(0.0, t)
         _, _, own = compute_joint_loss(model, clip, make_generator(), target)
         assert own.is_prediction.tolist() == [not is_real] * 2
         first, second = target.asked
-        now = second.context[:, -1]
-        assert torch.equal(second.context[:, 0], first.context[:, 0])
-        assert torch.equal(now, real) == is_real
+        now = {camera: context[:, -1] for camera, context in second.context.items()}
+        for camera, latents in now.items():
+            assert torch.equal(second.context[camera][:, 0], first.context[camera][:, 0])
+            assert torch.equal(latents, real[camera]) == is_real
         if not is_real:
-            assert torch.equal(model.codec.decode(now), own.frames)
+            torch.testing.assert_close(model.codec.decode(now), own.frames, atol=0, rtol=0)
             torch.testing.assert_close(model.normalisation.normalise(own.proprio), second.proprio)
 
 
@@ -230,10 +299,10 @@ def test_statistics_by_hand_however_a_batch_falls_into_micro_batches() -> None:
 
 @dataclass(frozen=True)
 class BesideAnother(DataParallel):
-    """The main one of two ranks, of which the other saw three successes in six frames more and reached further."""
+    """The main one of two ranks, of which the other saw three successes in four frames more and reached further."""
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        return values + torch.tensor([3.0, 6.0])
+        return values + torch.tensor([3.0, 4.0])
 
     def all_reduce_max(self, values: Tensor) -> Tensor:
         return torch.maximum(values, torch.tensor([6.0, 1.0]))
@@ -242,7 +311,7 @@ class BesideAnother(DataParallel):
 def test_statistics_are_those_of_all_ranks() -> None:
     model = make_model()
     update_statistics(model, [statistics_clip(ToyEpisodes(4))], BesideAnother())
-    assert float(model.positive_rate) == pytest.approx(0.99 * 0.5 + 0.01 * 4 / 8)
+    assert float(model.positive_rate) == pytest.approx(0.99 * 0.5 + 0.01 * 4 / 6)
     torch.testing.assert_close(model.proprio_reach, torch.tensor([6.0, 5.0]))
 
 
@@ -280,9 +349,10 @@ def test_the_pool_takes_part_from_its_step_on() -> None:
     batches = next(iter(objective.batches(5)))
     for number, clip in batches.items():
         real = objective.clips.load(clip.index, 1)
-        assert torch.equal(clip.frames, real.frames)
-        assert not torch.equal(clip.context[:4, -1], real.context[:4, -1]), f"{number}: the model's own frames"
-        assert torch.equal(clip.context[4:], real.context[4:])
+        assert torch.equal(clip.frames["base_camera"], real.frames["base_camera"])
+        context, real_context = clip.context["base_camera"], real.context["base_camera"]
+        assert not torch.equal(context[:4, -1], real_context[:4, -1]), f"{number}: the model's own frames"
+        assert torch.equal(context[4:], real_context[4:])
 
 
 def test_an_objective_keeps_generator_and_pool_of_every_micro_batch() -> None:
@@ -298,7 +368,7 @@ def test_an_objective_keeps_generator_and_pool_of_every_micro_batch() -> None:
     one, other = (next(iter(o.batches(2))) for o in (objective, again))
     for number in (0, 1):
         assert torch.equal(one[number].index, other[number].index)
-        assert torch.equal(one[number].context, other[number].context)
+        assert torch.equal(one[number].context["base_camera"], other[number].context["base_camera"])
 
 
 def test_micro_batches_weigh_by_their_valid_frames() -> None:

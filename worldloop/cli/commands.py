@@ -73,7 +73,8 @@ def _reading(*runs: Path) -> AbstractContextManager[None]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from worldloop.reporting.tables import format_comparison, format_report, format_status
+    from worldloop.reporting.comparison import format_comparison
+    from worldloop.reporting.tables import format_report, format_status
 
     match options.command:
         case "report" if options.html:
@@ -179,7 +180,8 @@ def _label(options: argparse.Namespace) -> int:
     from worldloop.sans.labels import format_numbers, read_labels, update_labels, write_labels
     from worldloop.sans.recordings import RecordingConfig, count_episodes, read_previews
 
-    config = RecordingConfig(root=str(options.root), camera=options.camera)
+    cameras = (options.camera,) if options.camera else ()
+    config = RecordingConfig(root=str(options.root), cameras=cameras)
     count = count_episodes(config)
     known = read_labels(options.labels, count) if options.labels.exists() else {}
     labels = update_labels(known, count, options.success, options.failure)
@@ -201,7 +203,16 @@ def _label(options: argparse.Namespace) -> int:
 
 
 def _format_summary(summary: dict[str, Any]) -> str:
+    """A line for each count of the whole version; where there are several tasks, one more for each of them."""
+
+    def line(name: str, *counts: dict[str, int]) -> str:
+        text = "; ".join(", ".join(f"{value} {count}" for value, count in c.items()) for c in counts)
+        return "\n".join(textwrap.wrap(f"  {name:<10} {text}", 80, subsequent_indent=" " * 13))
+
     lines = [f"{summary['name']}: {summary['num_episodes']} episodes, {summary['num_frames']} frames"]
-    for key in ("task", "source", "variant", "outcome", "split", "iteration"):
-        lines.append(f"  {key:<10} " + ", ".join(f"{name} {count}" for name, count in summary[key].items()))
+    cameras = (f"{name} {width} x {height} px" for name, (height, width) in summary["cameras"].items())
+    lines.append(f"  {'cameras':<10} " + ", ".join(cameras))
+    lines += [line(key, summary[key]) for key in ("task", "source", "variant", "outcome", "split", "iteration")]
+    if len(summary["by_task"]) > 1:
+        lines += [line(task, *counts.values()) for task, counts in summary["by_task"].items()]
     return "\n".join(lines)

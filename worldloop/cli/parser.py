@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from worldloop import __version__
+from worldloop.core.version import __version__
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     label.add_argument("--success", default="", metavar="LIST", help="episodes, e.g. 0,3,5-9, or: rest")
     label.add_argument("--failure", default="", metavar="LIST", help="episodes, e.g. 1-2, or: rest")
     label.add_argument("--sheet", type=Path, metavar="PNG", help="first, middle and last frame of each, to judge by")
-    label.add_argument("--camera", default="", metavar="FEATURE", help="image feature, if there are several")
+    label.add_argument("--camera", default="", metavar="FEATURE", help="the only one to draw, e.g. top")
 
     play = commands.add_parser("play", help="drive the robot inside a world model, in the browser")
     play.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or a checked world model's directory")

@@ -23,8 +23,14 @@ from worldloop.core.errors import WorldloopError, first_line
 OLD_KEYS = {
     "simulator.kind=recorded": "source=recording",
     "simulator.recorded.frames_after_success": "recording.success_hold_frames and recording.success_confirm_frames",
+    "simulator.recorded.camera": "recording.cameras",
     "simulator.recorded": "recording",
+    "recording.camera": "recording.cameras",
     "simulator.*.frames_after_success": "simulator.*.success_hold_frames and simulator.*.success_confirm_frames",
+    "simulator.maniskill.task": "simulator.maniskill.tasks (a list)",
+    "simulator.maniskill.camera": "simulator.maniskill.cameras (a list)",
+    "resources.rows_at_once": "resources.max_imagination_batch",
+    "resources.keep_every_s": "resources.checkpoint_every_s",
     "improve_policy.uncertainty_penalty": "improve_policy.reward.certainty",
 }
 

@@ -35,8 +35,8 @@ class ResourcesConfig:
     shard_world_model: bool = False  # no worker holds the trained world model whole (FSDP2): for one that does not fit
     trainer_cpus: float = 1.0  # what Ray reserves for the stage actor, and for each worker of a training stage
     trainer_gpus: float = 0.0  # the same
-    rows_at_once: int = 0  # imagined together at most; 0: all, and half of them wherever a GPU's memory is too small
-    keep_every_s: float = 300.0  # seconds after which a training stage keeps what it has done; 0: never
+    max_imagination_batch: int = 0  # rows imagined together; 0: all, halved when CUDA runs out of memory
+    checkpoint_every_s: float = 300.0  # seconds between checkpoints within a training stage; 0: none
     max_retries: int = 3  # of what a process was at when it died, a simulator's block or (with Ray) the stage
     ray_address: str = ""  # cluster to join; "" takes RAY_ADDRESS, or starts a local one
 
@@ -45,9 +45,10 @@ class ResourcesConfig:
             raise ValueError(f"resources.device {self.device!r} is not one of auto, cpu, cuda")
         if self.shard_world_model and self.num_workers < 2:
             raise ValueError("resources.shard_world_model needs resources.num_workers of at least 2")
-        if self.num_workers < 1 or self.keep_every_s < 0 or self.rows_at_once < 0:
+        if self.num_workers < 1 or self.checkpoint_every_s < 0 or self.max_imagination_batch < 0:
             raise ValueError(
-                "resources.num_workers must be at least 1, resources.keep_every_s and rows_at_once at least 0"
+                "resources.num_workers must be at least 1, resources.checkpoint_every_s and "
+                "max_imagination_batch at least 0"
             )
         if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0:
             raise ValueError(

@@ -5,6 +5,8 @@ Stored: ``uint8`` [..., h, w, 3] in 0..255. Networks: float [..., 3, h, w] in [-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,13 @@ def resize(images: Tensor, size: int) -> Tensor:
         images.movedim(-1, 1).float(), (size, size), mode="bilinear", antialias=True, align_corners=False
     )
     return scaled.round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
+
+
+def join_views(views: Sequence[Tensor]) -> Tensor:
+    """u8 [n, h, w, 3] of each camera -> [n, the largest h, all w, 3], side by side; below a lower view it is black."""
+    height = max(view.shape[1] for view in views)
+    padded = [torch.nn.functional.pad(view, (0, 0, 0, 0, 0, height - view.shape[1])) for view in views]
+    return torch.cat(padded, dim=2)
 
 
 def draw_level(frames: Tensor, level: Tensor, colour: tuple[int, int, int]) -> Tensor:

@@ -8,7 +8,7 @@ takes over a second, and most processes of a run compute no statistics.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -36,6 +36,11 @@ class Rate:
     def from_counts(cls, k: int, n: int) -> Rate:
         low, high = wilson_interval(k, n)
         return cls(k, n, round(k / n, 6), round(low, 6), round(high, 6))
+
+    @classmethod
+    def pool(cls, rates: Sequence[Rate]) -> Rate:
+        """Of all their trials together."""
+        return cls.from_counts(sum(rate.k for rate in rates), sum(rate.n for rate in rates))
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -201,6 +206,24 @@ def estimate_mean(values: np.ndarray, digits: int = 4, num_resamples: int = NUM_
         return None
     low, high = bootstrap_mean(defined, num_resamples=num_resamples)
     return Estimate(round(float(defined.mean()), digits), round(low, digits), round(high, digits), len(defined))
+
+
+def average_estimates(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """The mean of those ``estimates`` that are defined, their errors taken as independent; ``None`` without any.
+
+    Each half-width is the root of the squares' sum, over their number (Zou and Donner 2008, Statistics in Medicine 27,
+    1693-1702: MOVER). An estimate without an interval leaves the mean without one. ``n`` is the sum.
+    """
+    given = [estimate for estimate in estimates if estimate is not None]
+    defined = [estimate for estimate in given if not math.isnan(estimate.value)]
+    if len(defined) < 2:
+        return defined[0] if defined else given[0] if given else None
+    number = len(defined)
+    value = sum(estimate.value for estimate in defined) / number
+    below = math.sqrt(sum((estimate.value - estimate.low) ** 2 for estimate in defined)) / number
+    above = math.sqrt(sum((estimate.high - estimate.value) ** 2 for estimate in defined)) / number
+    n = sum(estimate.n for estimate in defined)
+    return Estimate(round(value, 6), round(value - below, 6), round(value + above, 6), n)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:

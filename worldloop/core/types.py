@@ -376,3 +376,11 @@ class Rollout:
         """f32 [B]: of each row's least certain frame, ``inf`` where nothing was imagined; ``None`` in a simulator."""
         parts = [s.expected_psnr_db for s in self.steps if s.expected_psnr_db is not None]
         return torch.cat(parts, dim=1).amin(1) if len(parts) == len(self.steps) else None
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """In MiB, of one process: what it held at most, and what it had reserved of its GPU at most (0 without one)."""
+
+    process_mib: float
+    gpu_mib: float

@@ -7,7 +7,7 @@ from typing import Any
 
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.types import Observation
 from worldloop.envs.vector_env import WorldModelVectorEnv
 from worldloop.envs.world_model_env import WorldModelEnv
@@ -28,7 +28,7 @@ def make_env(
 
     Arguments and errors as for `make_vector_env`; ``options`` are those of `WorldModelEnv`.
     """
-    return WorldModelEnv(*_load_parts(checkpoint, task, starts, device, pretrained), **options)
+    return WorldModelEnv(*_load_parts(checkpoint, task, starts, device, pretrained), task=task, **options)
 
 
 def make_vector_env(
@@ -45,7 +45,7 @@ def make_vector_env(
 
     - ``checkpoint``: a checked world model's directory, its name on the Hub (owner/model), or a run directory, which
       means its latest world model
-    - ``task``: refused unless it is the checkpoint's own
+    - ``task``: the only one of the checkpoint's tasks to do, "" for all
     - ``starts``: an `Observation` of N rows to start from instead of the checkpoint's own
     - ``device``: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``
     - ``pretrained``: the published pipeline that it was fine-tuned from, if that is no longer where it was
@@ -53,17 +53,17 @@ def make_vector_env(
 
     Raises `WorldloopError` for anything that does not fit.
     """
-    return WorldModelVectorEnv(*_load_parts(checkpoint, task, starts, device, pretrained), num_envs, **options)
+    parts = _load_parts(checkpoint, task, starts, device, pretrained)
+    return WorldModelVectorEnv(*parts, num_envs, task=task, **options)
 
 
 def _load_parts(
     checkpoint: str | Path, task: str, starts: Observation | None, device: str, pretrained: str
-) -> tuple[VideoWorldModel, Observation, Calibration]:
+) -> tuple[VideoWorldModel, Observation, Calibrations]:
     """What both environments are made of."""
     world_model, card = load_checked_world_model(Path(checkpoint), pretrained)
-    if task and task != world_model.spec.task:
-        raise WorldloopError(
-            f"task {task!r} is not known to checkpoint {checkpoint}: it imagines {world_model.spec.task}"
-        )
+    if task and task not in world_model.spec.task_ids:
+        known = ", ".join(world_model.spec.task_ids)
+        raise WorldloopError(f"task {task!r} is not known to checkpoint {checkpoint}: it imagines {known}")
     world_model = world_model.to(choose_device(device)).for_imagination()
-    return world_model, card.starts if starts is None else starts, card.calibration
+    return world_model, card.starts if starts is None else starts, card.calibrations

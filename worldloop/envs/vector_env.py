@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -16,15 +16,22 @@ from gymnasium.vector.utils import batch_space
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import WorldModel
-from worldloop.core.specs import SimulatorSpec
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.types import ChunkStep, Observation
-from worldloop.envs.window import FrameWindow
+from worldloop.envs.checks import check_actions, check_observation, check_task, refuse_unknown
+from worldloop.envs.spaces import (
+    Obs,
+    flatten_observation,
+    index_tasks,
+    make_action_space,
+    make_observation_space,
+    name_images,
+)
+from worldloop.envs.window import FrameWindow, join_views
 from worldloop.rollout.imagination import ImaginedRows, ImaginedSimulator
 
-Obs = dict[str, np.ndarray]
 RENDER_MODES = ("rgb_array", "human")
-OPTIONS = {"reset_mask", "start", "observation"}
+OPTIONS = {"reset_mask", "start", "observation", "task"}
 GIVEN = -1  # the number of a start observation that the caller gave
 _MAX_KEY = 2**62
 
@@ -43,22 +50,25 @@ class WorldModelVectorEnv(VectorEnv):
     """``num_envs`` rows of one world model, imagined together.
 
     - ``starts``: observations that episodes start from; each reset draws one
-    - ``calibration``: how to read the heads, from the check of the world model
+    - ``calibrations``: how to read the heads, from the check of the world model
+    - ``task``: the only one of the world model's tasks that rows do, "" for all that it has
     - ``autoreset_mode``: Gymnasium's next-step (default), same-step (``final_obs``, ``final_info``) or disabled, in
       which ended rows wait for ``reset(options={"reset_mask": bool [num_envs]})``
     - ``rows_at_once``: rows imagined together, 0 for all; halved where a GPU's memory does not hold them
 
     ``reset`` takes ``seed`` as an int (row i gets seed + i) or one per row, and in ``options`` also ``start`` int [n],
-    or ``observation`` (an `Observation` of n rows), for the n rows that are reset. Bad input raises `WorldloopError`.
+    ``task`` (an id, or n of them, to draw a start of), or ``observation`` (an `Observation` of n rows), for the n rows
+    that are reset. Bad input raises `WorldloopError`.
     """
 
     def __init__(
         self,
         world_model: WorldModel,
         starts: Observation,
-        calibration: Calibration,
+        calibrations: Calibrations,
         num_envs: int = 1,
         *,
+        task: str = "",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         rows_at_once: int = 0,
@@ -72,30 +82,31 @@ class WorldModelVectorEnv(VectorEnv):
         if autoreset_mode not in list(AutoresetMode) and autoreset_mode not in [mode.value for mode in AutoresetMode]:
             known = ", ".join(mode.value for mode in AutoresetMode)
             raise WorldloopError(f"autoreset_mode {autoreset_mode!r} is not known: {known}")
+        self.world_spec = world_model.spec
+        if task:
+            check_task("task", task, world_model.spec)
+            self.world_spec = replace(world_model.spec, tasks=(world_model.spec.task(task),))
+            starts = _choose_starts(starts, task)
+        self.starts = check_observation("starts", starts, len(starts), self.world_spec)
         self.metadata = {
             "render_modes": list(RENDER_MODES),
-            "render_fps": frames_per_second(world_model.spec),
+            "render_fps": self.world_spec.frames_per_second,
             "autoreset_mode": AutoresetMode(autoreset_mode),
         }
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.starts = starts
-        self.world_spec = world_model.spec
-        self._check_observation("starts", starts, len(starts))
         self.single_action_space: spaces.Box
-        self.single_observation_space = make_observation_space(world_model.spec)
-        self.single_action_space = make_action_space(world_model.spec)
+        self.single_observation_space = make_observation_space(self.world_spec)
+        self.single_action_space = make_action_space(self.world_spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._simulator = ImaginedSimulator(
-            world_model, world_model.spec, calibration, num_envs, max_batch=rows_at_once
-        )
-        self._calibration = calibration
+        self._simulator = ImaginedSimulator(world_model, calibrations, num_envs, max_batch=rows_at_once)
+        self._calibrations = calibrations
         self.generators = [np.random.default_rng() for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, dtype=bool)
         self._start = np.full(num_envs, GIVEN)
         self._started = False
-        title = f"{world_model.spec.task}, imagined"
+        title = f"{', '.join(self.world_spec.task_ids)}, imagined"
         self._window = FrameWindow(title, self.metadata["render_fps"]) if render_mode == "human" else None
 
     def reset(
@@ -108,7 +119,7 @@ class WorldModelVectorEnv(VectorEnv):
             raise WorldloopError(f"options['reset_mask'] must be bool [{self.num_envs}] with at least one True")
         if not mask.all():
             self._require_start()
-        self._check_options(options, int(mask.sum()))
+        options = self._check_options(options, int(mask.sum()))
         for i in np.flatnonzero(mask):
             if seeds[i] is not None:
                 self.generators[i] = np.random.default_rng(seeds[i])
@@ -118,7 +129,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     def step(self, actions: Any) -> tuple[Obs, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         self._require_start()
-        chunk = self._check_actions(actions)
+        chunk = check_actions(actions, self.num_envs, self.single_action_space, self.world_spec)
         again = self._ended.copy()
         mode = self.metadata["autoreset_mode"]
         if again.any() and mode is AutoresetMode.DISABLED:
@@ -155,8 +166,8 @@ class WorldModelVectorEnv(VectorEnv):
         return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """The frame that each row shows now, u8 [h, w, 3]; a window, which each step draws, gives none."""
-        return tuple(self._observe()["image"]) if self.render_mode == "rgb_array" else None
+        """What each row shows now, u8 [h, w, 3], views side by side; a window, which each step draws, gives none."""
+        return tuple(self._join_views()) if self.render_mode == "rgb_array" else None
 
     def close_extras(self, **kwargs: Any) -> None:
         self._simulator.close()
@@ -165,12 +176,18 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _show(self) -> None:
         if self._window is not None:
-            self._window.show(self._observe()["image"])
+            self._window.show(self._join_views())
+
+    def _join_views(self) -> np.ndarray:
+        """u8 [num_envs, h, w, 3]."""
+        shown = self._observe()
+        return join_views([shown[key] for key in name_images(self.world_spec).values()])
 
     def _restart(self, mask: np.ndarray, options: dict[str, Any]) -> None:
         """Start the rows of ``mask`` anew, each with a start and a noise key drawn by its own generator."""
         rows = np.flatnonzero(mask)
-        drawn = np.array([self.generators[i].integers(len(self.starts)) for i in rows])
+        tasks = options.get("task", [""] * len(rows))
+        drawn = np.array([self._draw_start(i, task) for i, task in zip(rows, tasks, strict=True)])
         keys = torch.tensor([int(self.generators[i].integers(_MAX_KEY)) for i in rows])
         if "observation" in options:
             drawn, observation = np.full(len(rows), GIVEN), options["observation"]
@@ -182,6 +199,11 @@ class WorldModelVectorEnv(VectorEnv):
         self._start[rows] = drawn
         self._ended[rows] = False
         self._started = True
+
+    def _draw_start(self, row: int, task: str) -> int:
+        """A start of ``task``, "" for any, drawn by the generator of ``row``."""
+        fitting = [i for i, of_start in enumerate(self.starts.task) if task in ("", of_start)]
+        return fitting[self.generators[row].integers(len(fitting))]
 
     def _finish(self, info: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: what the ended rows showed last goes into ``info``, and they start anew."""
@@ -206,35 +228,37 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _observe(self) -> Obs:
         self._require_start()
-        observation = self._simulator.save().observation
-        assert observation.proprio is not None
-        return {
-            "image": observation.frames[:, -1].numpy().copy(),
-            "proprio": observation.proprio.float().numpy().copy(),
-        }
+        return flatten_observation(self._simulator.save().observation, self.world_spec)
 
     def _start_info(self, mask: np.ndarray) -> dict[str, Any]:
         n = self.num_envs
-        return _masked(
+        return self._make_info(
             mask,
+            self._simulator.save().observation,
             success=np.zeros(n, dtype=bool),
             success_prob=np.zeros(n, dtype=np.float32),
             expected_psnr_db=np.full(n, np.inf, dtype=np.float32),
             uncertain=np.zeros(n, dtype=bool),
-            start=self._start.copy(),
         )
 
     def _step_info(self, step: ChunkStep, mask: np.ndarray) -> dict[str, Any]:
         expected = step.expected_psnr_db
-        psnr_db = torch.full_like(step.success_prob, torch.inf) if expected is None else expected
-        return _masked(
+        psnr_db = (torch.full_like(step.success_prob, torch.inf) if expected is None else expected)[:, -1]
+        return self._make_info(
             mask,
+            step.observation,
             success=step.success.any(1).numpy(),
             success_prob=step.success_prob[:, -1].numpy(),
-            expected_psnr_db=psnr_db[:, -1].numpy(),
-            uncertain=psnr_db[:, -1].numpy() < self._calibration.floor_db,
-            start=self._start.copy(),
+            expected_psnr_db=psnr_db.numpy(),
+            uncertain=(psnr_db < self._calibrations.column("floor_db", step.observation.task)).numpy(),
         )
+
+    def _make_info(self, mask: np.ndarray, observation: Observation, **arrays: np.ndarray) -> dict[str, Any]:
+        """Gymnasium's vector info: beside every array, which rows, ``mask``, it speaks of."""
+        arrays["start"] = self._start.copy()
+        if len(self.world_spec.tasks) > 1:
+            arrays["task"] = index_tasks(observation, self.world_spec)
+        return {**arrays, **{f"_{name}": mask.copy() for name in arrays}}
 
     def _spread(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         seeds = [seed] * self.num_envs if seed is None else seed
@@ -243,76 +267,44 @@ class WorldModelVectorEnv(VectorEnv):
             raise WorldloopError(f"{len(seeds)} seeds for {self.num_envs} rows: give one per row, or a single one")
         return seeds
 
-    def _check_actions(self, actions: Any) -> torch.Tensor:
-        """f32 [num_envs, s, A], finite and inside the bounds up to rounding."""
-        array = np.asarray(actions, dtype=np.float32)
-        box, spec = self.single_action_space, self.world_spec
-        if array.shape != (self.num_envs, *box.low.shape):
-            raise WorldloopError(f"actions have the shape {array.shape}, expected {(self.num_envs, *box.low.shape)}")
-        slack = 1e-5 * (box.high - box.low)
-        bad = ~((array >= box.low - slack) & (array <= box.high + slack))  # NaN is neither
-        if bad.any():
-            row, _, column = (int(i[0]) for i in np.nonzero(bad))
-            bounds = f"{spec.action_low[column]} to {spec.action_high[column]}"
-            raise WorldloopError(
-                f"action {spec.action_names[column]!r} of row {row} is {array[bad][0]}, allowed: {bounds}"
-            )
-        return torch.from_numpy(array.copy())
-
-    def _check_options(self, options: dict[str, Any], num_rows: int) -> None:
-        """Refuse a start that does not fit, before anything has changed."""
+    def _check_options(self, options: dict[str, Any], num_rows: int) -> dict[str, Any]:
+        """The options, tasks one per row. Refuses a start that does not fit, before anything has changed."""
         refuse_unknown(options, OPTIONS)
+        ways = [name for name in ("observation", "start", "task") if name in options]
+        if len(ways) > 1:
+            raise WorldloopError(f"options[{ways[0]!r}] and options[{ways[1]!r}] are two starts: give one")
         if "observation" in options:
-            self._check_observation("options['observation']", options["observation"], num_rows)
-        elif "start" in options:
+            given = check_observation("options['observation']", options["observation"], num_rows, self.world_spec)
+            return {**options, "observation": given}
+        if "start" in options:
             start = np.atleast_1d(options["start"])
             fits = start.shape == (num_rows,) and np.issubdtype(start.dtype, np.integer)
             if not fits or start.min() < 0 or start.max() >= len(self.starts):
                 raise WorldloopError(f"options['start'] must be {num_rows} numbers from 0 to {len(self.starts) - 1}")
+        if "task" in options:
+            return {**options, "task": self._check_tasks(options["task"], num_rows)}
+        return options
 
-    def _check_observation(self, what: str, observation: Any, num_rows: int) -> None:
-        size, dim = self.world_spec.image_size, self.world_spec.proprio_dim
-        if not isinstance(observation, Observation) or len(observation) != num_rows or observation.proprio is None:
-            raise WorldloopError(f"{what} must be an Observation of {num_rows} rows with proprio")
-        if observation.frames.shape[2:4] != (size, size) or observation.proprio.shape[1] != dim:
-            height, width = observation.frames.shape[2:4]
+    def _check_tasks(self, given: Any, num_rows: int) -> list[str]:
+        """One task per row that is reset, each with a start to draw."""
+        tasks = [given] * num_rows if isinstance(given, str) else list(np.atleast_1d(given))
+        if len(tasks) != num_rows:
             raise WorldloopError(
-                f"the given image is {height} x {width} with {observation.proprio.shape[1]} proprio values; "
-                f"this world model was made for {size} x {size} and {dim}"
+                f"options['task'] has {len(tasks)} tasks for {num_rows} rows: give one, or one per row"
             )
-        if not bool(observation.proprio.isfinite().all()):
-            raise WorldloopError(f"{what} has proprio that is not finite: {observation.proprio.tolist()[:3]}")
+        for task in tasks:
+            check_task("options['task']", task, self.world_spec)
+            _choose_starts(self.starts, task)
+        return tasks
 
 
-def refuse_unknown(options: dict[str, Any], known: set[str]) -> None:
-    """Raise `WorldloopError` for an option of ``reset`` that is none of ``known``."""
-    if unknown := sorted(set(options) - known):
-        raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(known))}")
-
-
-def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:
-    return spaces.Dict(
-        {
-            "image": spaces.Box(0, 255, (spec.image_size, spec.image_size, 3), np.uint8),
-            "proprio": spaces.Box(-np.inf, np.inf, (spec.proprio_dim,), np.float32),
-        }
-    )
-
-
-def make_action_space(spec: SimulatorSpec) -> spaces.Box:
-    """The s actions of one frame, [s, A]."""
-    bounds = (np.asarray(bound, dtype=np.float32) for bound in (spec.action_low, spec.action_high))
-    low, high = (np.tile(bound, (spec.actions_per_frame, 1)) for bound in bounds)
-    return spaces.Box(low, high, dtype=np.float32)
-
-
-def frames_per_second(spec: SimulatorSpec) -> float:
-    return spec.hz / spec.actions_per_frame
-
-
-def _masked(mask: np.ndarray, **arrays: np.ndarray) -> dict[str, Any]:
-    """Gymnasium's vector info: beside every array, which rows it speaks of."""
-    return {**arrays, **{f"_{name}": mask.copy() for name in arrays}}
+def _choose_starts(starts: Observation, task: str) -> Observation:
+    """Those of ``starts`` that are of ``task``."""
+    chosen = [i for i, of_start in enumerate(starts.task) if of_start == task]
+    if not chosen:
+        known = ", ".join(sorted(set(starts.task)))
+        raise WorldloopError(f"no observation to start task {task!r} from: there are those of {known}")
+    return starts.rows(chosen)
 
 
 def _merge(info: dict[str, Any], other: dict[str, Any]) -> None:

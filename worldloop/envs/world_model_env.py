@@ -3,13 +3,14 @@
 One step is one frame of the world model, that is ``actions_per_frame`` s actions at once. Nothing but the world model
 runs: no simulator, no Ray. The vector environment imagines all its rows in one pass and honours every `AutoresetMode`.
 
-    observation  {"image": u8 [h, w, 3], "proprio": f32 [S] in raw units}
+    observation  {"image": u8 [h, w, 3], "proprio": f32 [S] in raw units}; with several cameras "image_<camera>" each;
+                 with several tasks, of which none was chosen, also "task": the index in the model's ``spec.task_ids``
     action       f32 [s, A] in environment units, inside the simulator's bounds
     reward       1.0 on the frame at which success is declared, else 0
-    terminated   after a success; ``truncated`` at the time limit
+    terminated   after a success; ``truncated`` at the time limit of the row's task
     info         success bool; success_prob in [0, 1], calibrated; expected_psnr_db, the model's own estimate of how
                  close the frame is to what would be simulated; uncertain bool, where that is below what has been shown
-                 to be imagined well; start int, the number of the start observation (-1: given)
+                 to be imagined well; start int, the number of the start observation (-1: given); task int, as observed
 
 ``import worldloop.envs`` registers ``worldloop/WorldModel-v0``; `worldloop.envs.make` says what `gymnasium.make` takes.
 """
@@ -26,25 +27,37 @@ from gymnasium.vector import AutoresetMode
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import WorldModel
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.types import Observation
-from worldloop.envs.vector_env import Obs, Snapshot, WorldModelVectorEnv, refuse_unknown
+from worldloop.envs.checks import check_task, read_images, refuse_unknown
+from worldloop.envs.spaces import Obs
+from worldloop.envs.vector_env import Snapshot, WorldModelVectorEnv
 
-OPTIONS = {"start", "image", "proprio", "instruction"}
+OPTIONS = {"start", "task", "image", "proprio", "instruction"}
 
 
 class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
     """One row of a world model; see the module for spaces and info, `WorldModelVectorEnv` for the arguments.
 
-    ``reset(options=...)`` takes ``start`` int, or ``image`` u8 [h, w, 3] with ``proprio`` f32 [S] and, if it is not the
-    task's own, ``instruction``.
+    ``reset(options=...)`` takes one of
+
+    - ``start`` int, the number of a start observation
+    - ``task``, the id of a task to draw a start of
+    - ``image`` u8 [h, w, 3], with several cameras one by the name of each, with ``proprio`` f32 [S], with ``task``
+      where there are several, and with ``instruction`` if it is not the task's first
     """
 
     def __init__(
-        self, world_model: WorldModel, starts: Observation, calibration: Calibration, *, render_mode: str | None = None
+        self,
+        world_model: WorldModel,
+        starts: Observation,
+        calibrations: Calibrations,
+        *,
+        task: str = "",
+        render_mode: str | None = None,
     ) -> None:
-        self._parts = (world_model, starts, calibration)
-        self._row = WorldModelVectorEnv(*self._parts, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode)
+        self._parts, self._task = (world_model, starts, calibrations), task
+        self._row = self._make_rows(1, render_mode)
         self.metadata = {key: self._row.metadata[key] for key in ("render_modes", "render_fps")}
         self.render_mode = render_mode
         self.observation_space = self._row.single_observation_space
@@ -53,12 +66,12 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         options = options or {}
         refuse_unknown(options, OPTIONS)
-        if "image" not in options and not set(options) <= {"start"}:
-            raise WorldloopError("options['proprio'] and options['instruction'] go with options['image']")
-        if {"image", "start"} <= set(options):
-            raise WorldloopError("options['image'] and options['start'] are two starts: give one")
         if "image" in options:
+            if "start" in options:
+                raise WorldloopError("options['image'] and options['start'] are two starts: give one")
             options = {"observation": self._as_observation(options)}
+        elif not set(options) <= {"start", "task"}:
+            raise WorldloopError("options['proprio'] and options['instruction'] go with options['image']")
         super().reset(seed=seed)
         self._row.generators[0] = self.np_random
         observation, info = self._row.reset(options=options)
@@ -85,7 +98,7 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         """
         now = self.save()
         mode = "rgb_array" if self.render_mode == "human" else self.render_mode
-        forked = WorldModelVectorEnv(*self._parts, num_rows, autoreset_mode=AutoresetMode.DISABLED, render_mode=mode)
+        forked = self._make_rows(num_rows, mode)
         forked.restore(
             Snapshot(
                 now.rows.rows([0] * num_rows),
@@ -97,23 +110,32 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         return forked
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The frame now, u8 [h, w, 3]; a window, which each step draws, gives none."""
+        """What is shown now, u8 [h, w, 3], views side by side; a window, which each step draws, gives none."""
         frames = self._row.render()
         return None if frames is None else frames[0]
 
     def close(self) -> None:
         self._row.close()
 
+    def _make_rows(self, num_rows: int, render_mode: str | None) -> WorldModelVectorEnv:
+        return WorldModelVectorEnv(
+            *self._parts, num_rows, task=self._task, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode
+        )
+
     def _as_observation(self, options: dict[str, Any]) -> Observation:
-        image, proprio = np.asarray(options["image"]), np.asarray(options.get("proprio", ()), dtype=np.float32)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or proprio.ndim != 1:
-            raise WorldloopError(
-                "options['image'] must be u8 [h, w, 3], and options['proprio'] f32 [S] must go with it"
-            )
+        """One row of what the options give. Its proprio is checked with the rest of the observation."""
+        spec = self._row.world_spec
+        if "task" not in options and len(spec.tasks) > 1:
+            raise WorldloopError(f"options['task'] must say what to do from there: {', '.join(spec.task_ids)}")
+        task = spec.task(check_task("options['task']", options.get("task", spec.task_ids[0]), spec))
+        proprio = np.asarray(options.get("proprio", ()), dtype=np.float32)
+        if proprio.ndim != 1:
+            raise WorldloopError(f"options['proprio'] has the shape {proprio.shape}, expected f32 [S]")
         return Observation(
-            frames=torch.from_numpy(image.copy())[None, None],
+            frames=read_images(options["image"], spec),
             proprio=torch.from_numpy(proprio)[None],
-            instruction=(options.get("instruction", self._row.world_spec.instruction),),
+            task=(task.id,),
+            instruction=(options.get("instruction", task.instruction),),
             env_step=torch.zeros(1, dtype=torch.long),
         )
 

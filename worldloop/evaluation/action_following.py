@@ -45,8 +45,10 @@ class Separation:
 
 @dataclass(frozen=True)
 class ActionFollowing:
-    """``num_pairs`` of episodes from ``num_states`` states: how far their images (root mean square, grey levels) and
-    their ``landmarks`` (name -> cm, as the probe sees them) end up apart."""
+    """``num_pairs`` of episodes from ``num_states`` states: how far they end up apart.
+
+    ``image``: root mean square in grey levels, the mean over cameras; ``landmarks``: name -> cm, as the probe sees it.
+    """
 
     num_pairs: int
     num_states: int
@@ -79,8 +81,9 @@ def follow_actions(
     def subtract(values: Tensor) -> Tensor:
         return (values[left, frame].double() - values[right, frame].double()).flatten(1)
 
-    def root_mean_square(frames: Tensor) -> Tensor:
-        return subtract(frames).square().mean(1).sqrt()
+    def root_mean_square(frames: dict[str, Tensor]) -> Tensor:
+        by_camera = [subtract(frames[camera]).square().mean(1).sqrt() for camera in branches.frames]
+        return torch.stack(by_camera).mean(0)
 
     def distance_cm(position_m: Tensor) -> Tensor:
         return CM * subtract(position_m).norm(dim=1)

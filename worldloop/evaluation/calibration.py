@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldloop.core.statistics import auc, best_threshold, fit_temperature
 from worldloop.core.success import Calibration, Trust
-from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.fidelity import compute_mean_psnr
 from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
 
 MIN_EPISODES = 8  # of each outcome
@@ -59,7 +59,7 @@ def _pair_psnr(branches: Branches) -> tuple[Tensor, Tensor]:
     if branches.expected_psnr_db is None:
         return torch.zeros(0), torch.zeros(0)
     valid = branches.truth.valid
-    return branches.expected_psnr_db[valid], compute_psnr(branches.frames, branches.truth.frames)[valid]
+    return branches.expected_psnr_db[valid], compute_mean_psnr(branches)[valid]
 
 
 def fit_calibration(logit: np.ndarray, is_success: np.ndarray) -> Calibration:

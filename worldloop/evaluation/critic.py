@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.statistics import auc, bootstrap_interval
+from worldloop.core.statistics import Estimate, auc, average_estimates, estimate_by_label
 from worldloop.core.types import Observation
 from worldloop.sans.open_frames import OpenFrames
 
@@ -17,25 +18,30 @@ NUM_RESAMPLES = 300
 
 @dataclass(frozen=True)
 class CriticScore:
-    """AUC over the ``num_frames`` frames of held-out episodes, with its 95 % interval; episodes are resampled."""
+    """AUC over the frames of held-out episodes; episodes are resampled. With several tasks the mean of theirs."""
 
-    auc: float
-    low: float
-    high: float
-    num_frames: int
+    auc: Estimate
 
-    def to_record(self) -> dict[str, float]:
-        return {"value": round(self.auc, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+    def to_record(self) -> dict[str, float | None]:
+        return self.auc.to_dict()
 
     def __str__(self) -> str:
-        return f"AUC {self.auc:.3f} ({self.low:.3f}-{self.high:.3f}) over {self.num_frames} held-out frames"
+        return f"AUC {self.auc} over {self.auc.n} held-out frames"
 
 
 def score_critic(value: Callable[[Observation], Tensor], held_out: OpenFrames) -> CriticScore | None:
-    """The score of ``value(observation) -> f32 [B]`` on ``held_out``; ``None`` where all episodes ended alike."""
+    """The score of ``value(observation) -> f32 [B]`` on ``held_out``.
+
+    A task whose episodes all ended alike is left out of the mean; ``None`` where that is all of them.
+    """
     if not held_out.has_both_outcomes:
         return None
     values = torch.cat([value(held_out.load(rows)[0]) for rows in torch.arange(len(held_out.index)).split(512)]).numpy()
-    label, clusters = held_out.label.numpy(), held_out.index[:, 0].numpy()
-    low, high = bootstrap_interval(auc, values, label, clusters=clusters, num_resamples=NUM_RESAMPLES)
-    return CriticScore(auc(values, label), low, high, len(values))
+    label, episode = held_out.label.numpy(), held_out.index[:, 0].numpy()
+    task = np.array([held_out.dataset.cache.metas[e].task for e in episode.tolist()])
+    by_task = [
+        estimate_by_label(auc, values[own], label[own], clusters=episode[own], num_resamples=NUM_RESAMPLES)
+        for own in (task == name for name in np.unique(task))
+    ]
+    score = average_estimates(by_task)
+    return None if score is None else CriticScore(score)

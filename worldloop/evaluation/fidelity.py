@@ -6,7 +6,8 @@ beside that baseline (`repeat_first_frame`), and `compute_moving_psnr` looks onl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -60,7 +61,10 @@ class FrameMetric:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near the imagined frames of one camera are; ``*_first_frame`` is the baseline "nothing moves"."""
+    """How near the imagined frames are, the mean over cameras; ``*_first_frame`` is the baseline "nothing moves".
+
+    ``by_camera``: the same of each camera alone, empty where there is one.
+    """
 
     psnr_db: FrameMetric
     ssim: FrameMetric
@@ -68,28 +72,61 @@ class Fidelity:
     psnr_db_first_frame: FrameMetric
     ssim_first_frame: FrameMetric
     moving_psnr_db_first_frame: FrameMetric
+    by_camera: Mapping[str, Fidelity] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, FrameMetric]:
-        """All of them, by the names above."""
-        return dict(vars(self))
+        """All of them, by the names above; those of a camera as ``psnr_db/<camera>``."""
+        metrics = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "by_camera"}
+        for camera, alone in self.by_camera.items():
+            metrics |= {f"{name}/{camera}": metric for name, metric in alone.metrics.items()}
+        return metrics
 
 
 def measure_fidelity(branches: Branches) -> Fidelity:
     """PSNR, SSIM and moving PSNR of the valid frames of ``branches``, and of their first frame repeated."""
+    valid = branches.truth.valid
+    values = {camera: _measure_camera(branches, camera) for camera in branches.frames}
+    names = list(next(iter(values.values())))
+    # A camera in which nothing has moved has no moving PSNR: the mean is over the others.
+    means = {name: torch.stack([own[name] for own in values.values()]).nanmean(0) for name in names}
+    by_camera = {camera: _summarise(own, valid, {}) for camera, own in values.items()} if len(values) > 1 else {}
+    return _summarise(means, valid, by_camera)
+
+
+def _summarise(values: dict[str, Tensor], valid: Tensor, by_camera: dict[str, Fidelity]) -> Fidelity:
+    metrics = {name: FrameMetric.summarise(metric, valid) for name, metric in values.items()}
+    return Fidelity(
+        psnr_db=metrics["psnr_db"],
+        ssim=metrics["ssim"],
+        moving_psnr_db=metrics["moving_psnr_db"],
+        psnr_db_first_frame=metrics["psnr_db_first_frame"],
+        ssim_first_frame=metrics["ssim_first_frame"],
+        moving_psnr_db_first_frame=metrics["moving_psnr_db_first_frame"],
+        by_camera=by_camera,
+    )
+
+
+def _measure_camera(branches: Branches, camera: str) -> dict[str, Tensor]:
+    """Name of each metric -> its values f32 [N, M]."""
     blocks: dict[str, list[Tensor]] = {}
     for rows in torch.arange(len(branches)).split(ROWS_AT_ONCE):
-        target, start = branches.truth.frames[rows], branches.start_frames[rows]
+        target, start = branches.truth.frames[camera][rows], branches.start_frames[camera][rows]
         still = repeat_first_frame(start, target.shape[1])
-        for suffix, predicted in (("", branches.frames[rows]), ("_first_frame", still)):
+        for suffix, predicted in (("", branches.frames[camera][rows]), ("_first_frame", still)):
             for name, values in (
                 ("psnr_db", compute_psnr(predicted, target)),
                 ("ssim", compute_ssim(predicted, target)),
                 ("moving_psnr_db", compute_moving_psnr(predicted, target, start)),
             ):
                 blocks.setdefault(name + suffix, []).append(values)
-    valid = branches.truth.valid
-    return Fidelity(**{name: FrameMetric.summarise(torch.cat(values), valid) for name, values in blocks.items()})
+    return {name: torch.cat(parts) for name, parts in blocks.items()}
+
+
+def compute_mean_psnr(branches: Branches) -> Tensor:
+    """PSNR of each imagined frame in dB f32 [N, M], the mean over cameras."""
+    truth = branches.truth.frames
+    return torch.stack([compute_psnr(frames, truth[camera]) for camera, frames in branches.frames.items()]).mean(0)
 
 
 def check_frame_pair(predicted: Tensor, target: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""All that held-out episodes say about a world model: the figures of each source, and what follows from them."""
+"""All that held-out episodes of one task say about a world model: the figures of each source, and what follows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from worldloop.core.specs import Landmark
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.statistics import Estimate
 from worldloop.core.success import Calibration, Trust
 from worldloop.evaluation.action_following import ActionFollowing, follow_actions
@@ -23,7 +24,7 @@ from worldloop.evaluation.calibration import (
 from worldloop.evaluation.fidelity import Fidelity, FrameMetric, measure_fidelity
 from worldloop.evaluation.horizon import Horizon
 from worldloop.evaluation.lpips import compute_lpips
-from worldloop.evaluation.open_loop import ImaginedEpisodes
+from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
 from worldloop.evaluation.uncertainty import Uncertainty, judge_uncertainty
 from worldloop.evaluation.visual_state import (
     FittedProbe,
@@ -83,13 +84,14 @@ def judge_episodes(
     episodes: ImaginedEpisodes,
     dataset: ClipDataset,
     calibration: Calibration,
+    spec: SimulatorSpec,
+    task: str,
     *,
     cross_fit: bool,
     probe: FittedProbe | None,
-    landmarks: tuple[Landmark, ...],
     horizons: tuple[Horizon, ...] = (),
 ) -> Judgement:
-    """Judge ``episodes`` of ``dataset``; ``cross_fit`` where ``calibration`` was fitted on them."""
+    """Judge ``episodes`` of ``task`` in ``dataset``; ``cross_fit`` where ``calibration`` was fitted on them."""
     branches = episodes.branches
     success = apply_calibration(episodes, calibration, cross_fit)
     fidelity = measure_fidelity(branches)
@@ -99,10 +101,11 @@ def judge_episodes(
         imagined, simulated = (
             see(probe.network, branches, frames) for frames in (branches.frames, branches.truth.frames)
         )
-        true_m = locate_landmarks(branches, dataset, landmarks)
+        landmarks = spec.task(task).landmarks
+        true_m = locate_landmarks(branches, dataset, spec)
         state_errors = measure_state_errors(branches, imagined, simulated, true_m, landmarks)
         visual_alignment = compute_visual_alignment(
-            branches, imagined, simulated, episodes.outcomes, probe.success_threshold
+            branches, imagined, simulated, episodes.outcomes, probe.success_thresholds[task]
         )
         action_following = follow_actions(branches, dataset, imagined, true_m, landmarks)
     return Judgement(
@@ -136,7 +139,7 @@ class OverallFidelity:
 
 @dataclass(frozen=True)
 class WorldModelCheck:
-    """The whole check: by source what was ``imagined`` and how it was judged, and what follows for the world model.
+    """The whole check of one task: by source what was ``imagined`` and how it was judged, and what follows.
 
     A source without held-out episodes is in neither mapping.
     """
@@ -152,13 +155,14 @@ def judge_world_model(
     imagined: dict[str, ImaginedEpisodes],
     horizons: Mapping[str, tuple[Horizon, ...]],
     dataset: ClipDataset,
+    spec: SimulatorSpec,
+    task: str,
     *,
     probe: FittedProbe | None,
-    landmarks: tuple[Landmark, ...],
     floor_quantile: float,
     required_auc: float,
 ) -> WorldModelCheck:
-    """Calibrate on ``imagined`` episodes of ``dataset``, judge each source, and decide on trust.
+    """Calibrate on ``imagined`` episodes of ``task`` in ``dataset``, judge each source, and decide on trust.
 
     ``horizons`` are those of each source; ``floor_quantile`` see `calibrate`, ``required_auc`` see `judge_trust`.
     """
@@ -169,9 +173,10 @@ def judge_world_model(
             episodes,
             dataset,
             calibration,
+            spec,
+            task,
             cross_fit=name in calibrated_on,
             probe=probe,
-            landmarks=landmarks,
             horizons=horizons[name],
         )
         for name, episodes in imagined.items()
@@ -190,15 +195,25 @@ def average_fidelity(by_source: Mapping[str, ImaginedEpisodes], judgements: Mapp
     if not by_source:
         return OverallFidelity(None, None, None, reason="no validation episodes")
     fidelity = [judgement.fidelity for judgement in judgements.values()]
-    branches = [episodes.branches for episodes in by_source.values()]
-    distances = [compute_lpips(b.frames, b.truth.frames, b.truth.valid) for b in branches]
+    distances = [_average_lpips(episodes.branches) for episodes in by_source.values()]
     values = [value for value, _ in distances if value is not None]
     return OverallFidelity(
         psnr_db=_average([f.psnr_db.mean for f in fidelity]),
         ssim=_average([f.ssim.mean for f in fidelity]),
         lpips=round(float(torch.cat(values).mean()), 4) if values else None,
-        reason="" if values else distances[0][1] or "",
+        reason="" if values else distances[0][1],
     )
+
+
+def _average_lpips(branches: Branches) -> tuple[Tensor | None, str]:
+    """f32 [N], the mean over cameras, or why not all of them have one."""
+    by_camera = []
+    for camera, frames in branches.frames.items():
+        value, reason = compute_lpips(frames, branches.truth.frames[camera], branches.truth.valid)
+        if value is None:
+            return None, f"{camera}: {reason}" if len(branches.frames) > 1 else str(reason)
+        by_camera.append(value)
+    return torch.stack(by_camera).mean(0), ""
 
 
 def _average(means: list[Estimate | None]) -> float | None:

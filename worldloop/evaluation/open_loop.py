@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.interfaces import WorldModel
+from worldloop.core.interfaces import Reporter, WorldModel
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip, Outcome, Source
@@ -32,11 +32,12 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 class Branches:
     """What was imagined beside ``truth``, the clip [N, M] of what the simulator did with the same actions.
 
-    ``frames`` u8 [N, M, h, w, 3], ``proprio`` f32 [N, M, S], ``logit`` f32 [N, M] of the success head, and
-    ``expected_psnr_db`` f32 [N, M], the model's own estimate, where it has one; ``confirm_frames`` see `confirm`.
+    ``frames``: camera name -> u8 [N, M, h, w, 3], all of which ``truth`` has too; ``proprio`` f32 [N, M, S]; ``logit``
+    f32 [N, M] of the success head; ``expected_psnr_db`` f32 [N, M], the model's own estimate, where it has one;
+    ``confirm_frames`` see `confirm`.
     """
 
-    frames: Tensor
+    frames: dict[str, Tensor]
     proprio: Tensor
     logit: Tensor
     truth: Clip
@@ -52,14 +53,14 @@ class Branches:
         return self.truth.index[:, 0]
 
     @property
-    def first_frames(self) -> Tensor:
-        """u8 [N, h, w, 3]: the first frame of each branch's episode."""
-        return self.truth.context[:, 0]
+    def first_frames(self) -> dict[str, Tensor]:
+        """Camera name -> u8 [N, h, w, 3]: the first frame of each branch's episode."""
+        return {camera: self.truth.context[camera][:, 0] for camera in self.frames}
 
     @property
-    def start_frames(self) -> Tensor:
-        """u8 [N, h, w, 3]: the real frame that each branch started from."""
-        return self.truth.context[:, -1]
+    def start_frames(self) -> dict[str, Tensor]:
+        """Camera name -> u8 [N, h, w, 3]: the real frame that each branch started from."""
+        return {camera: self.truth.context[camera][:, -1] for camera in self.frames}
 
     @property
     def best_logit(self) -> Tensor:
@@ -87,6 +88,31 @@ class ImaginedEpisodes:
 
     def __len__(self) -> int:
         return len(self.logit)
+
+
+def imagine_held_out(
+    world_model: WorldModel,
+    dataset: ClipDataset,
+    task: str,
+    *,
+    max_episodes: int,
+    batch_size: int,
+    seed: int,
+    reporter: Reporter,
+) -> dict[str, ImaginedEpisodes]:
+    """Source -> the episodes of ``task`` in ``dataset``, the latest ``max_episodes``, imagined whole.
+
+    A source without episodes is left out. For the rest see `imagine_branches`.
+    """
+    imagined: dict[str, ImaginedEpisodes] = {}
+    for name, sources in SOURCES.items():
+        index = dataset.episode_index(source=sources, task=task)[-max_episodes:]
+        if len(index):
+            with reporter.progress(len(index), "episode") as progress:
+                imagined[name] = imagine_episodes(
+                    world_model, dataset, index, batch_size=batch_size, seed=seed, on_batch=progress.advance
+                )
+    return imagined
 
 
 def imagine_episodes(
@@ -120,15 +146,19 @@ def imagine_branches(
 ) -> Branches:
     """Branches of ``num_frames`` from ``index`` int64 [N, 2] = (episode, frame); ``seed`` is that of the model's noise.
 
+    ``dataset`` has the cameras that the world model reads and imagines, and may have more.
     ``on_batch(n)`` is called after every n branches. Frames past an episode's end are imagined and not valid.
     """
-    frames, proprio, logit, psnr_db = [], [], [], []
+    cameras = world_model.spec.robot.camera_names
+    frames: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
+    proprio, logit, psnr_db = [], [], []
     row_keys = make_row_keys(len(index), seed, "check_world_model", num_frames)
     for block, keys in zip(index.split(batch_size), row_keys.split(batch_size), strict=True):
         clip = dataset.load(block, num_frames)
-        state = world_model.start(dataset.observation(block), keys)
+        state = world_model.start(dataset.observation(block).with_cameras(cameras), keys)
         imagined = world_model.imagine(state, clip.actions.flatten(1, 2))[1]
-        frames.append(imagined.frames.cpu())
+        for camera in cameras:
+            frames[camera].append(imagined.frames[camera].cpu())
         proprio.append(imagined.proprio.float().cpu())
         logit.append(imagined.success_logit.float().cpu())
         if imagined.expected_psnr_db is not None:
@@ -137,7 +167,8 @@ def imagine_branches(
     truth = dataset.load(index, num_frames)
     expected = torch.cat(psnr_db) if psnr_db else None
     confirm_frames = world_model.spec.success_confirm_frames
-    return Branches(torch.cat(frames), torch.cat(proprio), torch.cat(logit), truth, expected, confirm_frames)
+    seen = {camera: torch.cat(blocks) for camera, blocks in frames.items()}
+    return Branches(seen, torch.cat(proprio), torch.cat(logit), truth, expected, confirm_frames)
 
 
 def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:

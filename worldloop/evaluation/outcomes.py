@@ -1,8 +1,8 @@
-"""Does a policy succeed in imagination where it succeeds in the simulator? The same states, pair by pair."""
+"""Success of a policy on evaluation states, against the clone's, and in imagination: the same states, pair by pair."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,24 @@ import torch
 from worldloop.core.interfaces import Actor, WorldModel
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.statistics import PairedGain, Rate, paired_gain
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.types import Episode, Observation
+from worldloop.evaluation.by_task import ByTask, Outcomes, group_outcomes, measure_by_task, pool_outcomes
 from worldloop.rollout.imagination import ImaginedSimulator
 from worldloop.rollout.rollout import run_rollout
 
 EPISODES_AT_ONCE = 100  # rows of one imagined rollout; the noise depends on it
+
+
+@dataclass(frozen=True)
+class PolicySuccess:
+    """Success in the simulator, and its ``gain`` over the clone on the same states."""
+
+    simulated: Rate
+    gain: PairedGain
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"simulated_success": self.simulated.to_dict(), "paired_gain": self.gain.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -44,36 +56,75 @@ class OutcomeComparison:
         }
 
 
-def compare_outcomes(imagined: np.ndarray, simulated: np.ndarray) -> OutcomeComparison:
-    """From success bool [n] on the same n states in the same order."""
-    return OutcomeComparison(
-        imagined=Rate.of(imagined),
-        imagined_minus_simulated=paired_gain(simulated, imagined),
-        precision=Rate.of(simulated[imagined]) if imagined.any() else None,
-        recall=Rate.of(imagined[simulated]) if simulated.any() else None,
-    )
+@dataclass(frozen=True)
+class SwappedSuccess:
+    """Success at a task while told to do another one, and its ``loss`` against being told the truth, same states.
+
+    A policy that listens has a ``swapped`` rate near that of doing nothing; one that ignores language loses nothing.
+    """
+
+    swapped: Rate
+    loss: PairedGain
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"swapped_success": self.swapped.to_dict(), "swapped_minus_told": self.loss.to_dict()}
+
+
+def measure_swapped(told: Outcomes, swapped: Outcomes) -> ByTask[SwappedSuccess]:
+    """``swapped`` on the first states of each task, against ``told`` on the same ones."""
+
+    def measure(tasks: Collection[str]) -> SwappedSuccess:
+        same = {task: told[task][: len(swapped[task])] for task in tasks}
+        before, now = (pool_outcomes(outcomes, tasks) for outcomes in (same, swapped))
+        return SwappedSuccess(Rate.of(now), paired_gain(before, now))
+
+    return measure_by_task(measure, swapped)
+
+
+def measure_success(clone: Outcomes, policy: Outcomes) -> ByTask[PolicySuccess]:
+    """Success of the ``policy`` by task and over all tasks; ``clone``: iteration 0's policy on the same states."""
+
+    def measure(tasks: Collection[str]) -> PolicySuccess:
+        before, now = (pool_outcomes(outcomes, tasks) for outcomes in (clone, policy))
+        return PolicySuccess(Rate.of(now), paired_gain(before, now))
+
+    return measure_by_task(measure, policy)
+
+
+def compare_outcomes(imagined: Outcomes, simulated: Outcomes) -> ByTask[OutcomeComparison]:
+    """By task and over all tasks; both on the same states in the same order."""
+
+    def measure(tasks: Collection[str]) -> OutcomeComparison:
+        in_imagination, in_simulator = (pool_outcomes(outcomes, tasks) for outcomes in (imagined, simulated))
+        return OutcomeComparison(
+            imagined=Rate.of(in_imagination),
+            imagined_minus_simulated=paired_gain(in_simulator, in_imagination),
+            precision=Rate.of(in_simulator[in_imagination]) if in_imagination.any() else None,
+            recall=Rate.of(in_imagination[in_simulator]) if in_simulator.any() else None,
+        )
+
+    return measure_by_task(measure, simulated)
 
 
 def imagine_outcomes(
     policy: Actor,
     world_model: WorldModel,
-    calibration: Calibration,
+    calibrations: Calibrations,
     episodes: Sequence[Episode],
     *,
     key: tuple[int | str, ...],
     max_batch: int = 0,
-) -> np.ndarray:
-    """Success bool [n] of the greedy ``policy`` in imagination, from the first observations of n ``episodes``.
+) -> dict[str, tuple[bool, ...]]:
+    """Task -> success of the greedy ``policy`` in imagination, from the first observations of its ``episodes``.
 
     ``key`` seeds the world model's noise; ``max_batch`` see `ImaginedSimulator`.
     """
-    spec = world_model.spec
     success: list[bool] = []
     for first in range(0, len(episodes), EPISODES_AT_ONCE):
         block = episodes[first : first + EPISODES_AT_ONCE]
-        start = observe_start(block, spec.camera)
+        start = observe_start(block, world_model.spec.robot.camera_names)
         keys = make_row_keys(len(block), *key, first)
-        simulator = ImaginedSimulator(world_model, spec, calibration, len(block), max_batch=max_batch)
+        simulator = ImaginedSimulator(world_model, calibrations, len(block), max_batch=max_batch)
 
         def reset(s: ImaginedSimulator = simulator, o: Observation = start, k: torch.Tensor = keys) -> Observation:
             return s.start(o, k)
@@ -88,15 +139,16 @@ def imagine_outcomes(
             reset=reset,
         )
         success.extend(rollout.success.tolist())
-    return np.array(success, dtype=bool)
+    return group_outcomes(success, [episode.meta.task for episode in episodes])
 
 
-def observe_start(episodes: Sequence[Episode], camera: str) -> Observation:
-    """The observations that ``episodes`` began with, as rows of K = 3 equal frames."""
-    frames = torch.from_numpy(np.stack([e.frames[camera][0] for e in episodes]))
+def observe_start(episodes: Sequence[Episode], cameras: Sequence[str]) -> Observation:
+    """The observations that ``episodes`` began with, as rows of K = 3 equal frames of each of ``cameras``."""
+    first = {camera: torch.from_numpy(np.stack([e.frames[camera][0] for e in episodes])) for camera in cameras}
     return Observation(
-        frames=frames[:, None].repeat(1, 3, 1, 1, 1),
+        frames={camera: frames[:, None].repeat(1, 3, 1, 1, 1) for camera, frames in first.items()},
         proprio=torch.from_numpy(np.stack([e.proprio[0] for e in episodes])),
+        task=tuple(e.meta.task for e in episodes),
         instruction=tuple(e.meta.instruction for e in episodes),
         env_step=torch.zeros(len(episodes), dtype=torch.long),
     )

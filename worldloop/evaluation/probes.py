@@ -6,7 +6,7 @@ nothing of any world model. What it sees in imagined episodes: `worldloop.evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,11 +26,15 @@ SHIFT_LEVELS = 6  # grey levels of brightness by which training frames vary, as 
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """``first`` and ``frame`` u8 [B, h, w, 3] (of the episode, and to read), ``position_m`` f32 [B, P], ``solved``
-    f32 [B]."""
+    """Frames with what is known of them.
 
-    first: Tensor
-    frame: Tensor
+    - ``first``, ``frame``: camera name -> u8 [B, h, w, 3]: of the episode, and to read
+    - ``task``: B task ids; ``position_m`` f32 [B, P]; ``solved`` f32 [B]: that task is solved
+    """
+
+    first: dict[str, Tensor]
+    frame: dict[str, Tensor]
+    task: tuple[str, ...]
     position_m: Tensor
     solved: Tensor
 
@@ -44,35 +48,63 @@ class ProbeReading:
 
 
 class FrameProbe(nn.Module):
-    """A `FramePairEncoder` and one MLP for P coordinates and the success logit."""
+    """A `FramePairEncoder` for each camera, and one MLP for P coordinates and the success logit of each of T tasks.
+
+    What a frame shows does not say which task it is of: two tasks may share a scene.
+    """
 
     position_mean: Tensor
     position_std: Tensor
 
-    def __init__(self, background: Tensor, position_mean: Tensor, position_std: Tensor) -> None:
+    def __init__(
+        self,
+        backgrounds: Mapping[str, Tensor],
+        tasks: Sequence[str],
+        position_mean: Tensor,
+        position_std: Tensor,
+    ) -> None:
+        """``backgrounds``: camera name -> mean frame [3, h, w]; ``position_mean`` and ``position_std`` [P]."""
         super().__init__()
         self.register_buffer("position_mean", position_mean.float())
         self.register_buffer("position_std", position_std.float().clamp_min(1e-4))
-        self.encoder = FramePairEncoder(len(background), background.shape[-1], background)
-        self.head = make_mlp(self.encoder.dim, 256, len(position_mean) + 1, num_hidden=2)
+        self.cameras, self.tasks = tuple(backgrounds), tuple(tasks)
+        encoders = [FramePairEncoder(len(mean), (mean.shape[1], mean.shape[2]), mean) for mean in backgrounds.values()]
+        self.encoders = nn.ModuleList(encoders)
+        self.head = make_mlp(
+            sum(encoder.dim for encoder in encoders), 256, len(self.tasks) * (len(position_mean) + 1), num_hidden=2
+        )
 
-    def forward(self, first: Tensor, frame: Tensor) -> Tensor:
-        """u8 [B, h, w, 3] twice -> f32 [B, P + 1]: standardised coordinates, then the success logit."""
-        with torch.autocast(first.device.type, dtype=torch.bfloat16):
-            features = self.encoder(images.to_network(first), images.to_network(frame))
-        return self.head(features)
+    def forward(self, first: Mapping[str, Tensor], frame: Mapping[str, Tensor], task: Sequence[str]) -> Tensor:
+        """Camera name -> u8 [B, h, w, 3] twice, and B tasks -> f32 [B, P + 1]: standardised coordinates, then the
+        success logit of each row's task."""
+        device = self.position_mean.device
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            features = [
+                encoder(images.to_network(first[camera].to(device)), images.to_network(frame[camera].to(device)))
+                for camera, encoder in zip(self.cameras, self.encoders, strict=True)
+            ]
+        output = self.head(torch.cat(features, dim=1)).unflatten(1, (len(self.tasks), -1))
+        return output[torch.arange(len(task)), [self.tasks.index(t) for t in task]]
 
     @torch.no_grad()
-    def read(self, first: Tensor, frames: Tensor, batch_size: int = 512) -> ProbeReading:
-        """``frames`` u8 [N, h, w, 3] of the episodes that began with ``first`` u8 [N, h, w, 3]."""
-        device = self.position_mean.device
-        pairs = zip(first.split(batch_size), frames.split(batch_size), strict=True)
-        output = torch.cat([self(a.to(device), b.to(device)).cpu() for a, b in pairs])
+    def read(
+        self, first: Mapping[str, Tensor], frames: Mapping[str, Tensor], task: Sequence[str], batch_size: int = 512
+    ) -> ProbeReading:
+        """``frames``: camera name -> u8 [N, h, w, 3], of episodes of ``task`` that began with ``first``, likewise."""
+
+        def take(views: Mapping[str, Tensor], start: int) -> dict[str, Tensor]:
+            return {camera: views[camera][start : start + batch_size] for camera in self.cameras}
+
+        blocks = [
+            self(take(first, start), take(frames, start), task[start : start + batch_size]).cpu()
+            for start in range(0, len(task), batch_size)
+        ]
+        output = torch.cat(blocks)
         return ProbeReading(output[:, :-1] * self.position_std.cpu() + self.position_mean.cpu(), output[:, -1])
 
 
 class ProbeObjective(BatchObjective[ProbeBatch]):
-    """Success and position of simulated frames whose brightness varies."""
+    """Success and position of simulated frames whose brightness varies. ``positive_rate``: by task."""
 
     def __init__(
         self,
@@ -80,7 +112,7 @@ class ProbeObjective(BatchObjective[ProbeBatch]):
         load: Callable[[Tensor], ProbeBatch],
         num_rows: int,
         batch_size: int,
-        positive_rate: float,
+        positive_rate: Mapping[str, float],
         generator: torch.Generator,
     ) -> None:
         super().__init__({0: generator})
@@ -89,8 +121,11 @@ class ProbeObjective(BatchObjective[ProbeBatch]):
 
     def draw(self, generator: torch.Generator) -> ProbeBatch:
         batch = self.load(torch.randint(self.num_rows, (self.batch_size,), generator=generator))
-        shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (self.batch_size, 1, 1, 1), generator=generator)
-        return replace(batch, frame=(batch.frame.short() + shift).clamp(0, 255).byte())
+        shifted = {}
+        for camera, frame in batch.frame.items():
+            shift = torch.randint(-SHIFT_LEVELS, SHIFT_LEVELS + 1, (self.batch_size, 1, 1, 1), generator=generator)
+            shifted[camera] = (frame.short() + shift).clamp(0, 255).byte()
+        return replace(batch, frame=shifted)
 
     def count(self, batch: ProbeBatch) -> Tensor:
         return torch.tensor(self.batch_size)
@@ -98,10 +133,11 @@ class ProbeObjective(BatchObjective[ProbeBatch]):
     def compute_loss(self, batch: ProbeBatch, number: int) -> tuple[Tensor, Metrics]:
         probe = self.probe
         device = probe.position_mean.device
-        output = probe(batch.first.to(device), batch.frame.to(device))
+        output = probe(batch.first, batch.frame, batch.task)
         target = (batch.position_m.to(device) - probe.position_mean) / probe.position_std
-        solved, rate = batch.solved.to(device), self.positive_rate
-        weight = torch.where(solved > 0.5, 0.5 / rate, 0.5 / (1 - rate))
+        rate = torch.tensor([self.positive_rate[task] for task in batch.task], dtype=torch.float64).to(device)
+        solved = batch.solved.to(device)
+        weight = torch.where(solved > 0.5, 0.5 / rate, 0.5 / (1 - rate)).float()
         loss = functional.binary_cross_entropy_with_logits(output[:, -1], solved, weight)
         if target.shape[1]:
             loss = loss + POSITION_WEIGHT * functional.smooth_l1_loss(output[:, :-1], target, beta=0.1)
@@ -111,6 +147,7 @@ class ProbeObjective(BatchObjective[ProbeBatch]):
 def fit_frame_probe(
     load: Callable[[Tensor], ProbeBatch],
     num_rows: int,
+    tasks: Sequence[str],
     *,
     num_steps: int,
     batch_size: int,
@@ -118,16 +155,19 @@ def fit_frame_probe(
     device: torch.device,
     reporter: Reporter,
 ) -> FrameProbe:
-    """A probe fitted on the simulated frames that ``load(rows int64 [B])`` gives for rows 0..num_rows - 1.
+    """A probe of ``tasks``, fitted on the simulated frames that ``load(rows int64 [B])`` gives.
 
-    The success loss weighs both classes equally.
+    Rows are 0..num_rows - 1. The success loss weighs both classes of each task equally.
     """
     sample = load(torch.randint(num_rows, (min(num_rows, 2048),), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        background = images.to_network(sample.frame).mean(0)
-        probe = FrameProbe(background, sample.position_m.mean(0), sample.position_m.std(0)).to(device)
-    positive_rate = float(sample.solved.mean().clamp(0.02, 0.98))
+        backgrounds = {camera: images.to_network(frame).mean(0) for camera, frame in sample.frame.items()}
+        probe = FrameProbe(backgrounds, tasks, sample.position_m.mean(0), sample.position_m.std(0)).to(device)
+    positive_rate = dict.fromkeys(tasks, 0.5)
+    for task in set(sample.task):
+        is_own = torch.tensor([t == task for t in sample.task])
+        positive_rate[task] = float(sample.solved[is_own].mean().clamp(0.02, 0.98))
     return fit_small(
         probe,
         ProbeObjective(probe, load, num_rows, batch_size, positive_rate, generator),

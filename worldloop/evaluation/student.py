@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from worldloop.core.statistics import Estimate, auc, estimate
+from worldloop.core.statistics import Estimate, auc, average_estimates, estimate
+from worldloop.evaluation.by_task import ByTask, measure_by_task
 from worldloop.evaluation.calibration import choose_sources
-from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.fidelity import compute_mean_psnr
 from worldloop.evaluation.open_loop import ImaginedEpisodes
 
 
@@ -26,19 +27,6 @@ class StudentComparison:
     auc: Estimate | None
     psnr_db: Estimate | None
 
-    def find_loss(self, max_auc_loss: float, max_psnr_loss_db: float) -> str | None:
-        """The first of "auc" and "psnr_db" that the student may have lost more of than is allowed, or ``None``.
-
-        Too few episodes to tell are no proof: the lower bound decides, and a figure that is missing is a loss.
-        """
-        for name, difference, allowed in (
-            ("auc", self.auc, max_auc_loss),
-            ("psnr_db", self.psnr_db, max_psnr_loss_db),
-        ):
-            if difference is None or not difference.low >= -allowed:
-                return name
-        return None
-
     def to_dict(self) -> dict[str, Any]:
         return {
             "n": self.n,
@@ -47,10 +35,51 @@ class StudentComparison:
         }
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What a student may have lost too much of: ``figure`` "auc" or "psnr_db", in ``task``, "" over all tasks."""
+
+    figure: str
+    task: str = ""
+
+
+def find_loss(compared: ByTask[StudentComparison], max_auc_loss: float, max_psnr_loss_db: float) -> Loss | None:
+    """The first that the student may have lost more of than is allowed over all tasks, or has lost in one task.
+
+    Too few episodes to tell are no proof: over all tasks the lower bound decides, and a figure that is missing is a
+    loss. With several tasks none may lose more for certain, that is, with its whole interval.
+    """
+    for name, allowed in (("auc", max_auc_loss), ("psnr_db", max_psnr_loss_db)):
+        difference: Estimate | None = getattr(compared.overall, name)
+        if difference is None or not difference.low >= -allowed:
+            return Loss(name)
+        for task, comparison in compared.tasks.items():
+            own: Estimate | None = getattr(comparison, name)
+            if len(compared.tasks) > 1 and own is not None and own.high < -allowed:
+                return Loss(name, task)
+    return None
+
+
+def compare_students(
+    teacher: Mapping[str, Mapping[str, ImaginedEpisodes]], student: Mapping[str, Mapping[str, ImaginedEpisodes]]
+) -> ByTask[StudentComparison]:
+    """Task -> source -> the same episodes in the same order, of both; differences are averaged over tasks."""
+    alone = {task: compare_student(teacher[task], student[task]) for task in teacher}
+
+    def average(tasks: Collection[str]) -> StudentComparison:
+        return StudentComparison(
+            n=sum(alone[task].n for task in tasks),
+            auc=average_estimates([alone[task].auc for task in tasks]),
+            psnr_db=average_estimates([alone[task].psnr_db for task in tasks]),
+        )
+
+    return measure_by_task(average, teacher)
+
+
 def compare_student(
     teacher: Mapping[str, ImaginedEpisodes], student: Mapping[str, ImaginedEpisodes]
 ) -> StudentComparison:
-    """On the sources that calibration looks at; both hold the same episodes in the same order."""
+    """In one task, on the sources that calibration looks at; both hold the same episodes in the same order."""
     names = choose_sources(teacher)
     if not names:
         return StudentComparison(0, None, None)
@@ -76,5 +105,5 @@ def _subtract_means(a: np.ndarray, b: np.ndarray) -> float:
 def _average_psnr(episodes: ImaginedEpisodes) -> np.ndarray:
     """f [n], dB: the mean over each episode's valid frames."""
     valid = episodes.branches.truth.valid.float()
-    psnr_db = compute_psnr(episodes.branches.frames, episodes.branches.truth.frames)
+    psnr_db = compute_mean_psnr(episodes.branches)
     return ((psnr_db * valid).sum(1) / valid.sum(1).clamp_min(1)).numpy()

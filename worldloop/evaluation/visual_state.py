@@ -7,6 +7,7 @@ same figure of simulated frames. Shapes: N branches, M frames, P landmark coordi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Reporter
-from worldloop.core.specs import Landmark
+from worldloop.core.specs import Landmark, SimulatorSpec
 from worldloop.core.statistics import best_threshold
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Outcome
@@ -31,61 +32,73 @@ THRESHOLD_EPISODES = 200  # at least, of those there are, that the threshold is 
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """A frame probe, and the success logit from which an episode that it looks at counts as solved."""
+    """A frame probe, and the success logit from which an episode that it looks at counts as solved, by task."""
 
     network: FrameProbe
-    success_threshold: float
+    success_thresholds: dict[str, float]
 
 
 def fit_probe(
     dataset: ClipDataset,
-    landmarks: tuple[Landmark, ...],
+    spec: SimulatorSpec,
     *,
-    confirm_frames: int,
     num_steps: int,
     batch_size: int,
     generator: torch.Generator,
     device: torch.device,
     reporter: Reporter,
 ) -> FittedProbe:
-    """Fit on every frame of ``dataset``; the threshold parts the outcomes of its episodes best, 0 if all are alike.
+    """Fit on every frame of ``dataset``, seen by the cameras of ``spec``, to the landmarks of its tasks.
 
-    ``confirm_frames`` see `confirm`; ``reporter`` shows the optimizer steps.
+    The threshold of a task parts the outcomes of its episodes best; 0 if all are alike. ``reporter`` shows the
+    optimizer steps.
     """
-    cache = dataset.cache
+    cache, cameras = dataset.cache, spec.robot.camera_names
     episodes = dataset.episode_index().numpy()
     length = cache.num_steps[episodes] + 1
     episode = torch.from_numpy(np.repeat(episodes, length))
     frame = torch.from_numpy(np.concatenate([np.arange(n) for n in length]))
-    camera = f"frames.{dataset.camera}"
 
     def load(rows: Tensor) -> ProbeBatch:
         index = torch.stack([episode[rows], frame[rows]], dim=1)
         e, f = index.numpy().T
         return ProbeBatch(
-            first=torch.from_numpy(cache.frames(camera, e, np.zeros_like(f))),
-            frame=torch.from_numpy(cache.frames(camera, e, f)),
-            position_m=dataset.landmark_positions(landmarks, index),
+            first=cache.images(cameras, e, np.zeros_like(f)),
+            frame=cache.images(cameras, e, f),
+            task=tuple(cache.metas[i].task for i in e),
+            position_m=dataset.landmark_positions(spec, index),
             solved=dataset.success_before(index).float(),
         )
 
     network = fit_frame_probe(
         load,
         len(episode),
+        spec.task_ids,
         num_steps=num_steps,
         batch_size=batch_size,
         generator=generator,
         device=device,
         reporter=reporter,
     )
-    some = torch.from_numpy(episodes[:: max(1, len(episodes) // THRESHOLD_EPISODES)])
-    clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), int(cache.num_steps[some.numpy()].max()))
-    truth = Branches(clip.frames, clip.proprio, torch.zeros(clip.valid.shape), clip, confirm_frames=confirm_frames)
+    thresholds = {
+        task: _choose_threshold(network, dataset, task, spec.success_confirm_frames) for task in spec.task_ids
+    }
+    return FittedProbe(network, thresholds)
+
+
+def _choose_threshold(network: FrameProbe, dataset: ClipDataset, task: str, confirm_frames: int) -> float:
+    episodes = dataset.episode_index(task=task)
+    some = episodes[:: max(1, len(episodes) // THRESHOLD_EPISODES)]
+    if not len(some):
+        return 0.0
+    num_frames = int(dataset.cache.num_steps[some.numpy()].max())
+    clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), num_frames)
+    frames = {camera: clip.frames[camera] for camera in network.cameras}
+    truth = Branches(frames, clip.proprio, torch.zeros(clip.valid.shape), clip, confirm_frames=confirm_frames)
     success = truth.succeeds.numpy()
     if success.all() or not success.any():
-        return FittedProbe(network, 0.0)
-    seen = see(network, truth, clip.frames)
-    return FittedProbe(network, best_threshold(find_highest_seen(truth, seen), success))
+        return 0.0
+    return best_threshold(find_highest_seen(truth, see(network, truth, frames)), success)
 
 
 @dataclass(frozen=True)
@@ -96,12 +109,16 @@ class Seen:
     solved_logit: Tensor
 
 
-def see(probe: FrameProbe, branches: Branches, frames: Tensor) -> Seen:
-    """``frames`` u8 [N, M, h, w, 3], imagined or simulated, of the episodes of ``branches``."""
-    first = branches.first_frames[:, None].expand_as(frames)
-    reading = probe.read(first.flatten(0, 1), frames.flatten(0, 1))
-    shape = frames.shape[:2]
-    return Seen(reading.position_m.unflatten(0, shape), reading.solved_logit.unflatten(0, shape))
+def see(probe: FrameProbe, branches: Branches, frames: Mapping[str, Tensor]) -> Seen:
+    """``frames``: camera name -> u8 [N, M, h, w, 3], imagined or simulated, of the episodes of ``branches``."""
+    N, M = branches.truth.valid.shape
+    first = {camera: start[:, None].expand_as(frames[camera]) for camera, start in branches.first_frames.items()}
+    reading = probe.read(
+        {camera: start.flatten(0, 1) for camera, start in first.items()},
+        {camera: frames[camera].flatten(0, 1) for camera in first},
+        tuple(task for task in branches.truth.task for _ in range(M)),
+    )
+    return Seen(reading.position_m.unflatten(0, (N, M)), reading.solved_logit.unflatten(0, (N, M)))
 
 
 def find_highest_seen(branches: Branches, seen: Seen) -> np.ndarray:
@@ -109,13 +126,13 @@ def find_highest_seen(branches: Branches, seen: Seen) -> np.ndarray:
     return find_highest_confirmed(seen.solved_logit, branches.truth.valid, branches.confirm_frames).numpy()
 
 
-def locate_landmarks(branches: Branches, dataset: ClipDataset, landmarks: tuple[Landmark, ...]) -> Tensor:
+def locate_landmarks(branches: Branches, dataset: ClipDataset, spec: SimulatorSpec) -> Tensor:
     """f32 [N, M, P] metres: where the landmarks were simulated at each target frame (the last one, past the end)."""
     episode, now = branches.truth.index.T
     last = torch.from_numpy(dataset.cache.num_steps)[episode]
     frame = torch.minimum(now[:, None] + 1 + torch.arange(branches.truth.valid.shape[1]), last[:, None])
     index = torch.stack([episode[:, None].expand_as(frame), frame], dim=-1).flatten(0, 1)
-    return dataset.landmark_positions(landmarks, index).unflatten(0, frame.shape)
+    return dataset.landmark_positions(spec, index).unflatten(0, frame.shape)
 
 
 def slice_landmarks(landmarks: tuple[Landmark, ...]) -> list[tuple[Landmark, slice]]:

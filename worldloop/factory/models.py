@@ -7,7 +7,7 @@ from typing import Any
 
 from worldloop.core.interfaces import Policy
 from worldloop.core.specs import SimulatorSpec
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.types import Normalisation, Observation
 from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
@@ -59,6 +59,6 @@ class Models:
             checkpoints.save_world_model(world_model, self.run_dir / path)
         self.data_parallel.barrier()
 
-    def save_card(self, path: str, calibration: Calibration, figures: dict[str, Any], starts: Observation) -> None:
+    def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:
         """Put what was found out about the world model at ``path`` beside its weights."""
-        write_card(self.run_dir / path, WorldModelCard(calibration, figures, starts))
+        write_card(self.run_dir / path, WorldModelCard(calibrations, figures, starts))

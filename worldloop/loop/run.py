@@ -14,6 +14,7 @@ from worldloop.config.loading import find_differences, list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.types import PeakMemory
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
@@ -24,7 +25,7 @@ from worldloop.reporting.status import StatusDisplay
 from worldloop.reporting.tensorboard import write_iteration
 from worldloop.rollout.simulation import Executor, Simulation
 from worldloop.runtime.inline import InlineRuntime
-from worldloop.runtime.memory import PeakMemory, begin_peak, read_peak
+from worldloop.runtime.memory import begin_peak, read_peak
 from worldloop.sans.store import SansStore
 from worldloop.stages import STAGES, trains
 from worldloop.stages.context import StageContext
@@ -59,7 +60,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         data_parallel=data_parallel,
         num_micro_batches=config.num_microbatches,
         checkpoint_root=run_dir / "partial",
-        checkpoint_every_s=resources.keep_every_s,
+        checkpoint_every_s=resources.checkpoint_every_s,
         shard_world_model=resources.shard_world_model and data_parallel.world_size > 1,
     )
     spec = build_spec(config.source, config.simulator, config.recording)
@@ -73,7 +74,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter),
         setup=setup,
         reporter=reporter,
-        max_imagination_batch=resources.rows_at_once,
+        max_imagination_batch=resources.max_imagination_batch,
         configs=config.sections(),
     )
 

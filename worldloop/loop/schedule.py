@@ -38,7 +38,7 @@ def advance(config: LoopConfig, state: LoopState) -> LoopState:
     From the check back to the fit while the world model is not good enough and may be fitted again.
     """
     max_fits = config.section(check_world_model.Config).max_fits
-    is_refused = state.trust is not None and not state.trust.is_trusted
+    is_refused = any(not trust.is_trusted for trust in state.trust.values())
     if state.next_stage == "check_world_model" and is_refused and state.num_fits < max_fits:
         return replace(state, next_stage="fit_world_model")
     stages = list_stages(config, state.iteration)

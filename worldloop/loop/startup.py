@@ -6,7 +6,7 @@ import torch
 
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import LikelihoodPolicy, Policy
+from worldloop.core.interfaces import LikelihoodPolicy, Policy, WorldModel
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
 from worldloop.factory.build import build_policy, build_spec, build_world_model, choose_simulator
@@ -36,10 +36,12 @@ def check_run_can_start(config: LoopConfig) -> None:
             raise ValueError(
                 f"chunk_length {config.chunk_length} is no multiple of its {spec.actions_per_frame} actions per frame"
             )
-        normalisation = Normalisation(torch.zeros(spec.proprio_dim), torch.ones(spec.proprio_dim))
+        normalisation = Normalisation(torch.zeros(spec.robot.proprio_dim), torch.ones(spec.robot.proprio_dim))
+        world_model = build_world_model(config.world_model, spec, normalisation, seed=0)
         if config.source == "simulator":
-            _check_policy(config, spec, normalisation)
-        build_world_model(config.world_model, spec, normalisation, seed=0)
+            policy = _check_policy(config, spec, normalisation)
+            if config.section(improve_policy.Config).method != "imitate_successes":
+                _check_cameras(policy, world_model)
     except ValueError as error:
         raise WorldloopError(f"the config does not fit its {config.source}: {error}") from error
 
@@ -52,7 +54,7 @@ def _check_simulator(config: LoopConfig) -> None:
         simulator_class.require_installed()
 
 
-def _check_policy(config: LoopConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:
+def _check_policy(config: LoopConfig, spec: SimulatorSpec, normalisation: Normalisation) -> Policy:
     policy = build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
     needs_likelihood = config.section(improve_policy.Config).method == "grpo"
     members = (*POLICY_MEMBERS, "log_prob") if needs_likelihood else POLICY_MEMBERS
@@ -60,3 +62,15 @@ def _check_policy(config: LoopConfig, spec: SimulatorSpec, normalisation: Normal
     expected: type = LikelihoodPolicy if needs_likelihood else Policy
     if not isinstance(policy, expected):
         raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{expected.__name__}")
+    return policy
+
+
+def _check_cameras(policy: Policy, world_model: WorldModel) -> None:
+    """What the policy reads has to be imagined."""
+    imagined = world_model.spec.robot.camera_names
+    missing = [name for name in policy.spec.robot.camera_names if name not in imagined]
+    if missing:
+        raise WorldloopError(
+            f"the policy reads the camera {missing[0]!r}, and world_model.cameras is {', '.join(imagined)}: let the "
+            "world model imagine it, or give the policy fewer cameras"
+        )

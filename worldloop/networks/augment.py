@@ -5,22 +5,30 @@ The shift is DrQ's (Kostrikov et al. 2020, arXiv:2004.13649): replicate the bord
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 
-def augment_frames(frames: Tensor, shift_px: int, brightness: float, generator: torch.Generator) -> Tensor:
-    """Shift and brighten ``frames`` u8 [B, K, h, w, 3]; one draw per row, shared by its K frames.
+def augment_frames(
+    frames: Mapping[str, Tensor], shift_px: int, brightness: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Shift and brighten the u8 [B, K, h, w, 3] of every camera; one draw per row and camera, shared by its K frames.
 
     ``shift_px``: the largest offset in each direction; ``brightness``: pixel values are scaled by
     1 + U(-brightness, brightness).
     """
-    frames = shift_images(frames.movedim(-1, -3), shift_px, generator).movedim(-3, -1)
-    scale = 1 + brightness * (2 * torch.rand(len(frames), generator=generator, device=generator.device) - 1)
+    return {camera: _augment(images, shift_px, brightness, generator) for camera, images in frames.items()}
+
+
+def _augment(images: Tensor, shift_px: int, brightness: float, generator: torch.Generator) -> Tensor:
+    images = shift_images(images.movedim(-1, -3), shift_px, generator).movedim(-3, -1)
+    scale = 1 + brightness * (2 * torch.rand(len(images), generator=generator, device=generator.device) - 1)
     if brightness > 0:
-        scale = scale.to(frames.device)[:, None, None, None, None]
-        frames = (frames.float() * scale).round().clamp(0, 255).to(torch.uint8)
-    return frames
+        scale = scale.to(images.device)[:, None, None, None, None]
+        images = (images.float() * scale).round().clamp(0, 255).to(torch.uint8)
+    return images
 
 
 def shift_images(images: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:

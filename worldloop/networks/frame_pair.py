@@ -9,17 +9,17 @@ from torch.nn import functional
 from worldloop.networks.blocks import fold_patches
 from worldloop.networks.embeddings import find_points
 
-GRID = 16  # cells per side of the first convolution
+GRID = 16  # cells along the longer side of the first convolution
 NUM_KEYPOINTS = 16
 CONTRAST = 4.0  # of frames less their background, whose values are small
 
 
 class FramePairEncoder(nn.Module):
-    """Convolutions and keypoints: ``forward(first, frame)`` [B, channels, size, size] twice -> f32 [B, ``dim``].
+    """Convolutions and keypoints: ``forward(first, frame)`` [B, channels, h, w] twice -> f32 [B, ``dim``].
 
-    A ``background`` [channels, size, size], the mean frame, is taken off: most pixels never change. With
-    ``only_keypoints`` the features are where things are (y, x in [-1, 1]) and not what every cell looks like, which a
-    few hundred episodes would be recognised by.
+    ``size`` is (h, w), or both in one number. A ``background`` [channels, h, w], the mean frame, is taken off: most
+    pixels never change. With ``only_keypoints`` the features are where things are (y, x in [-1, 1]) and not what every
+    cell looks like, which a few hundred episodes would be recognised by.
     """
 
     background: Tensor | None
@@ -27,24 +27,26 @@ class FramePairEncoder(nn.Module):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | tuple[int, int],
         background: Tensor | None = None,
         width: int = 32,
         only_keypoints: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("background", None if background is None else background.float())
-        self.patch = next(p for p in range(max(1, size // GRID), 0, -1) if size % p == 0)
+        height, width_px = (size, size) if isinstance(size, int) else size
+        largest = max(1, max(height, width_px) // GRID)
+        self.patch = next(p for p in range(largest, 0, -1) if height % p == width_px % p == 0)
         self.stem = nn.Conv2d(2 * channels * self.patch**2, width, 1)
         self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.maps = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
         self.sharpness = nn.Parameter(torch.tensor([4.0]))  # one dimension: FSDP2 shards no scalars
-        self.register_load_state_dict_pre_hook(_accept_scalar_sharpness)
         self.dim = 2 * NUM_KEYPOINTS
         self.down: nn.Conv2d | None = None
         if not only_keypoints:
             self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-            self.dim += 2 * width * ((size // self.patch + 1) // 2) ** 2
+            rows, columns = ((side // self.patch + 1) // 2 for side in (height, width_px))
+            self.dim += 2 * width * rows * columns
 
     def forward(self, first: Tensor, frame: Tensor) -> Tensor:
         if self.background is not None:
@@ -57,9 +59,3 @@ class FramePairEncoder(nn.Module):
         if self.down is None:
             return points
         return torch.cat([functional.silu(self.down(h)).flatten(1).float(), points], dim=1)
-
-
-def _accept_scalar_sharpness(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """As checkpoints have it that were made before it had a dimension."""
-    if f"{prefix}sharpness" in state:
-        state[f"{prefix}sharpness"] = state[f"{prefix}sharpness"].reshape(1)

@@ -18,9 +18,6 @@ from worldloop.factory.pretrained import load_checked_world_model
 from worldloop.play.session import PlaySession
 from worldloop.storage.run_directory import RunDirectory
 
-# What must be equal for the simulator to show what the world model imagines.
-_SHARED = ("task", "image_size", "actions_per_frame", "action_names", "proprio_names")
-
 
 def make_play_session(
     checkpoint: Path, simulator: SimulatorConfig | None, device: str = "auto", pretrained: str = ""
@@ -34,7 +31,7 @@ def make_play_session(
     world_model, card = load_checked_world_model(checkpoint, pretrained)
     world_model = world_model.to(choose_device(device)).for_imagination()
     beside = None if simulator is None else _make_endless_simulator(simulator, world_model.spec)
-    return PlaySession(world_model, card.calibration, card.starts, beside)
+    return PlaySession(world_model, card.calibrations, card.starts, beside)
 
 
 def find_simulator(checkpoint: Path, config: LoopConfig | None = None) -> SimulatorConfig | None:
@@ -58,11 +55,34 @@ def _make_endless_simulator(config: SimulatorConfig, spec: SimulatorSpec) -> Tas
     simulator_class, settings = choose_simulator(config)
     if hasattr(settings, "for_play"):
         settings = settings.for_play()
-    other = simulator_class.make_spec(settings)
-    for name in _SHARED:
-        if getattr(spec, name) != getattr(other, name):
-            raise WorldloopError(
-                f"the simulator's {name} is {getattr(other, name)}, the world model's {getattr(spec, name)}: "
-                "give the config that the world model was made with"
-            )
+    _require_same_view(simulator_class.make_spec(settings), spec)
     return simulator_class(settings)
+
+
+def _require_same_view(simulator: SimulatorSpec, world_model: SimulatorSpec) -> None:
+    """Raise `WorldloopError` unless the simulator shows what the world model imagines: its cameras, in its tasks."""
+    remedy = "give the config that the world model was made with"
+    pairs = {
+        "actions_per_frame": (simulator.actions_per_frame, world_model.actions_per_frame),
+        "action_names": (simulator.robot.action_names, world_model.robot.action_names),
+        "proprio_names": (simulator.robot.proprio_names, world_model.robot.proprio_names),
+    }
+    for name, (simulated, imagined) in pairs.items():
+        if simulated != imagined:
+            raise WorldloopError(f"the simulator's {name} is {simulated}, the world model's {imagined}: {remedy}")
+    for task in world_model.task_ids:
+        if task not in simulator.task_ids:
+            known = ", ".join(simulator.task_ids)
+            raise WorldloopError(f"the world model's task {task!r} is not one of the simulator's {known}: {remedy}")
+    cameras = {camera.name: camera for camera in simulator.robot.cameras}
+    for camera in world_model.robot.cameras:
+        other = cameras.get(camera.name)
+        if other is None:
+            raise WorldloopError(
+                f"the world model's camera {camera.name!r} is not one of the simulator's {', '.join(cameras)}: {remedy}"
+            )
+        if other != camera:
+            raise WorldloopError(
+                f"the simulator's camera {camera.name!r} shows {other.height} x {other.width} pixels, "
+                f"the world model's {camera.height} x {camera.width}: {remedy}"
+            )

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from worldloop.core.errors import WorldloopError
-from worldloop.play.session import PlaySession
+from worldloop.play.session import Frames, PlaySession
 
 PAGE = Path(__file__).with_name("page.html")
 TOKEN_HEADER = "X-Worldloop-Token"
@@ -98,23 +98,23 @@ class PlayServer:
 
 
 def describe(session: PlaySession) -> dict[str, Any]:
-    """What the page shows, as plain values; pictures are base64 of u8 [h, w, 3]."""
-    spec, now = session.spec, session.moments[session.now]
+    """What the page shows, as plain values; frames are camera -> base64 of u8 [h, w, 3]."""
+    spec, robot, now = session.spec, session.spec.robot, session.moments[session.now]
     return {
-        "task": spec.task,
-        "instruction": spec.instruction,
-        "image_size": spec.image_size,
-        "frames_per_second": spec.hz / spec.actions_per_frame,
+        "task": session.task,
+        "instruction": session.instruction,
+        "cameras": [{"name": c.name, "height": c.height, "width": c.width} for c in robot.cameras],
+        "frames_per_second": spec.frames_per_second,
         "actions": [
             {"name": name, "springs_back": bool(abs(low + high) <= 1e-6 * (high - low)) and name != "gripper"}
-            for name, low, high in zip(spec.action_names, spec.action_low, spec.action_high, strict=True)
+            for name, low, high in zip(robot.action_names, robot.action_low, robot.action_high, strict=True)
         ],
         "start": session.start,
-        "num_starts": session.num_starts,
+        "starts": [{"task": task, "instruction": instruction} for task, instruction in session.starts],
         "now": session.now,
         "path": session.path(),
         "branches": session.branches(),
-        "frame": _encode(now.frame),
+        "frames": _encode(now.frames),
         "success_prob": round(now.success_prob, 4),
         "threshold": session.calibration.threshold,
         "expected_psnr_db": round(now.expected_psnr_db, 2) if math.isfinite(now.expected_psnr_db) else None,
@@ -123,16 +123,16 @@ def describe(session: PlaySession) -> dict[str, Any]:
         "simulated": None
         if now.simulated is None
         else {
-            "frame": _encode(now.simulated.frame),
+            "frames": _encode(now.simulated.frames),
             "success": now.simulated.success,
-            "psnr_db": _psnr_db(now.frame, now.simulated.frame),
+            "psnr_db": {name: _psnr_db(now.frames[name], now.simulated.frames[name]) for name in now.frames},
         },
         "simulator_error": session.simulator_error,
     }
 
 
-def _encode(frame: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(frame).tobytes()).decode()
+def _encode(frames: Frames) -> dict[str, str]:
+    return {name: base64.b64encode(np.ascontiguousarray(frame).tobytes()).decode() for name, frame in frames.items()}
 
 
 def _psnr_db(a: np.ndarray, b: np.ndarray) -> float | None:

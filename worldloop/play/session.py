@@ -1,6 +1,7 @@
 """What is played: a tree of moments, each one frame after its parent, imagined and, where there is one, simulated.
 
-Any moment can be gone back to; a step from it then starts a branch. Neither the time limit nor a success ends a game.
+A game does one task, that of its start. The frames of a moment are by camera, those that the world model imagines. Any
+moment can be gone back to; a step from it then starts a branch. Neither the time limit nor a success ends a game.
 """
 
 from __future__ import annotations
@@ -15,32 +16,35 @@ from torch import Tensor
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import TaskSimulator, WorldModel
 from worldloop.core.randomness import derive_seed
-from worldloop.core.success import Calibration
-from worldloop.core.types import Observation
+from worldloop.core.success import Calibration, Calibrations
+from worldloop.core.types import InitialStates, Observation
+from worldloop.simulators.base import choose_instruction
 
-MAX_MOMENTS = 2000  # of a game: some 200 KB each at 64 px, without what a denoiser remembers
-NUM_STATES = 16  # initial states of the simulator that a game may begin with
+Frames = dict[str, np.ndarray]
+
+MAX_MOMENTS = 2000  # of a game: some 200 KB each for a camera of 64 px, without what a denoiser remembers
+NUM_STATES = 16  # initial states of each of the simulator's tasks that a game may begin with
 ROOT = -1  # parent of the first moment
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """The true simulator's side of a moment: ``frame`` u8 [h, w, 3], ``state`` f32 [D], its own ``success``."""
+    """The true simulator's side of a moment: ``frames`` camera -> u8 [h, w, 3], ``state`` f32 [D], ``success``."""
 
-    frame: np.ndarray
+    frames: Frames
     state: Tensor
     success: bool
 
 
 @dataclass(frozen=True)
 class Moment:
-    """``frame`` u8 [h, w, 3]; ``success_prob`` calibrated; ``expected_psnr_db`` without its bias, inf at first.
+    """``frames`` camera -> u8 [h, w, 3]; ``success_prob`` calibrated; ``expected_psnr_db`` without its bias, first inf.
 
     ``state`` is what `WorldState.to_tensors` gave, in the processor's memory.
     """
 
     parent: int
-    frame: np.ndarray
+    frames: Frames
     state: dict[str, Tensor]
     success_prob: float
     expected_psnr_db: float
@@ -50,54 +54,69 @@ class Moment:
 class PlaySession:
     """One game at a time. ``starts`` are what it may begin with where there is no simulator.
 
+    With a simulator it begins with initial states of all tasks of the world model, one task after the other.
+
     Bad input raises `WorldloopError` and changes nothing.
     """
 
     def __init__(
         self,
         world_model: WorldModel,
-        calibration: Calibration,
+        calibrations: Calibrations,
         starts: Observation,
         simulator: TaskSimulator | None = None,
         seed: int = 0,
     ) -> None:
-        self.world_model, self.calibration, self.starts = world_model, calibration, starts
+        self.world_model, self.calibrations = world_model, calibrations
         self.spec = world_model.spec
         self.simulator = simulator
         self.simulator_error = ""
         self._seed = seed
-        self._initial = None if simulator is None else simulator.draw_initial_states("train", NUM_STATES, seed).states
+        self._observations = starts
+        self._initial_states = None if simulator is None else self._draw_initial_states(simulator)
         self._now_simulated = ROOT  # the moment at which the simulator stands
         self._now_imagined = ROOT  # the moment at which the world model's state is at hand, `_state`
         self._state: Any = None
         self.moments: list[Moment] = []
         self.now = 0
         self.start = 0
+        self.task = self.instruction = ""
         self.reset(0)
 
     @property
-    def num_starts(self) -> int:
-        return len(self.starts) if self._initial is None else len(self._initial)
+    def starts(self) -> list[tuple[str, str]]:
+        """Task and instruction of everything that a game may begin with."""
+        states = self._initial_states
+        if states is None:
+            return list(zip(self._observations.task, self._observations.instruction, strict=True))
+        pairs = zip(states.tasks, states.ids, strict=True)
+        return [(task, choose_instruction(self.spec.task(task), state_id)) for task, state_id in pairs]
+
+    @property
+    def calibration(self) -> Calibration:
+        """How to read the heads in the game's task."""
+        return self.calibrations.of(self.task)
 
     def reset(self, start: int) -> None:
         """A new game from the start numbered ``start``."""
-        if not isinstance(start, int) or not 0 <= start < self.num_starts:
-            raise WorldloopError(f"start is {start!r}, allowed: 0 to {self.num_starts - 1}")
+        num_starts = len(self._observations if self._initial_states is None else self._initial_states)
+        if not isinstance(start, int) or not 0 <= start < num_starts:
+            raise WorldloopError(f"start is {start!r}, allowed: 0 to {num_starts - 1}")
         simulated = None
-        if self._initial is None:
-            observation = self.starts.rows([start])
+        if self._initial_states is None:
+            observation = self._observations.rows([start])
         else:
             assert self.simulator is not None
-            observation = self.simulator.reset(self._initial[[start]])
+            observation = self.simulator.reset(self._initial_states.select([start]))
             assert observation.sim_state is not None
-            frame = observation.frames[0, -1].numpy().copy()
-            simulated = Simulated(frame, observation.sim_state[0].clone(), success=False)
-        observation = replace(observation, sim_state=None)
+            simulated = Simulated(self._show(observation.frames), observation.sim_state[0].clone(), success=False)
+        observation = replace(observation.with_cameras(self.spec.robot.camera_names), sim_state=None)
         key = torch.tensor([derive_seed(self._seed, "play", start)])
         self._state = self.world_model.start(observation, key)
-        frame = observation.frames[0, -1].numpy().copy()
-        self.moments = [Moment(ROOT, frame, _keep(self._state, {}), 0.0, float("inf"), simulated)]
+        frames = self._show(observation.frames)
+        self.moments = [Moment(ROOT, frames, _keep(self._state, {}), 0.0, float("inf"), simulated)]
         self.now, self.start, self._now_simulated, self._now_imagined = 0, start, 0, 0
+        self.task, self.instruction = observation.task[0], observation.instruction[0]
 
     def step(self, action: list[float]) -> None:
         """One frame further by s times the same action, [A] in shares of the bounds: -1 the lowest, 1 the highest."""
@@ -112,9 +131,9 @@ class PlaySession:
             psnr_db = float(chunk.expected_psnr_db[0, -1]) - self.calibration.psnr_bias_db
         moment = Moment(
             parent=self.now,
-            frame=chunk.frames[0, -1].cpu().numpy(),
+            frames=self._show(chunk.frames),
             state=_keep(state, here.state),
-            success_prob=float(self.calibration.probability(chunk.success_logit)[0, -1]),
+            success_prob=float(self.calibration.probability(chunk.success_logit[0, -1])),
             expected_psnr_db=psnr_db,
             simulated=self._simulate(actions),
         )
@@ -154,34 +173,51 @@ class PlaySession:
         if self.simulator is not None:
             self.simulator.close()
 
+    def sim_state(self, moment: int) -> InitialStates:
+        """What to reset the simulator to for the moment numbered ``moment``; raises ``ValueError`` without one."""
+        simulated = self.moments[moment].simulated
+        if simulated is None or self._initial_states is None:
+            raise ValueError(f"moment {moment} was not simulated")
+        return replace(self._initial_states.select([self.start]), states=simulated.state[None])
+
+    def _draw_initial_states(self, simulator: TaskSimulator) -> InitialStates:
+        """``NUM_STATES`` of each task of the world model, task after task."""
+        return InitialStates.cat(
+            [simulator.draw_initial_states(task, "train", NUM_STATES, self._seed) for task in self.spec.task_ids]
+        )
+
+    def _show(self, frames: dict[str, Tensor]) -> Frames:
+        """The last of the only row's ``frames`` [1, n, h, w, 3], of the cameras that the world model imagines."""
+        return {name: frames[name][0, -1].cpu().numpy().copy() for name in self.spec.robot.camera_names}
+
     def _scale(self, action: list[float]) -> Tensor:
         """f32 [1, s, A] in environment units."""
-        names = self.spec.action_names
+        names = self.spec.robot.action_names
         if not isinstance(action, list) or len(action) != len(names):
             raise WorldloopError(f"an action is {len(names)} numbers: {', '.join(names)}")
         for name, value in zip(names, action, strict=True):
             if not isinstance(value, int | float) or isinstance(value, bool) or not -1 <= value <= 1:  # NaN is not
                 raise WorldloopError(f"action {name!r} is {value!r}, allowed: -1 to 1")
         share = (torch.tensor(action, dtype=torch.float32) + 1) / 2
-        low, high = torch.tensor(self.spec.action_low), torch.tensor(self.spec.action_high)
+        low, high = torch.tensor(self.spec.robot.action_low), torch.tensor(self.spec.robot.action_high)
         return (low + share * (high - low)).expand(1, self.spec.actions_per_frame, -1).contiguous()
 
     def _simulate(self, actions: Tensor) -> Simulated | None:
-        """The simulator's next moment; one that fails is left out for the rest of the game, and says why."""
+        """The simulator's next moment; one that fails is left out from then on, and says why."""
         before = self.moments[self.now].simulated
         if self.simulator is None or before is None:
             return None
         try:
             if self._now_simulated != self.now:
-                self.simulator.reset(before.state[None])
+                self.simulator.reset(self.sim_state(self.now))
             step = self.simulator.step_chunk(actions)
         except Exception as error:  # a renderer may raise anything; the imagined game goes on
             self.simulator_error = f"the simulator failed: {error}"
-            self.simulator = None
+            self.simulator = self._initial_states = None
             return None
         assert step.sim_states is not None
         success = before.success or bool(step.success[0, -1])
-        return Simulated(step.frames[0, -1].numpy().copy(), step.sim_states[0, -1].clone(), success)
+        return Simulated(self._show(step.frames), step.sim_states[0, -1].clone(), success)
 
 
 def _keep(state: Any, before: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,19 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldloop.core.types import OUTCOMES
+from worldloop.reporting.records import Record, list_judged_sources, list_tasks, name_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"success": "#2a9d5c", "near_success": "#e0a526", "failure": "#b9483f"}
+AucPoint = tuple[int, dict[str, float | None]]  # iteration and estimate
 LINES = {"on_policy": "#1f6fb2", "scripted": "#8c9aa8", "recorded": "#1f6fb2"}
-
-
-def list_judged_sources(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Sources whose reward alignment was measured, the policy's own last."""
-    alignment = record.get("reward_alignment") or {}
-    found = [(name, figures) for name, figures in alignment.items() if isinstance(figures, dict)]
-    return sorted(found, key=lambda item: item[0] == "on_policy")
 
 
 def draw[T](chart: Callable[[Axes, T], bool], data: T) -> str:
@@ -45,7 +40,7 @@ def draw[T](chart: Callable[[Axes, T], bool], data: T) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def draw_success(axes: Axes, records: list[dict[str, Any]]) -> bool:
+def draw_success(axes: Axes, records: list[Record]) -> bool:
     drawn = False
     for name, label, colour in (
         ("simulated_success", "simulated", "#1f6fb2"),
@@ -57,31 +52,79 @@ def draw_success(axes: Axes, records: list[dict[str, Any]]) -> bool:
             rate = np.array([p["rate"] for _, p in points])
             error = [rate - [p["low"] for _, p in points], [p["high"] for _, p in points] - rate]
             axes.errorbar([x for x, _ in points], rate, yerr=error, marker="o", capsize=3, color=colour, label=label)
-    axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1), xticks=[r["iteration"] for r in records])
-    axes.legend(frameon=False)
+    _label_success(axes, records)
     return drawn
 
 
-def draw_auc(axes: Axes, records: list[dict[str, Any]]) -> bool:
-    points: dict[str, list[tuple[int, dict[str, float | None]]]] = {}
+def draw_success_by_task(axes: Axes, records: list[Record]) -> bool:
+    """Success in the simulator, a line for each of several tasks."""
+    tasks = name_tasks(records)
+    if not tasks:
+        return False
+    for colour, task in zip(_colour(tasks), tasks, strict=True):
+        points = [(r["iteration"], list_tasks(r).get(task, {}).get("simulated_success")) for r in records]
+        known = [(iteration, rate) for iteration, rate in points if rate]
+        rate, low, high = (np.array([r[key] for _, r in known]) for key in ("rate", "low", "high"))
+        x = [iteration for iteration, _ in known]
+        axes.errorbar(x, rate, yerr=[rate - low, high - rate], marker="o", capsize=3, color=colour, label=task)
+    _label_success(axes, records)
+    return True
+
+
+def _label_success(axes: Axes, records: list[Record]) -> None:
+    axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1), xticks=[r["iteration"] for r in records])
+    axes.legend(frameon=False)
+
+
+def _colour(tasks: list[str]) -> list[Any]:
+    """A colour for each."""
+    import matplotlib
+
+    colours = matplotlib.colormaps["tab10" if len(tasks) <= 10 else "tab20"]
+    return [colours(number % colours.N) for number in range(len(tasks))]
+
+
+def draw_auc(axes: Axes, records: list[Record]) -> bool:
+    points: dict[str, list[AucPoint]] = {}
     for record in records:
         for source, figures in list_judged_sources(record):
             if figures["auc"]:
                 points.setdefault(source, []).append((record["iteration"], figures["auc"]))
     for source, values in points.items():
-        # A bound that is null, since hardly any resample has both outcomes, is NaN here and not drawn.
-        auc, low, high = (np.array([v[key] for _, v in values], dtype=float) for key in ("value", "low", "high"))
-        error = [auc - low, high - auc]
-        x = [i for i, _ in values]
-        axes.errorbar(x, auc, yerr=error, marker="o", capsize=3, color=LINES[source], label=source)
-    axes.axhline(0.5, color="#c8d0d8", lw=1, ls="--")
-    axes.set(xlabel="iteration", ylabel="AUC of the reward head", ylim=(0.45, 1.01))
-    axes.set_xticks([r["iteration"] for r in records if list_judged_sources(r)])
-    axes.legend(frameon=False)
+        _draw_auc_line(axes, values, source, LINES[source])
+    _label_auc(axes, records, "AUC of the reward head")
     return bool(points)
 
 
-def draw_precision_recall(axes: Axes, records: list[dict[str, Any]]) -> bool:
+def draw_auc_by_task(axes: Axes, records: list[Record]) -> bool:
+    """Of the source that the headline looks at, a line for each of several tasks."""
+    checked = [r for r in records if list_judged_sources(r)]
+    tasks = name_tasks(checked)
+    if not tasks:
+        return False
+    source = list_judged_sources(checked[-1])[-1][0]
+    for colour, task in zip(_colour(tasks), tasks, strict=True):
+        own = [(r["iteration"], dict(list_judged_sources(list_tasks(r).get(task, {}))).get(source)) for r in checked]
+        _draw_auc_line(axes, [(i, figures["auc"]) for i, figures in own if figures and figures["auc"]], task, colour)
+    _label_auc(axes, records, f"AUC of the reward head, {source}")
+    return True
+
+
+def _draw_auc_line(axes: Axes, values: list[AucPoint], label: str, colour: Any) -> None:
+    # A bound that is null, since hardly any resample has both outcomes, is NaN here and not drawn.
+    auc, low, high = (np.array([v[key] for _, v in values], dtype=float) for key in ("value", "low", "high"))
+    error = [auc - low, high - auc]
+    axes.errorbar([i for i, _ in values], auc, yerr=error, marker="o", capsize=3, color=colour, label=label)
+
+
+def _label_auc(axes: Axes, records: list[Record], text: str) -> None:
+    axes.axhline(0.5, color="#c8d0d8", lw=1, ls="--")
+    axes.set(xlabel="iteration", ylabel=text, ylim=(0.45, 1.01))
+    axes.set_xticks([r["iteration"] for r in records if list_judged_sources(r)])
+    axes.legend(frameon=False)
+
+
+def draw_precision_recall(axes: Axes, records: list[Record]) -> bool:
     checked = [r for r in records if list_judged_sources(r)]
     for source, figures in list_judged_sources(checked[-1]) if checked else []:
         curve = figures["precision_recall_curve"]
@@ -94,7 +137,7 @@ def draw_precision_recall(axes: Axes, records: list[dict[str, Any]]) -> bool:
     return bool(checked)
 
 
-def draw_calibration(axes: Axes, records: list[dict[str, Any]]) -> bool:
+def draw_calibration(axes: Axes, records: list[Record]) -> bool:
     checked = [r for r in records if list_judged_sources(r)]
     drawn = False
     axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
@@ -111,7 +154,7 @@ def draw_calibration(axes: Axes, records: list[dict[str, Any]]) -> bool:
     return drawn
 
 
-def draw_horizon(axes: Axes, records: list[dict[str, Any]]) -> bool:
+def draw_horizon(axes: Axes, records: list[Record]) -> bool:
     checked = [r for r in records if list_judged_sources(r)]
     for source, _ in list_judged_sources(checked[-1]) if checked else []:
         check = checked[-1]["world_model_check"][source]

@@ -1,4 +1,7 @@
-"""How the check of a world model is shown: log lines, TensorBoard's scalars, curves and videos, the card's summary."""
+"""How the check of a world model is shown: log lines, TensorBoard's scalars, curves and videos, the card's summary.
+
+A check is one per task (task -> `WorldModelCheck`). What is shown first is the mean over tasks, then each of them.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.images import draw_level
-from worldloop.core.interfaces import Writer
+from worldloop.core.images import draw_level, join_views
+from worldloop.core.interfaces import Reporter, Writer
 from worldloop.core.statistics import Estimate
 from worldloop.core.success import Calibration
 from worldloop.core.types import Outcome
 from worldloop.evaluation.alignment import Alignment
-from worldloop.evaluation.judgement import Judgement, WorldModelCheck
+from worldloop.evaluation.average import average_checks
+from worldloop.evaluation.by_task import find_worst, make_record_by_task
+from worldloop.evaluation.judgement import Judgement, OverallFidelity, WorldModelCheck
 from worldloop.evaluation.open_loop import ImaginedEpisodes
 
+Checks = Mapping[str, WorldModelCheck]  # task -> its check
+Videos = Mapping[str, Mapping[str, "tuple[Video, ...]"]]  # task -> source -> what is shown of it
+
+NAME = "check_world_model"  # of the stage, and of its folder and tags in TensorBoard
 GREEN, RED = (60, 200, 90), (210, 70, 60)
 ALWAYS_REPORTED = ("scripted", "on_policy")  # sources that are null with a reason where there are no episodes
 
@@ -41,12 +50,31 @@ class Video:
         return dict(vars(self))
 
 
-def describe_check(check: WorldModelCheck) -> list[str]:
-    """The lines of the log: two for each source, and why the model is not trusted."""
+def describe_checks(checks: Checks) -> list[str]:
+    """The lines of the log: two for each source, one for each of several tasks, and why a task is not trusted."""
     lines = []
-    for name, judgement in check.judgements.items():
-        lines += [f"{name}: {describe_alignment(judgement.alignment)}", f"{name}: {describe_judgement(judgement)}"]
-    return lines if check.trust.is_trusted else [*lines, f"not good enough: {check.trust.reason}"]
+    for source, judgement in average_checks(checks).judgements.items():
+        alignment, others = describe_alignment(judgement.alignment), describe_judgement(judgement)
+        lines += [f"{source}: {alignment}", f"{source}: {others}"]
+        lines += _describe_tasks(source, checks) if len(checks) > 1 else []
+    for task, check in checks.items():
+        if not check.trust.is_trusted:
+            which = f" for {task}" if len(checks) > 1 else ""
+            lines.append(f"not good enough{which}: {check.trust.reason}")
+    return lines
+
+
+def _describe_tasks(source: str, checks: Checks) -> list[str]:
+    """E.g. ``on_policy, PullCube-v1: auc 0.843 (0.710-0.932), psnr_db 24.1, the worst``."""
+    judged = {task: check.judgements[source] for task, check in checks.items() if source in check.judgements}
+    auc = {task: judgement.alignment.auc for task, judgement in judged.items()}
+    worst = find_worst({task: figure.value if figure else None for task, figure in auc.items()})
+    lines = []
+    for task, judgement in judged.items():
+        psnr = judgement.fidelity.psnr_db.mean
+        figures = f"auc {judgement.alignment.auc or '-'}" + ("" if psnr is None else f", psnr_db {psnr.value:.1f}")
+        lines.append(f"{source}, {task}: {figures}" + (", the worst" if task == worst else ""))
+    return lines
 
 
 def describe_alignment(alignment: Alignment) -> str:
@@ -85,34 +113,54 @@ def list_scalars(judgement: Judgement) -> dict[str, float]:
     return {name: f.value for name, f in figures.items() if f is not None and not np.isnan(f.value)}
 
 
-def summarise_for_card(check: WorldModelCheck) -> dict[str, Any]:
-    """By source, what a reader of the checkpoint alone wants to know."""
+def summarise_for_card(checks: Checks) -> dict[str, Any]:
+    """By source, what a reader of the checkpoint alone wants to know; ``tasks`` has the same of each of several."""
+    tasks = {task: _summarise(check.judgements) for task, check in checks.items()}
+    return make_record_by_task(_summarise(average_checks(checks).judgements), tasks)
+
+
+def _summarise(judgements: Mapping[str, Judgement]) -> dict[str, Any]:
     chosen = ("n", "auc", "balanced_accuracy", "expected_calibration_error")
     summary = {}
-    for name, judgement in check.judgements.items():
+    for name, judgement in judgements.items():
         alignment = judgement.alignment.to_dict()
         summary[name] = {figure: alignment[figure] for figure in chosen} | list_scalars(judgement)
     return summary
 
 
-def make_record(check: WorldModelCheck, videos: Mapping[str, tuple[Video, ...]]) -> dict[str, Any]:
-    """What results.json keeps of the check and of the ``videos`` of each source."""
+def make_record(checks: Checks, videos: Videos) -> dict[str, Any]:
+    """What results.json keeps of the checks, and of the ``videos`` of each task."""
+    tasks = {}
+    for task, check in checks.items():
+        tasks[task] = _record(check.judgements, check.fidelity)
+        for source, shown in videos[task].items():
+            tasks[task]["world_model_check"][source]["videos"] = [video.to_dict() for video in shown]
+    if len(tasks) == 1:
+        return next(iter(tasks.values()))
+    average = average_checks(checks)
+    return make_record_by_task(_record(average.judgements, average.fidelity), tasks)
+
+
+def _record(judgements: Mapping[str, Judgement], fidelity: OverallFidelity) -> dict[str, Any]:
     missing: dict[str, Any] = {}
     for name in ALWAYS_REPORTED:
-        if name not in check.judgements:
+        if name not in judgements:
             missing |= {name: None, f"{name}_reason": "no validation episodes of this source"}
-    alignment = {name: judgement.alignment.to_dict() for name, judgement in check.judgements.items()}
-    figures = {
-        name: judgement.to_dict() | {"videos": [video.to_dict() for video in videos[name]]}
-        for name, judgement in check.judgements.items()
-    }
+    alignment = {name: judgement.alignment.to_dict() for name, judgement in judgements.items()}
+    figures = {name: judgement.to_dict() for name, judgement in judgements.items()}
     record = {"reward_alignment": missing | alignment, "world_model_check": missing | figures}
-    return record | check.fidelity.to_dict()
+    return record | fidelity.to_dict()
 
 
-def choose_all_videos(check: WorldModelCheck, num_videos: int) -> dict[str, tuple[Video, ...]]:
-    """`choose_videos` of every source."""
-    return {name: choose_videos(episodes, check.calibration, num_videos) for name, episodes in check.imagined.items()}
+def choose_all_videos(checks: Checks, num_videos: int) -> dict[str, dict[str, tuple[Video, ...]]]:
+    """`choose_videos` of every task and source."""
+    return {
+        task: {
+            source: choose_videos(episodes, check.calibration, num_videos)
+            for source, episodes in check.imagined.items()
+        }
+        for task, check in checks.items()
+    }
 
 
 def choose_videos(episodes: ImaginedEpisodes, calibration: Calibration, num_videos: int) -> tuple[Video, ...]:
@@ -143,26 +191,43 @@ def choose_videos(episodes: ImaginedEpisodes, calibration: Calibration, num_vide
 def draw_video(episodes: ImaginedEpisodes, row: int, calibration: Calibration) -> Tensor:
     """u8 [F, h, 2 w, 3]: imagined frames on the left, simulated ones on the right.
 
-    The bar above the imagined frames is their calibrated success probability, green from the threshold on; that above
-    the simulated ones is full once the episode has succeeded.
+    With several cameras their views are side by side, and the imagined ones are above the simulated ones, u8
+    [F, 2 h, all w, 3]. The bar above the imagined frames is their calibrated success probability, green from the
+    threshold on; that above the simulated ones is full once the episode has succeeded.
     """
     branches, truth = episodes.branches, episodes.branches.truth
     length = int(truth.valid[row].sum())
-    frames, level = branches.frames[row, :length], calibration.probability(branches.logit[row, :length])
+    level = calibration.probability(branches.logit[row, :length])
     counts = (level >= calibration.threshold)[:, None, None, None]
+    frames, true_frames = (
+        join_views([views[camera][row, :length] for camera in branches.frames])
+        for views in (branches.frames, truth.frames)
+    )
     imagined = torch.where(counts, draw_level(frames, level, GREEN), draw_level(frames, level, RED))
-    simulated = draw_level(truth.frames[row, :length], truth.success[row, :length], GREEN)
-    return torch.cat([imagined, simulated], dim=2)
+    simulated = draw_level(true_frames, truth.success[row, :length], GREEN)
+    return torch.cat([imagined, simulated], dim=2 if len(branches.frames) == 1 else 1)
 
 
-def write_check(
-    writer: Writer, iteration: int, check: WorldModelCheck, videos: Mapping[str, tuple[Video, ...]], fps: float
-) -> None:
-    """Scalars, precision-recall and calibration curves and ``videos`` of every source, at step ``iteration``."""
-    for name, judgement in check.judgements.items():
-        tag, episodes = f"check_world_model/{name}", check.imagined[name]
-        writer.scalars(iteration, {f"{tag}_{k}": v for k, v in list_scalars(judgement).items()})
-        writer.judgement(tag, iteration, judgement.success.probability, episodes.is_success)
-        for video in videos[name]:
-            frames = draw_video(episodes, video.row, check.calibration)
-            writer.video(f"{tag}_{video.name}", iteration, frames, fps)
+def write_check(reporter: Reporter, iteration: int, checks: Checks, videos: Videos, fps: float) -> None:
+    """Scalars, precision-recall and calibration curves and ``videos`` of every source, at step ``iteration``.
+
+    With several tasks the figures are their means, and each task has the same tags in a run of its own.
+    """
+    if len(checks) > 1:
+        average = average_checks(checks)
+        with reporter.writer(NAME, purge_step=iteration) as writer:
+            for source, judgement in average.judgements.items():
+                _write_figures(writer, iteration, source, judgement, average.is_success[source])
+    for task, check in checks.items():
+        with reporter.writer(NAME if len(checks) == 1 else f"{NAME}/{task}", purge_step=iteration) as writer:
+            for source, episodes in check.imagined.items():
+                _write_figures(writer, iteration, source, check.judgements[source], episodes.is_success)
+                for video in videos[task][source]:
+                    frames = draw_video(episodes, video.row, check.calibration)
+                    writer.video(f"{NAME}/{source}_{video.name}", iteration, frames, fps)
+
+
+def _write_figures(writer: Writer, iteration: int, source: str, judgement: Judgement, is_success: np.ndarray) -> None:
+    tag = f"{NAME}/{source}"
+    writer.scalars(iteration, {f"{tag}_{name}": value for name, value in list_scalars(judgement).items()})
+    writer.judgement(tag, iteration, judgement.success.probability, is_success)

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from worldloop import __version__
 from worldloop.core.files import read_json, write_file
 from worldloop.core.types import OUTCOMES
+from worldloop.core.version import __version__
 from worldloop.reporting.charts import (
     draw,
     draw_auc,
+    draw_auc_by_task,
     draw_calibration,
     draw_horizon,
     draw_precision_recall,
     draw_sans,
     draw_success,
+    draw_success_by_task,
     draw_time,
+)
+from worldloop.reporting.records import (
+    Record,
+    find_worst_task,
     list_judged_sources,
+    list_tasks,
+    name_tasks,
+    read_auc,
+    read_success,
 )
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
+
+DASH = "\u2013"
+INDENT = "\u2003"
 
 
 def write_html_report(run_dir: Path, out: Path) -> None:
@@ -46,14 +61,18 @@ def write_html_report(run_dir: Path, out: Path) -> None:
     template = Environment(autoescape=select_autoescape(default=True)).from_string(page)
     html = template.render(
         name=run_dir.resolve().name,
-        task=OmegaConf.select(config, f"{section}.task") or source,
+        task=", ".join(OmegaConf.select(config, f"{section}.tasks") or [])
+        or OmegaConf.select(config, f"{section}.task")  # in runs of before there were several
+        or source,
         state="finished" if not state.next_stage else f"next: {state.next_stage} of iteration {state.iteration}",
         version=__version__,
         commit=commit,
         cards=make_cards(records, timings),
         charts={
             "success": draw(draw_success, records),
+            "success_by_task": draw(draw_success_by_task, records),
             "auc": draw(draw_auc, records),
+            "auc_by_task": draw(draw_auc_by_task, records),
             "precision_recall": draw(draw_precision_recall, records),
             "calibration": draw(draw_calibration, records),
             "horizon": draw(draw_horizon, records),
@@ -66,6 +85,8 @@ def write_html_report(run_dir: Path, out: Path) -> None:
         stages=tabulate_stages(timings),
         sans=[["source, iteration", *OUTCOMES], *([name, *(row[o] for o in OUTCOMES)] for name, row in counts.items())],
         videos=videos,
+        cameras=list_cameras(records),
+        is_plural=bool(name_tasks(records)),
         no_videos=no_videos,
         config=config_yaml,
         environment=environment.read_text() if environment.is_file() else "",
@@ -76,18 +97,19 @@ def write_html_report(run_dir: Path, out: Path) -> None:
 def show(figures: dict[str, Any] | None, name: str, style: str = ".3f") -> str:
     """``0.680 (0.612 to 0.741)``, without bounds that are null, or a dash."""
     if not figures or figures.get(name) is None:
-        return "\u2013"
+        return DASH
     value = f"{figures[name]:{style}}"
     return value if figures["low"] is None else f"{value} ({figures['low']:{style}} to {figures['high']:{style}})"
 
 
-def make_cards(records: list[dict[str, Any]], timings: list[dict[str, Any]]) -> list[dict[str, str]]:
+def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dict[str, str]]:
     """What to know first, each ``{title, value, note}``; what was not measured is left out."""
     cards = []
     evaluated = [r for r in records if r.get("simulated_success")]
     if evaluated:
         success, gain = evaluated[-1]["simulated_success"], evaluated[-1]["paired_gain"]
-        cards.append(("success in the simulator", f"{success['rate']:.1%}", f"{success['k']} of {success['n']} states"))
+        note = f"{success['k']} of {success['n']} states" + _name_worst(evaluated[-1], read_success, ".1%")
+        cards.append(("success in the simulator", f"{success['rate']:.1%}", note))
         if gain and evaluated[-1]["iteration"]:
             note = f"95 %: {gain['low']:+.3f} to {gain['high']:+.3f}"
             cards.append(("gain over the clone", f"{gain['gain']:+.3f}", note))
@@ -96,6 +118,7 @@ def make_cards(records: list[dict[str, Any]], timings: list[dict[str, Any]]) -> 
         source, figures = list_judged_sources(checked[-1])[-1]
         if figures["auc"]:
             note = f"{source}, {show(figures['auc'], 'value')}, n {figures['n']}"
+            note += _name_worst(checked[-1], partial(read_auc, source=source), ".3f")
             cards.append(("the reward head's AUC", f"{figures['auc']['value']:.3f}", note))
     optimism = [r["imagined_minus_simulated"] for r in records if r.get("imagined_minus_simulated")]
     if optimism:
@@ -107,44 +130,81 @@ def make_cards(records: list[dict[str, Any]], timings: list[dict[str, Any]]) -> 
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
 
 
-def tabulate_success(records: list[dict[str, Any]]) -> list[list[str]]:
-    rows = [["iteration", "simulated success", "", "gain over the clone", "imagined success", "promoted"]]
-    for record in records:
+def _name_worst(record: Record, read: Callable[[Record], float | None], style: str) -> str:
+    """E.g. ``; worst: PullCube-v1, 30.0%``; nothing where no task is worse than another."""
+    worst = find_worst_task(record, read)
+    return "" if worst is None else f"; worst: {worst}, {read(list_tasks(record)[worst]):{style}}"
+
+
+def tabulate_success(records: list[Record]) -> list[list[str]]:
+    """With several tasks the mean and each of them; what the policy does when told another task, where it was told."""
+    swaps = any(record.get("swapped_success") for record in records)
+    header = ["iteration", "simulated success", "", "gain over the clone", "imagined success", "promoted"]
+    rows = [[*header, *(["told to do another task"] if swaps else [])]]
+
+    def show_success(record: Record, iteration: int, promoted: str) -> list[str]:
         success = record.get("simulated_success")
-        promoted = {True: "yes", False: "rolled back", None: "\u2013"}[record.get("promoted")]
-        rows.append(
-            [
-                str(record["iteration"]),
-                show(success, "rate"),
-                f"{success['k']}/{success['n']}" if success else "",
-                show(record.get("paired_gain"), "gain", "+.3f") if record["iteration"] else "\u2013",
-                show(record.get("imagined_success"), "rate"),
-                promoted,
-            ]
-        )
+        cells = [
+            show(success, "rate"),
+            f"{success['k']}/{success['n']}" if success else "",
+            show(record.get("paired_gain"), "gain", "+.3f") if iteration else DASH,
+            show(record.get("imagined_success"), "rate"),
+            promoted,
+        ]
+        return cells + ([show(record.get("swapped_success"), "rate")] if swaps else [])
+
+    for record in records:
+        iteration, worst = record["iteration"], find_worst_task(record, read_success)
+        promoted = {True: "yes", False: "rolled back", None: DASH}[record.get("promoted")]
+        rows.append([str(iteration), *show_success(record, iteration, promoted)])
+        for task, own in list_tasks(record).items():
+            rows.append([_name(task, worst), *show_success(own, iteration, "")])
     return rows
 
 
-def tabulate_trust(records: list[dict[str, Any]]) -> list[list[str]]:
-    rows = [["iteration", "episodes", "n", "AUC", "balanced accuracy", "calibration error", "PSNR, dB"]]
+def tabulate_trust(records: list[Record]) -> list[list[str]]:
+    """With several tasks the mean and each of them; with several cameras the PSNR of each of them, too."""
+    cameras = list_cameras(records)
+    header = ["iteration", "episodes", "n", "AUC", "balanced accuracy", "calibration error", "PSNR, dB"]
+    rows = [[*header, *(f"{camera}, dB" for camera in cameras)]]
+
+    def show_trust(record: Record, source: str, figures: Record) -> list[str]:
+        check = record["world_model_check"][source]
+        psnr = [check.get(name) or {} for name in ("psnr_db", *(f"psnr_db/{camera}" for camera in cameras))]
+        return [
+            source,
+            str(figures["n"]),
+            show(figures["auc"], "value"),
+            show(figures["balanced_accuracy"], "value"),
+            show(figures["expected_calibration_error"], "value"),
+            *(show(metric.get("mean"), "value", ".1f") for metric in psnr),
+        ]
+
     for record in records:
         for source, figures in list_judged_sources(record):
-            psnr = (record["world_model_check"][source]["psnr_db"] or {}).get("mean")
-            rows.append(
-                [
-                    str(record["iteration"]),
-                    source,
-                    str(figures["n"]),
-                    show(figures["auc"], "value"),
-                    show(figures["balanced_accuracy"], "value"),
-                    show(figures["expected_calibration_error"], "value"),
-                    show(psnr, "value", ".1f"),
-                ]
-            )
+            rows.append([str(record["iteration"]), *show_trust(record, source, figures)])
+            worst = find_worst_task(record, partial(read_auc, source=source))
+            for task, own in list_tasks(record).items():
+                if source in (judged := dict(list_judged_sources(own))):
+                    rows.append([_name(task, worst), *show_trust(own, source, judged[source])])
     return rows
 
 
-def tabulate_cost(records: list[dict[str, Any]], timings: list[dict[str, Any]]) -> list[list[str]]:
+def list_cameras(records: list[Record]) -> list[str]:
+    """Those whose frames were judged apart, as they are where there are several."""
+    checked = [r for r in records if list_judged_sources(r)]
+    if not checked:
+        return []
+    metrics = checked[-1]["world_model_check"][list_judged_sources(checked[-1])[0][0]]
+    return [name.removeprefix("psnr_db/") for name in metrics if name.startswith("psnr_db/")]
+
+
+def _name(task: str, worst: str | None) -> str:
+    """Of a row below that of all tasks."""
+    return f"{INDENT}{task}" + (" (worst)" if task == worst else "")
+
+
+def tabulate_cost(records: list[Record], timings: list[dict[str, Any]]) -> list[list[str]]:
     rows = [
         ["iteration", "minutes", "simulator steps so far", "imagined frames", "imagined frames/s", "peak memory, MiB"]
     ]
@@ -157,8 +217,8 @@ def tabulate_cost(records: list[dict[str, Any]], timings: list[dict[str, Any]]) 
                 str(record["iteration"]),
                 f"{sum(t['seconds'] for t in mine) / 60:.1f}",
                 f"{record.get('env_steps') or 0:,}",
-                f"{frames:,}" if frames else "\u2013",
-                f"{frames / seconds:,.0f}" if frames and seconds else "\u2013",
+                f"{frames:,}" if frames else DASH,
+                f"{frames / seconds:,.0f}" if frames and seconds else DASH,
                 f"{max((t['peak_memory_mib'] for t in mine), default=0):,}",
             ]
         )
@@ -176,22 +236,28 @@ def tabulate_stages(timings: list[dict[str, Any]]) -> list[list[str]]:
                 stage,
                 f"{sum(t['seconds'] for t in mine) / 60:.1f}",
                 f"{max(t['peak_memory_mib'] for t in mine):,}",
-                f"{gpu:,}" if gpu else "\u2013",
+                f"{gpu:,}" if gpu else DASH,
             ]
         )
     return rows
 
 
 def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
-    """``source, iteration`` -> outcome -> episodes of the SANS version called ``version``, in order of collection."""
+    """``source, iteration`` -> outcome -> episodes of the SANS version called ``version``, in order of collection.
+
+    Of several tasks each is counted apart: ``task, source, iteration``.
+    """
+    metas = store.metas(store.version(version)) if version else []
+    is_plural = len({meta.task for meta in metas}) > 1
     counts: dict[str, dict[str, int]] = {}
-    for meta in store.metas(store.version(version)) if version else []:
-        row = counts.setdefault(f"{meta.source}, {meta.iteration}", dict.fromkeys(OUTCOMES, 0))
+    for meta in metas:
+        name = f"{meta.source}, {meta.iteration}"
+        row = counts.setdefault(f"{meta.task}, {name}" if is_plural else name, dict.fromkeys(OUTCOMES, 0))
         row[meta.outcome] += 1
     return counts
 
 
-def find_videos(log_dir: Path, records: list[dict[str, Any]]) -> tuple[list[dict[str, str]], str]:
+def find_videos(log_dir: Path, records: list[Record]) -> tuple[list[dict[str, str]], str]:
     """GIFs of the last check, as ``{data (base64), caption}``, and why there are none."""
     checked = [r for r in records if list_judged_sources(r)]
     if not checked:
@@ -200,15 +266,26 @@ def find_videos(log_dir: Path, records: list[dict[str, Any]]) -> tuple[list[dict
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
         return [], "tensorboard is not installed (pip install 'worldloop[dashboard]')"
-    events = EventAccumulator(str(log_dir / "check_world_model"), size_guidance={"images": 0})
+    videos = []
+    iteration, tasks = checked[-1]["iteration"], list_tasks(checked[-1])
+    for task, record in tasks.items() or (("", checked[-1]),):
+        folder = log_dir / "check_world_model" / task
+        if folder.is_dir():
+            videos += _read_videos(EventAccumulator(str(folder), size_guidance={"images": 0}), record, iteration, task)
+    return videos, "none were kept (check_world_model.num_videos)"
+
+
+def _read_videos(events: Any, record: Record, iteration: int, task: str) -> list[dict[str, str]]:
+    """Those of ``record``, of the task of that name where there are several."""
     events.Reload()
     tags = set(events.Tags()["images"])
     videos = []
-    for source, _ in reversed(list_judged_sources(checked[-1])):
-        for video in checked[-1]["world_model_check"][source].get("videos", []):
+    for source, _ in reversed(list_judged_sources(record)):
+        for video in record["world_model_check"][source].get("videos", []):
             tag = f"check_world_model/{source}_{video['name']}"
-            shown = [e for e in (events.Images(tag) if tag in tags else []) if e.step == checked[-1]["iteration"]]
+            shown = [e for e in (events.Images(tag) if tag in tags else []) if e.step == iteration]
             caption = f"{source}, {video['name'].split('_')[0]}: simulated {video['outcome']}, ".replace("_", "-")
             caption += f"imagined success {video['imagined_success']:.2f} (episode {video['episode']})"
+            caption = f"{task}, {caption}" if task else caption
             videos += [{"data": base64.b64encode(e.encoded_image_string).decode(), "caption": caption} for e in shown]
-    return videos, "none were kept (check_world_model.num_videos)"
+    return videos

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from worldloop.core.statistics import Estimate
-from worldloop.evaluation.student import StudentComparison
+from worldloop.evaluation.by_task import ByTask, make_record_by_task
+from worldloop.evaluation.student import Loss, StudentComparison
+
+
+def make_student_record(compared: ByTask[StudentComparison], accepted: bool, num_sampler_steps: int) -> dict[str, Any]:
+    """What results.json keeps: ``distillation``, over all tasks and in each."""
+    outcome = {"accepted": accepted, "num_sampler_steps": num_sampler_steps}
+    tasks = {task: {"distillation": comparison.to_dict()} for task, comparison in compared.tasks.items()}
+    return make_record_by_task({"distillation": compared.overall.to_dict() | outcome}, tasks)
 
 
 def describe_accepted(comparison: StudentComparison) -> str:
@@ -12,12 +22,14 @@ def describe_accepted(comparison: StudentComparison) -> str:
     return f"accepted, AUC {auc}, PSNR {psnr_db} dB, n {comparison.n}"
 
 
-def describe_refused(comparison: StudentComparison, name: str, allowed: float) -> str:
-    """Why the student is refused: what `StudentComparison.find_loss` found, and how much may be lost of it."""
-    difference: Estimate | None = getattr(comparison, name)
+def describe_refused(compared: ByTask[StudentComparison], loss: Loss, allowed: float) -> str:
+    """Why the student is refused: the ``loss`` that `find_loss` found, and how much may be lost of it."""
+    comparison = compared.tasks[loss.task] if loss.task else compared.overall
+    difference: Estimate | None = getattr(comparison, loss.figure)
     if difference is None:
-        return f"refused, no held-out episodes to compare its {name} on"
-    return f"refused, {name} {_show(difference)} against the teacher's, n {comparison.n}, allowed: down to {-allowed}"
+        return f"refused, no held-out episodes to compare its {loss.figure} on"
+    what = f"{loss.figure} {_show(difference)}" + (f" in {loss.task}" if loss.task else "")
+    return f"refused, {what} against the teacher's, n {comparison.n}, allowed: down to {-allowed}"
 
 
 def _show(difference: Estimate | None) -> str:

@@ -1,17 +1,15 @@
-"""Tables about runs (within 80 columns): what came out, what a run is doing, and how two of them compare."""
+"""Tables about a run (within 80 columns): what came out, and what it is doing."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from worldloop.config.loading import find_differences
 from worldloop.core.errors import WorldloopError
-from worldloop.core.statistics import Rate, paired_gain
 from worldloop.reporting.progress import format_minutes
+from worldloop.reporting.records import Record, find_worst_task, list_tasks, read_auc, read_psnr, read_success
 from worldloop.reporting.status import is_alive, read_status
 from worldloop.storage.run_directory import RunDirectory
 
@@ -19,7 +17,10 @@ SIGN_OF_LIFE_S = 120.0  # without one for longer, a run on another machine may h
 
 
 def format_report(run_dir: Path) -> str:
-    """Success per iteration with intervals, world-model figures, and where the time went."""
+    """Success per iteration with intervals, world-model figures, and where the time went.
+
+    Of several tasks first the mean, then each.
+    """
     directory = RunDirectory(run_dir)
     results = directory.read_results()
     lines = [f"{run_dir}", "", "iteration  simulated success, 95 %      gain over clone       imagined  promoted"]
@@ -27,19 +28,52 @@ def format_report(run_dir: Path) -> str:
         success, gain, imagined = entry["simulated_success"], entry["paired_gain"], entry["imagined_success"]
         cells = [
             f"{entry['iteration']:>9}",
-            "  " + (_interval(success, "rate") if success else "-").ljust(19),
+            "  " + (show_interval(success, "rate") if success else "-").ljust(19),
             (f"{success['k']}/{success['n']}" if success else "").ljust(9),
-            (_interval(gain, "gain", signed=True) if gain and entry["iteration"] else "-").ljust(22),
+            (show_interval(gain, "gain", signed=True) if gain and entry["iteration"] else "-").ljust(22),
             (f"{imagined['rate']:.3f}" if imagined else "-").ljust(9),
             {True: "yes", False: "no", None: "-"}[entry["promoted"]],
         ]
-        lines.append(" ".join(cells).rstrip())
-    lines += ["", *_alignment_lines(results), *_timing_lines(directory.read_timings())]
+        lines += [" ".join(cells).rstrip(), *_task_lines(entry)]
+    lines += ["", *_language_lines(results), *_alignment_lines(results), *_timing_lines(directory.read_timings())]
     lines.append(f"dashboards: tensorboard --logdir {run_dir / 'tensorboard'}")
     return "\n".join(lines)
 
 
-def _interval(figures: dict[str, Any], name: str, signed: bool = False) -> str:
+def _task_lines(entry: Record) -> list[str]:
+    """Success of each of several tasks, below that of all."""
+    worst, lines = find_worst_task(entry, read_success), []
+    for task, own in list_tasks(entry).items():
+        success, gain, imagined = (own.get(key) for key in ("simulated_success", "paired_gain", "imagined_success"))
+        cells = [
+            (show_interval(success, "rate") if success else "-").ljust(20),
+            (show_interval(gain, "gain", signed=True) if gain and entry["iteration"] else "-").ljust(23),
+            (f"{imagined['rate']:.3f}" if imagined else "-").ljust(5),
+            "worst" if task == worst else "",
+        ]
+        lines += put_name_before(" ".join(cells).rstrip(), task, 22)
+    return lines
+
+
+def put_name_before(text: str, name: str, width: int) -> list[str]:
+    """``text`` from column ``width`` on, behind the indented ``name``, or below one that is too long."""
+    start = f"  {name}"
+    return [start.ljust(width) + text] if len(start) < width else [start, " " * width + text]
+
+
+def _language_lines(results: dict[str, Any]) -> list[str]:
+    """How often a policy that was told to do another task solved this one all the same."""
+    lines = []
+    for entry in results["iterations"]:
+        if swapped := entry.get("swapped_success"):
+            rates = f"{show_interval(swapped, 'rate')} {swapped['k']}/{swapped['n']}"
+            lines.append(f"iteration {entry['iteration']}, success when told to do another task {rates}")
+            for task, own in list_tasks(entry).items():
+                lines += put_name_before(show_interval(own["swapped_success"], "rate"), task, 25)
+    return [*lines, ""] if lines else []
+
+
+def show_interval(figures: dict[str, Any], name: str, signed: bool = False) -> str:
     """``0.680 (0.612, 0.741)``; the value alone where the bounds are null, as those of a few episodes may be."""
     style = "+.3f" if signed else ".3f"
     value = f"{figures[name]:{style}}"
@@ -49,18 +83,40 @@ def _interval(figures: dict[str, Any], name: str, signed: bool = False) -> str:
 def _alignment_lines(results: dict[str, Any]) -> list[str]:
     lines = []
     for entry in results["iterations"]:
-        for source, figures in (entry["reward_alignment"] or {}).items():
-            if isinstance(figures, dict) and figures["auc"]:
-                auc, accuracy = figures["auc"], figures["balanced_accuracy"]
-                lines.append(
-                    f"world model {entry['iteration']}, {source:<9} AUC {_interval(auc, 'value')}"
-                    f" bal. acc. {accuracy['value']:.3f}, n {figures['n']}"
-                )
-        if entry.get("improvement_skipped"):
-            lines.append(f"world model {entry['iteration']}, no policy improved in it: {entry['improvement_skipped']}")
+        model, tasks = f"world model {entry['iteration']}", list_tasks(entry)
+        for source in entry["reward_alignment"] or {}:
+            if text := _show_alignment(entry, source):
+                lines.append(f"{model}, {source:<9} {text}")
+                worst = find_worst_task(entry, partial(read_auc, source=source))
+                for task, own in tasks.items():
+                    lines += put_name_before((_show_alignment(own, source) or "-") + _mark(task, worst), task, 25)
+        if skipped := entry.get("improvement_skipped"):
+            left_out = "policy improved without" if entry.get("imagined_frames") else "no policy improved in it:"
+            lines.append(f"{model}, {left_out} {skipped}")
         if entry["psnr_db"] is not None:
-            lines.append(f"world model {entry['iteration']}, PSNR {entry['psnr_db']:.1f} dB, SSIM {entry['ssim']:.3f}")
+            lines.append(f"{model}, {_show_fidelity(entry)}")
+            worst = find_worst_task(entry, read_psnr)
+            for task, own in tasks.items():
+                if own.get("psnr_db") is not None:
+                    lines += put_name_before(_show_fidelity(own) + _mark(task, worst), task, 25)
     return [*lines, ""] if lines else []
+
+
+def _show_alignment(record: Record, source: str) -> str:
+    """E.g. ``AUC 0.943 (0.910, 0.972) bal. acc. 0.850, n 50``; "" where there is no AUC."""
+    figures = (record.get("reward_alignment") or {}).get(source)
+    if not isinstance(figures, dict) or not figures["auc"]:
+        return ""
+    auc, accuracy = figures["auc"], figures["balanced_accuracy"]
+    return f"AUC {show_interval(auc, 'value')} bal. acc. {accuracy['value']:.3f}, n {figures['n']}"
+
+
+def _show_fidelity(record: Record) -> str:
+    return f"PSNR {record['psnr_db']:.1f} dB, SSIM {record['ssim']:.3f}"
+
+
+def _mark(task: str, worst: str | None) -> str:
+    return ", worst" if task == worst else ""
 
 
 def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
@@ -131,36 +187,3 @@ def _expect(status: dict[str, Any], timings: list[dict[str, Any]], now: float) -
     if not known:
         return f"{len(left)} stages to come, of which none has run yet"
     return f"about {seconds} for this and {len(known)} of {len(left)} stages to come; the others have not run yet"
-
-
-def format_comparison(a: Path, b: Path) -> str:
-    """Success of both runs on the states that both evaluated, B minus A, cost side by side, and other settings."""
-    runs = [RunDirectory(path) for path in (a, b)]
-    results = [run.read_results()["iterations"] for run in runs]
-    evaluated = [run.read_state().evaluation_success for run in runs]
-    if not all(evaluated):
-        raise WorldloopError(f"{(a, b)[bool(evaluated[0])]} has not evaluated a policy yet: nothing to compare")
-    states = [run.read_initial_states("evaluation") for run in runs]
-    shared = min(len(outcomes[0]) for outcomes in evaluated)
-    if any(s is None for s in states) or states[0].ids[:shared] != states[1].ids[:shared]:  # type: ignore[union-attr]
-        raise WorldloopError(f"{a} and {b} were evaluated on different states: they cannot be compared")
-    lines = [f"A {a}", f"B {b}", "", f"success on the same {shared} states, and B minus A, 95 %:"]
-    for iteration in range(min(len(outcomes) for outcomes in evaluated)):
-        one, other = (np.array(outcomes[iteration][:shared]) for outcomes in evaluated)
-        gain = paired_gain(one, other)
-        rates = f"{Rate.of(one).rate:.3f} {Rate.of(other).rate:.3f}"
-        difference = _interval(gain.to_dict(), "gain", signed=True)
-        chance = f"p {gain.p_value:.3f}" if gain.p_value >= 0.001 else "p < 0.001"
-        lines.append(f"  iteration {iteration}  {rates}  {difference}  {chance}")
-    lines += ["", f"{'cost so far':<28}{'A':>12}{'B':>12}"]
-    timings = [run.read_timings() for run in runs]
-    rows: list[tuple[str, list[float]]] = [
-        ("simulator steps recorded", [r[-1].get("env_steps", 0) for r in results]),
-        ("imagined frames", [sum(e.get("imagined_frames") or 0 for e in r) for r in results]),
-        ("minutes in stages", [sum(t["seconds"] for t in times) / 60 for times in timings]),
-        ("peak memory, MiB", [max((t["peak_memory_mib"] for t in times), default=0) for times in timings]),
-    ]
-    lines += [f"{name:<28}{values[0]:>12,.0f}{values[1]:>12,.0f}" for name, values in rows]
-    differences = find_differences(runs[0].read_config(), runs[1].read_config())
-    lines += ["", "settings (A -> B):" if differences else "the same settings"]
-    return "\n".join([*lines, *(f"  {difference}" for difference in differences)])

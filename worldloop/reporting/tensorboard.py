@@ -16,6 +16,7 @@ import torch
 
 from worldloop.core.files import disk_errors
 from worldloop.core.statistics import compute_reliability
+from worldloop.reporting.records import Record, list_tasks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +27,8 @@ Charts = dict[str, dict[str, tuple[str, ...]]]  # page -> chart -> (tag,) or (ta
 def plan_charts() -> Charts:
     """The custom scalars page: the questions that a person has, in order.
 
-    A chart is a line for every run that has its tag, which is how stages, sources and outcomes get colours and names:
-    each has a run of its own, see `write_iteration`.
+    A chart is a line for every run that has its tag, which is how stages, sources, outcomes and tasks get colours and
+    names: each has a run of its own, see `write_iteration`.
     """
 
     def band(tag: str) -> tuple[str, ...]:
@@ -38,6 +39,7 @@ def plan_charts() -> Charts:
         "Is the policy better?": {
             "success on evaluation states": band("loop/simulated_success_rate"),
             "gain over the clone, same states": band("loop/paired_gain"),
+            "success when told to do another task": band("loop/swapped_success_rate"),
         },
         "Can I trust the world model?": {
             "imagined and simulated success": band("success/share"),
@@ -191,7 +193,7 @@ def _quiet_thread() -> Iterator[None]:
 
 
 def write_iteration(
-    log_dir: Path, records: Sequence[dict[str, Any]], timings: list[dict[str, Any]], settings: dict[str, Any]
+    log_dir: Path, records: Sequence[Record], timings: list[dict[str, Any]], settings: dict[str, Any]
 ) -> None:
     """The last of ``records``, with its stages' ``timings`` (see docs/metrics.md), at step = iteration.
 
@@ -199,7 +201,7 @@ def write_iteration(
     """
     record, iteration = records[-1], records[-1]["iteration"]
     own = [t for t in timings if t["iteration"] == iteration]
-    by_run = cost_scalars(own) | episode_scalars(record) | trust_scalars(record)
+    by_run = cost_scalars(own) | episode_scalars(record) | trust_scalars(record) | task_scalars(record)
     seen = {tag for earlier in records for tag in headline_scalars(earlier)}
     for runs in (cost_scalars(timings), *map(episode_scalars, records), *map(trust_scalars, records)):
         seen |= {tag for values in runs.values() for tag in values}
@@ -245,7 +247,7 @@ def cost_scalars(timings: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return runs
 
 
-def episode_scalars(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+def episode_scalars(record: Record) -> dict[str, dict[str, float]]:
     """Run of an outcome -> tag -> how many such episodes the iteration recorded, scripted ones and the policy's."""
     runs: dict[str, dict[str, float]] = {}
     for source in ("scripted", "policy"):
@@ -255,7 +257,16 @@ def episode_scalars(record: dict[str, Any]) -> dict[str, dict[str, float]]:
     return runs
 
 
-def trust_scalars(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+def task_scalars(record: Record) -> dict[str, dict[str, float]]:
+    """Run of a task, in each folder -> tag -> its own figures, beside those over all tasks; none with one task."""
+    runs: dict[str, dict[str, float]] = {}
+    for task, own in list_tasks(record).items():
+        runs[f"loop/{task}"] = headline_scalars(own)
+        runs |= {f"{name}/{task}": values for name, values in trust_scalars(own).items()}
+    return runs
+
+
+def trust_scalars(record: Record) -> dict[str, dict[str, float]]:
     """Run of a source -> tag -> what `headline_scalars` has of it, so that sources share a chart."""
     values = headline_scalars(record)
     runs: dict[str, dict[str, float]] = {}
@@ -270,16 +281,16 @@ def trust_scalars(record: dict[str, Any]) -> dict[str, dict[str, float]]:
     return runs
 
 
-def headline_scalars(record: dict[str, Any]) -> dict[str, float]:
+def headline_scalars(record: Record) -> dict[str, float]:
     """Tag -> value of one iteration's record; what is null in the record is left out."""
     values: dict[str, float] = {}
-    for name in ("simulated_success", "imagined_success"):
+    for name in ("simulated_success", "imagined_success", "swapped_success"):
         if record.get(name):
             values |= {f"loop/{name}_{k}": record[name][k] for k in ("rate", "low", "high")}
     for name in ("imagined_success_precision", "imagined_success_recall"):
         if record.get(name):
             values[f"loop/{name}"] = record[name]["rate"]
-    for name in ("paired_gain", "imagined_minus_simulated"):
+    for name in ("paired_gain", "imagined_minus_simulated", "swapped_minus_told"):
         if record.get(name):
             values[f"loop/{name}"] = record[name]["gain"]
             values |= {f"loop/{name}_{k}": record[name][k] for k in ("low", "high")}

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from worldloop.core.errors import require_positive, require_range
 from worldloop.core.interfaces import LikelihoodPolicy, Metrics
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.tensors import check_shape
 from worldloop.core.types import Observation, Rollout
 from worldloop.rl.advantages import compute_group_advantages, shuffle_returns
@@ -45,7 +45,7 @@ from worldloop.training.trainer import Objective
 @dataclass(frozen=True)
 class GrpoConfig:
     num_updates: int = 30  # rounds of imagined rollouts
-    groups_per_update: int = 24  # real start states per round
+    groups_per_update: int = 24  # real start states per round, spread evenly over the tasks
     group_size: int = 8  # imagined rollouts per start state
     num_epochs: int = 1  # passes over each round's decisions
     minibatch_size: int = 256  # decisions (action chunks) per optimizer step
@@ -95,7 +95,7 @@ class GrpoObjective(Objective[Decisions]):
         imagine: Callable[[int, int], Rollout],
         generators: Mapping[int, torch.Generator],
         *,
-        calibration: Calibration,
+        calibrations: Calibrations,
         num_micro_batches: int,
         data_parallel: DataParallel,
         device: torch.device,
@@ -104,7 +104,7 @@ class GrpoObjective(Objective[Decisions]):
     ) -> None:
         super().__init__(generators)
         self.policy, self.reference, self.config, self.imagine = policy, reference, config, imagine
-        self.calibration, self.num_micro_batches = calibration, num_micro_batches
+        self.calibrations, self.num_micro_batches = calibrations, num_micro_batches
         self.data_parallel, self.device = data_parallel, device
         self.value, self.on_update = value, on_update
         self.history = GrpoHistory()
@@ -154,6 +154,8 @@ class GrpoObjective(Objective[Decisions]):
         return loss, metrics | {"loss": float(loss.detach())}
 
     def end_step(self, step: int, metrics: Metrics) -> Metrics:
+        for name in [name for name in metrics if name.startswith("num_rows/")]:
+            metrics[f"imagined_success_rate/{name.removeprefix('num_rows/')}"] /= metrics.pop(name)
         frames = metrics.pop("imagined_frames")
         self.history.add(metrics["imagined_success_rate"], frames)
         self.on_update(step + 1)
@@ -166,19 +168,30 @@ class GrpoObjective(Objective[Decisions]):
         """The decisions of one micro-batch with their advantages; its share of the round's metrics is noted."""
         config, spec = self.config, self.policy.spec
         last_value = None if self.value is None else self.value(rollout.steps[-1].observation)
-        returns, terms = score_rollout(rollout, config.reward, RewardContext(spec, self.calibration, last_value))
+        returns, terms = score_rollout(rollout, config.reward, RewardContext(spec, self.calibrations, last_value))
         if config.shuffle_rewards:
             returns = shuffle_returns(returns, self.generators[number])
         groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
         means = {"return_mean": float(returns.mean()), "imagined_success_rate": float(rollout.success.float().mean())}
         means |= {f"reward_{name}": value for name, value in terms.items()}
         if (lowest := rollout.lowest_expected_psnr_db) is not None:
-            means["uncertain_share"] = float((lowest < self.calibration.floor_db).float().mean())
+            floor_db = self.calibrations.column("floor_db", rollout.observations[0].task)
+            means["uncertain_share"] = float((lowest < floor_db).float().mean())
         add_metrics(self.step_metrics, means, 1 / self.num_micro_batches)
         running = rollout.valid[:, :: self.policy.chunk_length].sum()
         frames = float(running) * self.policy.chunk_length / spec.actions_per_frame
         add_metrics(self.step_metrics, {"groups_dropped": float(groups.num_dropped), "imagined_frames": frames})
+        if len(spec.tasks) > 1:
+            add_metrics(self.step_metrics, count_by_task(rollout))
         return flatten_decisions(rollout, groups)
+
+
+def count_by_task(rollout: Rollout) -> Metrics:
+    """The rows of each task and, in place of their rate, its successes: what is added up is divided in the end."""
+    counts: Metrics = {}
+    for task, success in zip(rollout.observations[0].task, rollout.success.tolist(), strict=True):
+        add_metrics(counts, {f"num_rows/{task}": 1.0, f"imagined_success_rate/{task}": float(success)})
+    return counts
 
 
 class GrpoHistory:

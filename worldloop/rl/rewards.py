@@ -14,19 +14,19 @@ from torch import Tensor
 
 from worldloop.core.errors import require_choice
 from worldloop.core.specs import SimulatorSpec
-from worldloop.core.success import Calibration, find_highest_confirmed
+from worldloop.core.success import Calibrations, find_highest_confirmed
 from worldloop.core.types import Rollout
 
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What terms may look at beside the rollout.
+    """What terms may look at beside the rollout; ``spec`` and ``calibrations`` know every row's task.
 
     ``last_value`` f32 [B]: a critic's probability of success from each row's last state, or ``None``.
     """
 
     spec: SimulatorSpec
-    calibration: Calibration
+    calibrations: Calibrations
     last_value: Tensor | None = None
 
 
@@ -49,14 +49,15 @@ def score_success(rollout: Rollout, context: RewardContext) -> Tensor:
 
 
 def score_certainty(rollout: Rollout, context: RewardContext) -> Tensor:
-    """f32 [B]: minus the dB by which the row's least certain frame is expected to lie below ``floor_db``.
+    """f32 [B]: minus the dB by which the row's least certain frame is expected to lie below its task's ``floor_db``.
 
     The penalty of MOPO (arXiv:2005.13239), whose uncertainty is here the world model's own expected PSNR.
     """
     lowest = rollout.lowest_expected_psnr_db
     if lowest is None:
         return torch.zeros(len(rollout.group_id))
-    return -(context.calibration.floor_db - lowest).clamp_min(0)
+    floor_db = context.calibrations.column("floor_db", rollout.observations[0].task)
+    return -(floor_db - lowest).clamp_min(0)
 
 
 REWARDS: dict[str, RewardTerm] = {

@@ -1,24 +1,25 @@
 """Grouped rollouts in the world model: what GRPO learns from.
 
 Each group starts from one real state, shares the world model's noise among its members, and differs only in the
-policy's samples. Some groups start at the first frame of any training episode, others in the middle of one of the
-policy's own: the middle of a scripted failure is a place the policy never gets to.
+policy's samples. Groups take turns between the tasks. Some start at the first frame of any training episode of their
+task, others in the middle of one of the policy's own: the middle of a scripted failure is a place the policy never
+gets to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import Actor, WorldModel
 from worldloop.core.randomness import make_row_keys
-from worldloop.core.success import Calibration
-from worldloop.core.types import Observation, Rollout
-from worldloop.rollout.imagination import ImaginedSimulator
-from worldloop.rollout.rollout import run_rollout
+from worldloop.core.success import Calibrations
+from worldloop.core.types import Rollout
+from worldloop.rollout.imagination import imagine_rollout
 from worldloop.sans.clips import ClipDataset
 from worldloop.training.data_parallel import share_of_micro_batch
 from worldloop.training.resume import TrainingSetup
@@ -26,9 +27,13 @@ from worldloop.training.resume import TrainingSetup
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """``num_groups`` per micro-batch; ``key`` seeds all noise. See the stage's config for the others."""
+    """``num_groups`` per micro-batch, in turn of each of ``tasks``: those in which the world model is trusted.
+
+    ``key`` seeds all noise. See the stage's config for the others.
+    """
 
     num_groups: int
+    tasks: tuple[str, ...]
     group_size: int
     mid_episode_share: float
     imagination_horizon: int
@@ -38,68 +43,73 @@ class GroupSettings:
 
 
 class GroupedImagination:
-    """``imagine(update, number)``: the grouped rollouts of micro-batch ``number`` in one round."""
+    """``imagine(update, number)``: the grouped rollouts of micro-batch ``number`` in round ``update``.
+
+    Raises ``WorldloopError`` for a task without a training episode.
+    """
 
     def __init__(
         self,
         policy: Actor,
         world_model: WorldModel,
-        calibration: Calibration,
+        calibrations: Calibrations,
         dataset: ClipDataset,
         settings: GroupSettings,
         setup: TrainingSetup,
         generators: Mapping[int, torch.Generator],
     ) -> None:
-        self.policy, self.world_model, self.calibration = policy, world_model, calibration
+        self.policy, self.world_model, self.calibrations = policy, world_model, calibrations
         self.dataset, self.settings, self.setup, self.generators = dataset, settings, setup, generators
-        self.episodes = dataset.episode_index()
-        self.policy_episodes = dataset.episode_index(source="policy")
+        self.episodes = {task: dataset.episode_index(task=task) for task in settings.tasks}
+        self.policy_episodes = {task: dataset.episode_index(task=task, source="policy") for task in settings.tasks}
+        for task, episodes in self.episodes.items():
+            if len(episodes) == 0:
+                raise WorldloopError(f"no group can start: the dataset has no training episode of task {task!r}")
 
     def imagine(self, update: int, number: int) -> Rollout:
         settings = self.settings
-        index = self.draw_starts(number)
+        index = self.draw_starts(update, number)
         groups = torch.arange(len(index)).repeat_interleave(settings.group_size)
-        start = self.dataset.observation(index)
         draws = self.setup.name_draws(number, *settings.key, update)
-        world_keys = make_row_keys(len(index), *draws, "world_model")
-        policy_keys = make_row_keys(len(groups), *draws, "policy")
-        simulator = ImaginedSimulator(
+        return imagine_rollout(
+            self.policy,
             self.world_model,
-            self.world_model.spec,
-            self.calibration,
-            len(groups),
+            self.calibrations,
+            self.dataset.observation(index),
+            noise_key=make_row_keys(len(groups), *draws, "policy"),
+            world_key=make_row_keys(len(index), *draws, "world_model"),
+            initial_state_id=tuple(f"{e}/{f}" for e, f in index[groups].tolist()),
+            group_id=groups,
+            max_chunks=settings.imagination_horizon,
             truncates_uncertain=settings.truncates_uncertain,
             max_batch=settings.max_imagination_batch,
         )
 
-        def begin() -> Observation:
-            """What a group has in common is computed once."""
-            simulator.start(start, world_keys)
-            return simulator.restore(simulator.save().rows(groups))
+    def draw_starts(self, update: int, number: int) -> Tensor:
+        """int64 [N, 2] of (episode, frame), task after task; of each the first frames first, then those in the middle.
 
-        return run_rollout(
-            self.policy,
-            simulator,
-            start.rows(groups),
-            policy_keys,
-            initial_state_id=tuple(f"{e}/{f}" for e, f in index[groups].tolist()),
-            group_id=groups,
-            max_chunks=settings.imagination_horizon,
-            origin="imagined",
-            reset=begin,
-        )
+        All groups of all rounds take turns between the tasks, so that each has its share even of the smallest batches.
+        """
+        tasks, num_groups = self.settings.tasks, self.settings.num_groups
+        positions = range(number * num_groups, (number + 1) * num_groups)  # within the round
+        begun = update * num_groups * self.setup.num_micro_batches  # groups of the rounds before
+        starts = []
+        for turn, task in enumerate(tasks):
+            own = [p // len(tasks) for p in positions if (begun + p) % len(tasks) == turn]
+            starts.append(self._draw_starts_of(task, own, self.generators[number]))
+        return torch.cat(starts)
 
-    def draw_starts(self, number: int) -> Tensor:
-        """int64 [N, 2] of (episode, frame): first frames first, then those in the middle of the policy's episodes."""
-        generator, settings = self.generators[number], self.settings
-        share = settings.mid_episode_share if len(self.policy_episodes) else 0.0
-        num_middle = share_of_micro_batch(settings.num_groups, share, number)
+    def _draw_starts_of(self, task: str, numbers: Sequence[int], generator: torch.Generator) -> Tensor:
+        """The starts of the groups of ``task`` that have ``numbers`` among all of its groups of the round."""
+        policy_episodes = self.policy_episodes[task]
+        share = self.settings.mid_episode_share if len(policy_episodes) else 0.0
+        num_middle = sum(share_of_micro_batch(1, share, group) for group in numbers)
 
         def draw(episodes: Tensor, count: int) -> Tensor:
             return episodes[torch.randint(len(episodes), (count,), generator=generator)]
 
-        first = draw(self.episodes, settings.num_groups - num_middle)
-        middle = draw(self.policy_episodes, num_middle) if num_middle else first[:0]
+        first = draw(self.episodes[task], len(numbers) - num_middle)
+        middle = draw(policy_episodes, num_middle) if num_middle else first[:0]
         frame = (torch.rand(num_middle, generator=generator) * self.dataset.num_open_steps[middle]).long()
         starts = [torch.stack([first, torch.zeros_like(first)], 1), torch.stack([middle, frame], 1)]
         return torch.cat(starts)

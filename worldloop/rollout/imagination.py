@@ -6,12 +6,14 @@ as many frames later than in the real simulator. On the last frame before the ti
 Rows that have ended cost nothing: only running rows are imagined.
 
 With ``truncates_uncertain`` a row also ends, without success, at the first frame that the model expects to be worse
-than ``calibration.floor_db``: the unknown states of MOReL (arXiv:2005.05951).
+than ``floor_db``: the unknown states of MOReL (arXiv:2005.05951).
+
+A row's thresholds, floor and time limit are those of its task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +21,12 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, fill_context
-from worldloop.core.interfaces import ImaginedChunk, WorldModel
+from worldloop.core.interfaces import Actor, ImaginedChunk, WorldModel
 from worldloop.core.randomness import make_row_keys
-from worldloop.core.specs import SimulatorSpec
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.tensors import Rows
-from worldloop.core.types import ChunkStep, Observation
+from worldloop.core.types import ChunkStep, InitialStates, Observation, Rollout
+from worldloop.rollout.rollout import run_rollout
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ImaginedRows(Rows):
 
 
 class ImaginedSimulator:
-    """`Simulator` over a world model, for up to ``num_envs`` rows.
+    """`Simulator` over a world model, for up to ``num_envs`` rows, seen by the cameras that the model imagines.
 
     Noise keys follow from ``seed`` unless `start` gives them. ``max_batch`` go through the world model together,
     0 for all; where that is more than a GPU's memory holds, it is halved until it fits, and stays so.
@@ -57,16 +59,15 @@ class ImaginedSimulator:
     def __init__(
         self,
         world_model: WorldModel,
-        spec: SimulatorSpec,
-        calibration: Calibration,
+        calibrations: Calibrations,
         num_envs: int,
         seed: int = 0,
         truncates_uncertain: bool = False,
         max_batch: int = 0,
     ) -> None:
         self.world_model = world_model
-        self.spec = spec
-        self.calibration = calibration
+        self.spec = world_model.spec
+        self.calibrations = calibrations
         self.num_envs = num_envs
         self.truncates_uncertain = truncates_uncertain
         self.max_batch = max_batch or num_envs
@@ -74,7 +75,7 @@ class ImaginedSimulator:
         self._num_resets = 0
         self._rows: ImaginedRows | None = None
 
-    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
+    def reset(self, initial_states: InitialStates | Observation, rows: Tensor | None = None) -> Observation:
         """Start from observations, see `Simulator.reset`; a world model cannot start from a simulator state."""
         if not isinstance(initial_states, Observation):
             raise TypeError("an imagined simulator starts from an Observation, not from a simulator state")
@@ -83,8 +84,14 @@ class ImaginedSimulator:
         return self.start(initial_states, keys, rows)
 
     def start(self, observation: Observation, noise_key: Tensor, rows: Tensor | None = None) -> Observation:
-        """`reset` with one noise key per row, int64 [B]: rows that share a key share the world model's noise."""
-        observation = replace(observation, frames=fill_context(observation.frames, NUM_CONTEXT_FRAMES), sim_state=None)
+        """`reset` with one noise key per row, int64 [B]: rows that share a key share the world model's noise.
+
+        Raises ``ValueError`` for a task that the world model does not know and for a camera that is missing.
+        """
+        self._time_limits(observation.task)
+        observation = observation.with_cameras(self.spec.robot.camera_names)
+        frames = {name: fill_context(images, NUM_CONTEXT_FRAMES) for name, images in observation.frames.items()}
+        observation = replace(observation, frames=frames, sim_state=None)
         ended = torch.zeros(len(observation), dtype=torch.bool)
         state = self._start(observation, noise_key)
         fresh = ImaginedRows(observation, state, ended, ended, torch.zeros(len(observation), dtype=torch.long))
@@ -124,13 +131,18 @@ class ImaginedSimulator:
             step, streak, cut = self._write_running(step, chunk, running, streak)
         terminated = before.terminated | step.success.any(1)
         observation = self._next_observation(before.observation, step, ~before.ended)
-        at_limit = observation.env_step >= self.spec.max_episode_steps
+        at_limit = observation.env_step >= self._time_limits(observation.task)
         truncated = before.truncated | (~terminated & (cut | at_limit))
         self._rows = ImaginedRows(observation, state, terminated, truncated, streak)
         return replace(step, observation=observation, terminated=terminated, truncated=truncated)
 
     def close(self) -> None:
         self._rows = None
+
+    def _time_limits(self, task: Sequence[str]) -> Tensor:
+        """int64 [B]: environment steps after which an episode of each row's task ends."""
+        limits = {name: self.spec.task(name).max_episode_steps for name in set(task)}
+        return torch.tensor([limits[name] for name in task])
 
     def _start(self, observation: Observation, noise_key: Tensor) -> Any:
         """`WorldModel.start` in parts."""
@@ -176,7 +188,7 @@ class ImaginedSimulator:
         proprio = before.proprio
         return ChunkStep(
             observation=before,
-            frames=before.frames[:, -1:].repeat(1, M, 1, 1, 1),
+            frames={name: images[:, -1:].repeat(1, M, 1, 1, 1) for name, images in before.frames.items()},
             proprio=None if proprio is None else proprio[:, None].repeat(1, M, 1),
             rewards=torch.zeros(B, H),
             success_prob=torch.zeros(B, M),
@@ -193,21 +205,25 @@ class ImaginedSimulator:
 
         Success is held from the frame that declares it.
         """
-        s = self.spec.actions_per_frame
-        probability = self.calibration.probability(chunk.success_logit).cpu()
+        s, calibrations = self.spec.actions_per_frame, self.calibrations
+        observation = step.observation
+        task = tuple(observation.task[row] for row in running.tolist())
+        probability = calibrations.probability(chunk.success_logit, task).cpu()
         expected = torch.full_like(probability, torch.inf)
         if chunk.expected_psnr_db is not None:
-            expected = chunk.expected_psnr_db.float().cpu() - self.calibration.psnr_bias_db
-        ends = (expected < self.calibration.floor_db).cummax(1).values & self.truncates_uncertain
+            expected = chunk.expected_psnr_db.float().cpu() - calibrations.column("psnr_bias_db", task)[:, None]
+        is_uncertain = expected < calibrations.column("floor_db", task)[:, None]
+        ends = is_uncertain.cummax(1).values & self.truncates_uncertain
         probability = probability.masked_fill(ends, 0.0)
-        env_step = step.observation.env_step[running]
-        past = env_step[:, None] + s * torch.arange(probability.shape[1]) >= self.spec.max_episode_steps
-        shows = (probability >= self.calibration.threshold) & ~past
-        succeeded, running_streak = self._declare(shows, env_step, streak[running])
+        steps_left = self._time_limits(task) - observation.env_step[running]
+        past = s * torch.arange(probability.shape[1]) >= steps_left[:, None]
+        shows = (probability >= calibrations.column("threshold", task)[:, None]) & ~past
+        succeeded, running_streak = self._declare(shows, steps_left, streak[running])
         streak = streak.index_copy(0, running, running_streak)
         cut = ends & ~succeeded
         counts = ((succeeded | cut).long().cumsum(1) <= 1) & ~past  # up to and with the frame that ends the row
-        step.frames[running] = chunk.frames.cpu()
+        for name, images in step.frames.items():
+            images[running] = chunk.frames[name].cpu()
         if step.proprio is not None:
             step.proprio[running] = chunk.proprio.cpu()
         step.success_prob[running] = probability
@@ -221,24 +237,75 @@ class ImaginedSimulator:
         step.rewards[running] = rewards
         return step, streak, torch.zeros_like(step.terminated).index_copy(0, running, cut[:, -1])
 
-    def _declare(self, shows: Tensor, env_step: Tensor, streak: Tensor) -> tuple[Tensor, Tensor]:
-        """bool [b, M]: success has been declared at or before that frame, from the frames that show it; the streaks."""
+    def _declare(self, shows: Tensor, steps_left: Tensor, streak: Tensor) -> tuple[Tensor, Tensor]:
+        """bool [b, M]: success has been declared at or before that frame, from the frames that show it; the streaks.
+
+        ``steps_left`` int64 [b]: environment steps to the time limit.
+        """
         s, spec = self.spec.actions_per_frame, self.spec
         declared = torch.zeros_like(shows)
         for m in range(shows.shape[1]):
             streak = torch.where(shows[:, m], streak + 1, 0)
-            is_last = env_step + (m + 1) * s >= spec.max_episode_steps
+            is_last = (m + 1) * s >= steps_left
             declared[:, m] = (streak > spec.success_confirm_frames) | (shows[:, m] & is_last)
         return declared.cummax(1).values, streak
 
     def _next_observation(self, before: Observation, step: ChunkStep, was_running: Tensor) -> Observation:
-        frames = torch.cat([before.frames[:, -1:], step.frames], dim=1)
-        context = torch.stack([before.frames[:, 0], frames[:, -2], frames[:, -1]], dim=1)
-        if not was_running.all():
-            context = torch.where(was_running[:, None, None, None, None], context, before.frames)
+        context = {}
+        for name, old in before.frames.items():
+            frames = torch.cat([old[:, -1:], step.frames[name]], dim=1)
+            context[name] = torch.stack([old[:, 0], frames[:, -2], frames[:, -1]], dim=1)
+            if not was_running.all():
+                context[name] = torch.where(was_running[:, None, None, None, None], context[name], old)
         return replace(
             before,
             frames=context,
             proprio=None if step.proprio is None else step.proprio[:, -1],
             env_step=before.env_step + was_running.long() * step.valid.shape[1],
         )
+
+
+def imagine_rollout(
+    policy: Actor,
+    world_model: WorldModel,
+    calibrations: Calibrations,
+    start: Observation,
+    *,
+    noise_key: Tensor | None,
+    world_key: Tensor,
+    initial_state_id: tuple[str, ...],
+    group_id: Tensor | None = None,
+    max_chunks: int | None = None,
+    truncates_uncertain: bool = False,
+    max_batch: int = 0,
+    on_chunk: Callable[[], None] | None = None,
+) -> Rollout:
+    """Roll ``policy`` out in ``world_model`` from the N rows of ``start``, or in groups from each of them.
+
+    ``world_key`` int64 [N] seeds the world model's noise, ``noise_key`` int64 [B] the policy's, `None` for greedy.
+    ``group_id`` int64 [B]: the row of ``start`` from which each row of the rollout begins, and whose noise it shares;
+    `None`: every row by itself, B = N. ``initial_state_id`` names B rows. For the rest see `run_rollout` and
+    `ImaginedSimulator`.
+    """
+    num_rows = len(start) if group_id is None else len(group_id)
+    simulator = ImaginedSimulator(
+        world_model, calibrations, num_rows, truncates_uncertain=truncates_uncertain, max_batch=max_batch
+    )
+
+    def begin() -> Observation:
+        """What a group has in common is computed once."""
+        observation = simulator.start(start, world_key)
+        return observation if group_id is None else simulator.restore(simulator.save().rows(group_id))
+
+    return run_rollout(
+        policy,
+        simulator,
+        start,
+        noise_key,
+        initial_state_id=initial_state_id,
+        group_id=group_id,
+        max_chunks=max_chunks,
+        origin="imagined",
+        reset=begin,
+        on_chunk=on_chunk,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Actor, Policy, TaskSimulator
-from worldloop.core.types import Episode, InitialStates, Source, Split
+from worldloop.core.specs import TaskSpec
+from worldloop.core.types import ActionChunk, Episode, InitialStates, Observation, Source, Split
 from worldloop.factory.build import build_simulator
 from worldloop.factory.checkpoints import load_policy
 from worldloop.factory.config import SimulatorConfig
@@ -24,7 +25,8 @@ class RolloutJob:
     """A block of initial states of one task for one simulator call; picklable, and the same whoever executes it.
 
     Exactly one of ``policy`` (a checkpoint directory) and ``variants`` (scripted, one name per state) is given.
-    ``temperature`` None acts greedily. ``splits``: the split each episode is stored under.
+    ``temperature`` None acts greedily. ``splits``: the split each episode is stored under. ``told_task``: the policy is
+    told to do this task instead of the states' own; "": the truth.
     """
 
     states: InitialStates
@@ -36,11 +38,24 @@ class RolloutJob:
     policy: str | None = None
     temperature: float | None = None
     variants: tuple[str, ...] | None = None
+    told_task: str = ""
     num_threads: int = 1
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (self.variants is None):
             raise ValueError("a rollout job needs a policy or scripted variants, and not both")
+
+
+class ToldOtherwise:
+    """An `Actor` that hears of another task than the one it is in: the control for whether it listens."""
+
+    def __init__(self, actor: Actor, task: TaskSpec) -> None:
+        self.actor, self.task, self.version = actor, task, actor.version
+
+    def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
+        num_rows = len(observation)
+        told = replace(observation, task=(self.task.id,) * num_rows, instruction=(self.task.instruction,) * num_rows)
+        return self.actor.act(told, noise_key)
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,8 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
         actor = policy = _cached_policy(job.policy, modified)
         if job.temperature is not None:
             policy.temperature = job.temperature
+        if job.told_task:
+            actor = ToldOtherwise(policy, simulator.spec.task(job.told_task))
     rollout = run_rollout(
         actor,
         simulator,

@@ -101,10 +101,12 @@ class Simulation:
         policy: str | None = None,
         temperature: float | None = None,
         variants: tuple[str, ...] | None = None,
+        swaps_instructions: bool = False,
     ) -> list[Episode]:
         """One episode per state, in order: of the ``policy`` (a checkpoint), or of a scripted variant for each state.
 
-        ``temperature`` ``None`` acts greedily; ``splits`` default to that of the states.
+        ``temperature`` ``None`` acts greedily; ``splits`` default to that of the states. With ``swaps_instructions``
+        the policy is told to do the task after the row's own.
         """
         jobs, rows = [], []
         for task in dict.fromkeys(states.tasks):
@@ -124,6 +126,7 @@ class Simulation:
                         policy=None if policy is None else str(self.run_dir / policy),
                         temperature=temperature,
                         variants=tuple(variants[i] for i in block) if variants else None,
+                        told_task=self._next_task(task) if swaps_instructions else "",
                     )
                 )
         episodes: list[Episode] = []
@@ -134,16 +137,32 @@ class Simulation:
         by_row = dict(zip(rows, episodes, strict=True))
         return [by_row[row] for row in range(len(states))]
 
+    def _next_task(self, task: str) -> str:
+        return self.tasks[(self.tasks.index(task) + 1) % len(self.tasks)]
+
     def _make_keys(self, num_rows: int, task: str, iteration: int, purpose: str) -> Tensor:
         """One noise key for each of the rows of ``task``, by its place among them."""
         of_task = (task,) if len(self.tasks) > 1 else ()
         return make_row_keys(num_rows, self.seed, iteration, purpose, *of_task)
 
-    def evaluate(self, split: Split, num_states: int, block_size: int, policy: str, iteration: int) -> list[Episode]:
+    def evaluate(
+        self,
+        split: Split,
+        num_states: int,
+        block_size: int,
+        policy: str,
+        iteration: int,
+        swaps_instructions: bool = False,
+    ) -> list[Episode]:
         """Greedy episodes of ``policy`` on the first ``num_states`` states of each task's ``split``, in order.
 
-        One per state, all of the first task first.
+        One per state, all of the first task first. With ``swaps_instructions`` the policy is told to do the next task.
         """
-        states = self.initial_states(split, num_states)
-        purpose = f"evaluate/{split}"
-        return self.run(states, block_size=block_size, purpose=purpose, iteration=iteration, policy=policy)
+        return self.run(
+            self.initial_states(split, num_states),
+            block_size=block_size,
+            purpose=f"evaluate/{split}",
+            iteration=iteration,
+            policy=policy,
+            swaps_instructions=swaps_instructions,
+        )

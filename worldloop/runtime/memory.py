@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import resource
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from worldloop.core.types import PeakMemory
+
 MIB = 2**20
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-
-@dataclass(frozen=True)
-class PeakMemory:
-    """In MiB, of one process: what it held at most, and what it had reserved of its GPU at most (0 without one)."""
-
-    process_mib: float
-    gpu_mib: float
 
 
 def begin_peak() -> None:

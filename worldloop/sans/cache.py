@@ -11,12 +11,14 @@ import fcntl
 import hashlib
 import json
 import tokenize
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import disk_errors, hash_file, to_json, whole_directory
@@ -150,7 +152,7 @@ class VersionCache:
     """All parts of a version behind one episode numbering (shards in the version's order).
 
     - ``metas``: E `EpisodeMeta`; ``num_steps`` int64 [E]: F of each episode
-    - ``cameras``, ``actions_per_frame``, ``proprio_dim``, ``action_dim``
+    - ``cameras`` by name, sorted; ``actions_per_frame``, ``proprio_dim``, ``action_dim``
     """
 
     def __init__(self, parts: list[CachePart]) -> None:
@@ -176,6 +178,19 @@ class VersionCache:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def check_cameras(self, names: Sequence[str]) -> tuple[str, ...]:
+        """``names``; raises ``ValueError`` where there is none, or one that the dataset does not have."""
+        for name in names:
+            if name not in self.cameras:
+                raise ValueError(f"camera {name!r} is not in the dataset, allowed: {', '.join(self.cameras)}")
+        if not names:
+            raise ValueError(f"no camera is given, allowed: {', '.join(self.cameras)}")
+        return tuple(names)
+
+    def images(self, cameras: Sequence[str], episode: np.ndarray, row: np.ndarray) -> dict[str, Tensor]:
+        """Camera name -> u8 [*row.shape, h, w, 3], see `frames`, in the order of ``cameras``."""
+        return {name: torch.from_numpy(self.frames(f"frames.{name}", episode, row)) for name in cameras}
 
     def frames(self, name: str, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Rows of a frame array (``frames.<camera>``, ``proprio``, ``sim_state``) at ``row`` in 0..F, any shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
-from worldloop.core.specs import Landmark
-from worldloop.core.types import Clip, Observation, Split
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import OUTCOMES, Clip, Observation, Split
 from worldloop.sans.cache import VersionCache
 
 
@@ -24,34 +25,41 @@ def _context_rows(now: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def make_observation(
-    cache: VersionCache, camera: str, index: np.ndarray, num_context_frames: int = NUM_CONTEXT_FRAMES
+    cache: VersionCache, cameras: Sequence[str], index: np.ndarray, num_context_frames: int = NUM_CONTEXT_FRAMES
 ) -> Observation:
-    """The `Observation` at ``index`` int64 [B, 2] = (episode, frame 0..F); K = 1 or at least 3 context frames."""
+    """The `Observation` by ``cameras`` at ``index`` int64 [B, 2] = (episode, frame 0..F).
+
+    K = ``num_context_frames`` is 1 or at least 3.
+    """
     if num_context_frames != 1 and num_context_frames < NUM_CONTEXT_FRAMES:
         raise ValueError(f"num_context_frames is {num_context_frames}, allowed: 1, or {NUM_CONTEXT_FRAMES} and more")
     episode, now = index[:, 0], index[:, 1]
     rows = _context_rows(now, num_context_frames)
     sim_state = torch.from_numpy(cache.frames("sim_state", episode, now))
+    metas = [cache.metas[i] for i in episode.tolist()]
     return Observation(
-        frames=torch.from_numpy(cache.frames(f"frames.{camera}", episode[:, None], rows)),
+        frames=cache.images(cameras, episode[:, None], rows),
         proprio=torch.from_numpy(cache.frames("proprio", episode, now)),
-        instruction=tuple(cache.metas[i].instruction for i in episode.tolist()),
+        task=tuple(meta.task for meta in metas),
+        instruction=tuple(meta.instruction for meta in metas),
         env_step=torch.from_numpy(now * cache.actions_per_frame),
         sim_state=sim_state if sim_state.shape[1] else None,
     )
 
 
 class ClipDataset:
-    """Clips of one ``split`` and ``camera``. An index row is (episode of the version, frame step of "now").
+    """Clips of one ``split``, seen by ``cameras``. An index row is (episode of the version, frame step of "now").
 
-    ``candidates`` int64 [N, 2]: every frame step that was simulated. ``num_open_steps`` int64 [E]: frame steps of each
-    episode of the version that began before its success.
+    - ``candidates`` int64 [N, 2]: every frame step that was simulated
+    - ``candidate_motion`` f64 [N]: how much the images change in it, as a multiple of the split's average: 0 is no
+      change; the mean over cameras, each measured against its own average
+    - ``num_open_steps`` int64 [E]: frame steps of each episode of the version that began before its success
+
+    Raises ``ValueError`` for a camera that the dataset does not have.
     """
 
-    def __init__(self, cache: VersionCache, split: Split, camera: str) -> None:
-        if camera not in cache.cameras:
-            raise ValueError(f"camera {camera!r} is not in the dataset, allowed: {', '.join(cache.cameras)}")
-        self.cache, self.split, self.camera = cache, split, camera
+    def __init__(self, cache: VersionCache, split: Split, cameras: Sequence[str]) -> None:
+        self.cache, self.split, self.cameras = cache, split, cache.check_cameras(cameras)
         episode = np.repeat(np.arange(len(cache)), cache.num_steps)
         step = np.concatenate([np.arange(n) for n in cache.num_steps])
         in_split = np.array([meta.split == split for meta in cache.metas])
@@ -61,7 +69,9 @@ class ClipDataset:
         )
         chosen = in_split[episode]
         self.candidates = torch.from_numpy(np.stack([episode[chosen], step[chosen]], axis=1))
-        self.candidate_motion = torch.from_numpy(cache.all_steps(f"motion.{camera}")[chosen])
+        motion = [cache.all_steps(f"motion.{camera}")[chosen].astype(np.float64) for camera in self.cameras]
+        relative = [values / max(values.mean() if len(values) else 0.0, 1e-12) for values in motion]
+        self.candidate_motion = torch.from_numpy(np.mean(relative, axis=0))
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -82,16 +92,17 @@ class ClipDataset:
         rows, column = step + 1, episode[:, None]
         actions = self.cache.steps("actions", column, step)
         actions[~is_inside] = 0.0
-        observation = make_observation(self.cache, self.camera, array, num_context_frames)
+        observation = make_observation(self.cache, self.cameras, array, num_context_frames)
         assert observation.proprio is not None
         return Clip(
             context=observation.frames,
             context_proprio=observation.proprio,
             actions=torch.from_numpy(actions),
-            frames=torch.from_numpy(self.cache.frames(f"frames.{self.camera}", column, rows)),
+            frames=self.cache.images(self.cameras, column, rows),
             proprio=torch.from_numpy(self.cache.frames("proprio", column, rows)),
             success=torch.from_numpy(self.cache.steps("succeeded", column, step).astype(np.float32)),
             valid=torch.from_numpy(is_inside),
+            task=observation.task,
             instruction=observation.instruction,
             index=index,
             is_on_policy=torch.tensor([self.cache.metas[i].source == "policy" for i in episode.tolist()]),
@@ -103,7 +114,7 @@ class ClipDataset:
 
     def observation(self, index: Tensor) -> Observation:
         """The observation at ``index`` int64 [B, 2] = (episode, frame 0..F), to start rollouts from."""
-        return make_observation(self.cache, self.camera, index.numpy())
+        return make_observation(self.cache, self.cameras, index.numpy())
 
     def success_before(self, index: Tensor) -> Tensor:
         """bool [B]: the episode had already succeeded at or before the frame ``index`` points at."""
@@ -111,28 +122,38 @@ class ClipDataset:
         succeeded = self.cache.steps("succeeded", episode, np.maximum(now - 1, 0))
         return torch.from_numpy(succeeded & (now > 0))
 
-    def landmark_positions(self, landmarks: tuple[Landmark, ...], index: Tensor) -> Tensor:
-        """f32 [B, P] metres: the coordinates of all ``landmarks``, one after the other, at ``index`` int64 [B, 2]."""
+    def landmark_positions(self, spec: SimulatorSpec, index: Tensor) -> Tensor:
+        """f32 [B, P] metres: the landmarks' coordinates, one after the other, at ``index`` int64 [B, 2].
+
+        Every row follows the landmarks of its episode's task in ``spec``.
+        """
         episode, now = index.numpy().T
-        values = [
-            self.cache.frames(mark.source, episode, now)[:, list(mark.columns)] * mark.metres_per_unit
-            for mark in landmarks
-        ]
-        return torch.from_numpy(np.concatenate([np.zeros((len(index), 0)), *values], axis=1)).float()
+        names = np.array([self.cache.metas[i].task for i in episode.tolist()])
+        num_coordinates = sum(len(mark.columns) for mark in spec.tasks[0].landmarks)
+        positions = np.zeros((len(index), num_coordinates), dtype=np.float32)
+        for name in np.unique(names):
+            rows = np.flatnonzero(names == name)
+            values = [
+                self.cache.frames(mark.source, episode[rows], now[rows])[:, list(mark.columns)] * mark.metres_per_unit
+                for mark in spec.task(str(name)).landmarks
+            ]
+            if values:
+                positions[rows] = np.concatenate(values, axis=1)
+        return torch.from_numpy(positions)
 
     def episode_index(self, **wanted: Any) -> Tensor:
-        """int64 [n]: episodes of this split whose meta equals ``wanted``, e.g. ``source="policy"``,
-        ``outcome=("success", "near_success")``, ``iteration=1``.
+        """int64 [n]: episodes of this split whose meta equals ``wanted``, e.g. ``task="PushCube-v1"``,
+        ``source="policy"``, ``outcome=("success", "near_success")``, ``iteration=1``.
         """
         return torch.from_numpy(self.cache.select(split=self.split, **wanted))
 
 
 @dataclass(frozen=True)
 class ClipSamplingConfig:
-    """How clips are drawn."""
+    """How clips are drawn, from every task equally often."""
 
     on_policy_share: float = 0.5  # share of clips from the policy's own episodes, 0..1, where there are any
-    motion_weight: float = 1.0  # extra weight of a frame step whose image moves as much as the average one, >= 0
+    motion_weight: float = 1.0  # extra weight of a frame step whose images move as much as the average one, >= 0
     outcome_balance: bool = True  # success, near-success and failure equally often within each source
     near_success: bool = True  # control: false draws no clip of a near-success episode
 
@@ -144,12 +165,12 @@ class ClipSamplingConfig:
 
 
 class BalancedClipSampler:
-    """Draws clip indices: first the source (policy or scripted), then the outcome, then the frame step.
+    """Draws clip indices: first the task, then the source (policy or scripted), the outcome, and the frame step.
 
-    Experts and perturbed experts count as one source, "scripted": experts hold successes only, so that balancing
-    each of them alone would balance nothing. Within an outcome, a frame step weighs
-    ``1 + motion_weight * motion / mean motion of the split``. A missing source or outcome leaves its share to the
-    others. Pure: what is drawn depends on the generator alone.
+    Tasks are drawn equally often, and so are the outcomes of a source. Experts and perturbed experts count as one
+    source, "scripted": experts hold successes only, so that balancing each of them alone would balance nothing. Within
+    an outcome, a frame step weighs ``1 + motion_weight * motion`` (`ClipDataset.candidate_motion`). A missing task,
+    source or outcome leaves its share to the others. Pure: what is drawn depends on the generator alone.
     """
 
     def __init__(self, dataset: ClipDataset, config: ClipSamplingConfig) -> None:
@@ -157,23 +178,21 @@ class BalancedClipSampler:
             raise ValueError(f"split {dataset.split!r} has no frame step to sample clips from")
         self.dataset, self.candidates = dataset, dataset.candidates
         metas = dataset.cache.metas
-        outcomes = ("success", "near_success", "failure")
+        tasks = sorted({meta.task for meta in metas})
+        # One group for each task, source and outcome; without balance all outcomes are one.
+        outcomes = [OUTCOMES.index(m.outcome) if config.outcome_balance else 0 for m in metas]
         code = [
-            int(m.source == "policy") * 3 + (outcomes.index(m.outcome) if config.outcome_balance else 0) for m in metas
+            (tasks.index(m.task) * 2 + (m.source == "policy")) * 3 + o for m, o in zip(metas, outcomes, strict=True)
         ]
-        group = np.array(code)[self.candidates[:, 0].numpy()]
-        motion = dataset.candidate_motion.double().numpy()
-        weight = 1.0 + config.motion_weight * motion / max(motion.mean(), 1e-12)
+        episode = self.candidates[:, 0].numpy()
+        group = np.array(code)[episode]
+        weight = 1.0 + config.motion_weight * dataset.candidate_motion.numpy()
         if not config.near_success:
-            weight *= np.array([m.outcome != "near_success" for m in metas])[self.candidates[:, 0].numpy()]
+            weight *= np.array([m.outcome != "near_success" for m in metas])[episode]
             if not weight.any():
                 raise ValueError(f"split {dataset.split!r} has only near-successes, and near_success is false")
-        total = np.bincount(group, weights=weight, minlength=6)
-        has = total.reshape(2, 3) > 0
-        share: np.ndarray = np.array([1.0 - config.on_policy_share, config.on_policy_share]) * has.any(axis=1)
-        if share.sum() == 0:  # the only source there is has a share of 0: use it rather than nothing
-            share = np.asarray(has.any(axis=1), dtype=np.float64)
-        group_share = (share / share.sum())[:, None] * has / np.maximum(has.sum(axis=1, keepdims=True), 1)
+        total = np.bincount(group, weights=weight, minlength=len(tasks) * 6)
+        group_share = _share_groups(total.reshape(len(tasks), 2, 3) > 0, config.on_policy_share)
         self.probabilities = torch.from_numpy(group_share.reshape(-1)[group] * weight / np.maximum(total[group], 1e-12))
         self._cumulative = self.probabilities.cumsum(0)
 
@@ -193,3 +212,14 @@ class BalancedClipSampler:
         position = torch.searchsorted(self._cumulative, uniform * self._cumulative[-1], right=True)
         last = int(torch.nonzero(self.probabilities)[-1])
         return self.candidates[position.clamp_max(last)]
+
+
+def _share_groups(has: np.ndarray, on_policy_share: float) -> np.ndarray:
+    """f64 [tasks, 2, 3], sums to 1: the share of each task, source (scripted, policy) and outcome that ``has`` any."""
+    has_source = has.any(axis=2)
+    share = np.array([1.0 - on_policy_share, on_policy_share]) * has_source
+    # The only source that a task has may have a share of 0: it is used rather than nothing.
+    share = np.where(share.any(axis=1, keepdims=True), share, has_source)
+    share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
+    share = share[:, :, None] * has / np.maximum(has.sum(axis=2, keepdims=True), 1)
+    return np.asarray(share / has.any(axis=(1, 2)).sum())

@@ -1,4 +1,4 @@
-"""A picture of many episodes at once: first, middle and last frame of each, with its number and label."""
+"""A picture of many episodes at once: first, middle and last frame of each camera, with number and label."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from worldloop.core.files import write_file
 
-_COLUMNS = 3  # episodes side by side
+_PICTURES = 9  # side by side; an episode of one camera has 3 of them
 _CAPTION, _MARGIN = 14, 8  # pixels
 _COLOURS = {True: (30, 130, 60), False: (190, 40, 40), None: (90, 90, 90)}
 _NAMES = {True: "success", False: "failure", None: "no label"}
@@ -20,14 +20,16 @@ def draw_contact_sheet(path: Path, episodes: Iterable[np.ndarray], labels: dict[
     """Write a PNG; ``episodes`` are u8 [k, h, w, 3] each, numbered from 0, all of one shape."""
     from PIL import Image, ImageDraw
 
+    episodes = list(episodes)
+    num_columns = max(_PICTURES // len(episodes[0]), 1)
     strips = [np.concatenate(list(frames), axis=1) for frames in episodes]
     height, width = strips[0].shape[:2]
-    rows = -(-len(strips) // _COLUMNS)
-    size = (_COLUMNS * (width + _MARGIN) + _MARGIN, rows * (height + _CAPTION + _MARGIN) + _MARGIN)
+    rows = -(-len(strips) // num_columns)
+    size = (num_columns * (width + _MARGIN) + _MARGIN, rows * (height + _CAPTION + _MARGIN) + _MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for number, strip in enumerate(strips):
-        row, column = divmod(number, _COLUMNS)
+        row, column = divmod(number, num_columns)
         x, y = _MARGIN + column * (width + _MARGIN), _MARGIN + row * (height + _CAPTION + _MARGIN)
         label = labels.get(number)
         draw.text((x, y), f"{number}  {_NAMES[label]}", fill=_COLOURS[label])

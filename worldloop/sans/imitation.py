@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.core.errors import WorldloopError
@@ -21,7 +23,8 @@ class EpisodeSelection:
     sources: tuple[Source, ...] = ("expert",)  # any of expert, perturbed, policy
     outcomes: tuple[Outcome, ...] = ("success",)  # any of success, near_success, failure
     split: Split = "train"  # train; validation only to measure
-    max_episodes: int | None = None  # the first so many in the version's order; None: all
+    tasks: tuple[str, ...] = ()  # ids; (): all
+    max_episodes: int | None = None  # of each task, the first so many in the version's order; None: all
 
     def __post_init__(self) -> None:
         for key, chosen, allowed in (("sources", self.sources, SOURCES), ("outcomes", self.outcomes, OUTCOMES)):
@@ -36,42 +39,49 @@ EVERY_SUCCESS = EpisodeSelection(sources=SOURCES)
 
 
 class ImitationDataset:
-    """Chunks that start at the stored frames of the selected episodes, each start equally likely.
+    """Chunks that start at the stored frames of the selected episodes, seen by ``cameras``.
 
-    ``episodes`` int64 [n] are the selected ones. Raises ``WorldloopError`` where none matches.
+    ``episodes`` int64 [n] are the selected ones. Tasks are drawn equally often, and each start of a task is equally
+    likely. Raises ``WorldloopError`` where no episode matches, ``ValueError`` for a camera that is not in the dataset.
     """
 
     def __init__(
         self,
         cache: VersionCache,
         select: EpisodeSelection,
-        camera: str,
+        cameras: Sequence[str],
         num_context_frames: int = NUM_CONTEXT_FRAMES,
     ) -> None:
-        if camera not in cache.cameras:
-            raise ValueError(f"camera {camera!r} is not in the dataset, allowed: {', '.join(cache.cameras)}")
-        self.cache, self.camera, self.num_context_frames = cache, camera, num_context_frames
-        self.episodes = cache.select(source=select.sources, outcome=select.outcomes, split=select.split)
-        self.episodes = self.episodes[: select.max_episodes]
-        if len(self.episodes) == 0:
+        self.cache, self.cameras, self.num_context_frames = cache, cache.check_cameras(cameras), num_context_frames
+        chosen = cache.select(source=select.sources, outcome=select.outcomes, split=select.split)
+        tasks = np.array([cache.metas[e].task for e in chosen.tolist()])
+        names = [str(name) for name in np.unique(tasks) if not select.tasks or name in select.tasks]
+        by_task = [chosen[tasks == name][: select.max_episodes] for name in names]
+        if not by_task:
             raise WorldloopError(f"no episode to imitate: none of split {select.split!r} matches {select}")
-        steps = [np.arange(cache.num_steps[e]) for e in self.episodes]
+        self.episodes = np.sort(np.concatenate(by_task))
         episode = np.repeat(self.episodes, cache.num_steps[self.episodes])
-        starts = np.stack([episode, np.concatenate(steps)], axis=1)
+        starts = np.stack([episode, np.concatenate([np.arange(cache.num_steps[e]) for e in self.episodes])], axis=1)
         self.starts = starts[cache.steps("valid", starts[:, 0], starts[:, 1]).any(axis=1)]
+        self._rows_by_task = [np.flatnonzero(np.isin(self.starts[:, 0], episodes)) for episodes in by_task]
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def images(self) -> torch.Tensor:
-        """u8 [N, h, w, 3]: the frame at every start, e.g. for image statistics."""
-        frames = self.cache.frames(f"frames.{self.camera}", self.starts[:, 0], self.starts[:, 1])
-        return torch.from_numpy(frames)
+    def images(self) -> dict[str, Tensor]:
+        """Camera name -> u8 [N, h, w, 3]: the frame at every start, e.g. for image statistics."""
+        return self.cache.images(self.cameras, self.starts[:, 0], self.starts[:, 1])
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement; H must be a multiple of s."""
-        chosen = torch.randint(len(self.starts), (batch_size,), generator=generator)
-        return self.load(self.starts[chosen.numpy()], chunk_length)
+        if len(self._rows_by_task) == 1:
+            chosen = torch.randint(len(self.starts), (batch_size,), generator=generator).numpy()
+        else:
+            task = torch.randint(len(self._rows_by_task), (batch_size,), generator=generator).tolist()
+            place = torch.rand(batch_size, generator=generator, dtype=torch.float64).tolist()
+            rows = [self._rows_by_task[t] for t in task]
+            chosen = np.array([row[int(p * len(row))] for row, p in zip(rows, place, strict=True)])
+        return self.load(self.starts[chosen], chunk_length)
 
     def load(self, index: np.ndarray, chunk_length: int) -> ImitationBatch:
         """The chunks at ``index`` int64 [B, 2]; past the end, and after the first success, ``valid`` is false."""
@@ -87,7 +97,7 @@ class ImitationDataset:
         actions[~is_inside] = 0.0
         valid = self.cache.steps("valid", episode, step) & is_inside[..., None]
         return ImitationBatch(
-            observation=make_observation(self.cache, self.camera, index, self.num_context_frames),
+            observation=make_observation(self.cache, self.cameras, index, self.num_context_frames),
             actions=torch.from_numpy(actions.reshape(len(index), chunk_length, -1)),
             valid=torch.from_numpy(valid.reshape(len(index), chunk_length)),
         )

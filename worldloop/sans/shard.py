@@ -117,7 +117,7 @@ def hash_episodes(episodes: Iterable[Episode]) -> str:
 def _names(layout: ShardLayout, meta: EpisodeMeta, spec: SimulatorSpec | None) -> tuple[list[str], list[str]]:
     """(action names over the s stacked steps, proprio names)."""
     if spec is not None:
-        actions, proprio = list(spec.action_names), list(spec.proprio_names)
+        actions, proprio = list(spec.robot.action_names), list(spec.robot.proprio_names)
     else:
         is_delta = meta.control_mode == "pd_ee_delta_pos" and layout.action_dim == 4
         actions = ["dx", "dy", "dz", "gripper"] if is_delta else [f"action{i}" for i in range(layout.action_dim)]

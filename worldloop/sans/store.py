@@ -33,6 +33,7 @@ from worldloop.sans.shard import (
 
 VERSION_SCHEMA_VERSION = 1
 _SUMMARY_KEYS = ("task", "source", "variant", "outcome", "split", "iteration")
+_SUMMARY_KEYS_OF_TASK = ("source", "outcome", "split")
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,22 @@ class SansStore:
             export_for_training(directory, self.episodes(version), features)
 
     def summary(self, version: SansVersion) -> dict[str, Any]:
-        """Counts of episodes by task, source, variant, outcome, split and iteration."""
+        """Counts of episodes by task, source, variant, outcome, split and iteration; the sizes of the cameras.
+
+        ``by_task``: task -> its own counts by source, outcome and split.
+        """
         metas = self.metas(version)
-        counts = {key: dict(sorted(Counter(getattr(m, key) for m in metas).items())) for key in _SUMMARY_KEYS}
-        return {"name": version.name, "num_episodes": len(metas), "num_frames": version.num_frames} | counts
+        tasks = sorted({meta.task for meta in metas})
+        layout = self._check_layouts(version.name, version.shards)
+        summary = {"name": version.name, "num_episodes": len(metas), "num_frames": version.num_frames}
+        return {
+            **summary,
+            **_count(metas, _SUMMARY_KEYS),
+            "by_task": {t: _count([m for m in metas if m.task == t], _SUMMARY_KEYS_OF_TASK) for t in tasks},
+            "cameras": dict(layout.cameras),
+        }
+
+
+def _count(metas: Sequence[EpisodeMeta], keys: tuple[str, ...]) -> dict[str, dict[Any, int]]:
+    """Field -> value -> how many of ``metas`` have it."""
+    return {key: dict(sorted(Counter(getattr(m, key) for m in metas).items())) for key in keys}

@@ -2,7 +2,7 @@
 
 Every validation episode is imagined open loop from its first frame with its recorded actions. Its score is the highest
 success probability on the way; its label is the simulator's. The same again with the context reset to reality every few
-chunks tells how trust falls with the horizon. Scripted and on-policy episodes are reported apart.
+chunks tells how trust falls with the horizon. Every task is judged apart, and so are scripted and on-policy episodes.
 
 The figure that says whether the model is good enough is the AUC of its success head over whole on-policy episodes:
 reinforcement learning lives on telling the policy's successes from its failures, over the whole horizon. Below
@@ -14,29 +14,29 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from worldloop.core.randomness import make_generator
+from worldloop.core.success import Calibrations
 from worldloop.evaluation.horizon import Horizon, judge_horizon
-from worldloop.evaluation.judgement import judge_world_model
+from worldloop.evaluation.judgement import WorldModelCheck, judge_world_model
 from worldloop.evaluation.open_loop import (
-    SOURCES,
     ImaginedEpisodes,
     cut_branches,
     imagine_branches,
-    imagine_episodes,
+    imagine_held_out,
 )
 from worldloop.evaluation.visual_state import fit_probe
-from worldloop.reporting.check import choose_all_videos, describe_check, make_record, summarise_for_card, write_check
+from worldloop.reporting.check import choose_all_videos, describe_checks, make_record, summarise_for_card, write_check
+from worldloop.sans.clips import ClipDataset
+from worldloop.sans.starts import choose_starts
 from worldloop.stages.context import Schedule, StageContext
-from worldloop.storage.card import choose_starts
 from worldloop.storage.run_state import LoopState
-
-NAME = "check_world_model"
+from worldloop.world_model.model import VideoWorldModel
 
 
 @dataclass(frozen=True)
 class Config:
     batch_size: int = 64  # episodes imagined at once
-    num_videos: int = 4  # imagined | simulated pairs in TensorBoard, per source: half of them the worst judged
-    max_episodes: int = 400  # validation episodes per source, at most (the latest)
+    num_videos: int = 4  # imagined | simulated pairs in TensorBoard, per source and task: half of them the worst judged
+    max_episodes: int = 400  # validation episodes per source and task, at most (the latest)
     reset_every: tuple[int, ...] = (1, 2, 4)  # chunks after which the context is reset to reality, besides never
     probe_steps: int = 600  # optimizer steps of the frame probe; 0: no state error, visual alignment, action following
     probe_batch_size: int = 64  # simulated frames per step
@@ -64,64 +64,76 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Judge ``state.world_model`` on all validation episodes; decides ``calibration`` and ``trust``."""
+    """Judge ``state.world_model`` on all validation episodes, task by task; decides ``calibrations`` and ``trust``."""
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
-    train, held_out = (context.open_clips(state.dataset, split) for split in ("train", "validation"))
-    spec, reporter, seed, batch_size = context.spec, context.reporter, context.seed, config.batch_size
+    train, held_out = (context.open_clips(state.dataset, split, world_model.spec) for split in ("train", "validation"))
+    spec, reporter = world_model.spec, context.reporter
 
     probe = None
-    if config.probe_steps and spec.landmarks:
+    if config.probe_steps and spec.landmark_names:
         probe = fit_probe(
             train,
-            spec.landmarks,
-            confirm_frames=spec.success_confirm_frames,
+            spec,
             num_steps=config.probe_steps,
             batch_size=config.probe_batch_size,
-            generator=make_generator(seed, state.iteration, "check_world_model/probe"),
+            generator=make_generator(context.seed, state.iteration, "check_world_model/probe"),
             device=context.device,
             reporter=reporter,
         )
 
-    imagined: dict[str, ImaginedEpisodes] = {}
-    horizons: dict[str, tuple[Horizon, ...]] = {}
-    for name, sources in SOURCES.items():
-        index = held_out.episode_index(source=sources)[-config.max_episodes :]
-        if not len(index):
-            continue
-        with reporter.progress(len(index), "episode") as progress:
-            imagined[name] = imagine_episodes(
-                world_model, held_out, index, batch_size=batch_size, seed=seed, on_batch=progress.advance
-            )
-        horizons[name] = ()
-        for chunks in config.reset_every:
-            num_frames = chunks * (context.chunk_length // spec.actions_per_frame)
-            starts = cut_branches(held_out, index, num_frames)
-            with reporter.progress(len(starts), "branch") as progress:
-                branches = imagine_branches(
-                    world_model,
-                    held_out,
-                    starts,
-                    num_frames,
-                    batch_size=batch_size,
-                    seed=seed,
-                    on_batch=progress.advance,
-                )
-            horizons[name] += (judge_horizon(chunks, branches, imagined[name]),)
+    checks: dict[str, WorldModelCheck] = {}
+    for task in spec.task_ids:
+        imagined = imagine_held_out(
+            world_model,
+            held_out,
+            task,
+            max_episodes=config.max_episodes,
+            batch_size=config.batch_size,
+            seed=context.seed,
+            reporter=reporter,
+        )
+        checks[task] = judge_world_model(
+            imagined,
+            {name: judge_horizons(world_model, held_out, own, config, context) for name, own in imagined.items()},
+            held_out,
+            spec,
+            task,
+            probe=probe,
+            floor_quantile=config.floor_quantile,
+            required_auc=config.required_auc,
+        )
 
-    check = judge_world_model(
-        imagined,
-        horizons,
-        held_out,
-        probe=probe,
-        landmarks=spec.landmarks,
-        floor_quantile=config.floor_quantile,
-        required_auc=config.required_auc,
-    )
-    videos = choose_all_videos(check, config.num_videos)
-    for line in describe_check(check):
+    videos = choose_all_videos(checks, config.num_videos)
+    for line in describe_checks(checks):
         reporter.log(line)
-    with reporter.writer(NAME, purge_step=state.iteration) as writer:
-        write_check(writer, state.iteration, check, videos, fps=spec.hz / spec.actions_per_frame)
-    context.models.save_card(state.world_model, check.calibration, summarise_for_card(check), choose_starts(train))
-    state = state.record(num_fits=state.num_fits, **make_record(check, videos))
-    return replace(state, calibration=check.calibration, trust=check.trust)
+    write_check(reporter, state.iteration, checks, videos, fps=spec.frames_per_second)
+    calibrations = Calibrations({task: check.calibration for task, check in checks.items()})
+    context.models.save_card(state.world_model, calibrations, summarise_for_card(checks), choose_starts(train))
+    state = state.record(num_fits=state.num_fits, **make_record(checks, videos))
+    return replace(state, calibrations=calibrations, trust={task: check.trust for task, check in checks.items()})
+
+
+def judge_horizons(
+    world_model: VideoWorldModel,
+    held_out: ClipDataset,
+    episodes: ImaginedEpisodes,
+    config: Config,
+    context: StageContext,
+) -> tuple[Horizon, ...]:
+    """The same episodes with the context reset to reality after each of ``reset_every`` chunks."""
+    horizons = []
+    for chunks in config.reset_every:
+        num_frames = chunks * (context.chunk_length // context.spec.actions_per_frame)
+        starts = cut_branches(held_out, episodes.branches.episode, num_frames)
+        with context.reporter.progress(len(starts), "branch") as progress:
+            branches = imagine_branches(
+                world_model,
+                held_out,
+                starts,
+                num_frames,
+                batch_size=config.batch_size,
+                seed=context.seed,
+                on_batch=progress.advance,
+            )
+        horizons.append(judge_horizon(chunks, branches, episodes))
+    return tuple(horizons)

@@ -42,10 +42,13 @@ def imitate(
     """
     if not context.models.has(path):
         normalisation = context.store.version(state.dataset).normalisation
-        dataset = ImitationDataset(context.open_cache(state.dataset), select, context.spec.camera)
+        seed = derive_seed(context.seed, state.iteration, "clone_policy")
+        policy = context.models.new_policy(normalisation, seed)
+        cameras = policy.spec.robot.camera_names
+        dataset = ImitationDataset(context.open_cache(state.dataset), select, cameras)
         context.reporter.log(f"imitating {len(dataset.episodes)} episodes ({', '.join(select.sources)})")
         policy = fit_by_imitation(
-            context.models.new_policy(normalisation, derive_seed(context.seed, state.iteration, "clone_policy")),
+            policy,
             dataset,
             config,
             context.setup.make_generators(context.seed, state.iteration, "clone_policy/batches"),

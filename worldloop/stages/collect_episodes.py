@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from worldloop.core.randomness import make_row_keys
-from worldloop.core.success import Calibration
+from worldloop.core.success import Calibrations
 from worldloop.core.types import InitialStates
-from worldloop.rollout.imagination import ImaginedSimulator
-from worldloop.rollout.rollout import run_rollout
+from worldloop.rollout.imagination import imagine_rollout
 from worldloop.rollout.simulation import choose_split
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
+STATES_AT_ONCE = 128  # imagined together
+
 
 @dataclass(frozen=True)
 class Config:
-    num_episodes: int = 160  # real episodes per iteration
+    num_episodes: int = 160  # real episodes per iteration and task
     uncertain_share: float = 0.0  # share of them from known states where the world model expects to be worst, 0 to 1
     temperature: float = 1.0  # of the policy's action distribution
     validation_share: float = 0.25  # share held out from training, by hash of the state id
@@ -47,7 +48,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Roll the current policy out with exploration and snapshot the grown dataset."""
+    """Roll the current policy out with exploration in every task and snapshot the grown dataset."""
     first = state.num_scripted_episodes + state.iteration * config.num_episodes
     num_uncertain = round(config.uncertain_share * config.num_episodes) if state.world_model else 0
     states = context.simulation.initial_states("train", config.num_episodes - num_uncertain, first)
@@ -69,16 +70,15 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     shard = context.store.append(episodes, f"{state.iteration:03d}-policy", context.spec)
     context.store.snapshot(name, [shard], parent=context.store.version(state.dataset))
     counts = Counter(e.meta.outcome for e in episodes)
-    context.reporter.log(
-        f"{len(episodes)} policy episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items()))
-    )
+    listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    context.reporter.log(f"{len(episodes)} policy episodes: {listed}")
     env_steps = state.env_steps + sum(e.num_env_steps for e in episodes)
     state = replace(state, dataset=name, env_steps=env_steps)
     return state.record(collected_episodes=dict(sorted(counts.items())))
 
 
 def find_uncertain_states(state: LoopState, config: Config, num_states: int, context: StageContext) -> InitialStates:
-    """At most ``num_states`` of the training episodes' initial states, those of the lowest expected PSNR.
+    """At most ``num_states`` of each task's training episodes' initial states, those of the lowest expected PSNR.
 
     One imagined rollout of the policy from each state, at the temperature that it will be recorded with.
     """
@@ -90,27 +90,30 @@ def find_uncertain_states(state: LoopState, config: Config, num_states: int, con
     policy = context.models.load_policy(state.policy).to(context.device).eval()
     policy.temperature = config.temperature
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
-    calibration = state.calibration or Calibration()
     lowest: list[Tensor] = []
     with context.reporter.progress(len(episodes), "imagined episode") as progress:
-        for number, block in enumerate(episodes.split(128)):
-            observation = dataset.observation(torch.stack([block, torch.zeros_like(block)], dim=1))
-            simulator = ImaginedSimulator(
-                world_model, context.spec, calibration, len(block), max_batch=context.max_imagination_batch
-            )
+        for number, block in enumerate(episodes.split(STATES_AT_ONCE)):
             key = (context.seed, state.iteration, "collect_episodes/uncertain", number)
-            rollout = run_rollout(
+            rollout = imagine_rollout(
                 policy,
-                simulator,
-                observation,
-                make_row_keys(len(block), *key),
+                world_model,
+                state.calibrations or Calibrations(),
+                dataset.observation(torch.stack([block, torch.zeros_like(block)], dim=1)),
+                noise_key=make_row_keys(len(block), *key),
+                world_key=make_row_keys(len(block), *key, "world_model"),
                 initial_state_id=tuple(str(e) for e in block.tolist()),
-                origin="imagined",
+                max_batch=context.max_imagination_batch,
             )
             certainty = rollout.lowest_expected_psnr_db
             lowest.append(torch.full((len(block),), torch.inf) if certainty is None else certainty)
             progress.advance(len(block))
-    chosen = episodes[torch.cat(lowest).argsort(stable=True)[:num_states]].numpy()
-    names = tuple(dataset.cache.metas[e].initial_state_id for e in chosen)
-    states = dataset.cache.frames("sim_state", chosen, np.zeros_like(chosen))
-    return InitialStates("train", names, torch.from_numpy(states))
+    ranked = episodes[torch.cat(lowest).argsort(stable=True)].numpy()
+    metas = dataset.cache.metas
+    chosen = np.concatenate([[e for e in ranked if metas[e].task == t][:num_states] for t in context.spec.task_ids])
+    chosen = chosen.astype(np.int64)
+    return InitialStates(
+        "train",
+        tuple(metas[e].initial_state_id for e in chosen),
+        tuple(metas[e].task for e in chosen),
+        torch.from_numpy(dataset.cache.frames("sim_state", chosen, np.zeros_like(chosen))),
+    )

@@ -71,9 +71,12 @@ class StageContext:
         assert isinstance(config, kind)
         return config
 
-    def open_clips(self, version: str, split: Split) -> ClipDataset:
-        """Clips of ``split`` in the SANS version called ``version``; a corrupt shard is refused by name."""
-        return ClipDataset(self.open_cache(version), split, self.spec.camera)
+    def open_clips(self, version: str, split: Split, spec: SimulatorSpec | None = None) -> ClipDataset:
+        """Clips of ``split`` in the SANS version called ``version``, seen by the cameras of ``spec`` (default: all).
+
+        A corrupt shard is refused by name.
+        """
+        return ClipDataset(self.open_cache(version), split, (spec or self.spec).robot.camera_names)
 
     def open_cache(self, version: str) -> VersionCache:
         """The decoded cache of ``version``; of several ranks the main one builds it, where it has to be built."""

@@ -1,7 +1,7 @@
 """A student that samples in fewer steps than the fitted world model, and is used only where it is as good.
 
 It starts from the teacher's weights and learns to reach in one of its steps where the teacher gets with several, see
-`VideoWorldModel.lead`; its heads go on learning from real frames and outcomes. Then both imagine the held-out episodes.
+`TeacherTarget`; its heads go on learning from real frames and outcomes. Then both imagine the held-out episodes.
 The student is taken if it is not inferior: the 95 % intervals, paired by episode, of the AUC of its success head and of
 its PSNR, minus the teacher's, stay above what the config allows to be lost. Later fits go on from the teacher.
 """
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from worldloop.core.errors import require_positive
-from worldloop.evaluation.open_loop import SOURCES, ImaginedEpisodes, imagine_episodes
-from worldloop.evaluation.student import compare_student
-from worldloop.reporting.student import describe_accepted, describe_refused
+from worldloop.evaluation.open_loop import ImaginedEpisodes, imagine_held_out
+from worldloop.evaluation.student import compare_students, find_loss
+from worldloop.reporting.student import describe_accepted, describe_refused, make_student_record
 from worldloop.stages import fit_world_model
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
@@ -67,34 +67,35 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         draws=(state.iteration, NAME, state.num_fits),
         target=TeacherTarget(teacher, config.num_sampler_steps),
     ).eval()
-    held_out = context.open_clips(state.dataset, "validation")
-    imagined: dict[str, dict[str, ImaginedEpisodes]] = {"teacher": {}, "student": {}}
-    for name, sources in SOURCES.items():
-        index = held_out.episode_index(source=sources)[-config.max_episodes :]
-        for which, model in (("teacher", teacher), ("student", student)):
-            if len(index):
-                with context.reporter.progress(len(index), "episode") as progress:
-                    imagined[which][name] = imagine_episodes(
-                        model,
-                        held_out,
-                        index,
-                        batch_size=config.batch_size,
-                        seed=context.seed,
-                        on_batch=progress.advance,
-                    )
-    comparison = compare_student(**imagined)
-    lost = comparison.find_loss(config.max_auc_loss, config.max_psnr_loss_db)
-    lost = context.setup.data_parallel.all_gather(lost)[0]  # rounding must not part the ranks
-    if lost is None:
-        verdict = describe_accepted(comparison)
+    held_out = context.open_clips(state.dataset, "validation", teacher.spec)
+    imagined: list[dict[str, dict[str, ImaginedEpisodes]]] = []
+    for model in (teacher, student):
+        imagined.append(
+            {
+                task: imagine_held_out(
+                    model,
+                    held_out,
+                    task,
+                    max_episodes=config.max_episodes,
+                    batch_size=config.batch_size,
+                    seed=context.seed,
+                    reporter=context.reporter,
+                )
+                for task in teacher.spec.task_ids
+            }
+        )
+    compared = compare_students(*imagined)
+    loss = find_loss(compared, config.max_auc_loss, config.max_psnr_loss_db)
+    loss = context.setup.data_parallel.all_gather(loss)[0]  # rounding must not part the ranks
+    if loss is None:
+        verdict = describe_accepted(compared.overall)
     else:
-        allowed = {"auc": config.max_auc_loss, "psnr_db": config.max_psnr_loss_db}[lost]
-        verdict = describe_refused(comparison, lost, allowed)
+        allowed = {"auc": config.max_auc_loss, "psnr_db": config.max_psnr_loss_db}[loss.figure]
+        verdict = describe_refused(compared, loss, allowed)
     context.reporter.log(f"student of {config.num_sampler_steps} steps: {verdict}")
-    outcome = {"accepted": lost is None, "num_sampler_steps": config.num_sampler_steps}
     state = replace(state, world_model_steps=state.world_model_steps + config.num_steps)
-    state = state.record(distillation=comparison.to_dict() | outcome)
-    if lost is None:
+    state = state.record(**make_student_record(compared, loss is None, config.num_sampler_steps))
+    if loss is None:
         path = fit_world_model.name_checkpoint(state.iteration, "world_model_student", state.num_fits)
         context.models.save_world_model(student, path)
         state = replace(state, world_model=path)

@@ -2,30 +2,33 @@
 
 Read-only: nothing it measures enters the dataset or any decision. Where a world model exists, the same policy is
 also run inside it from the same first frames, so that imagined and simulated success can be compared pair by pair.
+With several tasks the policy is also told to do another one (``swapped_states``): a policy that listens then fails.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from worldloop.core.statistics import Rate, paired_gain
-from worldloop.core.success import Calibration
-from worldloop.evaluation.outcomes import compare_outcomes, imagine_outcomes
-from worldloop.rollout.simulation import success_of
+from worldloop.core.success import Calibrations
+from worldloop.evaluation.outcomes import compare_outcomes, imagine_outcomes, measure_success, measure_swapped
+from worldloop.reporting.success import describe_imagined, describe_simulated, describe_swapped
+from worldloop.rollout.simulation import success_by_task
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
 
 @dataclass(frozen=True)
 class Config:
-    num_states: int = 200  # evaluation states, the same for every run and seed
+    num_states: int = 200  # evaluation states of each task, the same for every run and seed
+    swapped_states: int = 0  # of them, those also played under the next task's instruction; 0: none
     block_size: int = 10  # initial states per simulator call
 
     def __post_init__(self) -> None:
         if self.num_states < 1 or self.block_size < 1:
             raise ValueError("evaluate_policy.num_states and evaluate_policy.block_size must be at least 1")
+        if not 0 <= self.swapped_states <= self.num_states:
+            bounds = f"0..num_states = {self.num_states}"
+            raise ValueError(f"evaluate_policy.swapped_states must be in {bounds}, got {self.swapped_states}")
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
@@ -34,26 +37,35 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Append this iteration's outcomes to ``evaluation_success`` and record the rates."""
-    episodes = context.simulation.evaluate(
-        "evaluation", config.num_states, config.block_size, state.policy, state.iteration
-    )
-    success = success_of(episodes)
-    state = replace(state, evaluation_success=(*state.evaluation_success[: state.iteration], success))
-    gain = paired_gain(np.array(state.evaluation_success[0]), np.array(success))
-    simulated = Rate.of(np.array(success))
-    context.reporter.log(f"simulated success {simulated}")
-    state = state.record(simulated_success=simulated.to_dict(), paired_gain=gain.to_dict())
+    simulation, reporter, block_size = context.simulation, context.reporter, config.block_size
+    episodes = simulation.evaluate("evaluation", config.num_states, block_size, state.policy, state.iteration)
+    simulated = success_by_task(episodes)
+    state = replace(state, evaluation_success=(*state.evaluation_success[: state.iteration], simulated))
+    success = measure_success(state.evaluation_success[0], simulated)
+    for line in describe_simulated(success):
+        reporter.log(line)
+    state = state.record(**success.to_record())
+
+    if config.swapped_states and len(context.spec.tasks) > 1:
+        told_otherwise = simulation.evaluate(
+            "evaluation", config.swapped_states, block_size, state.policy, state.iteration, swaps_instructions=True
+        )
+        swapped = measure_swapped(simulated, success_by_task(told_otherwise))
+        for line in describe_swapped(swapped):
+            reporter.log(line)
+        state = state.record(**swapped.to_record())
+
     if not state.world_model:
         return state.record(imagined_success=None, imagined_success_reason="no world model yet")
-
     imagined = imagine_outcomes(
         context.models.load_policy(state.policy).to(context.device),
         context.models.load_world_model(state.world_model).to(context.device).for_imagination(),
-        state.calibration or Calibration(),
+        state.calibrations or Calibrations(),
         episodes,
         key=(context.seed, state.iteration, "evaluate_policy/imagined"),
         max_batch=context.max_imagination_batch,
     )
-    comparison = compare_outcomes(imagined, np.array(success))
-    context.reporter.log(f"imagined success  {comparison.imagined}")
-    return state.record(**comparison.to_dict())
+    comparison = compare_outcomes(imagined, simulated)
+    for line in describe_imagined(comparison):
+        reporter.log(line)
+    return state.record(**comparison.to_record())

@@ -93,7 +93,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     context.setup.drop_checkpoint(PROPRIO)
     steps = state.world_model_steps + num_steps
     state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
-    return replace(state, calibration=None, trust=None)
+    return replace(state, calibrations=None, trust={})
 
 
 def name_checkpoint(iteration: int, name: str, fit_number: int) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from worldloop.core.errors import WorldloopError, require_choice, require_range
 from worldloop.core.interfaces import LikelihoodPolicy
 from worldloop.core.randomness import make_generator
-from worldloop.core.success import Calibration
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.success import Calibrations
 from worldloop.evaluation.critic import score_critic
 from worldloop.rl.grpo import GrpoConfig, GrpoObjective
 from worldloop.rollout.groups import GroupedImagination, GroupSettings
@@ -69,7 +70,8 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Make ``state.candidates`` in the world model (grpo), or one from all successes (imitate_successes).
 
-    A world model that its check distrusts makes none. Where GRPO starts from a policy that imitates every success in
+    Groups start in the tasks in which the check trusts the world model; where there is none, no policy is improved.
+    Where GRPO starts from a policy that imitates every success in
     SANS (``restart_from: successes``), that is a candidate too.
     """
     path = f"checkpoints/iteration_{state.iteration:03d}/policy"
@@ -83,33 +85,44 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         imitated = (start,)
     if config.method == "imitate_successes":
         return replace(state, candidates=imitated)
-    if state.trust is not None and not state.trust.is_trusted:
-        context.reporter.log(f"no policy is improved: {state.trust.reason}")
-        return replace(state, candidates=imitated).record(improvement_skipped=state.trust.reason)
-    state, candidates = improve_in_imagination(state, config, context, start, path)
+    distrusted = {task: trust.reason for task, trust in state.trust.items() if not trust.is_trusted}
+    trusted = tuple(task for task in context.spec.task_ids if task not in distrusted)
+    if distrusted:
+        reason = describe_distrust(distrusted, len(context.spec.tasks))
+        context.reporter.log(f"no policy is improved: {reason}" if not trusted else f"improved without: {reason}")
+        state = state.record(improvement_skipped=reason)
+    if not trusted:
+        return replace(state, candidates=imitated)
+    state, candidates = improve_in_imagination(state, config, context, trusted, start, path)
     return replace(state, candidates=(*imitated, *candidates))
 
 
+def describe_distrust(reasons: dict[str, str], num_tasks: int) -> str:
+    """Why the tasks with ``reasons`` are left out; of one task the reason alone."""
+    return "; ".join(reason if num_tasks == 1 else f"{task}: {reason}" for task, reason in reasons.items())
+
+
 def improve_in_imagination(
-    state: LoopState, config: Config, context: StageContext, start: str, path: str
+    state: LoopState, config: Config, context: StageContext, tasks: tuple[str, ...], start: str, path: str
 ) -> tuple[LoopState, tuple[str, ...]]:
-    """GRPO from the checkpoint ``start``; returns the state with its figures, and the candidates' checkpoints."""
+    """GRPO in ``tasks`` from the checkpoint ``start``; the state with its figures, and the candidates' checkpoints."""
     policy, reference = (load_likelihood_policy(start, config, context) for _ in range(2))
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
-    calibration = state.calibration or Calibration()
+    calibrations = state.calibrations or Calibrations()
     dataset = context.open_clips(state.dataset, "train")
     critic = None
     if config.num_critic_steps:
-        state, critic = fit_policy_critic(state, config, context)
+        state, critic = fit_policy_critic(state, config, context, policy.spec)
     setup = context.setup
     generators = setup.make_generators(context.seed, state.iteration, NAME)
     groups = GroupedImagination(
         policy,
         world_model,
-        calibration,
+        calibrations,
         dataset,
         GroupSettings(
             num_groups=config.groups_per_update // setup.num_micro_batches,
+            tasks=tasks,
             group_size=config.group_size,
             mid_episode_share=config.mid_episode_share,
             imagination_horizon=config.imagination_horizon,
@@ -144,7 +157,7 @@ def improve_in_imagination(
         config,
         groups.imagine,
         generators,
-        calibration=calibration,
+        calibrations=calibrations,
         num_micro_batches=setup.num_micro_batches,
         data_parallel=setup.data_parallel,
         device=context.device,
@@ -173,17 +186,22 @@ def load_likelihood_policy(path: str, config: Config, context: StageContext) -> 
     return policy
 
 
-def fit_policy_critic(state: LoopState, config: Config, context: StageContext) -> tuple[LoopState, Critic | None]:
-    """A critic of the policy's own training episodes, or ``None`` where they all ended alike; its score is recorded."""
+def fit_policy_critic(
+    state: LoopState, config: Config, context: StageContext, spec: SimulatorSpec
+) -> tuple[LoopState, Critic | None]:
+    """A critic of the policy's own training episodes, seen by the cameras of ``spec``; its score is recorded.
+
+    ``None`` where all episodes ended alike.
+    """
     train, held_out = (OpenFrames(context.open_clips(state.dataset, split)) for split in ("train", "validation"))
     if not train.has_both_outcomes:
         return state.record(value_reason="the policy's own episodes all ended alike"), None
     critic = fit_critic(
         train.load,
         len(train.index),
+        spec,
         num_steps=config.num_critic_steps,
         batch_size=CRITIC_BATCH_SIZE,
-        max_episode_steps=context.spec.max_episode_steps,
         generator=make_generator(context.seed, state.iteration, "improve_policy/critic"),
         device=context.device,
         reporter=context.reporter,

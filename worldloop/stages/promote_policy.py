@@ -1,4 +1,6 @@
-"""The gate: the best candidate replaces the policy only if it is no worse on validation states in the real simulator.
+"""The gate: the best candidate replaces the policy only if it is no worse on validation states in the simulator.
+
+With several tasks it must be better in the mean and significantly worse at none.
 
 Imagined success can go on rising after real success has turned, when the reward model is exploited. Hence several
 candidates per improvement. The recorded gain is that of the best of them on the states that chose it, so it is
@@ -9,10 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from worldloop.core.statistics import Rate, paired_gain
-from worldloop.rollout.simulation import success_of
+from worldloop.evaluation.promotion import judge_candidates
+from worldloop.reporting.success import describe_promotion
+from worldloop.rollout.simulation import success_by_task
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -20,7 +21,7 @@ from worldloop.storage.run_state import LoopState
 @dataclass(frozen=True)
 class Config:
     gate: bool = True  # false promotes the last candidate unmeasured: for controls
-    num_states: int = 100  # validation states, the same every iteration
+    num_states: int = 100  # validation states of each task, the same every iteration
     min_gain: float = 0.0  # paired gain in success rate that a candidate needs, in [-1, 1]
     block_size: int = 10  # initial states per simulator call
 
@@ -41,33 +42,24 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         return state.record(promoted=False, promotion_gain=None, promotion_gain_reason="no candidate")
     if not config.gate:
         context.reporter.log("gate off: last candidate promoted unseen")
-        return replace(state, policy=state.candidates[-1], candidates=(), validation_success=()).record(
+        return replace(state, policy=state.candidates[-1], candidates=(), validation_success={}).record(
             promoted=True, promotion_gain=None, promotion_gain_reason="gate off"
         )
 
-    def measure(policy: str) -> tuple[bool, ...]:
-        episodes = context.simulation.evaluate(
-            "validation", config.num_states, config.block_size, policy, state.iteration
+    def measure(policy: str) -> dict[str, tuple[bool, ...]]:
+        return success_by_task(
+            context.simulation.evaluate("validation", config.num_states, config.block_size, policy, state.iteration)
         )
-        return success_of(episodes)
 
     current = state.validation_success or measure(state.policy)
     success = {candidate: measure(candidate) for candidate in state.candidates}
-    best = max(state.candidates, key=lambda c: sum(success[c]))  # the earliest of equals
-    gain = paired_gain(np.array(current), np.array(success[best]))
-    promoted = gain.gain >= config.min_gain
-    rates = {candidate: Rate.of(np.array(outcomes)) for candidate, outcomes in success.items()}
-    verdict = f"promoted {best.rsplit('/', 1)[-1]}" if promoted else "rolled back"
-    current_rate = Rate.of(np.array(current))
-    context.reporter.log(f"candidates {', '.join(map(str, rates.values()))} against {current_rate}: {verdict}")
+    verdict = judge_candidates(current, success, config.min_gain)
+    for line in describe_promotion(verdict):
+        context.reporter.log(line)
     state = replace(
         state,
-        policy=best if promoted else state.policy,
+        policy=verdict.best if verdict.is_promoted else state.policy,
         candidates=(),
-        validation_success=success[best] if promoted else current,
+        validation_success=success[verdict.best] if verdict.is_promoted else current,
     )
-    return state.record(
-        promoted=promoted,
-        promotion_gain=gain.to_dict(),
-        validation_success={candidate: rate.to_dict() for candidate, rate in rates.items()},
-    )
+    return state.record(**verdict.to_record())

@@ -18,7 +18,7 @@ FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")  # of those
 
 @dataclass(frozen=True)
 class Config:
-    """``episodes``: how many episodes of each scripted variant; ``expert`` is the number of demonstrations."""
+    """``episodes``: how many of each scripted variant, for each task; ``expert`` is the number of demonstrations."""
 
     episodes: dict[str, int] = field(default_factory=lambda: {"expert": 25})
     validation_share: float = 0.2  # share of perturbed episodes held out from training, by hash of the state id
@@ -49,36 +49,51 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Record the scripted episodes as the first shard and freeze the normalisation with it."""
-    states = context.simulation.initial_states("train", config.num_episodes + config.forked_states)
-    forks = [i for i in range(config.num_episodes, len(states)) for _ in config.forked_variants]
-    names = [name for name, count in config.episodes.items() for _ in range(count)]
-    order = torch.randperm(len(names), generator=make_generator(context.seed, 0, "seed_dataset/order"))
-    variants = tuple(names[i] for i in order.tolist())
-    # Every demonstration is trained on, so that the configured number is the number the clone learns from.
-    splits: list[Split] = [
-        "train" if variant == "expert" else choose_split(state_id, config.validation_share)
-        for variant, state_id in zip(variants, states.ids, strict=False)
-    ]
-    splits += ["validation"] * len(forks)
+    """Record the scripted episodes of every task as the first shard and freeze the normalisation with it."""
+    num_episodes, tasks = config.num_episodes, context.spec.task_ids
+    states = context.simulation.initial_states("train", num_episodes + config.forked_states)
+    rows: list[int] = []
+    variants: list[str] = []
+    splits: list[Split] = []
+    for number, task in enumerate(tasks):
+        first = number * (num_episodes + config.forked_states)
+        own = range(first, first + num_episodes)
+        shuffled = shuffle_variants(config, context.seed, task if len(tasks) > 1 else "")
+        rows += own
+        variants += shuffled
+        # Every demonstration is trained on, so that the configured number is the number the clone learns from.
+        splits += [
+            "train" if variant == "expert" else choose_split(states.ids[row], config.validation_share)
+            for row, variant in zip(own, shuffled, strict=True)
+        ]
+        forks = range(own.stop, own.stop + config.forked_states)
+        rows += [row for row in forks for _ in config.forked_variants]
+        variants += config.forked_variants * config.forked_states
+        splits += ["validation" for _ in config.forked_variants for _ in forks]
     episodes = context.simulation.run(
-        states.select([*range(config.num_episodes), *forks]),
+        states.select(rows),
         block_size=config.block_size,
         purpose="seed_dataset",
         iteration=0,
         splits=tuple(splits),
-        variants=(*variants, *config.forked_variants * config.forked_states),
+        variants=tuple(variants),
     )
     shard = context.store.append(episodes, "000-scripted", context.spec)
     context.store.snapshot("v000", [shard])
     counts = Counter(e.meta.outcome for e in episodes)
-    context.reporter.log(
-        f"{len(episodes)} scripted episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(counts.items()))
-    )
+    listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    context.reporter.log(f"{len(episodes)} scripted episodes: {listed}")
     state = replace(
         state,
         dataset="v000",
-        num_scripted_episodes=len(episodes),
+        num_scripted_episodes=len(episodes) // len(tasks),
         env_steps=sum(e.num_env_steps for e in episodes),
     )
     return state.record(scripted_episodes=dict(sorted(counts.items())), demonstrations=config.episodes["expert"])
+
+
+def shuffle_variants(config: Config, seed: int, task: str) -> list[str]:
+    """The variants of one task's episodes in random order, so that no variant has the first states to itself."""
+    names = [name for name, count in config.episodes.items() for _ in range(count)]
+    draws: tuple[int | str, ...] = (seed, 0, "seed_dataset/order", *((task,) if task else ()))
+    return [names[i] for i in torch.randperm(len(names), generator=make_generator(*draws)).tolist()]

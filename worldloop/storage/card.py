@@ -1,7 +1,7 @@
 """What stands beside a world model's weights once it has been checked: how to read it, how good it is, where to start.
 
-    DIRECTORY/card.json            calibration, the check's figures, sha256 of the weights and starts they belong to
-    DIRECTORY/starts.safetensors   observations that training episodes began with
+    DIRECTORY/card.json            calibrations, the check's figures, sha256 of the weights and starts they belong to
+    DIRECTORY/starts.safetensors   observations that training episodes began with, seen by every camera
 
 With its card a checkpoint is an environment by itself, away from the run that made it.
 """
@@ -17,44 +17,46 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.files import hash_file, read_json, to_json, write_file
-from worldloop.core.success import Calibration
+from worldloop.core.files import hash_file, to_json, write_file
+from worldloop.core.success import Calibration, Calibrations
+from worldloop.core.tensors import prefix, strip
 from worldloop.core.types import Observation
-from worldloop.sans.clips import ClipDataset
+from worldloop.storage.checkpoint import read_current_json
 
-CARD_SCHEMA_VERSION = 1
-NUM_STARTS = 64  # observations to start from
+CARD_SCHEMA_VERSION = 2  # 1 had one camera and one task
 _REMEDY = "check the world model again, or restore its directory from a copy"
 
 
 @dataclass(frozen=True)
 class WorldModelCard:
-    """``figures``: plain values, what the check measured; ``starts``: N observations of one frame with proprio."""
+    """How to read a checked world model.
 
-    calibration: Calibration
+    - ``calibrations``: of its success head, by task
+    - ``figures``: what the check measured, plain values: source -> figures. With several tasks those are the means, and
+      ``figures["tasks"]`` has the same for each task.
+    - ``starts``: N observations of one frame, with proprio
+    """
+
+    calibrations: Calibrations
     figures: dict[str, Any]
     starts: Observation
-
-
-def choose_starts(dataset: ClipDataset) -> Observation:
-    """First observations of the latest episodes of ``dataset``, the policy's own where there are any."""
-    episodes = dataset.episode_index(source="policy")
-    episodes = (episodes if len(episodes) else dataset.episode_index())[-NUM_STARTS:]
-    return dataset.observation(torch.stack([episodes, torch.zeros_like(episodes)], dim=1))
 
 
 def write_card(directory: Path, card: WorldModelCard) -> None:
     """Write the card beside the weights in ``directory``; ``card.json`` comes last and makes it valid."""
     starts = card.starts
     assert starts.proprio is not None
-    tensors = {"frames": starts.frames[:, -1:].contiguous(), "proprio": starts.proprio.contiguous()}
+    frames = {camera: images[:, -1:].contiguous() for camera, images in starts.frames.items()}
+    tensors = {"proprio": starts.proprio.contiguous(), **prefix("frames", frames)}
     what = f"the card of checkpoint {directory}"
     write_file(directory / "starts.safetensors", save(tensors), what)
     value = {
         "schema_version": CARD_SCHEMA_VERSION,
-        "calibration": asdict(card.calibration),
+        "calibrations": {task: asdict(calibration) for task, calibration in card.calibrations.by_task.items()},
         "figures": card.figures,
-        "instruction": list(starts.instruction),
+        "cameras": list(starts.frames),
+        "tasks": list(starts.task),
+        "instructions": list(starts.instruction),
         "weights_sha256": hash_file(directory / "model.safetensors"),
         "starts_sha256": hash_file(directory / "starts.safetensors"),
     }
@@ -62,26 +64,38 @@ def write_card(directory: Path, card: WorldModelCard) -> None:
 
 
 def read_card(directory: Path) -> WorldModelCard:
-    """Raises `WorldloopError` where the world model was not checked, or the card is damaged or of other weights."""
+    """Raises `WorldloopError` where the world model is not checked, or the card is damaged, old or of other weights."""
     what = f"the card of checkpoint {directory}"
     if not (directory / "card.json").is_file():
         raise WorldloopError(
             f"checkpoint {directory} has no card.json: until it is checked nobody knows how to read its success head; "
             "let the check_world_model stage of its run end"
         )
-    value = read_json(directory / "card.json", what, CARD_SCHEMA_VERSION, _REMEDY)
+    value = read_current_json(directory / "card.json", what, CARD_SCHEMA_VERSION, _REMEDY)
     try:
         for file in ("model", "starts"):
             key = {"model": "weights_sha256", "starts": "starts_sha256"}[file]
             if hash_file(directory / f"{file}.safetensors") != value[key]:
                 raise WorldloopError(f"{what} does not belong to {file}.safetensors beside it; {_REMEDY}")
         tensors = load((directory / "starts.safetensors").read_bytes())
-        instruction = tuple(value["instruction"])
-        if not all(isinstance(text, str) for text in instruction):
-            raise TypeError(f"instruction is {instruction}")
+        images = strip("frames", tensors)
+        task, instruction = (_read_strings(value, key) for key in ("tasks", "instructions"))
         starts = Observation(
-            tensors["frames"], tensors["proprio"], instruction, torch.zeros(len(instruction), dtype=torch.long)
+            frames={camera: images[camera] for camera in _read_strings(value, "cameras")},
+            proprio=tensors["proprio"],
+            task=task,
+            instruction=instruction,
+            env_step=torch.zeros(len(instruction), dtype=torch.long),
         )
-        return WorldModelCard(Calibration(**value["calibration"]), value["figures"], starts)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        calibrations = {name: Calibration(**fields) for name, fields in value["calibrations"].items()}
+        return WorldModelCard(Calibrations(calibrations), value["figures"], starts)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise WorldloopError(f"{what} is unreadable ({error}); {_REMEDY}") from error
+
+
+def _read_strings(value: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Raises ``TypeError`` where ``value[key]`` is no list of strings."""
+    strings = value[key]
+    if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+        raise TypeError(f"{key} is {strings}")
+    return tuple(strings)

@@ -25,7 +25,7 @@ from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import load_trained
 from worldloop.core.types import Normalisation
 
-CHECKPOINT_SCHEMA_VERSION = 1
+CHECKPOINT_SCHEMA_VERSION = 2  # 1 had one camera and one task
 _PREFIX = "normalisation."
 _REMEDY = "restore it, or delete the run directory and run again"
 
@@ -78,7 +78,7 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
     if not directory.is_dir():
         raise WorldloopError(f"checkpoint {directory} does not exist: give the folder of a run, or of a checkpoint")
     what = f"checkpoint {directory}"
-    meta = read_json(directory / "checkpoint.json", what, CHECKPOINT_SCHEMA_VERSION, _REMEDY)
+    meta = read_description(directory)
     weights = directory / "model.safetensors"
     try:
         if meta["kind"] != kind:
@@ -96,8 +96,25 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
             weights=tensors,
             extra=meta["extra"],
         )
-    except (KeyError, TypeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise WorldloopError(f"checkpoint {directory} is not a worldloop checkpoint ({error}); {_REMEDY}") from error
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """What ``checkpoint.json`` holds; raises `WorldloopError` where it is broken, or of another schema."""
+    what = f"checkpoint {directory}"
+    return read_current_json(directory / "checkpoint.json", what, CHECKPOINT_SCHEMA_VERSION, _REMEDY)
+
+
+def read_current_json(path: Path, what: str, schema: int, remedy: str) -> dict[str, Any]:
+    """`read_json`, and `WorldloopError` too for a ``schema_version`` below ``schema``: of one camera and one task."""
+    value = read_json(path, what, schema, remedy)
+    if value["schema_version"] < schema:
+        raise WorldloopError(
+            f"{what} was made by an earlier worldloop, with one camera and one task: make it again in a new run, or "
+            "use the worldloop that made it"
+        )
+    return value
 
 
 def rebuild_dataclass[T](cls: type[T], values: dict[str, Any]) -> T:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.core.files import malformed, read_json, to_json, whole_directory
+from worldloop.core.files import malformed, to_json, whole_directory
+from worldloop.core.specs import SimulatorSpec
 from worldloop.storage.card import read_card
-from worldloop.storage.checkpoint import CHECKPOINT_SCHEMA_VERSION
+from worldloop.storage.checkpoint import read_description, rebuild_dataclass
 
 FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -46,7 +47,7 @@ def export_world_model(checkpoint: Path, out: Path) -> None:
     with whole_directory(out, f"the exported world model {out}") as directory:
         for name in FILES:
             shutil.copy2(checkpoint / name, directory / name)
-        description = _read_description(checkpoint)
+        description = read_description(checkpoint)
         if (base := description["config"].get("pretrained", "")) and not _is_on_hub(base):
             description["config"]["pretrained"] = Path(base).name
             (directory / "checkpoint.json").write_bytes(to_json(description))
@@ -56,9 +57,11 @@ def export_world_model(checkpoint: Path, out: Path) -> None:
 def write_model_card(checkpoint: Path, name: str) -> str:
     """The model card, Markdown with the Hub's metadata."""
     card = read_card(checkpoint)
-    description = _read_description(checkpoint)
-    spec, base = description["spec"], description["config"].get("pretrained", "")
-    rate = spec["hz"] / spec["actions_per_frame"]
+    description = read_description(checkpoint)
+    spec = rebuild_dataclass(SimulatorSpec, description["spec"])
+    base = description["config"].get("pretrained", "")
+    is_plural = len(spec.tasks) > 1
+    choice = f', task="{spec.tasks[0].id}"' if is_plural else ""
     lines = [
         "---",
         "library_name: worldloop",
@@ -69,34 +72,49 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         "",
         f"# {name}",
         "",
-        f"An action-conditioned world model of {spec['task']} (\u201c{spec['instruction']}\u201d), as a Gymnasium "
-        "environment: "
-        f"{spec['image_size']} px, {rate:g} frames a second of {spec['actions_per_frame']} actions each "
-        f"({', '.join(spec['action_names'])}; {spec['control_mode']}).",
+        f"An action-conditioned world model of {_list_tasks(spec)}, as a Gymnasium environment: {_list_cameras(spec)}, "
+        f"{spec.frames_per_second:g} frames a second of {spec.actions_per_frame} actions each "
+        f"({', '.join(spec.robot.action_names)}; {spec.robot.control_mode}).",
         "",
         "    import gymnasium, worldloop.envs",
         "",
-        f'    env = gymnasium.make("worldloop/WorldModel-v0", checkpoint="{name}")',
+        f'    env = gymnasium.make("worldloop/WorldModel-v0", checkpoint="{name}"{choice})',
         "",
         *(_tell_of_base(base) if base else []),
         "## Checked on held-out episodes",
         "",
-        "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals.",
+        "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals."
+        + (" First the mean over the tasks." if is_plural else ""),
         "",
+        *_draw_table(card.figures),
     ]
-    sources = [source for source in card.figures if isinstance(card.figures[source], dict)]
-    lines.append("| | " + " | ".join(f"{s.replace('_', '-')}, n {card.figures[s]['n']}" for s in sources) + " |")
-    lines.append("|---|" + "---|" * len(sources))
-    for key, meaning, unit in _SHOWN:
-        cells = [_format(card.figures[source].get(key), unit) for source in sources]
-        if any(cell != "-" for cell in cells):
-            lines.append(f"| {meaning} | " + " | ".join(cells) + " |")
+    by_task = card.figures.get("tasks", {})
+    for task in spec.task_ids:
+        if task in by_task:
+            lines += ["", f"### {task}", "", *_draw_table(by_task[task])]
     return "\n".join([*lines, ""])
 
 
-def _read_description(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "checkpoint.json"
-    return read_json(path, f"checkpoint {checkpoint}", CHECKPOINT_SCHEMA_VERSION, "restore it")
+def _list_tasks(spec: SimulatorSpec) -> str:
+    """``PushCube-v1 ("push the cube to the goal"), PullCube-v1 ("pull ...")``."""
+    return ", ".join(f"{task.id} (\u201c{task.instruction}\u201d)" for task in spec.tasks)
+
+
+def _list_cameras(spec: SimulatorSpec) -> str:
+    """``base_camera (64 x 64 px), hand_camera (48 x 32 px)``: width x height."""
+    return ", ".join(f"{camera.name} ({camera.width} x {camera.height} px)" for camera in spec.robot.cameras)
+
+
+def _draw_table(figures: dict[str, Any]) -> list[str]:
+    """One column for each source of ``figures``, see `WorldModelCard`."""
+    sources = [source for source, values in figures.items() if isinstance(values, dict) and source != "tasks"]
+    lines = ["| | " + " | ".join(f"{s.replace('_', '-')}, n {figures[s]['n']}" for s in sources) + " |"]
+    lines.append("|---|" + "---|" * len(sources))
+    for key, meaning, unit in _SHOWN:
+        cells = [_format(figures[source].get(key), unit) for source in sources]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {meaning} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _is_on_hub(pretrained: str) -> bool:

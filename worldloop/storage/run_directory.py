@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -26,8 +27,7 @@ from yaml import YAMLError
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import malformed, read_json, to_json, write_file
-from worldloop.core.types import InitialStates, Split
-from worldloop.runtime.memory import PeakMemory
+from worldloop.core.types import InitialStates, PeakMemory, Split
 from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
 
 RESULTS_SCHEMA_VERSION = 1
@@ -150,8 +150,6 @@ class RunDirectory:
 
     def write_initial_states(self, states: InitialStates) -> None:
         """Store the whole list of one split and task. Raises ``ValueError`` for states of several tasks."""
-        import torch
-
         (task,) = set(states.tasks)
         ids = torch.tensor(list("\n".join(states.ids).encode()), dtype=torch.uint8)
         data = save({"ids": ids, "states": states.states.contiguous()})

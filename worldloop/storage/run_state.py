@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.success import Calibration, Trust
+from worldloop.core.success import Calibration, Calibrations, Trust
 
-STATE_SCHEMA_VERSION = 2
+STATE_SCHEMA_VERSION = 3
+UNNAMED_TASK = ""  # the one task of a state of before tasks had names
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class LoopState:
     - ``candidates``: checkpoints of the last improvement, in the order of training, that await promotion
     - ``teacher``: what was fitted, and fits go on from; ``world_model`` is that, or its student of fewer sampler steps
     - ``world_model_steps``: optimizer steps on world models so far; ``num_fits``: fits of this iteration so far
-    - ``calibration``, ``trust``: what the check of ``world_model`` found; ``None`` before there was one
-    - ``validation_success``: outcomes of ``policy`` on the validation states, for the paired promotion test
-    - ``evaluation_success``: outcomes of every iteration's policy on the evaluation states, by iteration. Recorded
+    - ``calibrations``: how the check of ``world_model`` reads its heads, ``None`` before there was one; ``trust`` by
+      task: what the check found, empty before there was one
+    - ``validation_success``: task -> outcomes of ``policy`` on the validation states, for the paired promotion test
+    - ``evaluation_success``: the same of every iteration's policy on the evaluation states, by iteration. Recorded
       for the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes start from states after them
     - ``env_steps``: simulator steps that entered SANS so far
@@ -41,52 +44,76 @@ class LoopState:
     teacher: str = ""
     world_model_steps: int = 0
     num_fits: int = 0
-    calibration: Calibration | None = None
-    trust: Trust | None = None
-    validation_success: tuple[bool, ...] = ()
-    evaluation_success: tuple[tuple[bool, ...], ...] = ()
+    calibrations: Calibrations | None = None
+    trust: dict[str, Trust] = field(default_factory=dict)
+    validation_success: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    evaluation_success: tuple[dict[str, tuple[bool, ...]], ...] = ()
     num_scripted_episodes: int = 0
     env_steps: int = 0
     records: tuple[dict[str, Any], ...] = ()
     schema_version: int = STATE_SCHEMA_VERSION
 
     def record(self, **figures: Any) -> LoopState:
-        """The state with ``figures`` merged into this iteration's record."""
+        """The state with ``figures`` merged into this iteration's record, those of ``tasks`` task by task."""
         records = list(self.records)
         while len(records) <= self.iteration:
             records.append({"iteration": len(records)})
-        records[self.iteration] = {**records[self.iteration], **figures}
+        before = records[self.iteration]
+        if "tasks" in figures:
+            tasks = dict(before.get("tasks", {}))
+            for task, own in figures["tasks"].items():
+                tasks[task] = tasks.get(task, {}) | own
+            figures["tasks"] = tasks
+        records[self.iteration] = before | figures
         return replace(self, records=tuple(records))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        verdicts = {"calibration": self.calibration, "trust": self.trust}
-        return vars(self) | {name: None if value is None else asdict(value) for name, value in verdicts.items()}
+        calibrations = None
+        if self.calibrations is not None:
+            calibrations = {task: asdict(calibration) for task, calibration in self.calibrations.by_task.items()}
+        trust = {task: asdict(trust) for task, trust in self.trust.items()}
+        return vars(self) | {"calibrations": calibrations, "trust": trust}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoopState:
         """Inverse of `to_dict` after a trip through JSON, of this schema version or an earlier one.
 
-        Raises `WorldloopError` on anything else.
+        A state of an earlier version has one task, `UNNAMED_TASK`. Raises `WorldloopError` on anything else.
         """
         try:
             values = _upgrade(values)
-            values |= {k: tuple(v) for k, v in values.items() if k in ("candidates", "validation_success", "records")}
-            values["evaluation_success"] = tuple(tuple(v) for v in values["evaluation_success"])
-            for name, kind in (("calibration", Calibration), ("trust", Trust)):
-                values[name] = None if values[name] is None else kind(**values[name])
+            values |= {name: tuple(values[name]) for name in ("candidates", "records")}
+            values["validation_success"] = _read_outcomes(values["validation_success"])
+            values["evaluation_success"] = tuple(_read_outcomes(outcomes) for outcomes in values["evaluation_success"])
+            values["trust"] = {task: Trust(**trust) for task, trust in values["trust"].items()}
+            if values["calibrations"] is not None:
+                by_task = {task: Calibration(**figures) for task, figures in values["calibrations"].items()}
+                values["calibrations"] = Calibrations(by_task)
             return cls(**values)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise WorldloopError(f"state.json is not a worldloop state ({error}); delete the run directory") from error
 
 
+def _read_outcomes(by_task: Mapping[str, Sequence[bool]]) -> dict[str, tuple[bool, ...]]:
+    return {task: tuple(outcomes) for task, outcomes in by_task.items()}
+
+
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of ``values`` with the fields of schema version 1, if they are that, under today's names."""
+    """A copy of ``values`` with the fields of schema version 1 or 2, if they are that, under today's names."""
     values = dict(values)
     if values["schema_version"] == 1:
         reason, records = values.pop("distrust", ""), values["records"]
         is_checked = values["calibration"] is not None
         values["trust"] = {"is_trusted": not reason, "reason": reason} if is_checked else None
         values["num_scripted_episodes"] = sum(records[0].get("scripted_episodes", {}).values()) if records else 0
+        values["schema_version"] = 2
+    if values["schema_version"] == 2:
+        calibration, trust = values.pop("calibration"), values["trust"]
+        values["calibrations"] = None if calibration is None else {UNNAMED_TASK: calibration}
+        values["trust"] = {} if trust is None else {UNNAMED_TASK: trust}
+        outcomes = values["validation_success"]
+        values["validation_success"] = {UNNAMED_TASK: outcomes} if outcomes else {}
+        values["evaluation_success"] = [{UNNAMED_TASK: outcomes} for outcomes in values["evaluation_success"]]
         values["schema_version"] = STATE_SCHEMA_VERSION
     return values

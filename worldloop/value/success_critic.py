@@ -7,7 +7,7 @@ reinforcement learning do (MBPO, arXiv:1906.08253; Dreamer, arXiv:1912.01603). I
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -16,10 +16,13 @@ from torch.nn import functional
 
 from worldloop.core import images
 from worldloop.core.interfaces import Metrics, Reporter
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Observation
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_pair import FramePairEncoder
+from worldloop.networks.instruction import InstructionEncoder
+from worldloop.networks.views import ViewModules
 from worldloop.training.trainer import BatchObjective, fit_small
 
 LoadOutcomes = Callable[[Tensor], tuple[Observation, Tensor]]
@@ -30,37 +33,59 @@ WEIGHT_DECAY = 0.05
 # with every cell's features and no shift, .77 with shifts, .84 with keypoints alone and shifts.
 DROPOUT = 0.3
 SHIFT_PX, BRIGHTNESS = 2, 0.05
+INSTRUCTION_DIM = 16
 
 
 class Critic(nn.Module):
     """``forward(observation)`` -> logit f32 [B] of success by the episode's end.
 
-    Reads the first frame, the frame now, proprio where there is any, and the share of the time limit that has passed.
+    Reads the first frame and the frame now of each camera of ``spec``, proprio where there is any, the share of the
+    task's time limit that has passed and, where ``spec`` has several tasks, the instruction: they may look alike.
+    ``backgrounds``: camera name -> f32 [3, h, w], the mean frame; ``proprio`` f32 [n, S]: of which it has mean and
+    scale.
     """
 
     proprio_mean: Tensor
     proprio_std: Tensor
 
-    def __init__(self, background: Tensor, proprio: Tensor | None, max_episode_steps: int) -> None:
+    def __init__(self, spec: SimulatorSpec, backgrounds: Mapping[str, Tensor], proprio: Tensor | None) -> None:
         super().__init__()
-        self.max_episode_steps = max_episode_steps
+        self.spec = spec
         if proprio is None:
             proprio = torch.zeros(2, 0)
         self.register_buffer("proprio_mean", proprio.float().mean(0))
         self.register_buffer("proprio_std", proprio.float().std(0).clamp_min(1e-4))
-        self.encoder = FramePairEncoder(len(background), background.shape[-1], background, only_keypoints=True)
+        self.encoders = ViewModules(
+            {
+                camera.name: FramePairEncoder(
+                    3, (camera.height, camera.width), backgrounds[camera.name], only_keypoints=True
+                )
+                for camera in spec.robot.cameras
+            }
+        )
+        num_features = sum(encoder.dim for _, encoder in self.encoders.items()) + proprio.shape[1] + 1
+        self.instruction: InstructionEncoder | None = None
+        if len(spec.tasks) > 1:
+            self.instruction = InstructionEncoder(INSTRUCTION_DIM)
+            num_features += INSTRUCTION_DIM
         self.dropout = nn.Dropout(DROPOUT)
-        self.head = make_mlp(self.encoder.dim + proprio.shape[1] + 1, 64, 1, num_hidden=1)
+        self.head = make_mlp(num_features, 64, 1, num_hidden=1)
 
     def forward(self, observation: Observation) -> Tensor:
-        first, now = (images.to_network(observation.frames[:, i]) for i in (0, -1))
-        with torch.autocast(first.device.type, dtype=torch.bfloat16):
-            features = self.encoder(first, now)
-        parts = [features, (observation.env_step / self.max_episode_steps)[:, None].to(features)]
+        frames = observation.with_cameras(self.spec.robot.camera_names).frames
+        parts = []
+        for camera, encoder in self.encoders.items():
+            first, now = (images.to_network(frames[camera][:, i]) for i in (0, -1))
+            with torch.autocast(first.device.type, dtype=torch.bfloat16):
+                parts.append(encoder(first, now))
+        limits = torch.tensor([self.spec.task(task).max_episode_steps for task in observation.task])
+        parts.append((observation.env_step / limits.to(observation.env_step))[:, None].to(parts[0]))
         if len(self.proprio_mean):
             if observation.proprio is None:
                 raise ValueError("this critic was fitted with proprio, and the observation has none")
-            parts.append((observation.proprio.to(features) - self.proprio_mean) / self.proprio_std)
+            parts.append((observation.proprio.to(parts[0]) - self.proprio_mean) / self.proprio_std)
+        if self.instruction is not None:
+            parts.append(self.instruction(observation.instruction).to(parts[0]))
         return self.head(self.dropout(torch.cat(parts, dim=1)))[:, 0]
 
     @torch.no_grad()
@@ -78,6 +103,7 @@ class CriticObjective(BatchObjective[tuple[Observation, Tensor]]):
 
     def draw(self, generator: torch.Generator) -> tuple[Observation, Tensor]:
         observation, succeeds = self.load(torch.randint(self.num_rows, (self.batch_size,), generator=generator))
+        observation = observation.with_cameras(self.critic.spec.robot.camera_names)
         frames = augment_frames(observation.frames, SHIFT_PX, BRIGHTNESS, generator)
         return replace(observation, frames=frames), succeeds
 
@@ -95,21 +121,23 @@ class CriticObjective(BatchObjective[tuple[Observation, Tensor]]):
 def fit_critic(
     load: LoadOutcomes,
     num_rows: int,
+    spec: SimulatorSpec,
     *,
     num_steps: int,
     batch_size: int,
-    max_episode_steps: int,
     generator: torch.Generator,
     device: torch.device,
     reporter: Reporter,
 ) -> Critic:
     """A critic fitted on what ``load(rows int64 [B])`` gives for rows 0..num_rows - 1: an observation and, f32 [B],
-    whether its episode succeeded in the end.
+    whether its episode succeeded in the end. It reads the cameras of ``spec`` and knows its tasks.
     """
     sample, _ = load(torch.randint(num_rows, (min(num_rows, 1024),), generator=generator))
+    frames = sample.with_cameras(spec.robot.camera_names).frames
+    backgrounds = {camera: images.to_network(seen[:, -1]).mean(0) for camera, seen in frames.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        critic = Critic(images.to_network(sample.frames[:, -1]).mean(0), sample.proprio, max_episode_steps).to(device)
+        critic = Critic(spec, backgrounds, sample.proprio).to(device)
         return fit_small(
             critic,
             CriticObjective(critic, load, num_rows, batch_size, generator),

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from worldloop.core import images
+from worldloop.core.specs import CameraSpec
+from worldloop.networks.views import map_views
 
 
 class Codec(Protocol):
-    """``channels`` and ``size`` are the latent's; ``frames_per_latent`` is the codec's own temporal compression.
+    """``channels`` of a latent, the same for all cameras, and camera -> (height, width) of its latents: ``sizes``.
 
     ``limit``: imagined latents are held within -limit and limit. ``pretrained`` is the folder or Hub name of a
     published pipeline, for those that need weights.
     """
 
     channels: int
-    size: int
-    frames_per_latent: int
+    sizes: dict[str, tuple[int, int]]
     limit: float
 
-    def __init__(self, image_size: int, pretrained: str) -> None: ...
+    def __init__(self, cameras: Sequence[CameraSpec], pretrained: str) -> None: ...
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """u8 [..., h, w, 3] -> f32 [..., channels, size, size], about unit scale."""
+    def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Camera -> u8 [..., H, W, 3] to camera -> f32 [..., channels, h, w], about unit scale."""
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Inverse of `encode` up to rounding: -> u8 [..., h, w, 3]."""
+    def decode(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inverse of `encode` up to rounding."""
         ...
 
 
@@ -36,14 +38,13 @@ class PixelCodec:
     """Latents are the pixels in [-1, 1]; the round trip is exact."""
 
     channels = 3
-    frames_per_latent = 1
     limit = 1.0
 
-    def __init__(self, image_size: int, pretrained: str = "") -> None:
-        self.size = image_size
+    def __init__(self, cameras: Sequence[CameraSpec], pretrained: str = "") -> None:
+        self.sizes = {camera.name: (camera.height, camera.width) for camera in cameras}
 
-    def encode(self, frames: Tensor) -> Tensor:
-        return images.to_network(frames)
+    def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return map_views(images.to_network, frames)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return images.to_uint8(latents)
+    def decode(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return map_views(images.to_uint8, latents)

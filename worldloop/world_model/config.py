@@ -11,6 +11,7 @@ from typing import Any
 
 from worldloop.core.errors import require_choice, require_range
 from worldloop.core.sections import add_sections
+from worldloop.core.specs import SimulatorSpec
 from worldloop.world_model import CODECS, DENOISERS
 
 PRECISIONS = ("fp32", "bf16")
@@ -33,6 +34,8 @@ class SelfRolloutConfig:
 class WorldModelConfig:
     """Architecture, losses and sampling of the world model."""
 
+    cameras: tuple[str, ...] = ()  # that it reads and imagines, all in one pass; empty: all of the robot's
+    head_cameras: tuple[str, ...] = ()  # of those, what the success and proprio heads read; empty: all
     denoiser: str = "hybrid"  # which denoiser: hybrid or cosmos
     codec: str = "pixel"  # which codec: pixel, or wan (of pretrained)
     pretrained: str = ""  # Cosmos-Predict2 Video2World pipeline, folder or Hub name; wants denoiser cosmos, codec wan
@@ -71,6 +74,21 @@ class WorldModelConfig:
         for key in ("context_noise", "moved_weight", "rare_weight", "success_weight"):
             require_range(f"world_model.{key}", getattr(self, key), 0)
 
+    def select_cameras(self, spec: SimulatorSpec) -> tuple[SimulatorSpec, tuple[str, ...]]:
+        """``spec`` with the cameras of the world model alone, and the names of those that its heads read.
+
+        Raises ``ValueError`` naming the setting for a camera that there is not.
+        """
+        seen = _restrict("world_model.cameras", spec, self.cameras)
+        return seen, _restrict("world_model.head_cameras", seen, self.head_cameras).robot.camera_names
+
     def denoiser_config(self) -> Any:
         """The section of the chosen denoiser, an instance of its ``Config``."""
         return getattr(self, self.denoiser)
+
+
+def _restrict(setting: str, spec: SimulatorSpec, cameras: tuple[str, ...]) -> SimulatorSpec:
+    try:
+        return spec.with_cameras(cameras)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error

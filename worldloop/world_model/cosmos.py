@@ -10,6 +10,8 @@ Departures from the published model (arXiv:2511.00062; Cosmos2VideoToWorldPipeli
   when a frame joins, the others but the first are turned back by one place.
 - Actions and proprio, now and next, enter through an MLP whose output is added to the time embedding of every adaptive
   layer norm (World-VLA-Loop, arXiv:2602.06508); a reward token without a place joins the frame in the making.
+- Several cameras lie side by side in the rotary table, each from the column on where the one before ends, as if they
+  were one wide picture; they share the patch embedding and attend to each other.
 - The frame in the making also starts from a look at the patches of (first, previous, now) in its place, and at maps of
   the local coordinate systems that proprio, now and next, places on the image (`PoseMaps`): without the one a small
   transformer takes long to find by attention what is most often the answer, without the other where the robot goes.
@@ -17,28 +19,27 @@ Departures from the published model (arXiv:2511.00062; Cosmos2VideoToWorldPipeli
   copies of the frame now and of the first, so that what stands still stays sharp.
 - Time runs from noise to data: the published tau is 1 - t, and its network output is noise - data.
 
-Shapes: B rows, K remembered frames, C channels, N tokens a frame, D = heads x head_dim, G layers.
+Shapes: B rows, K remembered frames, C channels, N tokens a frame, of all cameras, n of one camera,
+D = heads x head_dim, G layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, shift_frames
+from worldloop.core.context_frames import shift_frames
 from worldloop.core.errors import WorldloopError, require_choice, require_positive, require_range
-from worldloop.networks.blocks import PatchProjection, attend, fold_patches, join_channels, make_mlp
-from worldloop.networks.embeddings import PoseMaps
+from worldloop.networks.blocks import attend, make_mlp
+from worldloop.networks.views import ViewModules, map_views
+from worldloop.world_model.cosmos_view import CosmosView, silence
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
 PREDICTIONS = ("data", "velocity")
-NUM_SOURCES = 3  # of a pixel: now, first, painted
-POSE_CELLS = 2  # cells of the pose maps in a patch, per side
 CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeline's sigma_conditioning
 
 
@@ -78,7 +79,7 @@ class CosmosConfig:
 
 @dataclass(frozen=True)
 class CosmosMemory(FrameMemory):
-    """Beside the frames [B, K, C, h, w] their ``keys``, normed and rotated to their place, and ``values``.
+    """Beside the frames, camera -> [B, K, C, h, w], their ``keys``, normed and rotated to their place, and ``values``.
 
     Both are [B, G, heads, K, N, head_dim]: what a head attends to lies together.
     """
@@ -101,62 +102,78 @@ class CosmosDenoiser(nn.Module):
         self,
         config: CosmosConfig,
         channels: int,
-        size: int | tuple[int, int],
+        sizes: Mapping[str, tuple[int, int]],
         proprio_dim: int,
         action_dim: int,
         actions_per_frame: int,
         instruction_dim: int,
         transformer: Any | None = None,
     ) -> None:
-        """``size``: of the latents, square or (height, width). ``transformer``: a published one of the sizes of
-        ``config``, see `pretrained`; else one from nothing.
-        """
+        """``transformer``: a published one of the sizes of ``config``, see `pretrained`; else one from nothing."""
         super().__init__()
-        height, width = (size, size) if isinstance(size, int) else size
-        if height % config.patch or width % config.patch:
-            raise WorldloopError(
-                f"frames of {size} pixels do not divide by world_model.cosmos.patch = {config.patch}: change either"
-            )
-        self.config, self.channels = config, channels
-        self.num_context_frames = K = config.num_context_frames
+        for camera, (height, width) in sizes.items():
+            if height % config.patch or width % config.patch:
+                raise WorldloopError(
+                    f"latents of {height} x {width} of camera {camera!r} do not divide by "
+                    f"world_model.cosmos.patch = {config.patch}: change either"
+                )
+        self.config = config
+        self.num_context_frames = config.num_context_frames
         self.ignores_noise = config.prediction != "velocity"
         self.feature_dim = dim = config.num_heads * config.head_dim
-        self.grid = height // config.patch, width // config.patch
-        self.transformer = transformer or _make_transformer(config, channels, max(height, width), instruction_dim)
+        self.transformer = transformer or _make_transformer(config, channels, sizes, instruction_dim)
         self.text_dim = int(self.transformer.config.text_embed_dim)
         condition_dim = actions_per_frame * action_dim + 2 * proprio_dim
         self.condition = make_mlp(condition_dim, config.condition_dim, 3 * dim)
         self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.feature_norm = nn.LayerNorm(dim)
-        self.window = PatchProjection(NUM_CONTEXT_FRAMES * channels * config.patch**2, config.patch_hidden, dim)
-        added: list[nn.Module] = [self.condition[-1], self.window.linear]
-        self.poses: PoseMaps | None = None
-        if config.num_poses:
-            self.poses = PoseMaps(proprio_dim, config.num_poses, (POSE_CELLS * self.grid[0], POSE_CELLS * self.grid[1]))
-            self.draw = nn.Conv2d(2 * self.poses.channels, dim, POSE_CELLS, stride=POSE_CELLS)
-            added.append(self.draw)
-        if config.prediction == "data":
-            self.choice = PatchProjection(dim, config.patch_hidden, NUM_SOURCES * config.patch**2)
-            _prefer_first_source(self.choice.linear)
+        self.views = ViewModules(
+            {camera: CosmosView(config, channels, size, proprio_dim, dim) for camera, size in sizes.items()}
+        )
         if transformer is not None:  # what was published is not to be disturbed from the start
-            for parameter in (p for module in added for p in module.parameters()):
-                nn.init.zeros_(parameter)
-        num_tokens = self.grid[0] * self.grid[1]
-        cos, sin = self.transformer.rope(torch.empty(1).expand(1, channels, K + 1, height, width))
-        self.register_buffer("cos", cos.reshape(K + 1, num_tokens, -1), persistent=False)
-        self.register_buffer("sin", sin.reshape(K + 1, num_tokens, -1), persistent=False)
+            silence(self.condition[-1])
+            for _, view in self.views.items():
+                view.silence()
+        cos, sin = self._place_views(channels)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         # of the angle from one place back to the one before, which is the same everywhere
         self.register_buffer("cos_back", self.cos[1] * self.cos[2] + self.sin[1] * self.sin[2], persistent=False)
         self.register_buffer("sin_back", self.sin[1] * self.cos[2] - self.cos[1] * self.sin[2], persistent=False)
 
-    def remember(self, context: Tensor, instruction: Tensor) -> CosmosMemory:
-        """Keys and values of the frames ``context`` [B, K or 1, C, h, w]: all, or now; ``instruction`` is [B, E]."""
-        B, K = context.shape[:2]
+    def _place_views(self, channels: int) -> tuple[Tensor, Tensor]:
+        """The rotary table [K + 1, N, head_dim], cos and sin, of all views side by side."""
+        grids, rope, patch = [view.grid for _, view in self.views.items()], self.transformer.rope, self.config.patch
+        extent = self.num_context_frames + 1, max(rows for rows, _ in grids), sum(columns for _, columns in grids)
+        for what, size, limit in zip(("frames", "rows", "columns"), extent, rope.max_size, strict=True):
+            if size > limit:
+                raise WorldloopError(
+                    f"{size} {what} of patches are more than the {limit} of the transformer's rotary table: "
+                    "use fewer world_model.cameras, smaller images or fewer world_model.cosmos.num_context_frames"
+                )
+        like = torch.empty(1).expand(1, channels, extent[0], extent[1] * patch, extent[2] * patch)
+
+        def choose(table: Tensor) -> Tensor:
+            table, placed, first = table.unflatten(0, extent), [], 0
+            for rows, columns in grids:
+                placed.append(table[:, :rows, first : first + columns].flatten(1, 2))
+                first += columns
+            return torch.cat(placed, dim=1)
+
+        cos, sin = rope(like)
+        return choose(cos), choose(sin)
+
+    def remember(self, context: Mapping[str, Tensor], instruction: Tensor) -> CosmosMemory:
+        """Keys and values of the frames ``context``, camera -> [B, K or 1, C, h, w]: all, or now.
+
+        ``instruction`` is [B, E].
+        """
+        B, K = next(iter(context.values())).shape[:2]
         # At an episode's start all are the same, and so is what each contributes.
-        distinct = context[:, :1] if K > 1 and torch.equal(context[:, 1:], context[:, :-1]) else context
-        tokens = self._embed(distinct.flatten(0, 1)[:, None], is_context=1.0)[:, 0]
-        tau = torch.full((len(tokens),), CLEAN_TIME, device=context.device)
-        text = self._read_text(instruction).repeat_interleave(distinct.shape[1], dim=0)
+        num_distinct = 1 if all(torch.equal(f[:, 1:], f[:, :-1]) for f in context.values()) else K
+        tokens = self._embed(map_views(lambda f: f[:, :num_distinct].flatten(0, 1)[:, None], context), is_context=1.0)
+        tau = torch.full((len(tokens),), CLEAN_TIME, device=tokens.device)
+        text = self._read_text(instruction).repeat_interleave(num_distinct, dim=0)
         kept: list[tuple[Tensor, Tensor]] = []
         place = self.cos[0], self.sin[0]  # attention within a frame does not see which
 
@@ -172,30 +189,35 @@ class CosmosDenoiser(nn.Module):
             for i in (0, 1)
         )
         cos, sin = (table[:-1][-K:] for table in (self.cos, self.sin))
-        return CosmosMemory(context, rotate(keys, cos, sin), values)
+        return CosmosMemory(dict(context), rotate(keys, cos, sin), values)
 
-    def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> CosmosMemory:
-        """`remember` with ``latent`` [B, C, h, w] next, at the cost of one frame."""
+    def shift(self, memory: FrameMemory, latent: Mapping[str, Tensor], instruction: Tensor) -> CosmosMemory:
+        """`remember` with ``latent``, camera -> [B, C, h, w], next, at the cost of one frame."""
         assert isinstance(memory, CosmosMemory)
-        new = self.remember(latent[:, None], instruction)
+        new = self.remember(map_views(lambda frames: frames[:, None], latent), instruction)
         first, recent = memory.keys[:, :, :, :1], rotate(memory.keys[:, :, :, 2:], self.cos_back, self.sin_back)
         values = memory.values[:, :, :, :1], memory.values[:, :, :, 2:], new.values.to(memory.values)
         return CosmosMemory(
-            shift_frames(memory.frames, latent),
+            map_views(shift_frames, memory.frames, latent),
             torch.cat([first, recent, new.keys.to(recent)], dim=3),
             torch.cat(values, dim=3),
         )
 
-    def forward(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
+    def forward(
+        self, noisy: Mapping[str, Tensor], t: Tensor, memory: FrameMemory, conditioning: Conditioning
+    ) -> DenoiserOutput:
         """See `Denoiser`: L = 1."""
         assert isinstance(memory, CosmosMemory)
-        B, N = len(noisy), self.cos.shape[1]
+        B, N = len(t), self.cos.shape[1]
         known = [conditioning.actions[:, 0].flatten(1), conditioning.proprio, conditioning.next_proprio[:, 0]]
         shift = self.condition(torch.cat(known, dim=1))
         # Where noise says nothing it would only have to be ignored; velocity cannot be told without it.
-        informative = noisy * t[:, None, None, None, None] if self.ignores_noise else noisy
-        seen = self._see_window(memory.frames) + self._draw_poses(conditioning)
-        image = self._embed(informative, is_context=0.0)[:, 0] + seen
+        if self.ignores_noise:
+            informative: Mapping[str, Tensor] = map_views(lambda x: x * t[:, None, None, None, None], noisy)
+        else:
+            informative = noisy
+        seen = [view.see(memory.frames[camera], conditioning) for camera, view in self.views.items()]
+        image = self._embed(informative, is_context=0.0) + torch.cat(seen, dim=1)
         tokens = torch.cat([self.reward_token.to(image.dtype).expand(B, 1, -1), image], dim=1)
         place = tuple(_prepend(table[-1], value) for table, value in ((self.cos, 1.0), (self.sin, 0.0)))
 
@@ -207,43 +229,33 @@ class CosmosDenoiser(nn.Module):
             tokens, 1 - t, shift, self._read_text(conditioning.instruction), place, recall
         )
         image = self.transformer.norm_out(tokens[:, -N:], embedded, temb)
-        output = self._unpatch(self.transformer.proj_out(image)).float()
-        if self.config.prediction == "velocity":
-            data = noisy[:, 0] - (1 - t)[:, None, None, None] * output
-        else:
-            data = self._choose(image, memory.frames, output)
-        return DenoiserOutput(data[:, None], self.feature_norm(tokens)[:, None])
+        projected = self.transformer.proj_out(image)
+        lengths = [view.num_tokens for _, view in self.views.items()]
+        data = {}
+        for (camera, view), own, outputs in zip(
+            self.views.items(), image.split(lengths, dim=1), projected.split(lengths, dim=1), strict=True
+        ):
+            output = view.unpatch(outputs).float()
+            if self.config.prediction == "velocity":
+                data[camera] = noisy[camera] - (1 - t)[:, None, None, None, None] * output[:, None]
+            else:
+                data[camera] = view.choose(own, memory.frames[camera], output)[:, None]
+        return DenoiserOutput(data, self.feature_norm(tokens)[:, None])
 
-    def _choose(self, image: Tensor, frames: Tensor, change: Tensor) -> Tensor:
-        """Pixel by pixel among the frame now, the first, and now changed by ``change`` [B, C, h, w]."""
-        cells = image.transpose(1, 2).unflatten(2, self.grid)
-        choice = functional.pixel_shuffle(self.choice(cells), self.config.patch).float().softmax(1)
-        now, first = frames[:, -1], frames[:, 0]
-        return now + choice[:, 1:2] * (first - now) + choice[:, 2:] * change
-
-    def _embed(self, frames: Tensor, is_context: float) -> Tensor:
-        """[B, n, C, h, w] -> tokens [B, n, N, D], with a channel that says whether the frame is given."""
-        channels = [frames.movedim(1, 2), torch.full_like(frames[:, None, :, 0], is_context)]
-        if self.config.concat_padding_mask:
-            channels.append(torch.zeros_like(channels[1]))
-        return self.transformer.patch_embed(torch.cat(channels, dim=1)).flatten(2, 3)
+    def _embed(self, frames: Mapping[str, Tensor], is_context: float) -> Tensor:
+        """Camera -> [B, 1, C, h, w] to tokens [B, N, D], with a channel that says whether the frame is given."""
+        tokens = []
+        for camera in self.views.cameras:
+            video = frames[camera].movedim(1, 2)
+            channels = [video, torch.full_like(video[:, :1], is_context)]
+            if self.config.concat_padding_mask:
+                channels.append(torch.zeros_like(channels[1]))
+            tokens.append(self.transformer.patch_embed(torch.cat(channels, dim=1)).flatten(1, 3))
+        return torch.cat(tokens, dim=1)
 
     def _read_text(self, instruction: Tensor) -> Tensor:
         """[B, E] -> [B, E / text_dim, text_dim]: one token or many."""
         return instruction.unflatten(1, (-1, self.text_dim))
-
-    def _see_window(self, frames: Tensor) -> Tensor:
-        """Tokens [B, N, D] of (first, previous, now) laid on each other, patch by patch."""
-        first, previous, now = frames[:, 0], frames[:, -2], frames[:, -1]
-        window = join_channels([now, now - previous, now - first])
-        return self.window(fold_patches(window, self.config.patch)).flatten(2).transpose(1, 2)
-
-    def _draw_poses(self, conditioning: Conditioning) -> Tensor | float:
-        """Tokens [B, N, D] of where proprio now and next place the robot."""
-        if self.poses is None:
-            return 0.0
-        maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
-        return self.draw(join_channels(maps)).flatten(2).transpose(1, 2)
 
     def _transform(
         self,
@@ -300,12 +312,6 @@ class CosmosDenoiser(nn.Module):
         """Inverse of `_split`."""
         return x.transpose(-2, -3).flatten(-2)
 
-    def _unpatch(self, tokens: Tensor) -> Tensor:
-        """[B, N, patch patch C] -> [B, C, h, w], in the order of the published model."""
-        p, (rows, columns) = self.config.patch, self.grid
-        cells = tokens.reshape(len(tokens), rows, columns, p, p, self.channels)
-        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.channels, rows * p, columns * p)
-
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding [..., heads, T, head_dim] by ``cos`` and ``sin`` [..., T, head_dim], halves paired."""
@@ -313,28 +319,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x) + torch.cat([-second, first], dim=-1) * sin.to(x)
 
 
-def _prefer_first_source(projection: nn.Conv2d) -> None:
-    """Initially every pixel is close to a copy of the frame now."""
-    bias = torch.zeros(NUM_SOURCES, projection.out_channels // NUM_SOURCES)
-    bias[0] = 2.0
-    with torch.no_grad():
-        projection.weight.mul_(0.2)
-        projection.bias.copy_(bias.flatten())  # type: ignore[union-attr]
-
-
 def _prepend(table: Tensor, value: float) -> Tensor:
     """A row without a place before those of the image: cos 1, sin 0."""
     return torch.cat([torch.full_like(table[:1], value), table])
 
 
-def _make_transformer(config: CosmosConfig, channels: int, size: int, text_dim: int) -> Any:
+def _make_transformer(config: CosmosConfig, channels: int, sizes: Mapping[str, tuple[int, int]], text_dim: int) -> Any:
     try:
         from diffusers import CosmosTransformer3DModel
     except ImportError as error:
         raise WorldloopError(
             "world_model.denoiser cosmos needs diffusers, which is not installed: pip install 'worldloop[cosmos]'"
         ) from error
-    longest = max(128, size)
+    longest = max(128, *(height for height, _ in sizes.values()), sum(width for _, width in sizes.values()))
     return CosmosTransformer3DModel(
         in_channels=channels + 1,
         out_channels=channels,

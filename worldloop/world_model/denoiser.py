@@ -1,12 +1,14 @@
 """The seam between what every world model shares and the network inside.
 
 Flow path, losses, heads, sampler, self-rollout and calibration use this interface alone.
+Latents are a dict by camera; their sizes h x w may differ by camera.
+
 Shapes: B rows, L latent frames denoised at once, C latent channels, K context frames, s actions per frame, N tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,9 +34,12 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class DenoiserOutput:
-    """``data`` f32 [B, L, C, size, size]: the prediction of the clean latents; ``features`` [B, L, N, F] tokens."""
+    """``data`` camera -> f32 [B, L, C, h, w]: the prediction of the clean latents.
 
-    data: Tensor
+    ``features`` [B, L, N, F] are the tokens of all cameras together, the reward token first.
+    """
+
+    data: dict[str, Tensor]
     features: Tensor
 
 
@@ -42,13 +47,13 @@ class DenoiserOutput:
 class FrameMemory(Rows):
     """What a denoiser keeps of the past.
 
-    ``frames`` f32 [B, K, C, size, size]: latents of the episode's first frame and of the K - 1 latest, now last.
+    ``frames`` camera -> f32 [B, K, C, h, w]: latents of the episode's first frame and of the K - 1 latest, now last.
     """
 
-    frames: Tensor
+    frames: dict[str, Tensor]
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(next(iter(self.frames.values())))
 
 
 class Denoiser(Protocol):
@@ -58,7 +63,8 @@ class Denoiser(Protocol):
     - ``frames_per_call`` is L, ``num_context_frames`` K, ``feature_dim`` F of the tokens
     - ``ignores_noise``: at t = 0 nothing depends on ``noisy``, so that nobody needs to draw it for a single step
 
-    ``channels`` and ``size`` are the latents'; ``instruction`` is [B, E] with E = ``instruction_dim``.
+    ``channels`` and ``sizes``, camera -> (h, w), are the latents'; ``instruction`` is [B, E] with
+    E = ``instruction_dim``. Whoever denoises one camera sees all of them.
     """
 
     Config: type[Any]
@@ -71,7 +77,7 @@ class Denoiser(Protocol):
         self,
         config: Any,
         channels: int,
-        size: int,
+        sizes: Mapping[str, tuple[int, int]],
         proprio_dim: int,
         action_dim: int,
         actions_per_frame: int,
@@ -82,14 +88,16 @@ class Denoiser(Protocol):
 
     def modules(self) -> Iterator[nn.Module]: ...
 
-    def remember(self, context: Tensor, instruction: Tensor) -> FrameMemory:
-        """What it needs of the frames ``context`` [B, K, C, size, size], whatever comes next."""
+    def remember(self, context: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
+        """What it needs of the frames ``context``, camera -> [B, K, C, h, w], whatever comes next."""
         ...
 
-    def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> FrameMemory:
-        """The same as `remember` of `shift_frames`, ``latent`` [B, C, size, size] being next, and often cheaper."""
+    def shift(self, memory: FrameMemory, latent: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
+        """The same as `remember` of `shift_frames`, ``latent`` camera -> [B, C, h, w] being next, and often cheaper."""
         ...
 
-    def __call__(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
-        """``noisy`` [B, L, C, size, size] at time ``t`` [B] of the flow path, after what ``memory`` holds."""
+    def __call__(
+        self, noisy: Mapping[str, Tensor], t: Tensor, memory: FrameMemory, conditioning: Conditioning
+    ) -> DenoiserOutput:
+        """``noisy`` camera -> [B, L, C, h, w] at time ``t`` [B] of the flow path, after what ``memory`` holds."""
         ...

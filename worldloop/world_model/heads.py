@@ -1,9 +1,12 @@
 """The heads beside the video: will it have succeeded, where will the robot be, and how far off is the frame.
 
-They read the denoiser's tokens or the context alone, and know nothing of the denoiser.
+They read the denoiser's tokens or the context alone, and know nothing of the denoiser. Latents are a dict by camera; a
+head reads those of the cameras that it was made for.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from torch.nn import functional
 
 from worldloop.networks.blocks import AttentionPool, make_mlp
 from worldloop.networks.frame_pair import FramePairEncoder
+from worldloop.networks.views import ViewModules
 
 PROPRIO_GAIN = 4.0  # small networks of proprio want a several times larger learning rate than those of images
 
@@ -35,36 +39,66 @@ class SuccessHead(nn.Module):
 
     - ``read_tokens``: from the denoiser's tokens, World-VLA-Loop's phi(z_t). It learns late at small sizes and
       remembers training episodes.
-    - ``read_frame``: convolutions and keypoints of (first frame, this frame), beside the proprio at this frame, which
-      knows in millimetres where the hand is and whether its fingers closed on something. It learns from real frames,
-      within hundreds of steps, and then judges imagined ones: trained on predictions instead it did worse
-      on held-out PushCube episodes (one seed, no clean ablation).
+    - ``read_frame``: convolutions and keypoints of (first frame, this frame) of each camera, beside the proprio at this
+      frame, which knows in millimetres where the hand is and whether its fingers closed on something, and beside the
+      instruction, in which alone two tasks may differ. It learns from real frames, within hundreds of steps, and then
+      judges imagined ones: trained on predictions instead it did worse on held-out PushCube episodes (one seed, no
+      clean ablation).
+
+    ``sizes`` are camera -> (h, w) of the latents that it reads; ``text_dim`` channels make a token of an instruction.
     """
 
-    PROPRIO_DIM = 64
+    PROPRIO_DIM, TEXT_DIM = 64, 32
 
-    def __init__(self, feature_dim: int, channels: int, size: int, proprio_dim: int, hidden_dim: int = 128) -> None:
+    def __init__(
+        self,
+        feature_dim: int,
+        channels: int,
+        sizes: Mapping[str, tuple[int, int]],
+        proprio_dim: int,
+        text_dim: int,
+        hidden_dim: int = 128,
+    ) -> None:
         super().__init__()
+        self.text_dim = text_dim
         self.read_tokens = TokenReader(feature_dim)
-        self.encoder = FramePairEncoder(channels, size)
+        self.encoders = ViewModules({camera: FramePairEncoder(channels, size) for camera, size in sizes.items()})
         self.proprio = make_mlp(proprio_dim, hidden_dim, self.PROPRIO_DIM, num_hidden=1, gain=PROPRIO_GAIN)
-        self.frame_mlp = make_mlp(self.encoder.dim + self.PROPRIO_DIM, hidden_dim, 1, num_hidden=2)
+        self.text = make_mlp(text_dim, hidden_dim, self.TEXT_DIM, num_hidden=1, gain=PROPRIO_GAIN)
+        seen_dim = sum(encoder.dim for _, encoder in self.encoders.items())
+        self.frame_mlp = make_mlp(seen_dim + self.PROPRIO_DIM + self.TEXT_DIM, hidden_dim, 1, num_hidden=2)
 
-    def forward(self, features: Tensor, first: Tensor, frames: Tensor, proprio: Tensor) -> Tensor:
-        """Logits f32 [B, L] of ``frames`` [B, L, C, size, size] and ``proprio`` [B, L, S] at them.
+    def forward(
+        self,
+        features: Tensor,
+        first: Mapping[str, Tensor],
+        frames: Mapping[str, Tensor],
+        proprio: Tensor,
+        instruction: Tensor,
+    ) -> Tensor:
+        """Logits f32 [B, L] of ``frames``, camera -> [B, L, C, h, w], and ``proprio`` [B, L, S] at them.
 
-        ``features`` [B, L, N, F] are the denoiser's tokens, ``first`` [B, C, size, size] is the episode's first frame.
+        ``features`` [B, L, N, F] are the denoiser's tokens, ``first``, camera -> [B, C, h, w], is the episode's first
+        frame, ``instruction`` [B, E] is embedded.
         """
-        logits = [self.read_frame(first, frames[:, i], proprio[:, i]) for i in range(frames.shape[1])]
+        logits = [
+            self.read_frame(first, {c: f[:, i] for c, f in frames.items()}, proprio[:, i], instruction)
+            for i in range(proprio.shape[1])
+        ]
         return (self.read_tokens(features) + torch.stack(logits, dim=1)) / 2
 
-    def read_frame(self, first: Tensor, frame: Tensor, proprio: Tensor) -> Tensor:
-        """Latents [B, C, size, size] of the episode's first frame and of the one to judge, its proprio [B, S] -> [B].
+    def read_frame(
+        self, first: Mapping[str, Tensor], frame: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor
+    ) -> Tensor:
+        """Logits [B] from latents, camera -> [B, C, h, w], of the episode's first frame and of the one to judge.
 
-        ``proprio`` is normalised.
+        ``proprio`` [B, S] at it is normalised; ``instruction`` [B, E] is of one token or many, of which zeros are none.
         """
-        seen = self.encoder(first, frame)
-        return self.frame_mlp(torch.cat([seen, self.proprio(proprio).to(seen)], dim=1))[:, 0].float()
+        seen = torch.cat([encoder(first[camera], frame[camera]) for camera, encoder in self.encoders.items()], dim=1)
+        tokens = instruction.unflatten(1, (-1, self.text_dim))
+        num_tokens = (tokens != 0).any(2).sum(1, keepdim=True).clamp_min(1)
+        beside = self.proprio(proprio), self.text(tokens.sum(1) / num_tokens)
+        return self.frame_mlp(torch.cat([seen, *(part.to(seen) for part in beside)], dim=1))[:, 0].float()
 
 
 class ErrorHead(nn.Module):
@@ -90,7 +124,7 @@ class ErrorHead(nn.Module):
 
 
 class ProprioHead(nn.Module):
-    """Next normalised proprio from proprio, the frame step's stacked actions and the image now.
+    """Next normalised proprio from proprio, the frame step's stacked actions and the images of ``cameras`` now.
 
     It predicts the change. GE-Sim 2.0 reports that such a state expert raises closed-loop recall.
     """
@@ -100,17 +134,23 @@ class ProprioHead(nn.Module):
         proprio_dim: int,
         stacked_action_dim: int,
         latent_channels: int,
+        cameras: Sequence[str],
         hidden_dim: int = 384,
         image_dim: int = 32,
     ) -> None:
         super().__init__()
+        self.cameras = tuple(cameras)
         self.image = nn.Sequential(
-            nn.Linear(latent_channels * 64, image_dim), nn.SiLU(), nn.Linear(image_dim, image_dim), nn.SiLU()
+            nn.Linear(len(self.cameras) * latent_channels * 64, image_dim),
+            nn.SiLU(),
+            nn.Linear(image_dim, image_dim),
+            nn.SiLU(),
         )
         self.mlp = make_mlp(proprio_dim + stacked_action_dim + image_dim, hidden_dim, proprio_dim, gain=PROPRIO_GAIN)
 
-    def forward(self, proprio: Tensor, actions: Tensor, now: Tensor) -> Tensor:
-        """``proprio`` [B, S], ``actions`` [B, s, A] in [-1, 1], ``now`` [B, C, size, size] -> f32 [B, S]."""
-        image = self.image(functional.adaptive_avg_pool2d(now, 8).flatten(1))
+    def forward(self, proprio: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
+        """``proprio`` [B, S], ``actions`` [B, s, A] in [-1, 1], ``now`` camera -> [B, C, h, w] to f32 [B, S]."""
+        thumbnails = [functional.adaptive_avg_pool2d(now[camera], 8).flatten(1) for camera in self.cameras]
+        image = self.image(torch.cat(thumbnails, dim=1))
         change = self.mlp(torch.cat([proprio, actions.flatten(1).to(proprio), image.to(proprio)], dim=1))
         return proprio + change.float()

@@ -1,8 +1,8 @@
-"""The default denoiser for small machines: a convolutional U-Net with a transformer bottleneck.
+"""The default denoiser for small machines: a convolutional U-Net for each camera, one transformer between their halves.
 
-The image folds into patches (pixel-unshuffle), meets maps of the local coordinate systems that proprio now and next
-place on it, passes FiLM residual blocks, is halved, and meets tokens of the actions, proprio, instruction and noise
-level and a reward token in a small transformer; residual blocks lead back up.
+A camera's image folds into patches (pixel-unshuffle), meets maps of the local coordinate systems that proprio now and
+next place on it, passes FiLM residual blocks, is halved, and meets those of the other cameras, tokens of the actions,
+proprio, instruction and noise level and a reward token in a small transformer; residual blocks lead back up.
 The output is a soft choice, pixel by pixel, between copying the frame now, the first frame, a learned background, and
 painting anew, so that what stands still stays sharp however long the rollout is.
 Shapes: B rows, C channels, K context frames, S proprio, A action, s actions per frame, p patch.
@@ -10,6 +10,7 @@ Shapes: B rows, C channels, K context frames, S proprio, A action, s actions per
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from worldloop.networks.blocks import (
     make_mlp,
 )
 from worldloop.networks.embeddings import PoseMaps, embed_time
+from worldloop.networks.views import ViewModules, map_views
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
 NUM_SOURCES = 4  # now, first, background, painted
@@ -34,10 +36,10 @@ NUM_SOURCES = 4  # now, first, background, painted
 
 @dataclass(frozen=True)
 class HybridConfig:
-    """The convolutional U-Net with a transformer bottleneck."""
+    """The convolutional U-Nets with a transformer bottleneck."""
 
-    patch: int = 4  # pixels per side that the input folds into channels: the U-Net runs at size / patch
-    width: int = 48  # channels of the U-Net
+    patch: int = 4  # pixels per side that the input folds into channels: a U-Net runs at size / patch
+    width: int = 48  # channels of a U-Net
     patch_hidden: int = 192  # hidden channels between a patch's pixels and the U-Net, and back
     num_res_blocks: int = 2  # FiLM residual blocks before and again after the transformer
     dim: int = 128  # channels of the transformer at size / (2 patch)
@@ -66,6 +68,81 @@ class HybridConfig:
             )
 
 
+class HybridView(nn.Module):
+    """The U-Net of one camera: `encode` its frames, `make_tokens` for the transformer, `decode` what comes back.
+
+    ``size`` is (h, w) of the latents; N is ``num_tokens``.
+    """
+
+    def __init__(self, config: HybridConfig, channels: int, size: tuple[int, int], proprio_dim: int) -> None:
+        super().__init__()
+        self.patch, self.channels = config.patch, channels
+        width, dim = config.width, config.dim
+        rows, columns = size[0] // config.patch, size[1] // config.patch
+        self.token_grid = rows // 2, columns // 2
+        self.background = nn.Parameter(torch.zeros(channels, *size))
+        self.stem = PatchProjection(5 * channels * config.patch**2, config.patch_hidden, width)
+        self.position = nn.Parameter(torch.randn(width, rows, columns) * 0.02)
+        self.poses: PoseMaps | None = None
+        if config.num_poses:
+            self.poses = PoseMaps(proprio_dim, config.num_poses, (rows, columns))
+            self.draw = nn.Conv2d(2 * self.poses.channels, width, 1)
+        self.down_blocks = nn.ModuleList(
+            FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks)
+        )
+        self.down = nn.Conv2d(width * 4, dim, 1)
+        self.token_position = nn.Parameter(torch.randn(self.num_tokens, dim) * 0.02)
+        self.up = nn.Conv2d(dim, width * 4, 1)
+        self.up_blocks = nn.ModuleList(FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks))
+        self.out = PatchProjection(width, config.patch_hidden, (channels + NUM_SOURCES) * config.patch**2)
+        self._start_as_a_copy()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_grid[0] * self.token_grid[1]
+
+    def _start_as_a_copy(self) -> None:
+        """Initially the output is close to the frame now."""
+        bias = torch.zeros(self.channels + NUM_SOURCES, self.patch**2)
+        bias[self.channels] = 2.0
+        with torch.no_grad():
+            self.out.linear.weight.mul_(0.2)
+            self.out.linear.bias.copy_(bias.flatten())  # type: ignore[union-attr]
+
+    def encode(self, noisy: Tensor, t: Tensor, frames: Tensor, condition: Tensor, conditioning: Conditioning) -> Tensor:
+        """[B, width, h / patch, w / patch] of ``noisy`` [B, C, h, w] at ``t``, after ``frames`` [B, K, C, h, w]."""
+        first, previous, now = frames[:, 0], frames[:, -2], frames[:, -1]
+        # at t = 0 the noise tells nothing and would only have to be ignored
+        informative = noisy * t[:, None, None, None]
+        image = join_channels([informative, now, now - previous, first, self.background.to(now).expand_as(now)])
+        x = self.stem(fold_patches(image, self.patch)) + self.position
+        if self.poses is not None:
+            maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
+            x = x + self.draw(join_channels(maps))
+        for block in self.down_blocks:
+            x = block(x, condition)
+        return x
+
+    def make_tokens(self, x: Tensor) -> Tensor:
+        """[B, N, dim] of what `encode` gave."""
+        return self.down(fold_patches(x, 2)).flatten(2).transpose(1, 2) + self.token_position
+
+    def decode(self, x: Tensor, tokens: Tensor, frames: Tensor, condition: Tensor) -> Tensor:
+        """Clean latents [B, C, h, w], from what `encode` gave and its ``tokens`` [B, N, dim] after the transformer."""
+        image_tokens = tokens.transpose(1, 2).reshape(len(x), -1, *self.token_grid)
+        x = x + functional.pixel_shuffle(self.up(image_tokens), 2)
+        for block in self.up_blocks:
+            x = block(x, condition)
+        painted = functional.pixel_shuffle(self.out(functional.silu(x)), self.patch).float()
+        choice = painted[:, self.channels :].softmax(1)
+        now = frames[:, -1]
+        others = frames[:, 0], self.background.to(now).expand_as(now), painted[:, : self.channels]
+        data = choice[:, :1] * now
+        for i, source in enumerate(others, start=1):
+            data = torch.addcmul(data, choice[:, i : i + 1], source)
+        return data
+
+
 class HybridDenoiser(nn.Module):
     """`Denoiser` for one frame at a time; see the module's docstring."""
 
@@ -78,29 +155,23 @@ class HybridDenoiser(nn.Module):
         self,
         config: HybridConfig,
         channels: int,
-        size: int,
+        sizes: Mapping[str, tuple[int, int]],
         proprio_dim: int,
         action_dim: int,
         actions_per_frame: int,
         instruction_dim: int,
     ) -> None:
         super().__init__()
-        if size % (2 * config.patch):
-            raise WorldloopError(
-                f"frames of {size} pixels do not divide by 2 x world_model.hybrid.patch = {2 * config.patch}: "
-                "change either"
-            )
-        self.patch = config.patch
-        self.channels = channels
+        for camera, (height, width) in sizes.items():
+            if height % (2 * config.patch) or width % (2 * config.patch):
+                raise WorldloopError(
+                    f"frames of {height} x {width} pixels of camera {camera!r} do not divide by "
+                    f"2 x world_model.hybrid.patch = {2 * config.patch}: change either"
+                )
         self.feature_dim = dim = config.dim
-        width, grid = config.width, size // config.patch
-        self.background = nn.Parameter(torch.zeros(channels, size, size))
-        self.stem = PatchProjection(5 * channels * config.patch**2, config.patch_hidden, width)
-        self.position = nn.Parameter(torch.randn(width, grid, grid) * 0.02)
-        self.poses: PoseMaps | None = None
-        if config.num_poses:
-            self.poses = PoseMaps(proprio_dim, config.num_poses, grid)
-            self.draw = nn.Conv2d(2 * self.poses.channels, width, 1)
+        self.views = ViewModules(
+            {camera: HybridView(config, channels, size, proprio_dim) for camera, size in sizes.items()}
+        )
         stacked = actions_per_frame * action_dim
         condition_input = config.condition_dim + stacked + 2 * proprio_dim + instruction_dim
         self.condition_dim = config.condition_dim
@@ -110,40 +181,20 @@ class HybridDenoiser(nn.Module):
         self.proprio_tokens = nn.Linear(2 * proprio_dim, 2 * dim)
         self.condition_token = nn.Linear(config.condition_dim, dim)
         self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
-        self.down_blocks = nn.ModuleList(
-            FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks)
-        )
-        self.down = nn.Conv2d(width * 4, dim, 1)
-        self.token_position = nn.Parameter(torch.randn((grid // 2) ** 2, dim) * 0.02)
         self.blocks = nn.ModuleList(TransformerBlock(dim, config.num_heads) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(dim)
-        self.up = nn.Conv2d(dim, width * 4, 1)
-        self.up_blocks = nn.ModuleList(FilmResBlock(width, config.condition_dim) for _ in range(config.num_res_blocks))
-        self.out = PatchProjection(width, config.patch_hidden, (channels + NUM_SOURCES) * config.patch**2)
-        self._start_as_a_copy()
 
-    def _start_as_a_copy(self) -> None:
-        """Initially the output is close to the frame now."""
-        bias = torch.zeros(self.channels + NUM_SOURCES, self.patch**2)
-        bias[self.channels] = 2.0
-        with torch.no_grad():
-            self.out.linear.weight.mul_(0.2)
-            self.out.linear.bias.copy_(bias.flatten())  # type: ignore[union-attr]
-
-    def remember(self, context: Tensor, instruction: Tensor) -> FrameMemory:
+    def remember(self, context: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
         """The frames themselves."""
-        return FrameMemory(context)
+        return FrameMemory(dict(context))
 
-    def shift(self, memory: FrameMemory, latent: Tensor, instruction: Tensor) -> FrameMemory:
-        return FrameMemory(shift_frames(memory.frames, latent))
+    def shift(self, memory: FrameMemory, latent: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
+        return FrameMemory(map_views(shift_frames, memory.frames, latent))
 
-    def forward(self, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> DenoiserOutput:
+    def forward(
+        self, noisy: Mapping[str, Tensor], t: Tensor, memory: FrameMemory, conditioning: Conditioning
+    ) -> DenoiserOutput:
         """See `Denoiser`: L = 1; ``memory`` is of (first, previous, now)."""
-        first, previous, now = memory.frames[:, 0], memory.frames[:, -2], memory.frames[:, -1]
-        background = self.background.to(now).expand_as(now)
-        # at t = 0 the noise tells nothing and would only have to be ignored
-        informative = noisy[:, 0] * t[:, None, None, None]
-        image = join_channels([informative, now, now - previous, first, background])
         condition = self.condition(
             torch.cat(
                 [
@@ -156,35 +207,32 @@ class HybridDenoiser(nn.Module):
                 dim=1,
             )
         )
-        x = self.stem(fold_patches(image, self.patch)) + self.position
-        if self.poses is not None:
-            maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
-            x = x + self.draw(join_channels(maps))
-        for block in self.down_blocks:
-            x = block(x, condition)
-        tokens = self._transform(x, condition, conditioning)
-        half = x.shape[-1] // 2
-        image_tokens = tokens[:, -half * half :].transpose(1, 2).reshape(len(x), -1, half, half)
-        x = x + functional.pixel_shuffle(self.up(image_tokens), 2)
-        for block in self.up_blocks:
-            x = block(x, condition)
-        painted = functional.pixel_shuffle(self.out(functional.silu(x)), self.patch).float()
-        choice = painted[:, self.channels :].softmax(1)
-        data = choice[:, :1] * now
-        for i, source in enumerate((first, background, painted[:, : self.channels]), start=1):
-            data = torch.addcmul(data, choice[:, i : i + 1], source)
-        return DenoiserOutput(data[:, None], tokens[:, None])
+        encoded = {
+            camera: view.encode(noisy[camera][:, 0], t, memory.frames[camera], condition, conditioning)
+            for camera, view in self.views.items()
+        }
+        images = {camera: view.make_tokens(encoded[camera]) for camera, view in self.views.items()}
+        tokens = self._transform(list(images.values()), condition, conditioning)
+        lengths = [image.shape[1] for image in images.values()]
+        of_views = tokens[:, -sum(lengths) :].split(lengths, dim=1)
+        data = {
+            camera: view.decode(encoded[camera], own, memory.frames[camera], condition)[:, None]
+            for (camera, view), own in zip(self.views.items(), of_views, strict=True)
+        }
+        return DenoiserOutput(data, tokens[:, None])
 
-    def _transform(self, x: Tensor, condition: Tensor, conditioning: Conditioning) -> Tensor:
-        """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer, the reward token first."""
-        B = len(x)
+    def _transform(self, images: Sequence[Tensor], condition: Tensor, conditioning: Conditioning) -> Tensor:
+        """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer, the reward token first.
+
+        ``images`` are the tokens of each camera.
+        """
+        B = len(condition)
         actions = self.action_token(conditioning.actions[:, 0]) + self.action_position
         both = torch.cat([conditioning.proprio, conditioning.next_proprio[:, 0]], dim=1)
         proprio = self.proprio_tokens(both).reshape(B, 2, -1)
         reward = self.reward_token.to(actions.dtype).expand(B, 1, -1)
-        image = self.down(fold_patches(x, 2)).flatten(2).transpose(1, 2) + self.token_position
-        parts = [reward, actions, proprio, self.condition_token(condition)[:, None], image]
-        tokens = torch.cat([p.to(image.dtype) for p in parts], dim=1)
+        parts = [reward, actions, proprio, self.condition_token(condition)[:, None], *images]
+        tokens = torch.cat([p.to(images[0].dtype) for p in parts], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)

@@ -41,12 +41,15 @@ def add_up(frames: Sequence[FrameLosses], valid: Tensor, success_weight: float) 
     return loss, {name: part.item() for name, part in parts.items()}
 
 
-def weigh_target(clip: Clip, m: int, size: int, moved_weight: float, rare_weight: float) -> Tensor:
-    """Weights [B, 1, size, size] of the latents of target ``m``, from the pixels of the real frames."""
-    now = clip.context[:, -1] if m == 0 else clip.frames[:, m - 1]
-    target, now, first = (images.to_network(f) for f in (clip.frames[:, m], now, clip.context[:, 0]))
+def weigh_target(
+    clip: Clip, m: int, camera: str, size: tuple[int, int], moved_weight: float, rare_weight: float
+) -> Tensor:
+    """Weights [B, 1, *size] of the latents of target ``m`` of ``camera``, from the pixels of the real frames."""
+    context, frames = clip.context[camera], clip.frames[camera]
+    now = context[:, -1] if m == 0 else frames[:, m - 1]
+    target, now, first = (images.to_network(f) for f in (frames[:, m], now, context[:, 0]))
     weights = weigh_pixels(target, now, first, moved_weight, rare_weight)
-    return weights if weights.shape[-1] == size else functional.adaptive_avg_pool2d(weights, size)
+    return weights if weights.shape[-2:] == size else functional.adaptive_avg_pool2d(weights, size)
 
 
 @torch.no_grad()

@@ -1,13 +1,15 @@
 """The action-conditioned video world model: video, success and proprio from one forward pass.
 
 World-VLA-Loop (arXiv:2602.06508) trains a video denoiser with a reward head on its features; here any `Denoiser`
-does, and a proprio head goes ahead of it. Shapes: B rows, K context frames, M target frames, L frames per denoiser
-call, s actions per frame, S proprio, A action, H = M s actions of a chunk.
+does, and a proprio head goes ahead of it. Frames and latents are a dict by camera, all predicted in one pass.
+Shapes: B rows, K context frames, M target frames, L frames per denoiser call, s actions per frame, S proprio, A action,
+H = M s actions of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Concatenate, Self
 
@@ -19,8 +21,10 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import ImaginedChunk, WorldState
 from worldloop.core.randomness import row_normal
 from worldloop.core.specs import SimulatorSpec
+from worldloop.core.tensors import strip
 from worldloop.core.types import Normalisation, Observation
 from worldloop.networks.instruction import InstructionEncoder
+from worldloop.networks.views import map_views
 from worldloop.world_model import CODECS, DENOISERS
 from worldloop.world_model.codec import Codec
 from worldloop.world_model.config import WorldModelConfig
@@ -37,8 +41,8 @@ LEAST_REACH = 3.0  # standard deviations from the mean that imagined proprio may
 class VideoWorldModel(nn.Module):
     """`WorldModel` over a codec, a denoiser and heads for proprio, success and its own error.
 
-    The state dict, ``config``, ``spec`` and ``normalisation`` make it up completely. How it is trained is in
-    `worldloop.world_model.training`.
+    The state dict, ``config``, ``spec`` and ``normalisation`` make it up completely. ``spec`` is of the cameras that it
+    reads and imagines; frames that it gets may be of more. How it is trained is in `worldloop.world_model.training`.
     """
 
     proprio_mean: Tensor
@@ -51,31 +55,34 @@ class VideoWorldModel(nn.Module):
     def __init__(self, config: WorldModelConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:
         super().__init__()
         self.config = config
-        self.spec = spec
+        self.spec, self.head_cameras = config.select_cameras(spec)
+        robot = self.spec.robot
         denoiser_config, published = config.denoiser_config(), {}
         if config.pretrained:
             denoiser_config = read_cosmos_config(config.pretrained, denoiser_config)
-        self.codec: Codec = CODECS[config.codec](spec.image_size, config.pretrained)
+        self.codec: Codec = CODECS[config.codec](robot.cameras, config.pretrained)
+        text_dim = INSTRUCTION_DIM
         self.instruction: InstructionEncoder | T5Instruction
         if config.pretrained:
             self.instruction = T5Instruction(config.pretrained, config.text_tokens)
             published = {"transformer": load_transformer(config.pretrained, config.lora_rank)}
+            text_dim = int(published["transformer"].config.text_embed_dim)
         else:
             self.instruction = InstructionEncoder(INSTRUCTION_DIM)
-        stacked = spec.actions_per_frame * spec.action_dim
-        self.proprio_head = ProprioHead(spec.proprio_dim, stacked, self.codec.channels)
-        sizes = (self.codec.channels, self.codec.size, spec.proprio_dim, spec.action_dim, spec.actions_per_frame)
-        self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, *sizes, INSTRUCTION_DIM, **published)
-        self.success_head = SuccessHead(
-            self.denoiser.feature_dim, self.codec.channels, self.codec.size, spec.proprio_dim
-        )
+        channels, sizes = self.codec.channels, self.codec.sizes
+        stacked = spec.actions_per_frame * robot.action_dim
+        self.proprio_head = ProprioHead(robot.proprio_dim, stacked, channels, self.head_cameras)
+        dims = (robot.proprio_dim, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
+        self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, channels, sizes, *dims, **published)
+        head_sizes = {camera: sizes[camera] for camera in self.head_cameras}
+        self.success_head = SuccessHead(self.denoiser.feature_dim, channels, head_sizes, robot.proprio_dim, text_dim)
         self.error_head = ErrorHead(self.denoiser.feature_dim)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
         self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
-        self.register_buffer("action_low", torch.tensor(spec.action_low))
-        self.register_buffer("action_high", torch.tensor(spec.action_high))
+        self.register_buffer("action_low", torch.tensor(robot.action_low))
+        self.register_buffer("action_high", torch.tensor(robot.action_high))
         self.register_buffer("positive_rate", torch.tensor(0.5))
-        self.register_buffer("proprio_reach", torch.full((spec.proprio_dim,), LEAST_REACH))
+        self.register_buffer("proprio_reach", torch.full((robot.proprio_dim,), LEAST_REACH))
         self.frozen = frozenset(name for name, parameter in self.named_parameters() if not parameter.requires_grad)
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -110,97 +117,117 @@ class VideoWorldModel(nn.Module):
         """``compute(self, *arguments)``: weights that ranks share out (FSDP2) are whole while a forward pass runs."""
         return compute(self, *arguments, **named)
 
+    def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Latents [..., C, h, w] of ``frames``, camera -> u8 [..., H, W, 3], of the cameras that the model reads.
+
+        Raises ``ValueError`` where one of them is missing.
+        """
+        cameras = self.spec.robot.camera_names
+        missing = [camera for camera in cameras if camera not in frames]
+        if missing:
+            raise ValueError(f"the world model reads camera {missing[0]!r}, the frames are of {', '.join(frames)}")
+        return self.codec.encode({camera: frames[camera] for camera in cameras})
+
     def start(self, context: Observation, noise_key: Tensor) -> ImaginationState:
         """Start from an observation with one frame or more; what is missing is filled up, see `fill_context`."""
         if context.proprio is None:
             raise WorldloopError("the world model needs proprio in its context: use an observation that has it")
-        frames = fill_context(context.frames.to(self.device), self.num_context_frames)
+        seen = context.with_cameras(self.spec.robot.camera_names).frames
+        frames = map_views(lambda images: fill_context(images.to(self.device), self.num_context_frames), seen)
         with torch.no_grad():
             instruction = self.instruction(context.instruction).float()
-        return self.restore(
-            {
-                "context": self.codec.encode(frames),
-                "proprio": self.normalisation.normalise(context.proprio.to(self.device)),
-                "instruction": instruction.contiguous(),
-                "noise_key": noise_key.clone(),
-                "step": torch.zeros_like(noise_key),
-            }
+        proprio = self.normalisation.normalise(context.proprio.to(self.device))
+        return self._remember(
+            self.codec.encode(frames), proprio, instruction.contiguous(), noise_key.clone(), torch.zeros_like(noise_key)
         )
 
-    @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> ImaginationState:
         """Inverse of `ImaginationState.to_tensors`, which may come from another device."""
-        on_device = {name: tensors[name].to(self.device) for name in ("context", "proprio", "instruction")}
+        context = {camera: latents.to(self.device) for camera, latents in strip("context", tensors).items()}
+        proprio, instruction = (tensors[name].to(self.device) for name in ("proprio", "instruction"))
+        return self._remember(context, proprio, instruction, tensors["noise_key"], tensors["step"])
+
+    @torch.no_grad()
+    def _remember(
+        self, context: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor, noise_key: Tensor, step: Tensor
+    ) -> ImaginationState:
         with self.autocast():
-            memory = self.denoiser.remember(on_device.pop("context"), on_device["instruction"])
-        return ImaginationState(memory=memory, noise_key=tensors["noise_key"], step=tensors["step"], **on_device)
+            memory = self.denoiser.remember(context, instruction)
+        return ImaginationState(noise_key, step, memory, proprio, instruction)
 
     @torch.no_grad()
     def imagine(self, state: WorldState, actions: Tensor) -> tuple[ImaginationState, ImaginedChunk]:
         """Roll ``actions`` f32 [B, H, A] in environment units forward; H is a multiple of s. No gradients."""
         assert isinstance(state, ImaginationState)
         B, H, A = actions.shape
-        s = self.spec.actions_per_frame
-        if len(state) != B or H % s or self.spec.action_dim != A:
-            raise ValueError(
-                f"actions {tuple(actions.shape)} for {len(state)} rows, {s} per frame, {self.spec.action_dim} wide"
-            )
+        s, action_dim = self.spec.actions_per_frame, self.spec.robot.action_dim
+        if len(state) != B or H % s or action_dim != A:
+            raise ValueError(f"actions {tuple(actions.shape)} for {len(state)} rows, {s} per frame, {action_dim} wide")
         per_frame = self.scale_actions(actions.to(self.device)).reshape(B, H // s, s, A)
-        frames, proprios, logits, psnrs = [], [], [], []
+        frames: list[dict[str, Tensor]] = []
+        proprios, logits, psnrs = [], [], []
         for m in range(H // s):
             state, logit, psnr_db = self._imagine_frame(state, per_frame[:, m])
-            frames.append(self.codec.decode(state.context[:, -1]))
+            frames.append(self.codec.decode(map_views(_now, state.context)))
             proprios.append(state.proprio * self.proprio_std + self.proprio_mean)
             logits.append(logit)
             psnrs.append(psnr_db)
-        stacked = (torch.stack(values, 1) for values in (frames, proprios, logits, psnrs))
-        return state, ImaginedChunk(*stacked)
+        by_camera = map_views(lambda *images: torch.stack(images, 1), *frames)
+        return state, ImaginedChunk(by_camera, *(torch.stack(values, 1) for values in (proprios, logits, psnrs)))
 
     def features(self, context: Observation) -> Tensor:
         """Tokens f32 [B, N, F] of what follows the context when no action moves the robot, with gradients."""
         state = self.start(context, torch.zeros(len(context), dtype=torch.long))
-        shape = (len(context), self.spec.actions_per_frame, self.spec.action_dim)
+        shape = (len(context), self.spec.actions_per_frame, self.spec.robot.action_dim)
         actions = torch.zeros(shape, device=self.device)
         with self.autocast():
             instruction = self.instruction(context.instruction)
             conditioning, _ = self.condition(state.context, state.proprio, actions, instruction)
             memory = self.denoiser.remember(state.context, instruction)
-            noisy = torch.zeros_like(state.context[:, -1:])
+            noisy = map_views(lambda latents: torch.zeros_like(latents[:, -1:]), state.context)
             output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), memory, conditioning)
         return output.features[:, 0].float()
 
     def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
         """One frame further by ``actions`` [B, s, A] in [-1, 1]; then the success logit and the expected PSNR, [B]."""
-        if self.config.num_sampler_steps == 1 and self.denoiser.ignores_noise:
-            noise = torch.zeros_like(state.context[:, :1])
-        else:
-            shape = tuple(state.context.shape[2:])
-            noise = row_normal(state.noise_key, state.step, shape).to(self.device)[:, None]
+        noise = self._draw_noise(state)
         with self.autocast():
             conditioning, next_proprio = self.condition(state.context, state.proprio, actions, state.instruction)
 
             outputs: list[DenoiserOutput] = []
 
-            def denoise(noisy: Tensor, t: Tensor) -> DenoiserOutput:
+            def denoise(noisy: Mapping[str, Tensor], t: Tensor) -> DenoiserOutput:
                 outputs.append(self.denoiser(noisy, t, state.memory, conditioning))
                 return outputs[-1]
 
             output = sample(denoise, noise, self.config.num_sampler_steps)
-            frames = output.data.clamp(-self.codec.limit, self.codec.limit)
-            logit = self.success_head(output.features, state.context[:, 0], frames, next_proprio[:, None])[:, 0]
+            frames = map_views(lambda data: data.clamp(-self.codec.limit, self.codec.limit), output.data)
+            first = map_views(lambda latents: latents[:, 0], state.context)
+            judged = first, frames, next_proprio[:, None], state.instruction
+            logit = self.success_head(output.features, *judged)[:, 0]
             psnr_db = self.error_head(outputs[0].features)[:, 0]  # it learned from what noise alone begins with
-            memory = self.denoiser.shift(state.memory, frames[:, 0].float(), state.instruction)
+            latent = map_views(lambda data: data[:, 0].float(), frames)
+            memory = self.denoiser.shift(state.memory, latent, state.instruction)
         moved = replace(state, memory=memory, proprio=next_proprio, step=state.step + 1)
         return moved, logit, psnr_db
 
+    def _draw_noise(self, state: ImaginationState) -> dict[str, Tensor]:
+        """Camera -> [B, 1, C, h, w] that each frame begins with; zeros where a single step would ignore them."""
+        if self.config.num_sampler_steps == 1 and self.denoiser.ignores_noise:
+            return map_views(lambda latents: torch.zeros_like(latents[:, :1]), state.context)
+        shapes = {camera: tuple(latents.shape[2:]) for camera, latents in state.context.items()}
+        counts = [math.prod(shape) for shape in shapes.values()]
+        parts = row_normal(state.noise_key, state.step, (sum(counts),)).to(self.device)[:, None].split(counts, dim=2)
+        return {camera: part.unflatten(2, shape) for (camera, shape), part in zip(shapes.items(), parts, strict=True)}
+
     def condition(
-        self, context: Tensor, proprio: Tensor, actions: Tensor, instruction: Tensor
+        self, context: Mapping[str, Tensor], proprio: Tensor, actions: Tensor, instruction: Tensor
     ) -> tuple[Conditioning, Tensor]:
         """The denoiser's conditioning, and the predicted next proprio [B, S], no further out than any real one.
 
         The head adds changes up: beyond the data it would run away exponentially within a few hundred frames.
         """
-        next_proprio = self.proprio_head(proprio, actions, context[:, -1]).detach()
+        next_proprio = self.proprio_head(proprio, actions, map_views(_now, context)).detach()
         next_proprio = next_proprio.clamp(-self.proprio_reach, self.proprio_reach)
         conditioning = Conditioning(actions[:, None], proprio, next_proprio[:, None], instruction)
         return conditioning, next_proprio
@@ -212,3 +239,8 @@ class VideoWorldModel(nn.Module):
     def autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _now(context: Tensor) -> Tensor:
+    """[B, K, ...] -> [B, ...]."""
+    return context[:, -1]

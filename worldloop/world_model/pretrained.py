@@ -11,6 +11,7 @@ frames to a latent after the first, would tie a step of an environment to four f
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from worldloop.core import images
 from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.specs import CameraSpec
+from worldloop.networks.views import map_views
 from worldloop.world_model.cosmos import CosmosConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -70,22 +73,24 @@ def load_transformer(folder: str, lora_rank: int) -> Any:
 
 
 class WanCodec(nn.Module):
-    """`Codec` by the pipeline's `AutoencoderKLWan`, frozen: latents of unit scale, one for each frame."""
+    """`Codec` by the pipeline's `AutoencoderKLWan`, frozen: latents of unit scale, one a frame and camera."""
 
-    frames_per_latent = 1
     limit = LATENT_LIMIT
     mean: Tensor
     std: Tensor
 
-    def __init__(self, image_size: int, pretrained: str) -> None:
+    def __init__(self, cameras: Sequence[CameraSpec], pretrained: str) -> None:
         super().__init__()
         self.vae = _load("AutoencoderKLWan", pretrained, "vae").eval().requires_grad_(False)
         factor = 2 ** (len(self.vae.config.dim_mult) - 1)
-        if image_size % factor:
-            raise WorldloopError(
-                f"frames of {image_size} pixels do not divide by the codec's {factor}: change their size"
-            )
-        self.channels, self.size = int(self.vae.config.z_dim), image_size // factor
+        for camera in cameras:
+            if camera.height % factor or camera.width % factor:
+                raise WorldloopError(
+                    f"frames of {camera.height} x {camera.width} pixels of camera {camera.name!r} do not divide by the "
+                    f"codec's {factor}: change their size"
+                )
+        self.channels = int(self.vae.config.z_dim)
+        self.sizes = {camera.name: (camera.height // factor, camera.width // factor) for camera in cameras}
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.vae.config, f"latents_{name}"))
             self.register_buffer(name, values[:, None, None], persistent=False)
@@ -94,14 +99,20 @@ class WanCodec(nn.Module):
         """It stays as it was published, whatever is trained around it."""
         return super().train(False)
 
+    def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return map_views(self._encode, frames)
+
+    def decode(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return map_views(self._decode, latents)
+
     @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
+    def _encode(self, frames: Tensor) -> Tensor:
         flat = images.to_network(frames.flatten(0, -4))
         parts = [self.vae.encode(part[:, :, None]).latent_dist.mode()[:, :, 0] for part in flat.split(_FRAMES_AT_ONCE)]
         return ((torch.cat(parts) - self.mean) / self.std).unflatten(0, frames.shape[:-3])
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         flat = latents.flatten(0, -4) * self.std + self.mean
         parts = [self.vae.decode(part[:, :, None]).sample[:, :, 0] for part in flat.split(_FRAMES_AT_ONCE)]
         return images.to_uint8(torch.cat(parts)).unflatten(0, latents.shape[:-3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
@@ -12,15 +12,18 @@ from worldloop.networks import flow
 from worldloop.world_model.denoiser import DenoiserOutput
 
 
-def sample(denoise: Callable[[Tensor, Tensor], DenoiserOutput], noise: Tensor, num_steps: int) -> DenoiserOutput:
-    """Euler steps at t = 0, 1/n, ..., (n-1)/n from ``noise`` [B, L, C, size, size].
+def sample(
+    denoise: Callable[[Mapping[str, Tensor], Tensor], DenoiserOutput], noise: Mapping[str, Tensor], num_steps: int
+) -> DenoiserOutput:
+    """Euler steps at t = 0, 1/n, ..., (n-1)/n from ``noise``, camera -> [B, L, C, h, w].
 
     ``denoise(noisy, t)`` predicts the data. Returns the last prediction, whose data is the sample; one step is the
     prediction at t = 0.
     """
-    times = torch.linspace(0, 1, num_steps + 1, device=noise.device)
+    like = next(iter(noise.values()))
+    times = torch.linspace(0, 1, num_steps + 1, device=like.device)[:, None].expand(-1, len(like))
     noisy = noise
     for t, t_next in pairwise(times):
-        output = denoise(noisy, t.expand(len(noise)))
-        noisy = flow.euler_step(noisy, output.data, t.expand(len(noise)), t_next.expand(len(noise)))
+        output = denoise(noisy, t)
+        noisy = {c: flow.euler_step(noisy[c], data, t, t_next) for c, data in output.data.items()}
     return output

@@ -9,36 +9,38 @@ the persistent pool spreads the unrolling over steps, as in pool-trained neural 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import shift_frames
-from worldloop.core.tensors import Rows
+from worldloop.core.tensors import Rows, prefix, strip
 from worldloop.core.types import Clip
+from worldloop.networks.views import map_views
 
 
 @dataclass(frozen=True)
 class OwnPrediction:
-    """The model's own next step: ``frames`` u8 [B, h, w, 3] and ``proprio`` f32 [B, S] of a clip's first target.
+    """The model's own next step: ``frames``, camera -> u8 [B, h, w, 3], and ``proprio`` f32 [B, S] of a first target.
 
     Detached. ``is_prediction`` bool [B]: made without a look at that target.
     """
 
-    frames: Tensor
+    frames: dict[str, Tensor]
     proprio: Tensor
     is_prediction: Tensor
 
 
 @dataclass(frozen=True)
 class _PoolRows(Rows):
-    """``index`` int64 [P, 2] (episode, frame step of now), ``context`` u8 [P, K, h, w, 3], ``proprio`` f32 [P, S] now,
-    ``depth`` int64 [P]: how many of the model's own predictions led here.
+    """Pooled rows: ``index`` int64 [P, 2] (episode, frame step of now), ``context`` camera -> u8 [P, K, h, w, 3].
+
+    ``proprio`` f32 [P, S] is now; ``depth`` int64 [P]: how many of the model's own predictions led here.
     """
 
     index: Tensor
-    context: Tensor
+    context: dict[str, Tensor]
     proprio: Tensor
     depth: Tensor
 
@@ -69,13 +71,17 @@ class SelfRolloutPool:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Between steps; empty where nothing is pooled yet."""
-        return {} if self._pool is None else {f.name: getattr(self._pool, f.name) for f in fields(self._pool)}
+        if self._pool is None:
+            return {}
+        others = {name: getattr(self._pool, name) for name in ("index", "proprio", "depth")}
+        return others | prefix("context", self._pool.context)
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self._pool = _PoolRows(**tensors) if tensors else None
+        others = {name: value for name, value in tensors.items() if not name.startswith("context.")}
+        self._pool = _PoolRows(context=strip("context", tensors), **others) if tensors else None
 
     def compose(self, choose: Callable[[int], Tensor], load: Callable[[Tensor, int], Clip]) -> Clip:
-        """The next batch: the pooled rows first, then fresh ones.
+        """The next batch: the pooled rows first, then fresh ones; with pooled rows, seen by the pooled cameras alone.
 
         ``choose(n)`` gives int64 [n, 2] indices of fresh clips; ``load(index, num_frames)`` the real clips there.
         """
@@ -87,9 +93,10 @@ class SelfRolloutPool:
             return load(torch.cat(indices), 1)
         clip = load(torch.cat([self._pending.index, *indices]), 1)
         n = len(self._pending)
+        pooled = self._pending.context
         return replace(
             clip,
-            context=torch.cat([self._pending.context.to(clip.context), clip.context[n:]]),
+            context={c: torch.cat([own.to(clip.context[c]), clip.context[c][n:]]) for c, own in pooled.items()},
             context_proprio=torch.cat([self._pending.proprio.to(clip.context_proprio), clip.context_proprio[n:]]),
         )
 
@@ -104,7 +111,7 @@ class SelfRolloutPool:
         predicted = prediction.is_prediction.cpu()
         advanced = _PoolRows(
             index=torch.stack([clip.index[:, 0], clip.index[:, 1] + 1], dim=1),
-            context=shift_frames(clip.context, prediction.frames.to(clip.context)),
+            context=map_views(lambda new, old: shift_frames(old, new.to(old)), prediction.frames, clip.context),
             proprio=prediction.proprio.to(clip.context_proprio),
             depth=depth + 1,
         )

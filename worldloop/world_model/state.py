@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from worldloop.core.interfaces import WorldState
-from worldloop.core.tensors import check_shape
+from worldloop.core.tensors import check_shape, prefix
 from worldloop.world_model.denoiser import FrameMemory
 
 
@@ -15,7 +15,7 @@ from worldloop.world_model.denoiser import FrameMemory
 class ImaginationState(WorldState):
     """The state of a `VideoWorldModel`, B rows.
 
-    - ``memory``: what the denoiser keeps of the latents of (first, previous, now), which are ``context``
+    - ``memory``: what the denoiser keeps of the latents of (first, previous, now), which are ``context`` by camera
     - ``proprio`` f32 [B, S]: now, normalised
     - ``instruction`` f32 [B, E]: embedded
     """
@@ -26,7 +26,8 @@ class ImaginationState(WorldState):
 
     def __post_init__(self) -> None:
         B = len(self.noise_key)
-        check_shape("ImaginationState.context", self.context, (B, None, None, None, None))
+        for camera, latents in self.context.items():
+            check_shape(f"ImaginationState.context[{camera!r}]", latents, (B, None, None, None, None))
         check_shape("ImaginationState.proprio", self.proprio, (B, None))
         check_shape("ImaginationState.instruction", self.instruction, (B, None))
         check_shape("ImaginationState.step", self.step, (B,))
@@ -36,11 +37,15 @@ class ImaginationState(WorldState):
         return replace(self, noise_key=noise_key)
 
     @property
-    def context(self) -> Tensor:
-        """f32 [B, K, C, size, size]."""
+    def context(self) -> dict[str, Tensor]:
+        """Camera -> f32 [B, K, C, h, w]."""
         return self.memory.frames
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All there is to save, by name; `VideoWorldModel.restore` computes the rest of the memory anew."""
-        names = ("context", "proprio", "instruction", "noise_key", "step")
-        return {name: getattr(self, name).contiguous() for name in names}
+        """All there is to save, by name; `VideoWorldModel.restore` computes the rest of the memory anew.
+
+        Latents are called ``context.<camera>``.
+        """
+        names = ("proprio", "instruction", "noise_key", "step")
+        tensors = prefix("context", self.context) | {name: getattr(self, name) for name in names}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -4,6 +4,7 @@
 is a `Target`: the real frame (`DataTarget`, flow matching), or where a teacher's sampler would end (`TeacherTarget`,
 distillation). `WorldModelObjective` and `ProprioObjective` hand both to the `Trainer`.
 
+Latents are a dict by camera; the video loss and the PSNR that the error head learns are means over cameras.
 Shapes: B rows, M target frames, s actions per frame, S proprio, A action, C x h x w latents.
 """
 
@@ -21,6 +22,7 @@ from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, shift_frames
 from worldloop.core.interfaces import Metrics
 from worldloop.core.types import Clip
 from worldloop.networks import flow
+from worldloop.networks.views import map_views
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.resume import Stateful
 from worldloop.training.trainer import BatchObjective, Objective
@@ -34,15 +36,16 @@ POSITIVE_RATE_DECAY = 0.99
 
 @dataclass(frozen=True)
 class NoisyFrame:
-    """One frame to predict: ``noisy`` latents [B, C, h, w] at time ``t`` [B] on the way to ``data``.
+    """One frame to predict: ``noisy`` latents, camera -> [B, C, h, w], at time ``t`` [B] on the way to ``data``.
 
-    It follows ``context`` [B, K, C, h, w] latents, ``proprio`` [B, S] normalised, ``actions`` [B, s, A] in [-1, 1].
+    It follows ``context`` latents, camera -> [B, K, C, h, w], ``proprio`` [B, S] normalised and ``actions`` [B, s, A]
+    in [-1, 1].
     """
 
-    noisy: Tensor
+    noisy: dict[str, Tensor]
     t: Tensor
-    data: Tensor
-    context: Tensor
+    data: dict[str, Tensor]
+    context: dict[str, Tensor]
     proprio: Tensor
     actions: Tensor
     instruction: tuple[str, ...]
@@ -55,8 +58,8 @@ class Target(Protocol):
         """Times f32 [num_rows] in [0, 1), on the CPU."""
         ...
 
-    def find(self, frame: NoisyFrame) -> Tensor:
-        """The prediction [B, C, h, w] that is right for ``frame``; no gradients."""
+    def find(self, frame: NoisyFrame) -> dict[str, Tensor]:
+        """The prediction, camera -> [B, C, h, w], that is right for ``frame``; no gradients."""
         ...
 
 
@@ -69,7 +72,7 @@ class DataTarget:
     def sample_times(self, num_rows: int, generator: torch.Generator) -> Tensor:
         return flow.sample_times(num_rows, self.zero_time_share, generator)
 
-    def find(self, frame: NoisyFrame) -> Tensor:
+    def find(self, frame: NoisyFrame) -> dict[str, Tensor]:
         return frame.data
 
 
@@ -78,7 +81,7 @@ class TeacherTarget:
     """Distillation: the data with which one step of a student of ``num_steps`` ends where ``teacher`` gets in several.
 
     Progressive distillation (arXiv:2202.00512, section 3) on this flow path, all halvings at once. ``num_steps``
-    divides the teacher's ``num_sampler_steps``.
+    divides the teacher's ``num_sampler_steps``. Both imagine the same cameras.
     """
 
     teacher: VideoWorldModel
@@ -88,7 +91,7 @@ class TeacherTarget:
         return torch.randint(self.num_steps, (num_rows,), generator=generator) / self.num_steps
 
     @torch.no_grad()
-    def find(self, frame: NoisyFrame) -> Tensor:
+    def find(self, frame: NoisyFrame) -> dict[str, Tensor]:
         teacher, num_steps = self.teacher, self.num_steps
         own = teacher.config.num_sampler_steps
         step = (frame.t * num_steps).round().long()
@@ -100,17 +103,21 @@ class TeacherTarget:
             reached = frame.noisy
             for i in range(covered):
                 t, t_next = ((step * covered + k) / own for k in (i, i + 1))
-                output = teacher.denoiser(reached[:, None], t, memory, conditioning)
-                reached = flow.euler_step(reached, output.data[:, 0].float(), t, t_next)
-        return flow.data_from_velocity(frame.noisy, (reached - frame.noisy) * num_steps, step / num_steps)
+                output = teacher.denoiser(map_views(_as_single, reached), t, memory, conditioning)
+                reached = {c: flow.euler_step(reached[c], d[:, 0].float(), t, t_next) for c, d in output.data.items()}
+
+        def find_data(noisy: Tensor, end: Tensor) -> Tensor:
+            return flow.data_from_velocity(noisy, (end - noisy) * num_steps, step / num_steps)
+
+        return map_views(find_data, frame.noisy, reached)
 
 
 @dataclass(frozen=True)
 class _Prediction:
-    """One frame's losses and its detached prediction."""
+    """One frame's losses and its detached prediction, ``next_latent`` camera -> [B, C, h, w]."""
 
     terms: losses.FrameLosses
-    next_latent: Tensor
+    next_latent: dict[str, Tensor]
     next_proprio: Tensor
     is_prediction: Tensor
 
@@ -126,20 +133,23 @@ def compute_joint_loss(
     """
     target = target or DataTarget(model.config.zero_time_share)
     clip = clip.to(model.device)
-    context = model.codec.encode(clip.context)
-    frames = model.codec.encode(clip.frames)
+    context, frames = model.encode(clip.context), model.encode(clip.frames)
     proprio = model.normalisation.normalise(clip.context_proprio)
     real_proprio = model.normalisation.normalise(clip.proprio)
     with model.autocast():
         instruction = model.instruction(clip.instruction)
     predictions: list[_Prediction] = []
-    for m in range(frames.shape[1]):
-        real = frames[:, m], real_proprio[:, m]
-        prediction = _predict_frame(model, clip, m, context, *real, proprio, instruction, generator, target)
+    for m in range(clip.valid.shape[1]):
+        real = {camera: latents[:, m] for camera, latents in frames.items()}
+        prediction = _predict_frame(
+            model, clip, m, context, real, real_proprio[:, m], proprio, instruction, generator, target
+        )
         predictions.append(prediction)
-        blind = prediction.is_prediction
-        context = shift_frames(context, torch.where(blind[:, None, None, None], prediction.next_latent, frames[:, m]))
-        proprio = torch.where(blind[:, None], prediction.next_proprio, real_proprio[:, m])
+        blind = prediction.is_prediction[:, None]
+        for camera, latent in prediction.next_latent.items():
+            following = torch.where(blind[:, :, None, None], latent, real[camera])
+            context[camera] = shift_frames(context[camera], following)
+        proprio = torch.where(blind, prediction.next_proprio, real_proprio[:, m])
     loss, metrics = losses.add_up([p.terms for p in predictions], clip.valid, model.config.success_weight)
     first = predictions[0]
     own = OwnPrediction(
@@ -154,8 +164,8 @@ def _predict_frame(
     model: VideoWorldModel,
     clip: Clip,
     m: int,
-    context: Tensor,
-    data: Tensor,
+    context: dict[str, Tensor],
+    data: dict[str, Tensor],
     data_proprio: Tensor,
     proprio: Tensor,
     instruction: Tensor,
@@ -165,36 +175,46 @@ def _predict_frame(
     config, limit = model.config, model.codec.limit
 
     # a noisy version of the frame, and a context that is not quite right either
-    t = target.sample_times(len(data), generator).to(model.device)
-    noise = torch.randn(data.shape, generator=generator).to(model.device)
+    t = target.sample_times(len(proprio), generator).to(model.device)
+    noise = map_views(lambda real: torch.randn(real.shape, generator=generator).to(model.device), data)
     seen = vary_context(context, config.context_noise, generator)
     actions = model.scale_actions(clip.actions[:, m])
-    noisy = flow.interpolate(noise, data, t)
+    noisy = map_views(partial(flow.interpolate, t=t), noise, data)
     aim = target.find(NoisyFrame(noisy, t, data, seen, proprio, actions, clip.instruction))
 
     # the prediction of the frame, and what the heads say of it
     with model.autocast():
         conditioning, next_proprio = model.condition(seen, proprio, actions, instruction)
-        output = model.denoiser(noisy[:, None], t, model.denoiser.remember(seen, instruction), conditioning)
+        memory = model.denoiser.remember(seen, instruction)
+        output = model.denoiser(map_views(_as_single, noisy), t, memory, conditioning)
         token_logit = model.success_head.read_tokens(output.features)[:, 0]
-        judged = vary_judged(context[:, 0], data, data_proprio, generator)
-        frame_logit = model.success_head.read_frame(*judged)
+        judged = vary_judged(map_views(lambda latents: latents[:, 0], context), data, data_proprio, generator)
+        frame_logit = model.success_head.read_frame(*judged, instruction)
         expected_db = model.error_head(output.features)[:, 0]
-    predicted = output.data[:, 0].float()
-    next_latent = predicted.detach().clamp(-limit, limit)
+    predicted = map_views(lambda latents: latents[:, 0].float(), output.data)
+    next_latent = map_views(lambda latents: latents.detach().clamp(-limit, limit), predicted)
 
     # losses, per row
-    weights = losses.weigh_target(clip, m, model.codec.size, config.moved_weight, config.rare_weight)
+    video, actual_db = [], []
+    for camera, size in model.codec.sizes.items():
+        weights = losses.weigh_target(clip, m, camera, size, config.moved_weight, config.rare_weight)
+        video.append(losses.compute_video_loss(config.video_loss, predicted[camera], aim[camera], weights))
+        actual_db.append(losses.compute_latent_psnr_db(next_latent[camera], data[camera], limit))
     label = clip.success[:, m]
     by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, model.positive_rate)
     by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, model.positive_rate)
-    actual_db = losses.compute_latent_psnr_db(next_latent, data, limit)
+    error = model.error_head.compute_loss(expected_db, torch.stack(actual_db).mean(0))
     terms = losses.FrameLosses(
-        video=losses.compute_video_loss(config.video_loss, predicted, aim, weights),
+        video=torch.stack(video).mean(0),
         success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
-        error=model.error_head.compute_loss(expected_db, actual_db) * (t == 0),  # imagination starts from noise
+        error=error * (t == 0),  # imagination starts from noise
     )
     return _Prediction(terms, next_latent, next_proprio, is_prediction=t == 0)
+
+
+def _as_single(latents: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, 1, C, h, w], as a denoiser takes them."""
+    return latents[:, None]
 
 
 def compute_proprio_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
@@ -204,11 +224,14 @@ def compute_proprio_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
     count.
     """
     clip = clip.to(model.device)
-    images = model.codec.encode(torch.cat([clip.context[:, -1:], clip.frames[:, :-1]], dim=1))
+    images = model.codec.encode(
+        {c: torch.cat([clip.context[c][:, -1:], clip.frames[c][:, :-1]], dim=1) for c in model.head_cameras}
+    )
     proprio = model.normalisation.normalise(clip.context_proprio)
     error = torch.zeros_like(clip.valid, dtype=torch.float32)
     for m in range(clip.valid.shape[1]):
-        proprio = model.proprio_head(proprio, model.scale_actions(clip.actions[:, m]), images[:, m])
+        now = {camera: latents[:, m] for camera, latents in images.items()}
+        proprio = model.proprio_head(proprio, model.scale_actions(clip.actions[:, m]), now)
         error[:, m] = (proprio - model.normalisation.normalise(clip.proprio[:, m])).abs().mean(1)
     return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1)
 

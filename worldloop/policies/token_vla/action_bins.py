@@ -5,32 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from worldloop.core.specs import SimulatorSpec
+from worldloop.core.specs import RobotSpec
 
 
 class ActionBins(nn.Module):
     """Maps actions f32 [..., A] to tokens int64 [..., A] in 0..num_bins-1 and back to bin centres.
 
-    Each dimension's centres are evenly spaced over [low, high] cut to the simulator's bounds; a dimension whose name
-    starts with one of ``full_range`` (a gripper) uses the simulator's whole range. ``decode`` is the exact right
+    Each dimension's centres are evenly spaced over [low, high] cut to the robot's bounds; a dimension whose name
+    starts with one of ``full_range`` (a gripper) uses the robot's whole range. ``decode`` is the exact right
     inverse of ``encode``: ``encode(decode(token)) == token``.
     """
 
     centres: Tensor
 
     def __init__(
-        self, spec: SimulatorSpec, low: float, high: float, num_bins: int, full_range: tuple[str, ...] = ()
+        self, robot: RobotSpec, low: float, high: float, num_bins: int, full_range: tuple[str, ...] = ()
     ) -> None:
         super().__init__()
         rows = []
-        for name, bound_low, bound_high in zip(spec.action_names, spec.action_low, spec.action_high, strict=True):
+        for name, bound_low, bound_high in zip(robot.action_names, robot.action_low, robot.action_high, strict=True):
             is_full = name.startswith(tuple(full_range))
             first = bound_low if is_full else max(low, bound_low)
             last = bound_high if is_full else min(high, bound_high)
             if first >= last:
                 raise ValueError(
                     f"action_low/high [{low}, {high}] leaves no range for action {name!r}, "
-                    f"whose simulator bounds are [{bound_low}, {bound_high}]"
+                    f"whose bounds are [{bound_low}, {bound_high}]"
                 )
             rows.append(torch.linspace(first, last, num_bins, dtype=torch.float64))
         self.num_bins = num_bins

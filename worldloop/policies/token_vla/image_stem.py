@@ -1,8 +1,11 @@
-"""The policy's eye: a small convolutional stem that says *where* things are, from few demonstrations.
+"""The policy's eye: a small convolutional stem for each camera, that says *where* things are, from few demonstrations.
 
 - The background (mean image of the demonstrations) is taken off and the contrast set to one. In a fixed camera's view
   most pixels never change, and otherwise they dominate the features: with 25 demonstrations the error in the first
   chunk's lateral motion fell from 34 to 24 mm, with keypoints to 15 mm (PushCube-v1, 25 held out, one seed).
+- A camera on the wrist has no fixed background. Its mean image shows what moves along with it (the fingers) on a blur
+  of everything else. It is taken off all the same: fingers that are always there are a background, and the blur only
+  centres the pixels. More varies in such a view than in a fixed one, so each camera has a contrast of its own.
 - Keypoints by spatial softmax (Levine et al. 2016, arXiv:1504.00702): the expected place of each feature map.
 - Flattened features keep what a keypoint cannot say, with weights of their own for each place in the image.
 """
@@ -12,14 +15,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worldloop.core.specs import CameraSpec
+from worldloop.core.tensors import check_shape
 from worldloop.networks.embeddings import find_points
 
 
 class ImageStem(nn.Module):
-    """Frames [B, K, 3, h, w] in [-1, 1] -> tokens [B, num_tokens, width]; the first one is of keypoints.
+    """Frames [B, K, 3, h, w] of ``camera`` in [-1, 1] -> tokens [B, num_tokens, width]; the first is of keypoints.
 
     Every entry of ``channels`` is a stride-2 convolution; keypoints are found one layer before the last (or after the
-    only one), where the grid is finer.
+    only one), where the grid is finer. Raises ``ValueError`` where the camera's size does not halve that often.
     """
 
     background: Tensor
@@ -27,20 +32,21 @@ class ImageStem(nn.Module):
 
     def __init__(
         self,
+        camera: CameraSpec,
         num_frames: int,
         channels: tuple[int, ...],
-        image_size: int,
         num_tokens: int,
         num_keypoints: int,
         width: int,
     ) -> None:
         super().__init__()
-        factor = 2 ** len(channels)
-        if image_size % factor:
+        factor, height, width_px = 2 ** len(channels), camera.height, camera.width
+        if height % factor or width_px % factor:
             raise ValueError(
-                f"policy.token_vla.stem_channels has {len(channels)} stride-2 layers; image size {image_size} is not "
-                f"divisible by {factor}"
+                f"policy.token_vla.stem_channels has {len(channels)} stride-2 layers; camera {camera.name!r} is "
+                f"{height} x {width_px} pixels, allowed: multiples of {factor}"
             )
+        self.camera = camera
         early = max(1, len(channels) - 1)
         layers: list[nn.Module] = []
         for previous, current in zip((3 * num_frames, *channels), channels, strict=False):
@@ -50,20 +56,26 @@ class ImageStem(nn.Module):
         self.maps = nn.Conv2d(channels[early - 1], num_keypoints, 3, padding=1)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
         self.keypoint_token = nn.Sequential(nn.Linear(2 * num_keypoints, width), nn.SiLU(), nn.Linear(width, width))
-        num_features = channels[-1] * (image_size // factor) ** 2
+        num_features = channels[-1] * (height // factor) * (width_px // factor)
         self.norm = nn.LayerNorm(num_features)
         self.project = nn.Linear(num_features, (num_tokens - 1) * width)
-        self.register_buffer("background", torch.zeros(3, image_size, image_size))
+        self.register_buffer("background", torch.zeros(3, height, width_px))
         self.register_buffer("contrast", torch.ones(()))
 
     @torch.no_grad()
     def fit(self, frames: Tensor) -> None:
         """Set background and contrast from ``frames`` [N, 3, h, w] in [-1, 1]."""
+        self._check_size(frames)
         self.background.copy_(frames.mean(dim=0))
         self.contrast.copy_((frames - self.background).square().mean().sqrt().clamp_min(1e-3))
 
     def forward(self, frames: Tensor) -> Tensor:
+        self._check_size(frames)
         early = self.early(((frames - self.background) / self.contrast).flatten(1, 2))
         keypoints = self.keypoint_token(find_points(self.maps(early), self.sharpness).flatten(1))
         features = self.project(self.norm(self.late(early).flatten(1)))
         return torch.cat([keypoints[:, None], features.unflatten(1, (self.num_tokens - 1, -1))], dim=1)
+
+    def _check_size(self, frames: Tensor) -> None:
+        size = (self.camera.height, self.camera.width)
+        check_shape(f"the image of camera {self.camera.name!r}", frames, (*[None] * (frames.ndim - 2), *size))

@@ -4,12 +4,12 @@ Image tokens, an instruction token, an optional proprio token and H x A learned 
 one bidirectional transformer; every action token of the chunk is decoded in the same forward pass. Actions are bins,
 so log-probabilities are exact, which GRPO needs.
 
-    image u8 -> convolutional stem -> keypoints, flattened features -> image tokens  \\
-    instruction -> hashed words -> token                                              >  Llama blocks,
-    proprio (chosen dimensions, normalised) -> token                                 /   full attention
-    H x A action queries                                                            /    -> logits [B, H, A, bins]
+    image u8 of each camera -> its own stem -> keypoints, flattened features -> tokens  \\
+    instruction -> hashed words -> token                                                 >  Llama blocks,
+    proprio (chosen dimensions, normalised) -> token                                    /   full attention
+    H x A action queries                                                               /    -> logits [B, H, A, bins]
 
-Two departures from OpenVLA-OFT: the image enters through a convolutional stem that keeps absolute position (from few
+Two departures from OpenVLA-OFT: images enter through convolutional stems that keep absolute position (from few
 demonstrations this beats patches by far; see `image_stem`), and the blocks are trained from scratch.
 Shapes: B rows, H actions a chunk, A action dimensions, L tokens, C width.
 """
@@ -31,6 +31,7 @@ from worldloop.core.tensors import check_shape
 from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.instruction import InstructionEncoder
+from worldloop.networks.views import ViewModules
 from worldloop.policies.token_vla.action_bins import ActionBins
 from worldloop.policies.token_vla.image_stem import ImageStem
 
@@ -39,23 +40,24 @@ from worldloop.policies.token_vla.image_stem import ImageStem
 class TokenVLAConfig:
     """The token VLA's shape, its action bins and how it learns from demonstrations."""
 
+    cameras: tuple[str, ...] = ()  # that the policy reads, by name; (): all of the robot's
     width: int = 128  # channels of every token
     num_layers: int = 2  # transformer blocks
     num_heads: int = 4  # attention heads; divides width
     mlp_width: int = 256  # hidden channels of a block's gated MLP
-    stem_channels: tuple[int, ...] = (32, 48, 32)  # output channels of each stride-2 convolution
-    num_image_tokens: int = 4  # image tokens: one of keypoints, the rest of the flattened stem features
-    num_keypoints: int = 32  # spatial-softmax keypoints of the keypoint token
+    stem_channels: tuple[int, ...] = (32, 48, 32)  # output channels of each stride-2 convolution, every camera's
+    num_image_tokens: int = 4  # of each camera: one of keypoints, the rest of the flattened stem features
+    num_keypoints: int = 32  # spatial-softmax keypoints of each keypoint token
     num_frames: int = 1  # latest frames the policy sees, 1 to 3; with 1 it cannot see speed
     use_proprio: bool = True  # whether the proprio token is there
     proprio_prefixes: tuple[str, ...] = ("tcp",)  # proprio dimensions used, by the beginning of their names; "" is all
     action_low: float = -0.6  # lowest bin centre, environment units
     action_high: float = 0.6  # highest bin centre, environment units
-    full_range_actions: tuple[str, ...] = ("gripper",)  # actions (by prefix) binned over the simulator's whole range
+    full_range_actions: tuple[str, ...] = ("gripper",)  # actions (by prefix) binned over the robot's whole range
     num_bins: int = 13  # bins per action dimension; odd, so that zero is a bin centre
     temperature: float = 1.0  # softmax temperature when sampling, and of every log-probability
     label_smoothing: float = 0.3  # cloning: probability given to the neighbouring bins, 0 to below 1
-    augment_shift_px: int = 1  # cloning: largest random shift of the image, pixels
+    augment_shift_px: int = 1  # cloning: largest random shift of each image, pixels
     augment_brightness: float = 0.1  # cloning: largest relative change of brightness, 0 to below 1
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class TokenVLA(LikelihoodPolicy):
 
     Initial weights come from torch's global generator: seed it before constructing. There is no dropout, so the
     same weights give the same log-probabilities in training and in evaluation mode. Before cloning, call
-    `prepare` once.
+    `prepare` once. ``spec`` has the cameras that it reads; an observation may have more.
 
     ``temperature`` (sampling, and every log-probability) and ``version`` may be set.
     """
@@ -132,19 +134,25 @@ class TokenVLA(LikelihoodPolicy):
     ) -> None:
         super().__init__()
         self.config = config
-        self.spec = spec
+        self.spec = spec = _select_cameras(config, spec)
         self.normalisation = normalisation
         self.chunk_length = chunk_length
         self.temperature = config.temperature
         self.version = ""
-        self.bins = ActionBins(spec, config.action_low, config.action_high, config.num_bins, config.full_range_actions)
-        self.stem = ImageStem(
-            num_frames=config.num_frames,
-            channels=config.stem_channels,
-            image_size=spec.image_size,
-            num_tokens=config.num_image_tokens,
-            num_keypoints=config.num_keypoints,
-            width=config.width,
+        bounds = (config.action_low, config.action_high)
+        self.bins = ActionBins(spec.robot, *bounds, config.num_bins, config.full_range_actions)
+        self.stems = ViewModules(
+            {
+                camera.name: ImageStem(
+                    camera,
+                    num_frames=config.num_frames,
+                    channels=config.stem_channels,
+                    num_tokens=config.num_image_tokens,
+                    num_keypoints=config.num_keypoints,
+                    width=config.width,
+                )
+                for camera in spec.robot.cameras
+            }
         )
         self.instruction = InstructionEncoder(config.width)
         self.proprio_index = _select_proprio(config, spec)
@@ -155,42 +163,47 @@ class TokenVLA(LikelihoodPolicy):
             self.proprio = nn.Sequential(
                 nn.Linear(len(self.proprio_index), config.width), nn.SiLU(), nn.Linear(config.width, config.width)
             )
-        num_prefix = config.num_image_tokens + 1 + int(config.use_proprio)
+        num_prefix = len(spec.robot.cameras) * config.num_image_tokens + 1 + int(config.use_proprio)
         self.prefix_type = nn.Parameter(0.02 * torch.randn(num_prefix, config.width))
         # Unit scale, as wide as what they attend to: at 0.02 the queries start out indistinguishable.
-        self.queries = nn.Parameter(torch.randn(chunk_length * spec.action_dim, config.width))
+        self.queries = nn.Parameter(torch.randn(chunk_length * spec.robot.action_dim, config.width))
         self.transformer = make_transformer(config)
         self.head = nn.Linear(config.width, config.num_bins)
 
     def prepare(self, dataset: ImitationSource) -> None:
-        """Freeze background and contrast of the frames to imitate; they become part of the state dict.
+        """Freeze every camera's background and contrast of the frames to imitate, which join the state dict.
 
-        Without this call the background is mid-grey and the contrast 1.
+        Without this call the background is mid-grey and the contrast 1. Raises ``ValueError`` for a missing camera.
         """
-        self.stem.fit(images.to_network(dataset.images()))
+        frames = dataset.images()
+        for camera, stem in self.stems.items():
+            if camera not in frames:
+                raise ValueError(f"the episodes to imitate have no camera {camera!r}: they have {', '.join(frames)}")
+            stem.fit(images.to_network(frames[camera]))
 
     def forward(self, observation: Observation) -> Tensor:
         """Logits f32 [B, H, A, num_bins], before any temperature."""
-        tokens = self._embed(observation.to(self.queries.device))
+        seen = observation.with_cameras(self.spec.robot.camera_names)
+        tokens = self._embed(seen.to(self.queries.device))
         # Additive zeros: a 4D mask is used as it is, so every token sees every other; None would mean causal.
         full_attention = tokens.new_zeros(1, 1, 1, 1)
         hidden = self.transformer(inputs_embeds=tokens, attention_mask=full_attention).last_hidden_state
         hidden = hidden[:, -self.queries.shape[0] :]
-        return self.head(hidden).float().unflatten(1, (self.chunk_length, self.spec.action_dim))
+        return self.head(hidden).float().unflatten(1, (self.chunk_length, self.spec.robot.action_dim))
 
     def _embed(self, observation: Observation) -> Tensor:
         """Prefix (image, instruction, proprio) and action queries: [B, L, C]."""
-        B, K = observation.frames.shape[:2]
+        K, latest = observation.num_frames, slice(-self.config.num_frames, None)
         if self.config.num_frames > K:
             raise ValueError(
                 f"policy.token_vla.num_frames is {self.config.num_frames}, but the observation has {K} frames"
             )
-        frames = images.to_network(observation.frames[:, -self.config.num_frames :])
-        prefix = [self.stem(frames), self.instruction(observation.instruction)[:, None]]
+        prefix = [stem(images.to_network(observation.frames[name][:, latest])) for name, stem in self.stems.items()]
+        prefix.append(self.instruction(observation.instruction)[:, None])
         if self.config.use_proprio:
             prefix.append(self.proprio(self._normalised_proprio(observation))[:, None])
         embedded = torch.cat(prefix, dim=1) + self.prefix_type
-        return torch.cat([embedded, self.queries.to(embedded).expand(B, -1, -1)], dim=1)
+        return torch.cat([embedded, self.queries.to(embedded).expand(len(observation), -1, -1)], dim=1)
 
     def _normalised_proprio(self, observation: Observation) -> Tensor:
         if observation.proprio is None:
@@ -214,7 +227,7 @@ class TokenVLA(LikelihoodPolicy):
         if noise_key is None:
             tokens = log_p.argmax(dim=-1)
         else:
-            shape = (self.chunk_length, self.spec.action_dim)
+            shape = (self.chunk_length, self.spec.robot.action_dim)
             uniform = randomness.row_uniform(noise_key, observation.env_step, shape).to(log_p.device)
             cdf = log_p.double().exp().cumsum(dim=-1)
             # The first bin whose CDF exceeds u; scaling by the last value removes the rounding of the sum.
@@ -238,7 +251,7 @@ class TokenVLA(LikelihoodPolicy):
         Args:
             generator: draws the image augmentation; without one there is none, and the loss is deterministic.
         """
-        observation = batch.observation
+        observation = batch.observation.with_cameras(self.spec.robot.camera_names)
         if generator is not None:
             shift, brightness = self.config.augment_shift_px, self.config.augment_brightness
             observation = replace(observation, frames=augment_frames(observation.frames, shift, brightness, generator))
@@ -250,14 +263,22 @@ class TokenVLA(LikelihoodPolicy):
         return loss, _imitation_metrics(loss, logits, tokens, batch, self.bins)
 
 
+def _select_cameras(config: TokenVLAConfig, spec: SimulatorSpec) -> SimulatorSpec:
+    try:
+        return spec.with_cameras(config.cameras)
+    except ValueError as error:
+        raise ValueError(f"policy.token_vla.cameras: {error}") from error
+
+
 def _select_proprio(config: TokenVLAConfig, spec: SimulatorSpec) -> tuple[int, ...]:
     if not config.use_proprio:
         return ()
-    chosen = tuple(i for i, name in enumerate(spec.proprio_names) if name.startswith(tuple(config.proprio_prefixes)))
+    names = spec.robot.proprio_names
+    chosen = tuple(i for i, name in enumerate(names) if name.startswith(tuple(config.proprio_prefixes)))
     if not chosen:
         raise ValueError(
             f"policy.token_vla.proprio_prefixes is {config.proprio_prefixes}, which matches no proprio; "
-            f"allowed: beginnings of {spec.proprio_names}"
+            f"allowed: beginnings of {names}"
         )
     return chosen
 

@@ -1,0 +1,142 @@
+"""Which stages an iteration has, as README and docs/architecture.md list them, and what comes next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
+from worldloop.core.success import Trust
+from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
+from worldloop.stages import STAGES
+from worldloop.stages.context import Schedule
+from worldloop.storage.run_state import LoopState
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
+FITTING = ("fit_world_model", "check_world_model")
+POLICY = ("improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
+CONTROL = ["improve_policy.method=imitate_successes"]
+STUDENT = ["distil_world_model.num_steps=5", "world_model.num_sampler_steps=4"]
+
+
+def load(*overrides: str) -> LoopConfig:
+    """The debug loop: iterations 0, 1 and 2."""
+    return load_config(ROOT / "configs/debug.yaml", overrides)
+
+
+def without_collecting(stages: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in stages if name != "collect_episodes")
+
+
+# --- which take part ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (FIRST, (*FITTING, *POLICY), without_collecting((*FITTING, *POLICY)))),
+        (
+            STUDENT,
+            (
+                FIRST,
+                ("fit_world_model", "distil_world_model", "check_world_model", *POLICY),
+                without_collecting(("fit_world_model", "distil_world_model", "check_world_model", *POLICY)),
+            ),
+        ),
+        (CONTROL, (FIRST, POLICY, without_collecting(POLICY))),
+        ([*CONTROL, *STUDENT], (FIRST, POLICY, without_collecting(POLICY))),  # nothing to distil
+        (["num_iterations=0"], (without_collecting(FIRST),)),
+        (["num_iterations=1"], (FIRST, without_collecting((*FITTING, *POLICY)))),
+    ],
+)
+def test_the_stages_of_every_iteration(overrides: list[str], expected: tuple[tuple[str, ...], ...]) -> None:
+    config = load(*overrides)
+    assert tuple(list_stages(config, iteration) for iteration in range(config.num_iterations + 1)) == expected
+
+
+@pytest.mark.parametrize("control", [[], CONTROL])
+def test_a_recording_is_imported_and_modelled_once(control: list[str]) -> None:
+    """There is no policy, so that it does not matter how one would improve."""
+    config = load_config(ROOT / "configs/recorded_cpu.yaml", control)
+    assert config.num_iterations == 1
+    assert list_stages(config, 0) == ("import_dataset",)
+    assert list_stages(config, 1) == FITTING
+    student = load_config(ROOT / "configs/recorded_cpu.yaml", [*control, *STUDENT])
+    assert list_stages(student, 1) == ("fit_world_model", "distil_world_model", "check_world_model")
+
+
+# Of iterations 0, 1 and 2, the last: with a simulator and a world model, with a simulator and without a world model
+# (the control that imitates), and of a recording, which has iterations 0 and 1.
+TAKES_PART = {
+    "import_dataset": ("...", "...", "0."),
+    "seed_dataset": ("0..", "0..", ".."),
+    "clone_policy": ("0..", "0..", ".."),
+    "fit_world_model": (".12", "...", ".1"),
+    "distil_world_model": (".12", "...", ".1"),
+    "check_world_model": (".12", "...", ".1"),
+    "improve_policy": (".12", ".12", ".."),
+    "promote_policy": (".12", ".12", ".."),
+    "evaluate_policy": ("012", "012", ".."),
+    "collect_episodes": ("01.", "01.", ".."),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_knows_its_iterations(name: str) -> None:
+    kinds: list[dict[str, Any]] = [
+        {"num_iterations": 2, "has_simulator": True, "uses_world_model": True},
+        {"num_iterations": 2, "has_simulator": True, "uses_world_model": False},
+        {"num_iterations": 1, "has_simulator": False, "uses_world_model": True},
+    ]
+    stage = STAGES[name]
+    config = stage.Config(num_steps=1) if name == "distil_world_model" else stage.Config()
+    for kind, expected in zip(kinds, TAKES_PART[name], strict=True):
+        iterations = range(kind["num_iterations"] + 1)
+        got = "".join(str(i) if stage.takes_part(config, Schedule(iteration=i, **kind)) else "." for i in iterations)
+        assert got == expected, kind
+
+
+def test_a_student_is_off_unless_it_has_steps() -> None:
+    stage = STAGES["distil_world_model"]
+    schedule = Schedule(iteration=1, num_iterations=2, has_simulator=True, uses_world_model=True)
+    assert not stage.takes_part(stage.Config(), schedule)
+
+
+# --- what comes next ----------------------------------------------------------------------------------------------
+
+
+def test_the_loop_goes_through_all_stages_and_ends() -> None:
+    config, state, seen = load(), LoopState(), []
+    while state.next_stage:
+        seen.append((state.iteration, state.next_stage))
+        left = list_remaining_stages(config, state)
+        assert len(seen) + len(left) == 4 + 6 + 5
+        state = advance(config, state)
+        assert state.next_stage == (left[0] if left else "")
+    assert seen == [(i, name) for i in range(3) for name in list_stages(config, i)]
+    assert seen[-1] == (2, "evaluate_policy")
+
+
+def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> None:
+    config = load("check_world_model.max_fits=3")
+    state, seen = LoopState(iteration=1, next_stage="fit_world_model"), []
+    while state.iteration == 1:
+        seen.append(state.next_stage)
+        if state.next_stage == "fit_world_model":
+            state = replace(state, num_fits=state.num_fits + 1, trust={})
+        if state.next_stage == "check_world_model":
+            state = replace(state, trust={"a": Trust(True), "b": Trust(False, "too low")})
+        state = advance(config, state)
+    assert seen == [*["fit_world_model", "check_world_model"] * 3, *list_stages(config, 1)[2:]]
+    assert state.num_fits == 0  # a new iteration has fits of its own
+
+
+def test_a_model_that_is_good_enough_is_fitted_once() -> None:
+    config = load("check_world_model.max_fits=3")
+    state = LoopState(iteration=1, next_stage="check_world_model", num_fits=1, trust={"a": Trust(True)})
+    assert advance(config, state).next_stage == "improve_policy"

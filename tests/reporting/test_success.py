@@ -1,0 +1,50 @@
+"""Log lines about success: as ever with one task; with several each has a line."""
+
+from worldloop.evaluation.outcomes import compare_outcomes, measure_success, measure_swapped
+from worldloop.evaluation.promotion import judge_candidates
+from worldloop.reporting.success import describe_imagined, describe_promotion, describe_simulated, describe_swapped
+
+PUSH, PULL = (True, True, True, False), (True, False, False, False)
+
+
+def test_one_task_is_one_line() -> None:
+    assert describe_simulated(measure_success({"push": PULL}, {"push": PUSH})) == [
+        "simulated success 0.750 (0.301-0.954), 3/4"
+    ]
+    assert describe_imagined(compare_outcomes({"push": PULL}, {"push": PUSH})) == [
+        "imagined success  0.250 (0.046-0.699), 1/4"
+    ]
+    verdict = judge_candidates({"push": PULL}, {"x/policy_2": {"push": PUSH}}, 0.0)
+    assert describe_promotion(verdict) == [
+        "candidates 0.750 (0.301-0.954), 3/4 against 0.250 (0.046-0.699), 1/4: promoted policy_2"
+    ]
+    assert describe_promotion(judge_candidates({"push": PUSH}, {"a": {"push": PULL}}, 0.0))[0].endswith(": rolled back")
+
+
+def test_each_of_several_tasks_has_a_line_and_the_worst_is_named() -> None:
+    both = {"push": PUSH, "pull": PULL}
+    lines = describe_simulated(measure_success(both, both))
+    assert lines == [
+        "simulated success 0.500 (0.215-0.785), 4/8",
+        "  push: 0.750 (0.301-0.954), 3/4",
+        "  pull: 0.250 (0.046-0.699), 1/4, the worst",
+    ]
+    assert describe_imagined(compare_outcomes({"push": PULL, "pull": PUSH}, both))[1].endswith(", the worst")
+
+
+def test_what_the_policy_does_when_told_another_task_is_shown_by_task() -> None:
+    told = {"push": PUSH, "pull": PULL}
+    swapped = {"push": (True, False), "pull": (False, False)}
+    assert describe_swapped(measure_swapped(told, swapped)) == [
+        "told to do another task: 0.250 (0.046-0.699), 1/4",
+        "  push: 0.500 (0.095-0.905), 1/2",
+        "  pull: 0.000 (0.000-0.658), 0/2",
+    ]
+
+
+def test_a_candidate_that_loses_a_task_says_so() -> None:
+    lost = {"push": (False,) * 4, "pull": (True,) * 4}
+    lines = describe_promotion(judge_candidates({"push": (True,) * 4, "pull": PULL}, {"a": lost}, -1.0))
+    assert lines[0].endswith(": rolled back, worse at push")
+    assert lines[1] == "  push: gain -1.000 (-1.000 to -1.000)"
+    assert lines[2].startswith("  pull: gain +0.750 (")

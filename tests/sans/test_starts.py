@@ -1,0 +1,38 @@
+"""Which episodes a checked world model can be started from."""
+
+from types import SimpleNamespace
+
+import torch
+
+from worldloop.core.types import Observation
+from worldloop.sans.starts import NUM_STARTS, choose_starts
+
+
+class FakeDataset:
+    """The episodes of a `ClipDataset` by task and source; an observation has its number as ``env_step``."""
+
+    def __init__(self, episodes: list[tuple[str, str]]) -> None:
+        self.episodes = episodes
+        self.cache = SimpleNamespace(metas=[SimpleNamespace(task=task) for task, _ in episodes])
+
+    def episode_index(self, **wanted: str) -> torch.Tensor:
+        rows = [{"task": task, "source": source} for task, source in self.episodes]
+        hits = [i for i, row in enumerate(rows) if all(row[key] == value for key, value in wanted.items())]
+        return torch.tensor(hits, dtype=torch.long)
+
+    def observation(self, index: torch.Tensor) -> Observation:
+        assert not index[:, 1].any()
+        tasks = tuple(self.episodes[e][0] for e in index[:, 0].tolist())
+        frames = {"base": torch.zeros(len(index), 1, 2, 2, 3, dtype=torch.uint8)}
+        return Observation(frames, None, task=tasks, instruction=tasks, env_step=index[:, 0])
+
+
+def test_starts_are_spread_evenly_over_the_tasks() -> None:
+    push = [("push", "expert")] * 3 + [("push", "policy")] * 100
+    dataset = FakeDataset([*push, *[("reach", "expert")] * 40])
+    starts = choose_starts(dataset)  # type: ignore[arg-type]
+    assert starts.task == ("push",) * (NUM_STARTS // 2) + ("reach",) * (NUM_STARTS // 2)
+    # The latest of each; the policy's own where it has any.
+    assert starts.env_step.tolist() == [*range(103 - NUM_STARTS // 2, 103), *range(143 - NUM_STARTS // 2, 143)]
+    alone = choose_starts(FakeDataset(push))  # type: ignore[arg-type]
+    assert alone.env_step.tolist() == list(range(103 - NUM_STARTS, 103))

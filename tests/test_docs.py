@@ -1,0 +1,94 @@
+"""What docs/ shows: the pages on adding something are followed to the letter, and all links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from documented import ROOT, add_to, apply_diff, list_pages, read_overrides
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.fixture(scope="module")
+def extended_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A loop of a copy of the package with all pages' additions, on their commands' settings together."""
+    root = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "worldloop", root / "worldloop", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", root / "configs")
+    settings: list[str] = []
+    for page in list_pages():
+        add_to(root, page)
+        settings += [setting for setting in read_overrides(page) if not setting.startswith("run_name=")]
+    small = ["num_iterations=1", "run_name=extended", "clone_policy.num_steps=300", "check_world_model.required_auc=0"]
+    command = [sys.executable, "-m", "worldloop", "run", "configs/debug.yaml", *settings, *small]
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return root / "runs/extended"
+
+
+def read_iterations(run: Path) -> list[dict[str, Any]]:
+    iterations: list[dict[str, Any]] = json.loads((run / "results.json").read_text())["iterations"]
+    return iterations
+
+
+@pytest.mark.slow
+def test_a_new_stage_runs_and_records(extended_run: Path) -> None:
+    """A success takes some steps of the 16 there are."""
+    first, last = read_iterations(extended_run)
+    assert 0 < first["steps_to_success"]["Reach-v0"] <= 16
+    assert "steps_to_success" not in last
+    assert "time_successes" in (extended_run / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_a_new_reward_is_logged(extended_run: Path) -> None:
+    events = EventAccumulator(str(extended_run / "tensorboard/improve_policy"))
+    events.Reload()
+    shares = [event.value for event in events.Scalars("improve_policy/reward_speed")]
+    assert shares
+    assert all(0 <= share < 1 for share in shares)
+    assert max(shares) > 0
+
+
+@pytest.mark.slow
+def test_a_new_simulator_and_policy_learn(extended_run: Path) -> None:
+    """The clone reaches the goal more often than not."""
+    clone, improved = read_iterations(extended_run)
+    assert clone["simulated_success"]["rate"] > 0.5
+    assert improved["imagined_success"]["n"] == 40
+
+
+def test_a_diff_changes_what_stands_there_once() -> None:
+    assert apply_diff("a\nb\nc\nd\n", " a\n+x\n b\n@@\n+y\n d\n") == "a\nx\nb\nc\ny\nd\n"
+    with pytest.raises(ValueError, match="stands 0 times"):
+        apply_diff("a\n", " b\n+x\n")
+    with pytest.raises(ValueError, match="stands 2 times"):
+        apply_diff("a\na\n", " a\n+x\n")
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_module_and_config_that_docs_name_exists() -> None:
+    named = re.compile(r"`((?:worldloop|configs|scripts|experiments|benchmarks|tests|docs)/[\w./-]+)`")
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        text = "" if page.name == "CHANGELOG.md" else page.read_text()
+        for path in named.findall(text):
+            assert "NNN" in path or (ROOT / path).exists(), f"{page.name}: {path}"

@@ -1,0 +1,3 @@
+"""The version of the package, for `--version`, reports and model cards."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,59 @@
+"""The flat spaces of a world model's environments, and how an `Observation` looks in them.
+
+Flat, because stable-baselines3 refuses dictionaries in dictionaries. `worldloop.envs.world_model_env` lists the keys.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium import spaces
+
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import Observation
+
+Obs = dict[str, np.ndarray]
+
+
+def name_images(spec: SimulatorSpec) -> dict[str, str]:
+    """Camera name -> key of its image: ``image`` where there is one camera, else ``image_<camera>``.
+
+    A dot in a camera's name becomes an underscore: PyTorch refuses dots in the names of modules, which
+    stable-baselines3 makes of these keys.
+    """
+    names = spec.robot.camera_names
+    return {name: "image" if len(names) == 1 else f"image_{name.replace('.', '_')}" for name in names}
+
+
+def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:
+    """Images, proprio and, with several tasks, ``task``: the index in ``spec.task_ids``."""
+    keys = name_images(spec)
+    entries: dict[str, spaces.Space[np.ndarray] | spaces.Discrete] = {
+        keys[camera.name]: spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
+        for camera in spec.robot.cameras
+    }
+    entries["proprio"] = spaces.Box(-np.inf, np.inf, (spec.robot.proprio_dim,), np.float32)
+    if len(spec.tasks) > 1:
+        entries["task"] = spaces.Discrete(len(spec.tasks))
+    return spaces.Dict(entries)
+
+
+def make_action_space(spec: SimulatorSpec) -> spaces.Box:
+    """The s actions of one frame, [s, A]."""
+    bounds = (np.asarray(bound, dtype=np.float32) for bound in (spec.robot.action_low, spec.robot.action_high))
+    low, high = (np.tile(bound, (spec.actions_per_frame, 1)) for bound in bounds)
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def flatten_observation(observation: Observation, spec: SimulatorSpec) -> Obs:
+    """What B rows show now, as entries [B, ...] of `make_observation_space`: copies, with proprio in raw units."""
+    assert observation.proprio is not None
+    obs = {key: observation.frames[name][:, -1].numpy().copy() for name, key in name_images(spec).items()}
+    obs["proprio"] = observation.proprio.float().numpy().copy()
+    if len(spec.tasks) > 1:
+        obs["task"] = index_tasks(observation, spec)
+    return obs
+
+
+def index_tasks(observation: Observation, spec: SimulatorSpec) -> np.ndarray:
+    """int64 [B]: each row's task as an index in ``spec.task_ids``."""
+    return np.array([spec.task_ids.index(task) for task in observation.task], dtype=np.int64)

@@ -1,0 +1,29 @@
+"""What networks do for each of several cameras: tensors in a dict by camera, and modules of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+
+def map_views[R](function: Callable[..., R], *views: Mapping[str, Tensor]) -> dict[str, R]:
+    """Camera -> ``function`` of that camera's tensors in ``views``, for the cameras of the first."""
+    return {camera: function(*(view[camera] for view in views)) for camera in views[0]}
+
+
+class ViewModules[M: nn.Module](nn.Module):
+    """A module of its own for each camera, in order.
+
+    A state dict has the camera's name, with ``/`` for the dots that torch does not allow in it.
+    """
+
+    def __init__(self, modules: Mapping[str, M]) -> None:
+        super().__init__()
+        self.cameras = tuple(modules)
+        for camera, module in modules.items():
+            self.add_module(camera.replace(".", "/"), module)
+
+    def items(self) -> Iterator[tuple[str, M]]:
+        return zip(self.cameras, cast(Iterator[M], self.children()), strict=True)

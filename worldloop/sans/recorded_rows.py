@@ -1,0 +1,198 @@
+"""The files of a LeRobot dataset that was recorded elsewhere: metadata, and rows and pictures by LeRobot's readers.
+
+Why not LeRobot's own dataset class: it decodes every camera of a row, and refuses a dataset that lacks the video of one
+that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.images import resize
+from worldloop.sans.lerobot_format import IMAGE_PREFIX, require_data_extra
+
+_TOLERANCE_S = 1e-4  # between the time of a row and that of its frame in a video
+_PICTURES_AT_ONCE = 32  # decoded before they are scaled, which bounds the memory
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """Where an episode's video is: the file, and the second in it at which the episode begins."""
+
+    path: Path
+    start_s: float
+
+
+@dataclass(frozen=True)
+class RecordedEpisodes:
+    """The episodes of a dataset, N in order.
+
+    ``rows`` int64 [N, 2]: the first row of each, and the one after its last; ``instructions``: N strings; ``videos``:
+    camera feature -> N parts, of the cameras that are kept as video.
+    """
+
+    rows: np.ndarray
+    instructions: tuple[str, ...]
+    videos: dict[str, tuple[VideoPart, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@contextmanager
+def naming_damage(root: Path) -> Iterator[None]:
+    """Within it, whatever the readers of a LeRobot dataset raise at one that is broken becomes one `WorldloopError`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise WorldloopError(
+            f"dataset {root} is damaged, or was not finalized ({type(error).__name__}: {first_line(error)}): "
+            "restore it from a copy, or record it again"
+        ) from error
+
+
+def read_meta(root: Path, name: str) -> dict[str, Any]:
+    """The JSON file ``name`` of ``root``'s metadata; raises `WorldloopError` where there is none."""
+    try:
+        value = json.loads((root / "meta" / name).read_bytes())
+    except (OSError, ValueError) as error:
+        raise WorldloopError(f"{root} is no LeRobotDataset: its meta/{name} cannot be read ({error})") from error
+    return dict(value)
+
+
+def list_cameras(features: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Camera name, e.g. ``top`` -> its feature, e.g. ``observation.images.top``, in the dataset's order.
+
+    Depth maps are no pictures and are left out.
+    """
+    cameras = [
+        key
+        for key, feature in features.items()
+        if feature["dtype"] in ("image", "video") and not _is_depth(feature.get("info") or {})
+    ]
+    return {name_camera(key): key for key in cameras}
+
+
+def name_camera(feature: str) -> str:
+    """``observation.images.top`` -> ``top``."""
+    return feature.removeprefix(IMAGE_PREFIX)
+
+
+def _is_depth(info: dict[str, Any]) -> bool:
+    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
+
+
+def name_dimensions(feature: dict[str, Any], kind: str) -> tuple[str, ...]:
+    """Names of the dimensions of a vector feature; LeRobot keeps a list, a mapping to one, or nothing."""
+    names, size = feature.get("names"), int(np.prod(feature["shape"]))
+    if isinstance(names, dict):
+        names = [name for values in names.values() for name in (values if isinstance(values, list) else [values])]
+    if not names or len(names) != size:
+        names = [f"{kind}_{i}" for i in range(size)]
+    return tuple(str(name) for name in names)
+
+
+def read_episodes(root: Path, info: dict[str, Any], cameras: Sequence[str]) -> RecordedEpisodes:
+    """The episodes, and where the videos of the features ``cameras`` are; ``info`` is ``meta/info.json``.
+
+    Raises `WorldloopError` where their table is missing or broken.
+    """
+    require_data_extra()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    in_video = [key for key in cameras if info["features"][key]["dtype"] == "video"]
+    columns = ["episode_index", "dataset_from_index", "dataset_to_index", "tasks"]
+    columns += [f"videos/{key}/{name}" for key in in_video for name in ("chunk_index", "file_index", "from_timestamp")]
+    files = sorted((root / "meta/episodes").rglob("*.parquet"))
+    if not files:
+        raise WorldloopError(f"{root} is no whole LeRobotDataset: it has no meta/episodes; finalize the recording")
+    try:
+        table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    except (pa.ArrowException, KeyError) as error:
+        raise WorldloopError(f"the meta/episodes of {root} cannot be read ({error}): was it finalized?") from error
+    rows = sorted(table.to_pylist(), key=lambda row: row["episode_index"])
+
+    def find_video(row: dict[str, Any], key: str) -> VideoPart:
+        chunk, file = (row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index"))
+        path = root / info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
+        return VideoPart(path, float(row[f"videos/{key}/from_timestamp"]))
+
+    return RecordedEpisodes(
+        rows=np.array([[row["dataset_from_index"], row["dataset_to_index"]] for row in rows], dtype=np.int64),
+        instructions=tuple(str(row["tasks"][0]) if row["tasks"] else "" for row in rows),
+        videos={key: tuple(find_video(row, key) for row in rows) for key in in_video},
+    )
+
+
+def require_videos(root: Path, episodes: RecordedEpisodes) -> None:
+    """Raise `WorldloopError` naming the first video that is missing."""
+    for key, parts in episodes.videos.items():
+        for path in dict.fromkeys(part.path for part in parts):
+            if not path.is_file():
+                raise WorldloopError(
+                    f"dataset {root} lacks {path.relative_to(root)}, a video of the camera {name_camera(key)}: restore "
+                    "it, or leave that camera out of recording.cameras"
+                )
+
+
+class RowReader:
+    """Rows of a dataset, and pictures of the cameras that are asked for alone.
+
+    Raises `WorldloopError` where LeRobot is not installed or cannot open the dataset.
+    """
+
+    def __init__(self, root: Path, episodes: RecordedEpisodes) -> None:
+        self.episodes = episodes
+        self._table = _open_table(root)
+
+    def numbers(self, keys: Sequence[str], begin: int, end: int) -> dict[str, np.ndarray]:
+        """Feature -> [end - begin, ...] of the rows ``begin`` to ``end``."""
+        rows = self._table.with_format("numpy", columns=list(keys))[begin:end]
+        return {key: np.stack(list(rows[key])) for key in keys}
+
+    def pictures(self, camera: str, episode: int, rows: np.ndarray, size: int) -> np.ndarray:
+        """u8 [n, size, size, 3]: of the feature ``camera`` at ``rows`` int64 [n], counted from the episode's first."""
+        begin = int(self.episodes.rows[episode, 0])
+        blocks = np.split(rows, range(_PICTURES_AT_ONCE, len(rows), _PICTURES_AT_ONCE))
+        return np.concatenate([self._read_block(camera, episode, begin + block, size) for block in blocks])
+
+    def _read_block(self, camera: str, episode: int, rows: np.ndarray, size: int) -> np.ndarray:
+        if camera not in self.episodes.videos:
+            table = self._table.with_format(None, columns=[camera])
+            images = [np.asarray(table[int(row)][camera].convert("RGB")) for row in rows]
+            return resize(torch.from_numpy(np.stack(images)), size).numpy()
+        from lerobot.datasets.video_utils import decode_video_frames
+
+        part = self.episodes.videos[camera][episode]
+        table = self._table.with_format(None, columns=["timestamp"])
+        times = [part.start_s + float(np.ravel(table[int(row)]["timestamp"])[0]) for row in rows]
+        frames = decode_video_frames(part.path, times, _TOLERANCE_S, return_uint8=True)
+        return resize(frames.movedim(1, -1), size).numpy()
+
+
+def _open_table(root: Path) -> Any:
+    """The `datasets.Dataset` of all rows."""
+    try:
+        from lerobot.datasets.feature_utils import get_hf_features_from_features
+        from lerobot.datasets.io_utils import load_info, load_nested_dataset
+    except ImportError as error:
+        raise WorldloopError(
+            "reading a recording needs lerobot, which is not installed: pip install 'worldloop[data]'"
+        ) from error
+    try:
+        features = get_hf_features_from_features(load_info(root).features)
+        return load_nested_dataset(root / "data", features=features)
+    except Exception as error:  # LeRobot and datasets raise many kinds
+        raise WorldloopError(
+            f"LeRobot cannot open the dataset {root} ({first_line(error)}): it must be a LeRobot v3 dataset"
+        ) from error

@@ -1,0 +1,94 @@
+"""What each camera adds to the transformer of `CosmosDenoiser`, beside the tokens of its frame.
+
+Shapes: B rows, K remembered frames, C channels, n tokens of a frame of the camera, D channels of a token.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
+from worldloop.networks.blocks import PatchProjection, fold_patches, join_channels
+from worldloop.networks.embeddings import PoseMaps
+from worldloop.world_model.denoiser import Conditioning
+
+if TYPE_CHECKING:
+    from worldloop.world_model.cosmos import CosmosConfig
+
+NUM_SOURCES = 3  # of a pixel: now, first, painted
+POSE_CELLS = 2  # cells of the pose maps in a patch, per side
+
+
+class CosmosView(nn.Module):
+    """What is one camera's own: its look at the window and the poses, and its choice of sources.
+
+    ``size`` is (h, w) of the latents, ``dim`` D.
+    """
+
+    def __init__(self, config: CosmosConfig, channels: int, size: tuple[int, int], proprio_dim: int, dim: int) -> None:
+        super().__init__()
+        self.patch, self.channels = config.patch, channels
+        self.grid = size[0] // config.patch, size[1] // config.patch
+        self.window = PatchProjection(NUM_CONTEXT_FRAMES * channels * config.patch**2, config.patch_hidden, dim)
+        self.poses: PoseMaps | None = None
+        if config.num_poses:
+            self.poses = PoseMaps(proprio_dim, config.num_poses, (POSE_CELLS * self.grid[0], POSE_CELLS * self.grid[1]))
+            self.draw = nn.Conv2d(2 * self.poses.channels, dim, POSE_CELLS, stride=POSE_CELLS)
+        if config.prediction == "data":
+            self.choice = PatchProjection(dim, config.patch_hidden, NUM_SOURCES * config.patch**2)
+            _prefer_first_source(self.choice.linear)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def silence(self) -> None:
+        """Let it add nothing to the tokens, until it has learned to."""
+        for module in (self.window.linear, *([] if self.poses is None else [self.draw])):
+            silence(module)
+
+    def see(self, frames: Tensor, conditioning: Conditioning) -> Tensor:
+        """Tokens [B, n, D]: (first, previous, now) of ``frames`` [B, K, C, h, w] patch by patch, and the poses."""
+        first, previous, now = frames[:, 0], frames[:, -2], frames[:, -1]
+        window = join_channels([now, now - previous, now - first])
+        seen = self.window(fold_patches(window, self.patch)).flatten(2).transpose(1, 2)
+        return seen + self.draw_poses(conditioning)
+
+    def draw_poses(self, conditioning: Conditioning) -> Tensor | float:
+        """Tokens [B, n, D] of where proprio now and next place the robot."""
+        if self.poses is None:
+            return 0.0
+        maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
+        return self.draw(join_channels(maps)).flatten(2).transpose(1, 2)
+
+    def choose(self, tokens: Tensor, frames: Tensor, change: Tensor) -> Tensor:
+        """Pixel by pixel among the frame now, the first, and now changed by ``change`` [B, C, h, w]."""
+        cells = tokens.transpose(1, 2).unflatten(2, self.grid)
+        choice = functional.pixel_shuffle(self.choice(cells), self.patch).float().softmax(1)
+        now, first = frames[:, -1], frames[:, 0]
+        return now + choice[:, 1:2] * (first - now) + choice[:, 2:] * change
+
+    def unpatch(self, tokens: Tensor) -> Tensor:
+        """[B, n, patch patch C] -> [B, C, h, w], in the order of the published model."""
+        p, (rows, columns) = self.patch, self.grid
+        cells = tokens.reshape(len(tokens), rows, columns, p, p, self.channels)
+        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.channels, rows * p, columns * p)
+
+
+def _prefer_first_source(projection: nn.Conv2d) -> None:
+    """Initially every pixel is close to a copy of the frame now."""
+    bias = torch.zeros(NUM_SOURCES, projection.out_channels // NUM_SOURCES)
+    bias[0] = 2.0
+    with torch.no_grad():
+        projection.weight.mul_(0.2)
+        projection.bias.copy_(bias.flatten())  # type: ignore[union-attr]
+
+
+def silence(module: nn.Module) -> None:
+    """Its output is zero, until it has learned better."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
