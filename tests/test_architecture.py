@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("envs", "play", "runtime"),
     ("loop",),
     ("cli",),
-    ("", "gym_env", "__main__"),
+    ("", "build", "gym_env", "__main__"),
 )
 
 # Where a heavy package may be imported at all; elsewhere not even inside a function.

@@ -44,5 +44,10 @@ def test_importing_the_package_is_light_and_knows_its_names() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "['__version__', 'from_pretrained', 'save_pretrained']\n"
-    with pytest.raises(AttributeError, match="module 'worldloop' has no attribute 'build'"):
-        worldloop.build  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'worldloop' has no attribute 'train'"):
+        worldloop.train  # noqa: B018
+
+
+def test_the_old_name_says_the_new_one() -> None:
+    with pytest.raises(ImportError, match="write `worldloop.from_pretrained`"):
+        import worldloop.build  # noqa: F401

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,17 @@ def test_ctrl_c_ends_cleanly_and_the_run_resumes(tmp_path: Path) -> None:
 def test_a_run_directory_of_another_config_is_refused(finished: Path) -> None:
     with pytest.raises(WorldloopError, match=r"made with another config: seed \(0 -> 1\)"):
         run_loop(load_config(DEBUG, [f"run_root={finished.parent}", "seed=1", *SMALL]))
+
+
+def test_a_run_directory_of_an_earlier_version_is_refused(finished: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(finished, tmp_path / "debug")
+    text = (old / "config.yaml").read_text()
+    (old / "config.yaml").write_text(text.replace("checkpoint_every_s", "keep_every_s"))
+    with pytest.raises(
+        WorldloopError,
+        match=r"made by an earlier version: resources.keep_every_s is now resources.checkpoint_every_s; give another",
+    ):
+        run_loop(load_config(DEBUG, [f"run_root={tmp_path}", *SMALL]))
 
 
 def test_a_finished_run_is_left_alone(finished: Path) -> None:

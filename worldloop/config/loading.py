@@ -80,7 +80,8 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
 def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     """Merge ``parts`` over the defaults, later ones winning."""
     for part in parts:
-        _refuse_old_keys(part, origin)
+        if renamed := list_old_keys(part):
+            raise WorldloopError(f"{origin}: {'; '.join(renamed)}")
     schema = OmegaConf.structured(LoopConfig)
     _make_writable(schema)
     try:
@@ -97,16 +98,15 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     return result
 
 
-def _refuse_old_keys(part: Any, origin: str) -> None:
-    """Raise `WorldloopError` that names each of `OLD_KEYS` in ``part`` once, with its new name."""
+def list_old_keys(part: Any) -> list[str]:
+    """What each of `OLD_KEYS` in ``part``, YAML or a mapping, is called now: "old is now new"."""
     renamed: dict[str, str] = {}
     for key, value in _flatten(OmegaConf.to_container(OmegaConf.create(part))).items():
         for old, new in OLD_KEYS.items():
             if message := _explain_old_key(key, value, old, new):
                 renamed.setdefault(old, message)
                 break
-    if renamed:
-        raise WorldloopError(f"{origin}: {'; '.join(renamed.values())}")
+    return list(renamed.values())
 
 
 def _explain_old_key(key: str, value: Any, old: str, new: str) -> str:

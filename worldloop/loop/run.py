@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from worldloop.config.loading import find_differences, list_settings, to_yaml
+from worldloop.config.loading import find_differences, list_old_keys, list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
@@ -112,13 +112,14 @@ def open_run(config: LoopConfig) -> RunDirectory:
         if not directory.exists:
             directory.create(to_yaml(config))
             return directory
-        differences = find_differences(directory.read_config(), to_yaml(config))
+        stored = directory.read_config()
+        renamed = list_old_keys(stored)
+        differences = renamed or find_differences(stored, to_yaml(config))
         if differences:
+            what = "by an earlier version" if renamed else "with another config"
             shown = ", ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
             it = f"it and its copy {mirror.place}" if mirror else "it"
-            raise WorldloopError(
-                f"{directory.path} was made with another config: {shown}; give another run_name, or delete {it}"
-            )
+            raise WorldloopError(f"{directory.path} was made {what}: {shown}; give another run_name, or delete {it}")
     except WorldloopError:
         directory.unlock()
         raise
