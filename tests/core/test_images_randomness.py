@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from worldloop.core import images
+from worldloop.core.images import join_views
 from worldloop.core.randomness import derive_seed, make_row_keys, row_normal, row_uniform
 
 
@@ -53,3 +54,11 @@ def test_a_level_is_drawn_along_the_top() -> None:
     lit = (drawn[:, :2] == torch.tensor([10, 20, 30])).all(-1)
     assert lit.sum(2).tolist() == [[0, 0], [4, 4], [8, 8]]
     assert (drawn[1, :2, 4:] == 0).all()
+
+
+def test_views_stand_side_by_side() -> None:
+    high, low = torch.full((2, 3, 2, 3), 7, dtype=torch.uint8), torch.full((2, 1, 4, 3), 9, dtype=torch.uint8)
+    joined = join_views([high, low])
+    assert joined.shape == (2, 3, 6, 3)
+    assert joined[1, :, :, 0].tolist() == [[7, 7, 9, 9, 9, 9], [7, 7, 0, 0, 0, 0], [7, 7, 0, 0, 0, 0]]
+    assert torch.equal(join_views([high]), high)

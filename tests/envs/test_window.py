@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from worldloop.envs.window import FrameWindow, join_views, tile
+from worldloop.envs.window import FrameWindow, tile
 
 
 def test_tile_lays_rows_out_in_a_grid() -> None:
@@ -16,14 +16,6 @@ def test_tile_lays_rows_out_in_a_grid() -> None:
     assert grid.shape == (4, 9, 3)
     assert grid[::2, ::3, 0].tolist() == [[0, 1, 2], [3, 4, 0]]
     assert (tile(frames[:1]) == frames[0]).all()
-
-
-def test_views_stand_side_by_side() -> None:
-    high, low = np.full((2, 3, 2, 3), 7, dtype=np.uint8), np.full((2, 1, 4, 3), 9, dtype=np.uint8)
-    joined = join_views([high, low])
-    assert joined.shape == (2, 3, 6, 3)
-    assert joined[1, :, :, 0].tolist() == [[7, 7, 9, 9, 9, 9], [7, 7, 0, 0, 0, 0], [7, 7, 0, 0, 0, 0]]
-    assert np.array_equal(join_views([high]), high)
 
 
 @pytest.fixture

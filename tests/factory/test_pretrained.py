@@ -26,7 +26,7 @@ def test_a_run_its_world_model_and_an_exported_folder_are_the_same_model(debug_r
 
 def test_a_checked_world_model_comes_with_its_card(debug_run: Path, tmp_path: Path) -> None:
     world_model, card = load_checked_world_model(debug_run)
-    assert world_model.spec.task == "ToyPush-v1"
+    assert world_model.spec.task_ids == ("ToyPush-v1",)
     assert len(card.starts) > 1
     with pytest.raises(WorldloopError, match="does not exist"):
         load_checked_world_model(tmp_path / "nowhere")

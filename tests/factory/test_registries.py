@@ -15,7 +15,7 @@ from worldloop.simulators import SIMULATORS
 from worldloop.world_model import CODECS, DENOISERS
 from worldloop.world_model.config import WorldModelConfig
 
-SIZES = ["channels", "size", "proprio_dim", "action_dim", "actions_per_frame", "instruction_dim"]
+SIZES = ["channels", "sizes", "proprio_dim", "action_dim", "actions_per_frame", "instruction_dim"]
 
 
 def _list_arguments(part_class: Any) -> list[str]:
@@ -67,5 +67,5 @@ def test_a_denoiser_follows_its_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_codec_is_built_from_the_image_size_and_a_pipeline(name: str) -> None:
-    assert list(inspect.signature(CODECS[name]).parameters) == ["image_size", "pretrained"]
+def test_a_codec_is_built_from_the_cameras_and_a_pipeline(name: str) -> None:
+    assert list(inspect.signature(CODECS[name]).parameters) == ["cameras", "pretrained"]

@@ -80,7 +80,7 @@ def test_run_directory_and_results(finished: Path) -> None:
     assert 0 <= last["value_auc"]["value"] <= 1
     # 4 updates of 8 groups of 4 rows, each of at most 3 chunks of one frame
     assert 0 < last["imagined_frames"] <= 4 * 8 * 4 * 3
-    calibration = json.loads((finished / "state.json").read_text())["calibration"]
+    (calibration,) = json.loads((finished / "state.json").read_text())["calibrations"].values()
     assert calibration["floor_db"] > 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldloop.config.loading import load_config, to_yaml
+from worldloop.config.loading import find_differences, load_config, to_yaml
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import InitialStates
 from worldloop.reporting.comparison import format_comparison
@@ -17,6 +17,10 @@ from worldloop.storage.run_state import LoopState
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 TASK = "ToyPush-v1"
+
+
+def _compare(a: Path, b: Path) -> str:
+    return format_comparison(a, b, find_differences)
 
 
 def test_two_runs_are_compared_on_the_same_states(debug_run: Path, tmp_path: Path) -> None:
@@ -30,7 +34,7 @@ def test_two_runs_are_compared_on_the_same_states(debug_run: Path, tmp_path: Pat
         DEBUG, ["runtime=inline", "num_iterations=1", "clone_policy.num_steps=7", "run_root=elsewhere"]
     )
     (other / "config.yaml").write_text(to_yaml(config))
-    text = format_comparison(debug_run, other)
+    text = _compare(debug_run, other)
     rate = sum(now) / len(now)
     assert "success on the same 40 states" in text
     assert "+0.000 (+0.000, +0.000)  p 1.000" in text.splitlines()[4]
@@ -38,7 +42,7 @@ def test_two_runs_are_compared_on_the_same_states(debug_run: Path, tmp_path: Pat
     assert "clone_policy.num_steps (100 -> 7)" in text
     assert "run_root" not in text
     assert max(map(len, text.splitlines()[2:])) <= 80
-    assert format_comparison(debug_run, debug_run).endswith("the same settings")
+    assert _compare(debug_run, debug_run).endswith("the same settings")
 
 
 def test_runs_on_other_states_are_not_compared(debug_run: Path, tmp_path: Path) -> None:
@@ -49,7 +53,7 @@ def test_runs_on_other_states_are_not_compared(debug_run: Path, tmp_path: Path) 
     assert states is not None
     directory.write_initial_states(states.select(range(1, len(states))))
     with pytest.raises(WorldloopError, match="were evaluated on different states"):
-        format_comparison(debug_run, other)
+        _compare(debug_run, other)
 
 
 def test_a_run_of_before_tasks_had_names_is_compared_with_one_of_today(debug_run: Path, tmp_path: Path) -> None:
@@ -62,9 +66,9 @@ def test_a_run_of_before_tasks_had_names_is_compared_with_one_of_today(debug_run
     del values["calibrations"]
     (old / "state.json").write_text(json.dumps(values))
     (old / f"initial_states/evaluation/{TASK}.safetensors").rename(old / "initial_states/evaluation.safetensors")
-    text = format_comparison(old, debug_run)
+    text = _compare(old, debug_run)
     assert "success on the same 40 states, and B minus A" in text
-    assert text.splitlines()[4:] == format_comparison(debug_run, debug_run).splitlines()[4:]
+    assert text.splitlines()[4:] == _compare(debug_run, debug_run).splitlines()[4:]
 
 
 def _write_run(path: Path, outcomes: dict[str, tuple[bool, ...]]) -> Path:
@@ -82,7 +86,7 @@ def test_the_tasks_that_both_runs_have_are_compared_together_and_each(tmp_path: 
     long = "libero_object/pick_up_the_milk_and_place_it"
     a = _write_run(tmp_path / "a", {"push": (True, False) * 10, long: (False,) * 20, "lift": (True,) * 20})
     b = _write_run(tmp_path / "b", {long: (True,) * 10, "push": (True, False) * 5, "reach": (False,) * 10})
-    lines = format_comparison(a, b).splitlines()
+    lines = _compare(a, b).splitlines()
     assert lines[3:10] == [
         "success on the same 10 states of each of 2 tasks, and B minus A, 95 %:",
         "  iteration 0  0.250 0.750  +0.500 (+0.299, +0.700)  p 0.002",
@@ -99,4 +103,4 @@ def test_runs_without_a_common_task_are_not_compared(tmp_path: Path) -> None:
     a = _write_run(tmp_path / "a", {"push": (True,), "pull": (True,)})
     b = _write_run(tmp_path / "b", {"lift": (True,), "reach": (True,)})
     with pytest.raises(WorldloopError, match="no task in common"):
-        format_comparison(a, b)
+        _compare(a, b)

@@ -17,7 +17,7 @@ from worldloop.core.types import Episode, InitialStates, Split
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout import simulation as module
 from worldloop.rollout.jobs import RolloutJob
-from worldloop.rollout.simulation import Simulation, choose_split, success_by_task, success_of
+from worldloop.rollout.simulation import Simulation, choose_split
 from worldloop.simulators.toy.simulator import ToyConfig
 from worldloop.storage.run_directory import RunDirectory
 
@@ -156,13 +156,13 @@ def test_episodes_come_in_the_order_of_their_states(tmp_path: Path) -> None:
     assert [e.meta.source for e in episodes] == ["expert", "perturbed", "expert", "perturbed", "expert"]
     assert [e.meta.split for e in episodes] == ["train", "validation", "train", "train", "validation"]
     assert {e.meta.iteration for e in episodes} == {3}
-    assert success_of(episodes) == tuple(e.meta.outcome == "success" for e in episodes)
-    assert True in success_of(episodes)
-    assert False in success_of(episodes)
+    success = [e.is_success for e in episodes]
+    assert success == [e.meta.outcome == "success" for e in episodes]
+    assert set(success) == {True, False}
     assert isinstance(simulation.reporter, RecordingReporter)
     (bar,) = simulation.reporter.bars
     assert (bar.total, bar.unit, bar.count) == (5, "episode", 5)
-    assert bar.figures[-1]["success"] == pytest.approx(np.mean(success_of(episodes)))
+    assert bar.figures[-1]["success"] == pytest.approx(np.mean(success))
 
 
 def test_rows_have_keys_of_their_own_whatever_the_block(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_blocks_hold_one_task_each(tmp_path: Path) -> None:
     assert [job.states.tasks for job in jobs] == [(PUSH, PUSH), (PUSH,), (REACH, REACH), (REACH,)]
     assert [e.meta.initial_state_id for e in episodes] == list(states.ids)
     assert [e.meta.variant for e in episodes] == ["expert", "far"] * 3
-    assert success_by_task(episodes) == {PUSH: (True, False, True), REACH: (False, True, False)}
+    assert [e.is_success for e in episodes] == [True, False, True, False, True, False]
 
 
 def test_mixed_states_come_back_in_their_order(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_policy_is_evaluated_greedily_on_the_first_states_of_a_split(
     states = simulation.initial_states("evaluation", 3)
     executor.jobs.clear()
     episodes = simulation.evaluate("evaluation", 3, 2, "checkpoints/policy", iteration=7)
-    assert success_of(episodes) == (True, False, True)
+    assert [e.is_success for e in episodes] == [True, False, True]
     first, second = executor.jobs
     assert are_equal(InitialStates.cat([first.states, second.states]), states)
     assert first.policy == str(tmp_path / "checkpoints/policy")

@@ -82,7 +82,8 @@ class Improvement:
         for path in ("policy", "clone"):
             context.models.save_policy(context.models.new_policy(normalisation, seed=0), path)
         context.models.save_world_model(context.models.new_world_model(normalisation, seed=0), "world_model")
-        unsure = Calibrations({TASK: Calibration(threshold=0.999)})  # no row succeeds, so that returns differ by their probabilities
+        # No row succeeds, so that returns differ by their probabilities.
+        unsure = Calibrations({TASK: Calibration(threshold=0.999)})
         self.state = replace(
             state, iteration=1, world_model="world_model", policy="policy", clone="clone", calibrations=unsure
         )

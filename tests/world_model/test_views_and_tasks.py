@@ -1,15 +1,21 @@
 """A world model of two cameras of different sizes, and of two tasks that differ in the instruction alone."""
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from world_model_toy import ONE_CAMERA, TWO_CAMERAS, ToyEpisodes, fit, make_model, tiny_config, toy_spec
 
 from worldloop.core.types import Clip, Observation
+from worldloop.factory import checkpoints
+from worldloop.world_model import losses
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.training import compute_joint_loss, compute_proprio_loss
+from worldloop.world_model.training import DataTarget, NoisyFrame, compute_joint_loss, compute_proprio_loss
 
 CAMERAS = [camera.name for camera in TWO_CAMERAS]
 
@@ -124,6 +130,71 @@ def test_a_camera_that_there_is_not_is_named_with_its_setting(
         WorldModelConfig(**settings).select_cameras(toy_spec(TWO_CAMERAS))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         make_model(tiny_config(**settings), TWO_CAMERAS)
+
+
+@dataclass(frozen=True)
+class AimByCamera(DataTarget):
+    """A `Target`: the same latents everywhere for every camera, from pure noise."""
+
+    zero_time_share: float = 1.0
+    aims: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def find(self, frame: NoisyFrame) -> dict[str, Tensor]:
+        return {camera: torch.full_like(data, self.aims[camera]) for camera, data in frame.data.items()}
+
+
+def test_the_video_loss_is_the_mean_over_cameras() -> None:
+    """An aim of 3 in one camera alone costs half of what it costs where that camera is the only one."""
+    data, model = ToyEpisodes(4, cameras=TWO_CAMERAS), make_model(tiny_config(moved_weight=0.0), TWO_CAMERAS)
+    model.eval().config = dataclasses.replace(model.config, context_noise=0.0, rare_weight=0.0)
+    clip = data.load(torch.tensor([[0, 0], [1, 2]]), 1)
+    predicted: dict[str, Tensor] = {}
+    handle = model.denoiser.register_forward_hook(lambda *a: predicted.update(a[2].data))
+    for aims in ({"base_camera": 3.0, "above.camera": 0.0}, {"base_camera": 0.0, "above.camera": 3.0}):
+        _, metrics, _ = compute_joint_loss(model, clip, torch.Generator().manual_seed(0), AimByCamera(aims=aims))
+        errors = [(predicted[camera] - aim).square().mean() for camera, aim in aims.items()]
+        assert metrics["loss_video"] == pytest.approx(float(sum(errors) / 2), rel=1e-4)
+    handle.remove()
+
+
+def test_the_error_head_learns_the_mean_psnr_of_the_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_size = {(16, 16): 30.0, (8, 12): 20.0}
+    monkeypatch.setattr(
+        losses, "compute_latent_psnr_db", lambda p, *_: torch.full((len(p),), by_size[tuple(p.shape[2:])])
+    )
+    data, model = ToyEpisodes(4, cameras=TWO_CAMERAS), make_model(tiny_config(zero_time_share=1.0), TWO_CAMERAS)
+    torch.nn.init.zeros_(model.error_head.read_tokens.mlp[-1].weight)
+    torch.nn.init.zeros_(model.error_head.read_tokens.mlp[-1].bias)  # it expects 25 dB
+    _, metrics, _ = compute_joint_loss(model, data.load(torch.tensor([[0, 0]]), 1), torch.Generator().manual_seed(0))
+    assert metrics["loss_error"] == pytest.approx(0.0, abs=1e-8)
+
+
+def test_clips_may_be_of_more_cameras_than_the_model_reads() -> None:
+    both, base = (ToyEpisodes(4, cameras=cameras) for cameras in (TWO_CAMERAS, ONE_CAMERA))
+    index = torch.tensor([[0, 0], [1, 2]])
+    model = make_model(tiny_config(cameras=("base_camera",)), TWO_CAMERAS)
+    assert model.spec.robot.cameras == ONE_CAMERA
+    one, other = (
+        compute_joint_loss(model, data.load(index, 2), torch.Generator().manual_seed(0)) for data in (both, base)
+    )
+    assert one[1] == other[1]
+    assert list(one[2].frames) == ["base_camera"]
+    proprio = [compute_proprio_loss(model, data.load(index, 2)) for data in (both, base)]
+    assert torch.equal(*proprio)
+    with pytest.raises(ValueError, match=r"reads camera 'above\.camera', the frames are of base_camera"):
+        compute_joint_loss(make_model(cameras=TWO_CAMERAS), base.load(index, 1), torch.Generator().manual_seed(0))
+
+
+def test_a_checkpoint_holds_the_cameras_that_the_model_was_made_for(tmp_path: Path) -> None:
+    data = ToyEpisodes(2, cameras=TWO_CAMERAS, tasks=("Dot", "LeftDot"))
+    config = tiny_config(cameras=("above.camera",), head_cameras=("above.camera",))
+    model = make_model(config, TWO_CAMERAS, ("Dot", "LeftDot")).eval()
+    checkpoints.save_world_model(model, tmp_path / "checkpoint")
+    loaded = checkpoints.load_world_model(tmp_path / "checkpoint")
+    assert (loaded.config, loaded.spec, loaded.head_cameras) == (model.config, model.spec, model.head_cameras)
+    observation, actions = data.first_observation(2), data.actions[:, 0]
+    one, other = (m.imagine(m.start(observation, torch.arange(2)), actions)[1] for m in (model, loaded))
+    assert torch.equal(one.frames["above.camera"], other.frames["above.camera"])
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def _reading(*runs: Path) -> AbstractContextManager[None]:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from worldloop.config.loading import find_differences
     from worldloop.reporting.comparison import format_comparison
     from worldloop.reporting.tables import format_report, format_status
 
@@ -87,7 +88,7 @@ def _report(options: argparse.Namespace) -> int:
         case "status":
             print(format_status(options.run_dir))
         case _:
-            print(format_comparison(options.run_a, options.run_b))
+            print(format_comparison(options.run_a, options.run_b, find_differences))
     return 0
 
 

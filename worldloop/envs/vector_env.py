@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.images import join_views
 from worldloop.core.interfaces import WorldModel
 from worldloop.core.success import Calibrations
 from worldloop.core.types import ChunkStep, Observation
@@ -27,7 +28,7 @@ from worldloop.envs.spaces import (
     make_observation_space,
     name_images,
 )
-from worldloop.envs.window import FrameWindow, join_views
+from worldloop.envs.window import FrameWindow
 from worldloop.rollout.imagination import ImaginedRows, ImaginedSimulator
 
 RENDER_MODES = ("rgb_array", "human")
@@ -181,7 +182,8 @@ class WorldModelVectorEnv(VectorEnv):
     def _join_views(self) -> np.ndarray:
         """u8 [num_envs, h, w, 3]."""
         shown = self._observe()
-        return join_views([shown[key] for key in name_images(self.world_spec).values()])
+        views = [torch.from_numpy(shown[key]) for key in name_images(self.world_spec).values()]
+        return join_views(views).numpy()
 
     def _restart(self, mask: np.ndarray, options: dict[str, Any]) -> None:
         """Start the rows of ``mask`` anew, each with a start and a noise key drawn by its own generator."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,13 +61,6 @@ class FrameWindow:
                 f"render_mode 'human' finds no display ({error}): use 'rgb_array', or run where there is a screen"
             ) from error
         pygame.display.set_caption(self._title)
-
-
-def join_views(views: Sequence[np.ndarray]) -> np.ndarray:
-    """u8 [n, h, w, 3] of each camera -> [n, the largest h, all w, 3], side by side; below a lower view it is black."""
-    height = max(view.shape[1] for view in views)
-    padded = [np.pad(view, ((0, 0), (0, height - view.shape[1]), (0, 0), (0, 0))) for view in views]
-    return np.concatenate(padded, axis=2)
 
 
 def tile(frames: np.ndarray) -> np.ndarray:

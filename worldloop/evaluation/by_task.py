@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from worldloop.core.types import Episode
+
 Outcomes = Mapping[str, Sequence[bool]]  # task -> success on each of its states, always in the same order of states
 
 
@@ -51,6 +53,11 @@ def group_outcomes(success: Iterable[bool], tasks: Iterable[str]) -> dict[str, t
     for solved, task in zip(success, tasks, strict=True):
         grouped.setdefault(task, []).append(bool(solved))
     return {task: tuple(outcomes) for task, outcomes in grouped.items()}
+
+
+def group_success(episodes: Sequence[Episode]) -> dict[str, tuple[bool, ...]]:
+    """Task -> whether each of its episodes was solved, in order."""
+    return group_outcomes([episode.is_success for episode in episodes], [episode.meta.task for episode in episodes])
 
 
 def pool_outcomes(outcomes: Outcomes, tasks: Collection[str]) -> np.ndarray:

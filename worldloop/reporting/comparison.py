@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from worldloop.config.loading import find_differences
 from worldloop.core.errors import WorldloopError
 from worldloop.core.statistics import Rate, paired_gain
 from worldloop.evaluation.by_task import Outcomes, pool_outcomes
@@ -17,10 +17,11 @@ from worldloop.storage.run_directory import RunDirectory
 TaskPair = tuple[str, str]  # one task, as A and as B call it
 
 
-def format_comparison(a: Path, b: Path) -> str:
+def format_comparison(a: Path, b: Path, find_differences: Callable[[str, str], list[str]]) -> str:
     """Success of both runs on the states that both evaluated, B minus A, cost side by side, and other settings.
 
-    Of several tasks those that both have count: all together, then each.
+    Of several tasks those that both have count: all together, then each. ``find_differences`` between two configs in
+    YAML, see `worldloop.config.loading`.
     """
     runs = [RunDirectory(path) for path in (a, b)]
     results = [run.read_results()["iterations"] for run in runs]

@@ -36,16 +36,6 @@ def choose_split(state_id: str, validation_share: float) -> Split:
     return "validation" if derive_seed("split", state_id) % 10_000 < validation_share * 10_000 else "train"
 
 
-def success_of(episodes: list[Episode]) -> tuple[bool, ...]:
-    return tuple(bool(episode.is_success) for episode in episodes)
-
-
-def success_by_task(episodes: list[Episode]) -> dict[str, tuple[bool, ...]]:
-    """Task id -> `success_of` the episodes of that task, in their order."""
-    tasks = dict.fromkeys(episode.meta.task for episode in episodes)
-    return {task: success_of([e for e in episodes if e.meta.task == task]) for task in tasks}
-
-
 class Simulation:
     """The simulators of a run, ``config``; work is cut into fixed blocks, so that no result depends on their number.
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from worldloop.core.success import Calibrations
+from worldloop.evaluation.by_task import group_success
 from worldloop.evaluation.outcomes import compare_outcomes, imagine_outcomes, measure_success, measure_swapped
 from worldloop.reporting.success import describe_imagined, describe_simulated, describe_swapped
-from worldloop.rollout.simulation import success_by_task
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -39,7 +39,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Append this iteration's outcomes to ``evaluation_success`` and record the rates."""
     simulation, reporter, block_size = context.simulation, context.reporter, config.block_size
     episodes = simulation.evaluate("evaluation", config.num_states, block_size, state.policy, state.iteration)
-    simulated = success_by_task(episodes)
+    simulated = group_success(episodes)
     state = replace(state, evaluation_success=(*state.evaluation_success[: state.iteration], simulated))
     success = measure_success(state.evaluation_success[0], simulated)
     for line in describe_simulated(success):
@@ -50,7 +50,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         told_otherwise = simulation.evaluate(
             "evaluation", config.swapped_states, block_size, state.policy, state.iteration, swaps_instructions=True
         )
-        swapped = measure_swapped(simulated, success_by_task(told_otherwise))
+        swapped = measure_swapped(simulated, group_success(told_otherwise))
         for line in describe_swapped(swapped):
             reporter.log(line)
         state = state.record(**swapped.to_record())

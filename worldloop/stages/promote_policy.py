@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from worldloop.evaluation.by_task import group_success
 from worldloop.evaluation.promotion import judge_candidates
 from worldloop.reporting.success import describe_promotion
-from worldloop.rollout.simulation import success_by_task
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -47,7 +47,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         )
 
     def measure(policy: str) -> dict[str, tuple[bool, ...]]:
-        return success_by_task(
+        return group_success(
             context.simulation.evaluate("validation", config.num_states, config.block_size, policy, state.iteration)
         )
 
