@@ -277,12 +277,17 @@ def test_two_tasks_start_with_the_same_pictures(both) -> None:
 
 
 def test_the_wrist_camera_moves_with_the_hand(both) -> None:
+    import sapien
+
     start = draw(both, 1)
     steps, actions = play(both, start, "expert", make_row_keys(1, 2), 5, num_chunks=3)
     base, hand, _, _ = trajectory(both, start, actions)
     moved = [(frames[0, -1].float() - frames[0, 0].float()).abs().mean() for frames in (base, hand)]
     assert moved[1] > 2 * moved[0]  # everything that it sees
     assert torch.equal(steps[-1].observation.frames[HAND], hand[:, [0, 2, 3]])
+    (housing,) = both._env.agent.robot.links_map["camera_link"]._objs
+    body = housing.entity.find_component_by_type(sapien.render.RenderBodyComponent)
+    assert body.visibility == 0, "still after resets: drawing it takes three times the rest"
 
 
 def test_a_batch_holds_one_task(both) -> None:

@@ -42,8 +42,8 @@ class CameraPose:
     fov_rad: float
 
 
-# The table from x = -0.3 to 0.3 m, from the left, for all tasks alike. From far away: a gripper may stand on either side
-# of the cube, and would hide it on one of them from near.
+# The table from x = -0.3 to 0.3 m, from the left, for all tasks alike. From far away, because a gripper may stand on
+# either side of the cube, and would hide it on one of them from near.
 TABLE_VIEW = CameraPose(eye_m=(0.0, 2.3, 2.14), target_m=(0.0, 0.0, 0.2), fov_rad=0.21)
 
 
