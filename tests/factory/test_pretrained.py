@@ -49,5 +49,5 @@ def test_importing_the_package_is_light_and_knows_its_names() -> None:
 
 
 def test_the_old_name_says_the_new_one() -> None:
-    with pytest.raises(ImportError, match="write `worldloop.from_pretrained`"):
+    with pytest.raises(ImportError, match=r"write `worldloop\.from_pretrained`"):
         import worldloop.build  # noqa: F401
