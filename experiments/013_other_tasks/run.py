@@ -1,6 +1,6 @@
 """Experiment 013: does the loop of `make loop` also improve the policy on PullCube-v1 and PickCube-v1?
 
-    python experiments/013_other_tasks/run.py run TASK [--seeds 0 1 2] [key=value ...]    # pullcube | pickcube
+    python experiments/013_other_tasks/run.py run TASK [key=value ...] [--seeds 0 1 2]    # pullcube | pickcube
     python experiments/013_other_tasks/run.py report [key=value ...]                      # result.json, success.png
 
 ``run`` is `worldloop run configs/TASK_cpu.yaml` per seed, with one thread and one simulator process; begun again, it
