@@ -31,7 +31,7 @@ lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@status=0; for file in experiments/*/*.py benchmarks/*.py scripts/*.py; do \
+	@status=0; for file in experiments/*.py experiments/*/*.py benchmarks/*.py scripts/*.py; do \
 		$(BIN)/mypy "$$file" > .mypy_cache/script.log || { cat .mypy_cache/script.log; status=1; }; done; exit $$status
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock (UPGRADE=--upgrade for newer versions)

@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,19 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from worldloop.config.loading import load_config, to_yaml
+from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
-from worldloop.core.statistics import Rate, bootstrap_interval, paired_gain
+from worldloop.core.statistics import Rate, paired_gain
+from worldloop.core.success import Trust
 from worldloop.loop.run import run_loop
 from worldloop.storage.card import read_card
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import average_over_seeds, fork_run, has_ended, locate_run, read_success, subtract  # noqa: E402
+
 CONFIGS = {"first": "configs/pushcube_cpu.yaml", "trusted": "configs/pushcube_long.yaml"}
 OVERRIDES: dict[str, list[str]] = {  # what this experiment changes in them
     "trusted": [],
@@ -81,20 +86,15 @@ def configure(arm: str, seed: int, settings: str, overrides: list[str]) -> LoopC
 
 def fork(source: RunDirectory, arm: str, seed: int, settings: str, overrides: list[str]) -> None:
     """Copy ``source`` as it stands to another arm's run directory, once."""
-    config = configure(arm, seed, settings, overrides)
-    target = Path(config.run_root).absolute() / config.run_name
-    if target.exists():
-        return
-    partial = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source.path, partial, ignore=shutil.ignore_patterns(".lock"))
-    (partial / "config.yaml").write_text(to_yaml(config))
-    state = source.read_state()
-    if not state.next_stage:
-        rewind(RunDirectory(partial))
-    elif arm == "imitate":
-        RunDirectory(partial).write_state(replace(state, next_stage="improve_policy"))
-    partial.rename(target)
+
+    def begin_arm(copy: RunDirectory) -> None:
+        state = copy.read_state()
+        if not state.next_stage:
+            rewind(copy)
+        elif arm == "imitate":
+            copy.write_state(replace(state, next_stage="improve_policy"))
+
+    fork_run(source, configure(arm, seed, settings, overrides), begin_arm)
 
 
 def rewind(directory: RunDirectory) -> None:
@@ -108,6 +108,8 @@ def rewind(directory: RunDirectory) -> None:
     for left in (directory.path / "checkpoints").glob("iteration_00[12]/*"):
         if left != directory.path / world_model:
             shutil.rmtree(left)
+    calibrations = read_card(directory.path / world_model).calibrations
+    skipped = second.get("improvement_skipped", "")
     directory.write_state(
         LoopState(
             iteration=1,
@@ -119,7 +121,8 @@ def rewind(directory: RunDirectory) -> None:
             teacher=world_model,
             world_model_steps=count_steps(directory, fits),
             num_fits=fits,
-            calibration=read_card(directory.path / world_model).calibration,
+            calibrations=calibrations,
+            trust={task: Trust(not skipped, skipped) for task in calibrations.by_task},
             evaluation_success=state.evaluation_success[:1],
             num_scripted_episodes=state.num_scripted_episodes,
             env_steps=first["env_steps"],
@@ -136,7 +139,7 @@ def count_steps(directory: RunDirectory, fits: int) -> int:
 
 def run_seed(seed: int, arms: list[str], settings: str, overrides: list[str]) -> None:
     config = configure("loop", seed, settings, overrides)
-    directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
+    directory = locate_run(config)
     while (state := directory.read_state()).next_stage:
         for arm, point in FORK_AT.items():
             if (state.iteration, state.next_stage) == point and arm in arms:
@@ -161,9 +164,8 @@ def collect(seeds: list[int], arms: list[str], settings: str, overrides: list[st
     for arm in ARMS:
         runs = {run["seed"]: run for run in known.get(arm, {"runs": []})["runs"]}
         for seed in seeds if arm in arms else []:
-            config = configure(arm, seed, settings, overrides)
-            directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
-            if directory.exists and not directory.read_state().next_stage:
+            directory = locate_run(configure(arm, seed, settings, overrides))
+            if has_ended(directory):
                 runs[seed] = summarise(seed, directory)
         ordered = [runs[seed] for seed in sorted(runs)]
         result["arms"][arm] = {
@@ -178,25 +180,24 @@ def collect(seeds: list[int], arms: list[str], settings: str, overrides: list[st
 
 def compare_first_iteration(seeds: list[int], settings: str, overrides: list[str]) -> dict[str, Any]:
     """What every arm has reached after one iteration, from the same episodes; also of runs that have not ended."""
-    reached: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
+    reached: dict[str, dict[int, list[np.ndarray]]] = {arm: {} for arm in ARMS}
     records: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
     for arm, seed in itertools.product(ARMS, seeds):
-        config = configure(arm, seed, settings, overrides)
-        directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
-        state = directory.read_state() if directory.exists else None
-        if state is not None and len(state.evaluation_success) > 1:
-            reached[arm][seed] = [np.array(s) for s in state.evaluation_success[:2]]
-            records[arm][seed] = state.records[1]
+        directory = locate_run(configure(arm, seed, settings, overrides))
+        success = read_success(directory)
+        if len(success) > 1:
+            reached[arm][seed] = success[:2]
+            records[arm][seed] = directory.read_state().records[1]
     comparison: dict[str, Any] = {}
     for arm, runs in reached.items():
         others = {
-            other: average([runs[s][1].astype(int) - known[s][1] for s in runs if s in known])
+            other: average([subtract(runs[s][1], known[s][1]) for s in runs if s in known])
             for other, known in reached.items()
             if other != arm
         }
         comparison[arm] = {
             "success": {s: Rate.of(outcomes[1]).to_dict() for s, outcomes in runs.items()},
-            "gain": average([outcomes[1].astype(int) - outcomes[0] for outcomes in runs.values()]),
+            "gain": average([subtract(after, before) for before, after in runs.values()]),
             "minus": {other: value for other, value in others.items() if value},
             "records": {s: {k: r[k] for k in IMPROVEMENT if k in r} for s, r in records[arm].items()},
         }
@@ -204,7 +205,7 @@ def compare_first_iteration(seeds: list[int], settings: str, overrides: list[str
 
 
 def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
-    success = [np.array(s) for s in directory.read_state().evaluation_success]
+    success = read_success(directory)
     timings = directory.read_timings()
     return {
         "seed": seed,
@@ -246,19 +247,8 @@ def pool_imagined(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def average(differences: list[np.ndarray]) -> dict[str, Any] | None:
-    """Mean over seeds and states; the interval resamples states, keeping a state's seeds together."""
-    if not differences:
-        return None
-    per_state = np.stack(differences).mean(0)
-    low, high = bootstrap_interval(lambda d: float(d.mean()), per_state)
-    return {
-        "gain": round(float(per_state.mean()), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "num_seeds": len(differences),
-        "num_states": len(per_state),
-        "by_seed": [round(float(d.mean()), 4) for d in differences],
-    }
+    """Mean over seeds and states, see `average_over_seeds`."""
+    return average_over_seeds(differences) if differences else None
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -13,65 +13,60 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-from dataclasses import replace
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from worldloop.loop.session import Executor, Session
-from worldloop.stages.data import open_clips
-from worldloop.stages.simulate import make_jobs, restrict, run_jobs
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
-from worldloop.core.statistics import auc, balanced_accuracy, bootstrap_interval
+from worldloop.core.statistics import auc, balanced_accuracy, estimate
 from worldloop.evaluation.alignment import align_episodes
 from worldloop.evaluation.calibration import apply_calibration, calibrate
 from worldloop.evaluation.fidelity import measure_fidelity
-from worldloop.evaluation.open_loop import ImaginedEpisodes, imagine_episodes
-from worldloop.loop.run import make_runtime
 from worldloop.reporting.check import describe_alignment
-from worldloop.reporting.progress import Display, TerminalDisplay
-from worldloop.sans.clips import ClipDataset
+from worldloop.reporting.progress import TerminalDisplay
+from worldloop.runtime.inline import InlineRuntime
 from worldloop.sans.shard import shard_ref
-from worldloop.stages import fit_world_model
+from worldloop.stages import collect_episodes, seed_dataset
+from worldloop.stages.context import StageContext
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
-SOURCES = {"scripted": ("expert", "perturbed"), "on_policy": ("policy",)}
+sys.path.insert(0, str(HERE.parent))
+from common import fork_run, imagine_all, locate_run, open_context, run_stage  # noqa: E402
+
+SOURCES = ("scripted", "on_policy")
 FIRST_STATE = 1000  # of the validation list: far beyond those that promotion looks at
-MODELS = ("with", "last", "without")
+MODELS: dict[str, list[str]] = {"with": [], "last": [], "without": ["clips.near_success=false"]}
 
 
-def judge_run(
-    _: LoopState, config: LoopConfig, run_dir: str, source: str, count: int, executor: Executor, display: Display
-) -> dict[str, Any]:
-    """Everything for one run, inside the runtime; ``run_dir`` is a copy of ``source`` that may be written to."""
-    state = RunDirectory(Path(source)).read_state()
-    first = replace(state, iteration=1, dataset="v001", world_model="", calibration=None)
+def judge_run(run: Path, copy: RunDirectory, config: LoopConfig, count: int) -> dict[str, Any]:
+    """Everything for one ``run``, of which ``copy`` may be written to."""
+    state = RunDirectory(run).read_state()
+    runtime = InlineRuntime(config.resources.num_simulators, config.resources.max_retries, TerminalDisplay())
+    try:
+        record_held_out(open_context(config, copy.path, "record", runtime), state, count)
+    finally:
+        runtime.close()
     scores: dict[str, Any] = {}
-    held_out = record_held_out(Session(config, Path(run_dir), "record", executor, display), state, count)
-    for model in MODELS:
-        context: Any = Session(config, Path(run_dir), model, executor, display)
-        if model == "without":
-            clips = replace(config.clips, near_success=False)
-            path = fit_world_model.run(first, config.fit_world_model, clips, context).world_model
-        else:
-            iteration = 1 if model == "with" else state.iteration
-            path = f"{source}/checkpoints/iteration_{iteration:03d}/world_model"
-        world_model = context.load_world_model(path).eval()
+    for model, overrides in MODELS.items():
+        context = open_context(load_config(copy.path / "config.yaml", overrides), copy.path, model)
         version = state.dataset if model == "last" else "v001"
-        known = imagine(world_model, open_clips(context, version, "validation"), context, config)
-        calibration = calibrate(known)
-        results = imagine(world_model, held_out, context, config)
+        path = str(run / (state.world_model if model == "last" else "checkpoints/iteration_001/world_model"))
+        if model == "without":
+            path = run_stage("fit_world_model", LoopState(iteration=1, dataset=version), context).world_model
+        world_model = context.models.load_world_model(path).to(context.device).for_imagination()
+        calibration = calibrate(imagine_all(world_model, version, context))
         scores[model] = {"calibration": vars(calibration).copy(), "held_out": {}}
-        for name, result in results.items():
+        for name, result in imagine_all(world_model, "held_out", context).items():
             alignment = align_episodes(result, apply_calibration(result, calibration, cross_fit=False))
-            context.log(f"{model}, {name}: {describe_alignment(alignment)}")
+            context.reporter.log(f"{model}, {name}: {describe_alignment(alignment)}")
             psnr_db = measure_fidelity(result.branches).psnr_db.mean
             assert psnr_db is not None
             probability = calibration.probability(torch.from_numpy(result.logit))
@@ -84,45 +79,40 @@ def judge_run(
     return scores
 
 
-def imagine(world_model: Any, dataset: ClipDataset, context: Any, config: LoopConfig) -> dict[str, ImaginedEpisodes]:
-    index = {name: dataset.episode_index(source=sources) for name, sources in SOURCES.items()}
-    size = config.check_world_model.batch_size
-    return {
-        name: imagine_episodes(world_model, dataset, episodes, batch_size=size, seed=context.seed)
-        for name, episodes in index.items()
-        if len(episodes)
-    }
+def record_held_out(context: StageContext, state: LoopState, count: int) -> None:
+    """Version ``held_out``: ``count`` scripted episodes in the proportions of the config, and ``count`` of the clone.
 
-
-def record_held_out(context: Any, state: LoopState, count: int) -> ClipDataset:
-    """``count`` scripted episodes in the proportions of the config and ``count`` of the clone, one state each."""
-    store = context.store
-    if "held_out" not in store.list_versions():
-        states = restrict(context.initial_states("validation", FIRST_STATE + 2 * count), FIRST_STATE)
-        variants = [n for n, c in context.config.seed_dataset.episodes.items() for _ in range(c)]
+    Each has a state of its own.
+    """
+    store, simulation = context.store, context.simulation
+    if "held_out" in store.list_versions():
+        return
+    directory = store.shard_path("held-out")
+    if directory.exists():
+        shard = shard_ref(directory)
+    else:
+        collecting = context.config_of(collect_episodes.Config)
+        states = simulation.initial_states("validation", 2 * count, FIRST_STATE)
+        seeded = context.config_of(seed_dataset.Config).episodes
+        variants = [name for name, number in seeded.items() for _ in range(number)]
         order = np.random.default_rng(0).permutation(len(variants))
-        chosen = tuple(variants[i] for i in np.resize(order, count))
-        size = context.config.collect_episodes.block_size
-        temperature = context.config.collect_episodes.temperature
-        scripted = make_jobs(
-            context, states.select(range(count)), size, purpose="held_out/scripted", iteration=0, variants=chosen
+        scripted = simulation.run(
+            states.select(range(count)),
+            block_size=collecting.block_size,
+            purpose="held_out/scripted",
+            iteration=0,
+            variants=tuple(variants[i] for i in np.resize(order, count)),
         )
-        own = make_jobs(
-            context,
+        own = simulation.run(
             states.select(range(count, 2 * count)),
-            size,
+            block_size=collecting.block_size,
             purpose="held_out/policy",
             iteration=0,
             policy=state.clone,
-            temperature=temperature,
+            temperature=collecting.temperature,
         )
-        directory = store.shard_path("held-out")
-        if directory.exists():
-            shard = shard_ref(directory)
-        else:
-            shard = store.append(run_jobs(context, [*scripted, *own]), "held-out", context.spec)
-        store.snapshot("held_out", [shard], normalisation=store.version("v000").normalisation)
-    return open_clips(context, "held_out", "validation")
+        shard = store.append([*scripted, *own], "held-out", context.spec)
+    store.snapshot("held_out", [shard], normalisation=store.version("v000").normalisation)
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,9 +152,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def interval(statistic: Any, *arrays: np.ndarray) -> dict[str, float]:
-    low, high = bootstrap_interval(statistic, *arrays)
-    return {"value": round(float(statistic(*arrays)), 4), "low": round(low, 4), "high": round(high, 4)}
+def interval(statistic: Callable[..., float], *arrays: np.ndarray) -> dict[str, float | None]:
+    return estimate(statistic, *arrays).to_dict()
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
@@ -192,21 +181,13 @@ def run_one(run: Path, count: int) -> dict[str, Any]:
     """The cached figures of one run, or new ones."""
     if RunDirectory(run).read_state().next_stage:
         raise WorldloopError(f"{run} is not finished: run experiment 001 first")
-    config = load_config(run / "config.yaml", ["runtime=inline"])
-    copy = run.parent.with_name("002_near_success") / run.name
-    cached = copy / "scores.json"
+    root = run.parent.with_name("002_near_success")
+    config = load_config(run / "config.yaml", ["runtime=inline", f"run_root={root}", f"run_name={run.name}"])
+    copy = locate_run(config)
+    cached = copy.path / "scores.json"
     if not cached.exists():
-        if not copy.exists():
-            partial = copy.with_name(f".{copy.name}.tmp")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(run, partial, ignore=shutil.ignore_patterns(".lock"))
-            partial.rename(copy)
-        runtime = make_runtime(config, TerminalDisplay())
-        try:
-            scores = runtime.run_stage(judge_run, LoopState(), config, str(copy), str(run), count)
-        finally:
-            runtime.close()
-        cached.write_text(json.dumps(scores))
+        fork_run(RunDirectory(run), config)
+        cached.write_text(json.dumps(judge_run(run, copy, config, count)))
     return {"run": run.name, "seed": config.seed, "models": json.loads(cached.read_text())}
 
 

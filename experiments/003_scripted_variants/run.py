@@ -24,14 +24,14 @@ from worldloop.core.randomness import make_row_keys
 from worldloop.core.statistics import Rate
 from worldloop.core.types import OUTCOMES, Episode, InitialStates, Split
 from worldloop.reporting.progress import TerminalDisplay
-from worldloop.rollout import jobs as rollout_jobs
-from worldloop.rollout.rollout import RolloutJob
+from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
+from worldloop.rollout.simulation import FIXED_SEED, STATES_PER_JOB
 from worldloop.runtime.inline import InlineRuntime
+from worldloop.simulators.maniskill import TASKS
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "configs/pushcube_cpu.yaml"
-TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1")
 BLOCK = 10
 VALIDATION: Split = "validation"
 
@@ -47,8 +47,6 @@ def make_jobs(config: LoopConfig, states: InitialStates, variant: str) -> Iterat
             noise_key=keys[block.start : block.stop],
             iteration=0,
             splits=(VALIDATION,) * len(block),
-            policy=None,
-            temperature=None,
             variants=(variant,) * len(block),
         )
 
@@ -97,17 +95,18 @@ def main() -> None:
     tasks: dict[str, Any] = json.loads(path.read_text())["tasks"] if path.exists() else {}
     try:
         for task in options.tasks:
-            here = load_config(CONFIG, [f"simulator.maniskill.task={task}"])
-            requests = [(here.simulator, "validation", 50, 0, first) for first in range(0, options.states, 50)]
-            states = InitialStates.cat(list(runtime.map(rollout_jobs.draw_initial_states, requests)))
+            here = load_config(CONFIG, [f"simulator.maniskill.tasks=[{task}]"])
+            drawn = [
+                InitialStatesJob(here.simulator, task, VALIDATION, STATES_PER_JOB, FIXED_SEED, first)
+                for first in range(0, options.states, STATES_PER_JOB)
+            ]
+            states = InitialStates.cat(list(runtime.map(draw_initial_states, drawn)))
             tasks[task] = {}
             for variant in SCRIPTED_VARIANTS:
                 count = options.states if variant == "expert" else min(options.perturbed_states, len(states))
                 display.open(f"{task} {variant}", count, "episode")
                 episodes: list[Episode] = []
-                for block in runtime.map(
-                    rollout_jobs.execute_rollout_job, make_jobs(here, states.select(range(count)), variant)
-                ):
+                for block in runtime.map(execute_rollout_job, make_jobs(here, states.select(range(count)), variant)):
                     episodes.extend(block)
                     display.advance(len(block), {})
                 display.close()

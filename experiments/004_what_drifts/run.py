@@ -17,40 +17,53 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.statistics import auc, estimate, estimate_mean
-from worldloop.evaluation.fidelity import compute_psnr
+from worldloop.evaluation.fidelity import compute_mean_psnr
 from worldloop.evaluation.open_loop import Branches
-from worldloop.factory import checkpoints
+from worldloop.factory.checkpoints import load_world_model
+from worldloop.networks.views import map_views
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
-from worldloop.world_model.denoiser import FrameMemory
+from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.state import ImaginationState
 
 HERE = Path(__file__).resolve().parent
 RESETS = {"nothing": (), "proprio": ("proprio",), "frame": ("frame",), "both": ("frame", "proprio")}
 
 
-def imagine(world_model: Any, dataset: ClipDataset, episodes: torch.Tensor, reset: tuple[str, ...]) -> Branches:
+def imagine(world_model: VideoWorldModel, dataset: ClipDataset, episodes: Tensor, reset: tuple[str, ...]) -> Branches:
     """Whole episodes, with what ``reset`` names put back to reality after every frame."""
     index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
     truth = dataset.load(index, int(dataset.cache.num_steps[episodes.numpy()].max()))
     state = world_model.start(dataset.observation(index), make_row_keys(len(episodes), "experiments/004"))
     true_proprio = world_model.normalisation.normalise(truth.proprio)
-    frames, proprio, logit = [], [], []
+    frames: list[dict[str, Tensor]] = []
+    proprio, logit = [], []
     for m in range(truth.valid.shape[1]):
         state, chunk = world_model.imagine(state, truth.actions[:, m])
         frames.append(chunk.frames)
         proprio.append(chunk.proprio)
         logit.append(chunk.success_logit.float())
         if "frame" in reset:
-            real = world_model.codec.encode(truth.frames[:, m : m + 1])
-            state = replace(state, memory=FrameMemory(torch.cat([state.context[:, :-1], real], dim=1)))
+            state = put_frame(world_model, state, {camera: seen[:, m : m + 1] for camera, seen in truth.frames.items()})
         if "proprio" in reset:
             state = replace(state, proprio=true_proprio[:, m])
-    return Branches(torch.cat(frames, 1), torch.cat(proprio, 1), torch.cat(logit, 1), truth)
+    seen = map_views(lambda *images: torch.cat(images, 1), *frames)
+    return Branches(seen, torch.cat(proprio, 1), torch.cat(logit, 1), truth)
+
+
+@torch.no_grad()
+def put_frame(world_model: VideoWorldModel, state: ImaginationState, frame: dict[str, Tensor]) -> ImaginationState:
+    """``state`` with ``frame``, camera -> u8 [B, 1, h, w, 3], in place of the one that was imagined last."""
+    real = world_model.encode(frame)
+    context = map_views(lambda known, new: torch.cat([known[:, :-1], new], dim=1), state.context, real)
+    with world_model.autocast():
+        return replace(state, memory=world_model.denoiser.remember(context, state.instruction))
 
 
 def measure_run(run: Path) -> dict[str, Any]:
@@ -58,15 +71,16 @@ def measure_run(run: Path) -> dict[str, Any]:
     if state.next_stage:
         raise WorldloopError(f"{run} is not finished: run experiment 001 first")
     store = SansStore(run / "sans")
-    world_model = checkpoints.load_world_model(run / state.world_model)
-    dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", world_model.spec.camera)
+    world_model = load_world_model(run / state.world_model).for_imagination()
+    cameras = world_model.spec.robot.camera_names
+    dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", cameras)
     episodes = dataset.episode_index(source="policy")
     figures: dict[str, Any] = {"run": run.name, "n": len(episodes), "reset": {}}
     for name, reset in RESETS.items():
         branches = imagine(world_model, dataset, episodes, reset)
         score, success = branches.best_logit.numpy(), branches.succeeds.numpy()
         valid = branches.truth.valid
-        psnr_db = compute_psnr(branches.frames, branches.truth.frames).masked_fill(~valid, torch.nan)
+        psnr_db = compute_mean_psnr(branches).masked_fill(~valid, torch.nan)
         psnr_mean = estimate_mean(psnr_db.nanmean(1).numpy())
         assert psnr_mean is not None
         figures["num_success"] = int(success.sum())

@@ -1,42 +1,45 @@
 """Experiment 005: does a world model drift less when its arm is drawn from proprio?
 
     python experiments/005_sharp_arm/run.py render RUN OUT          # RUN: a finished loop run of experiment 001
-    python experiments/005_sharp_arm/run.py fit ARM DATA OUT        # ARM: before | now | no_poses | no_supersampling
+    python experiments/005_sharp_arm/run.py fit ARM DATA OUT [key=value ...]   # ARM: now | no_poses | no_supersampling
     python experiments/005_sharp_arm/run.py report OUT ...          # every OUT of fit: result.json and arms.png here
 
-``render`` copies the episodes of a run and renders their frames again from the stored simulator states, at twice the
-resolution, averaged; rendered at the stored resolution they are the stored frames up to single pixels, which it
-verifies. ``fit`` trains one world model from nothing on all of the run's episodes and checks it on the held-out ones.
-`before` is run with a checkout of commit 81d31d1 on PYTHONPATH. Every arm gets about the same time on one thread.
+RUN is one with ``simulator.maniskill.supersampling=1``, and its name ends in the training seed. ``render`` copies its
+episodes and renders their frames again from the stored simulator states, at twice the resolution, averaged; rendered at
+the stored resolution they are the stored frames up to single pixels, which it verifies. ``fit`` trains one world model
+from nothing on all of the run's episodes and checks it on the held-out ones. Every arm gets about the same time on one
+thread. A fourth arm, `before`, was fitted by the code of commit 81d31d1, which this script can no longer run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from worldloop.loop.session import Session
-from worldloop.stages.data import open_clips
 
-import worldloop
 from worldloop.config.loading import load_config
+from worldloop.core.interfaces import Simulator
 from worldloop.core.statistics import auc, bootstrap_interval
-from worldloop.evaluation.open_loop import imagine_episodes
-from worldloop.reporting.progress import TerminalDisplay
+from worldloop.core.types import Episode, InitialStates
+from worldloop.factory.build import build_simulator
+from worldloop.sans.shard import read_shard
 from worldloop.sans.store import SansStore
-from worldloop.stages import check_world_model, fit_world_model
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
-CONFIGS = Path(worldloop.__file__).parents[1] / "configs"  # those of the code on PYTHONPATH
+sys.path.insert(0, str(HERE.parent))
+from common import CONFIGS, imagine_all, link_dataset, open_context, run_stage  # noqa: E402
+
 VERSION = "v002"  # the last SANS version of a run with two iterations
-SIZE, FACTOR = 64, 2
+CAMERA, FACTOR = "base_camera", 2
+VERIFY_EVERY = 97  # frames
 COMMON = [
     "runtime=inline",
     "resources.num_threads=1",
@@ -45,7 +48,6 @@ COMMON = [
 ]
 NOW = ["fit_world_model.num_steps=800", "fit_world_model.num_proprio_steps=1000"]
 ARMS = {
-    "before": ["fit_world_model.num_steps=1100"],  # no poses, no phase of its own for the proprio head: more steps
     "now": NOW,
     "no_poses": [*NOW, "world_model.hybrid.num_poses=0"],
     "no_supersampling": NOW,  # on the run itself instead of the data that `render` made
@@ -53,61 +55,67 @@ ARMS = {
 
 
 def render(run: Path, out: Path) -> None:
-    """Copy ``run``'s episodes to ``out`` with anti-aliased frames, in the decoded cache that training reads."""
-    from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
-    from worldloop.simulators.maniskill.tasks import MANISKILL_STATE_DIM
-
-    SansStore(run / "sans").open_cache(SansStore(run / "sans").version(VERSION))
-    shutil.copytree(run / "sans", out / "sans")
-    simulators = [
-        ManiSkillSimulator(ManiSkillConfig(image_size=SIZE, supersampling=n, backend="cpu")) for n in (1, FACTOR)
-    ]
-
-    def draw(simulator: Any, state: np.ndarray) -> np.ndarray:
-        simulator._env.set_state(torch.from_numpy(state[None, :MANISKILL_STATE_DIM]).float())
-        simulator._num_rows = 1
-        return simulator._render()[0].numpy()
-
-    for part in sorted(p for p in (out / "sans" / "cache").iterdir() if p.is_dir()):
-        states, stored = np.load(part / "sim_state.npy"), np.load(part / "frames.base_camera.npy")
-        for row in range(0, len(states), 97):
-            difference = np.abs(draw(simulators[0], states[row]).astype(int) - stored[row]).mean()
-            if difference > 0.1:  # grey levels; an edge pixel may flip, since poses are computed from stored joints
-                raise SystemExit(f"{part.name}: frame {row} is {difference:.2f} off what its state renders to")
-        frames = np.stack([draw(simulators[1], state) for state in states])
-        motion, first = [], 0
-        for record in json.loads((part / "cache.json").read_text())["episodes"]:
-            episode = frames[first : first + record["num_steps"] + 1].astype(np.int16)
-            motion.append(np.abs(episode[1:] - episode[:-1]).reshape(len(episode) - 1, -1).mean(1))
-            first += len(episode)
-        np.save(part / "frames.base_camera.npy", frames)
-        np.save(part / "motion.base_camera.npy", np.concatenate(motion).astype(np.float32))
-        print(f"{part.name}: {len(frames)} frames", flush=True)
+    """The dataset of ``run`` in ``out``, with anti-aliased frames."""
+    source, target = SansStore(run / "sans"), SansStore(out / "sans")
+    stored, smooth = (
+        build_simulator(
+            load_config(
+                run / "config.yaml", [f"simulator.maniskill.supersampling={n}", "simulator.maniskill.num_envs=1"]
+            ).simulator
+        )
+        for n in (1, FACTOR)
+    )
+    version = source.version(VERSION)
+    num_frames = 0
+    shards = []
+    for shard in version.shards:
+        episodes = []
+        for episode in read_shard(source.shard_path(shard.name)):
+            for frame in range(len(episode.sim_state)):
+                if (num_frames + frame) % VERIFY_EVERY == 0:
+                    verify(stored, episode, frame)
+            frames = np.stack([draw(smooth, episode, frame) for frame in range(len(episode.sim_state))])
+            num_frames += len(frames)
+            episodes.append(replace(episode, frames={**episode.frames, CAMERA: frames}))
+        shards.append(target.append(episodes, shard.name, stored.spec))
+        print(f"{shard.name}: {num_frames} frames so far", flush=True)
+    target.snapshot(VERSION, shards, normalisation=version.normalisation)
 
 
-def fit(arm: str, data: Path, out: Path) -> None:
+def draw(simulator: Simulator, episode: Episode, frame: int) -> np.ndarray:
+    """u8 [h, w, 3]: what ``simulator`` shows in the stored state of ``frame``."""
+    meta, state = episode.meta, torch.from_numpy(episode.sim_state[frame][None])
+    start = InitialStates(meta.split, (meta.initial_state_id,), (meta.task,), state)
+    return simulator.reset(start).frames[CAMERA][0, -1].numpy()
+
+
+def verify(simulator: Simulator, episode: Episode, frame: int) -> None:
+    """``simulator`` renders the stored frame again; ends the script where it does not."""
+    difference = np.abs(draw(simulator, episode, frame).astype(int) - episode.frames[CAMERA][frame]).mean()
+    if difference > 0.1:  # grey levels; an edge pixel may flip, since poses are computed from stored joints
+        raise SystemExit(
+            f"{episode.meta.initial_state_id}: frame {frame} is {difference:.2f} off what its state renders to"
+        )
+
+
+def fit(arm: str, data: Path, out: Path, overrides: list[str]) -> None:
     """Fit one world model, check it, and leave ``result.json`` in ``out``."""
-    if (out / "result.json").exists():
-        raise SystemExit(f"{out} has a result already")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / "sans").symlink_to((data / "sans").resolve())
+    link_dataset(data, out)
     seed = int(data.name[-1])
-    config = load_config(CONFIGS / "pushcube_cpu.yaml", [*COMMON, f"seed={seed}", *ARMS[arm]])
-    context: Any = Session(config, out, f"{arm}, seed {seed}", None, TerminalDisplay())  # type: ignore[arg-type]
-    state, begin = LoopState(iteration=1, dataset=VERSION), time.time()
-    state = fit_world_model.run(state, config.fit_world_model, config.clips, context)
+    changes = [*COMMON, *ARMS[arm], *overrides]
+    config = load_config(CONFIGS / "pushcube_cpu.yaml", [*changes, f"seed={seed}"])
+    context = open_context(config, out, f"{arm}, seed {seed}")
+    begin = time.time()
+    state = run_stage("fit_world_model", LoopState(iteration=1, dataset=VERSION), context)
     fit_s = time.time() - begin
-    state = check_world_model.run(state, config.check_world_model, context)
-    world_model = context.load_world_model(state.world_model).eval()
-    dataset = open_clips(context, VERSION, "validation")
-    episodes = dataset.episode_index(source="policy")
-    own = imagine_episodes(world_model, dataset, episodes, batch_size=64, seed=context.seed)
+    state = run_stage("check_world_model", state, context)
+    world_model = context.models.load_world_model(state.world_model).for_imagination()
+    own = imagine_all(world_model, VERSION, context)["on_policy"]
     record = state.records[1]
     result = {
         "arm": arm,
         "seed": seed,
-        "overrides": [*COMMON, *ARMS[arm]],
+        "overrides": changes,
         "fit_s": round(fit_s),
         "reward_alignment": record["reward_alignment"],
         "world_model_check": record["world_model_check"],
@@ -185,12 +193,13 @@ def main() -> None:
     command.add_argument("arm", choices=ARMS)
     command.add_argument("data", type=Path)
     command.add_argument("out", type=Path)
+    command.add_argument("overrides", nargs="*", metavar="key=value")
     commands.add_parser("report").add_argument("outs", type=Path, nargs="+")
     given = parser.parse_args()
     if given.command == "render":
         render(given.run, given.out)
     elif given.command == "fit":
-        fit(given.arm, given.data, given.out)
+        fit(given.arm, given.data, given.out, given.overrides)
     else:
         report(given.outs)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from omegaconf import OmegaConf
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
-from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import CONFIGS, locate_run, run_until  # noqa: E402
+
 TASKS = ("pushcube", "pullcube", "pickcube")
+NEXT_STAGE = "improve_policy"  # where a run stops
 SLIDING = {
     "stops_short": 150,
     "lateral_offset": 170,
@@ -74,16 +78,9 @@ BARS = {  # what issue 3 of the project asks for: (figure, bar, whether more is 
 
 
 def configure(task: str, overrides: list[str]) -> LoopConfig:
-    path = HERE.parents[1] / f"configs/{task}_cpu.yaml"
     episodes = [f"seed_dataset.episodes.{variant}={count}" for variant, count in SCRIPTED[task].items()]
-    return load_config(path, [*OVERRIDES, *episodes, f"run_name=three_tasks_{task}", *overrides])
-
-
-def run(task: str, overrides: list[str]) -> None:
-    config = configure(task, overrides)
-    directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
-    while not (directory.exists and directory.read_state().next_stage == "improve_policy"):
-        run_loop(config, directory.read_state().next_stage if directory.exists else "seed_dataset")
+    changes = [*OVERRIDES, *episodes, f"run_name=three_tasks_{task}", *overrides]
+    return load_config(CONFIGS / f"{task}_cpu.yaml", changes)
 
 
 def summarise(task: str, directory: RunDirectory) -> dict[str, Any]:
@@ -125,9 +122,8 @@ def summarise(task: str, directory: RunDirectory) -> dict[str, Any]:
 def report(overrides: list[str]) -> None:
     tasks = {}
     for task in TASKS:
-        config = configure(task, overrides)
-        directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
-        if directory.exists and directory.read_state().next_stage == "improve_policy":
+        directory = locate_run(configure(task, overrides))
+        if directory.read_state().next_stage == NEXT_STAGE:
             tasks[task] = summarise(task, directory)
     result = {"schema_version": 1, "overrides": OVERRIDES, "scripted": SCRIPTED, "bars": BARS, "tasks": tasks}
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -175,7 +171,10 @@ def main() -> None:
     command.add_argument("overrides", nargs="*")
     commands.add_parser("report").add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    run(given.task, given.overrides) if given.command == "run" else report(given.overrides)
+    if given.command == "run":
+        run_until(configure(given.task, given.overrides), NEXT_STAGE)
+    else:
+        report(given.overrides)
 
 
 if __name__ == "__main__":

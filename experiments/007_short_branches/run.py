@@ -12,19 +12,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worldloop.config.loading import load_config, to_yaml
+from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
-from worldloop.core.statistics import Rate, bootstrap_interval, paired_gain
+from worldloop.core.statistics import Rate, paired_gain
 from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import (  # noqa: E402
+    CONFIGS,
+    average_over_seeds,
+    fork_run,
+    has_ended,
+    locate_run,
+    read_success,
+    run_until,
+    subtract,
+)
+
 SEEDS = (0, 1, 2)
 COMMON = [
     "runtime=inline",
@@ -51,35 +63,20 @@ ARMS = {  # groups x chunks is 240 in each
 def configure(arm: str, seed: int, overrides: list[str]) -> LoopConfig:
     changes = [f"improve_policy.{change}" for change in ARMS.get(arm, [])]
     name = f"run_name=short_branches_{arm}_seed{seed}"
-    return load_config(
-        HERE.parents[1] / "configs/pushcube_cpu.yaml", [*COMMON, *changes, f"seed={seed}", name, *overrides]
-    )
-
-
-def open_run(arm: str, seed: int, overrides: list[str]) -> RunDirectory:
-    config = configure(arm, seed, overrides)
-    return RunDirectory(Path(config.run_root).absolute() / config.run_name)
+    return load_config(CONFIGS / "pushcube_cpu.yaml", [*COMMON, *changes, f"seed={seed}", name, *overrides])
 
 
 def run(seed: int, arms: list[str], overrides: list[str]) -> None:
-    base = open_run("base", seed, overrides)
-    while not (base.exists and base.read_state().next_stage == "improve_policy"):
-        run_loop(configure("base", seed, overrides), base.read_state().next_stage if base.exists else "seed_dataset")
+    base = run_until(configure("base", seed, overrides), "improve_policy")
     for arm in arms:
-        target = open_run(arm, seed, overrides).path
-        if not target.exists():
-            partial = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(base.path, partial, ignore=shutil.ignore_patterns(".lock"))
-            (partial / "config.yaml").write_text(to_yaml(configure(arm, seed, overrides)))
-            partial.rename(target)
-        run_loop(configure(arm, seed, overrides))
+        config = configure(arm, seed, overrides)
+        fork_run(base, config)
+        run_loop(config)
 
 
 def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
-    state = directory.read_state()
-    before, after = (np.array(s) for s in state.evaluation_success)
-    record = state.records[1]
+    before, after = read_success(directory)
+    record = directory.read_state().records[1]
     seconds = {t["stage"]: t["seconds"] for t in directory.read_timings() if t["iteration"] == 1}
     return {
         "seed": seed,
@@ -99,8 +96,8 @@ def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
 def report(overrides: list[str]) -> None:
     arms: dict[str, Any] = {}
     for arm in ARMS:
-        runs = [(seed, open_run(arm, seed, overrides)) for seed in SEEDS]
-        done = [summarise(s, d) for s, d in runs if d.exists and not d.read_state().next_stage]
+        runs = [(seed, locate_run(configure(arm, seed, overrides))) for seed in SEEDS]
+        done = [summarise(seed, directory) for seed, directory in runs if has_ended(directory)]
         if done:
             arms[arm] = {"pooled_gain": pool(done), "runs": done}
     against = {
@@ -115,27 +112,20 @@ def report(overrides: list[str]) -> None:
 
 
 def pool(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean gain over seeds, bootstrapped over evaluation states within each seed."""
-    difference = [np.array(r["success"], float) - np.array(r["clone_success"], float) for r in runs]
-    return _interval(difference)
+    """Mean gain over seeds, with an interval over evaluation states."""
+    return average([subtract(np.array(r["success"]), np.array(r["clone_success"])) for r in runs])
 
 
 def compare(base: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
     """Success of ``other`` minus that of ``base`` on the same states and seeds."""
     by_seed = {r["seed"]: r for r in base}
     pairs = [(r, by_seed[r["seed"]]) for r in other if r["seed"] in by_seed]
-    return _interval([np.array(a["success"], float) - np.array(b["success"], float) for a, b in pairs])
+    return average([subtract(np.array(a["success"]), np.array(b["success"])) for a, b in pairs])
 
 
-def _interval(differences: list[np.ndarray]) -> dict[str, float]:
-    stacked = np.stack(differences, axis=1)  # states x seeds: states are what is resampled
-    low, high = bootstrap_interval(lambda x: float(x.mean()), stacked)
-    return {
-        "value": round(float(stacked.mean()), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "seeds": len(differences),
-    }
+def average(differences: list[np.ndarray]) -> dict[str, float]:
+    mean = average_over_seeds(differences)
+    return {"value": mean["gain"], "low": mean["low"], "high": mean["high"], "seeds": mean["num_seeds"]}
 
 
 def plot(arms: dict[str, Any]) -> None:

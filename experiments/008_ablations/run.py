@@ -1,7 +1,7 @@
 """Experiment 008: what makes a world model's reward trustworthy?
 
-    python experiments/008_ablations/run.py fit ARM RUN OUT      # RUN: a run directory with SANS version v001
-    python experiments/008_ablations/run.py report [OUT ...]     # the OUTs of fit into result.json; arms.png
+    python experiments/008_ablations/run.py fit ARM RUN OUT [key=value ...]   # RUN: a run with SANS version v001
+    python experiments/008_ablations/run.py report [OUT ...]                  # OUT of fit: result.json, arms.png
 
 ``fit`` trains one world model from nothing on a run's scripted episodes and those of its clone, with the settings of
 ``configs/pushcube_cpu.yaml`` but for the arm's one change, and imagines the held-out episodes. Equal steps, one
@@ -12,35 +12,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
-from worldloop.loop.session import Session
-from worldloop.stages.data import open_clips
+from torch.nn import functional
 
 from worldloop.config.loading import load_config
-from worldloop.core.interfaces import WorldModelOutput
 from worldloop.core.statistics import auc, bootstrap_interval
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip
-from worldloop.evaluation.open_loop import SOURCES, imagine_episodes
-from worldloop.reporting.progress import TerminalDisplay
-from worldloop.sans.clips import ClipDataset
-from worldloop.stages import check_world_model, fit_world_model
+from worldloop.networks.views import map_views
+from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
+from worldloop.stages import fit_world_model
+from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
-from worldloop.world_model.denoiser import FrameMemory
+from worldloop.world_model import training
+from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 from worldloop.world_model.heads import SuccessHead
 from worldloop.world_model.hybrid import HybridDenoiser
-from worldloop.world_model.self_rollout import SelfRolloutPool
+from worldloop.world_model.self_rollout import OwnPrediction, SelfRolloutPool
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import CONFIGS, imagine_all, link_dataset, open_context, run_stage  # noqa: E402
+
 VERSION = "v001"
 COMMON = [
     "runtime=inline",
@@ -79,85 +83,90 @@ class DropPool(SelfRolloutPool):
     What has drifted far has a target that no longer follows from its context, and teaches the model to hedge.
     """
 
-    def update(self, clip: Clip, output: WorldModelOutput) -> None:
-        difference = (output.next_frames.float() - clip.frames[:, 0].float()).abs().mean(-1) / 255
-        worst = torch.nn.functional.avg_pool2d(difference[:, None], 8, 4).flatten(1).amax(1)
+    def update(self, clip: Clip, prediction: OwnPrediction) -> None:
+        worst = torch.stack(
+            [find_worst_block(frames, clip.frames[camera][:, 0]) for camera, frames in prediction.frames.items()]
+        ).amax(0)
         drifted = worst > worst.quantile(0.8)
         index = clip.index.clone()
         index[drifted, 1] = 10**6  # as if the episode had ended
-        super().update(replace(clip, index=index), replace(output, is_prediction=output.is_prediction | drifted))
+        is_prediction = prediction.is_prediction | drifted
+        super().update(replace(clip, index=index), replace(prediction, is_prediction=is_prediction))
 
 
-def patch(arm: str) -> None:
-    """Changes that no setting makes."""
+def find_worst_block(predicted: Tensor, target: Tensor) -> Tensor:
+    """f32 [B]: the largest mean difference of a block of u8 [B, h, w, 3], in shares of the grey levels."""
+    difference = (predicted.float() - target.to(predicted.device).float()).abs().mean(-1) / 255
+    return functional.avg_pool2d(difference[:, None], 8, 4).flatten(1).amax(1)
+
+
+def patch(arm: str) -> AbstractContextManager[Any]:
+    """What no setting changes; in force while it is entered."""
     if arm == "real_proprio_in_pool":
-        fit_world_model.SelfRolloutPool = RealProprioPool  # type: ignore[misc]
-    if arm == "head_without_proprio":
-        read = SuccessHead.read_frame
-
-        def read_frame_alone(self: SuccessHead, first: Tensor, frame: Tensor, proprio: Tensor) -> Tensor:
-            return read(self, first, frame, torch.zeros_like(proprio))
-
-        SuccessHead.read_frame = read_frame_alone  # type: ignore[method-assign]
+        return mock.patch.object(training, "SelfRolloutPool", RealProprioPool)
     if arm == "drop":
-        fit_world_model.SelfRolloutPool = DropPool  # type: ignore[misc]
+        return mock.patch.object(training, "SelfRolloutPool", DropPool)
+    if arm == "head_without_proprio":
+        return mock.patch.object(SuccessHead, "read_frame", read_frame_alone)
     if arm == "stops_at_success":
-        begin = ClipDataset.__init__
-
-        def without_what_follows(self: ClipDataset, *given: Any) -> None:
-            begin(self, *given)
-            if self.split == "train":
-                keep = self.candidates[:, 1] < self.num_open_steps[self.candidates[:, 0]]
-                self.candidates, self.candidate_motion = self.candidates[keep], self.candidate_motion[keep]
-
-        ClipDataset.__init__ = without_what_follows  # type: ignore[method-assign, assignment]
+        return mock.patch.object(fit_world_model, "open_training_clips", open_clips_up_to_success)
     if arm == "no_anchor":
-        forward = HybridDenoiser.forward
-
-        def without_first(
-            self: HybridDenoiser, noisy: Tensor, t: Tensor, memory: FrameMemory, conditioning: Any
-        ) -> Any:
-            frames = torch.cat([memory.frames[:, -1:], memory.frames[:, 1:]], dim=1)
-            return forward(self, noisy, t, FrameMemory(frames), conditioning)
-
-        HybridDenoiser.forward = without_first  # type: ignore[method-assign]
+        return mock.patch.object(HybridDenoiser, "forward", denoise_without_first)
+    return nullcontext()
 
 
-def fit(arm: str, run: Path, out: Path) -> None:
+_read_frame, _denoise = SuccessHead.read_frame, HybridDenoiser.forward
+
+
+def read_frame_alone(
+    self: SuccessHead, first: Mapping[str, Tensor], frame: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor
+) -> Tensor:
+    return _read_frame(self, first, frame, torch.zeros_like(proprio), instruction)
+
+
+def denoise_without_first(
+    self: HybridDenoiser, noisy: Mapping[str, Tensor], t: Tensor, memory: FrameMemory, conditioning: Conditioning
+) -> DenoiserOutput:
+    """The frame now stands where the episode's first would."""
+    frames = map_views(lambda known: torch.cat([known[:, -1:], known[:, 1:]], dim=1), memory.frames)
+    return _denoise(self, noisy, t, FrameMemory(frames), conditioning)
+
+
+def open_clips_up_to_success(state: LoopState, context: StageContext) -> BalancedClipSampler:
+    """As `fit_world_model.open_training_clips`, without the frames that follow a success."""
+    dataset = context.open_clips(state.dataset, "train")
+    is_open = dataset.candidates[:, 1] < dataset.num_open_steps[dataset.candidates[:, 0]]
+    dataset.candidates, dataset.candidate_motion = dataset.candidates[is_open], dataset.candidate_motion[is_open]
+    return BalancedClipSampler(dataset, context.config_of(ClipSamplingConfig))
+
+
+def fit(arm: str, run: Path, out: Path, overrides: list[str]) -> None:
     """Fit one world model, check it, and leave ``result.json`` in ``out``."""
-    if (out / "result.json").exists():
-        raise SystemExit(f"{out} has a result already")
-    patch(arm)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / "sans").symlink_to((run / "sans").resolve())
+    link_dataset(run, out)
     seed = int(run.name[-1])
-    path = HERE.parents[1] / "configs/pushcube_cpu.yaml"
-    config = load_config(path, [*COMMON, f"seed={seed}", *ARMS[arm]])
-    context: Any = Session(config, out, f"{arm}, seed {seed}", None, TerminalDisplay())  # type: ignore[arg-type]
-    state, begin = LoopState(iteration=1, dataset=VERSION), time.time()
-    state = fit_world_model.run(state, config.fit_world_model, config.clips, context)
-    fit_s = time.time() - begin
-    state = check_world_model.run(state, config.check_world_model, context)
-    world_model = context.load_world_model(state.world_model).eval()
-    dataset = open_clips(context, VERSION, "validation")
+    changes = [*COMMON, *ARMS[arm], *overrides]
+    config = load_config(CONFIGS / "pushcube_cpu.yaml", [*changes, f"seed={seed}"])
+    context = open_context(config, out, f"{arm}, seed {seed}")
+    with patch(arm):
+        begin = time.time()
+        state = run_stage("fit_world_model", LoopState(iteration=1, dataset=VERSION), context)
+        fit_s = time.time() - begin
+        state = run_stage("check_world_model", state, context)
+        world_model = context.models.load_world_model(state.world_model).for_imagination()
+        imagined = imagine_all(world_model, VERSION, context)
     own: dict[str, Any] = {}
-    for source, names in SOURCES.items():
-        episodes = dataset.episode_index(source=names)
-        if not len(episodes):
-            continue
-        branches = imagine_episodes(world_model, dataset, episodes, batch_size=64, seed=context.seed).branches
-        k, valid = branches.confirm_frames, branches.truth.valid
+    for source, episodes in imagined.items():
+        branches = episodes.branches
         own[source] = {
-            "logit": find_highest_confirmed(branches.logit, valid, k).tolist(),
-            "logit_of_single_frames": find_highest_confirmed(branches.logit, valid, 0).tolist(),
-            "is_success": branches.succeeds.tolist(),
+            "logit": episodes.logit.tolist(),
+            "logit_of_single_frames": find_highest_confirmed(branches.logit, branches.truth.valid, 0).tolist(),
+            "is_success": episodes.is_success.tolist(),
         }
     record = state.records[1]
     result = {
         "arm": arm,
         "seed": seed,
-        "overrides": [*COMMON, *ARMS[arm]],
+        "overrides": changes,
         "fit_s": round(fit_s),
         "world_model_check": record["world_model_check"],
         "episodes": own,
@@ -262,9 +271,13 @@ def main() -> None:
     command.add_argument("arm", choices=ARMS)
     command.add_argument("run", type=Path)
     command.add_argument("out", type=Path)
+    command.add_argument("overrides", nargs="*", metavar="key=value")
     commands.add_parser("report").add_argument("outs", type=Path, nargs="*")
     given = parser.parse_args()
-    fit(given.arm, given.run, given.out) if given.command == "fit" else report(given.outs)
+    if given.command == "fit":
+        fit(given.arm, given.run, given.out, given.overrides)
+    else:
+        report(given.outs)
 
 
 if __name__ == "__main__":

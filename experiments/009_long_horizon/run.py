@@ -1,7 +1,7 @@
 """Experiment 009: when does an imagined rollout lose the scene? A thousand frames of reach, push, return.
 
-    python experiments/009_long_horizon/run.py record RUN OUT    # RUN: a run with SANS version v001 of PushCube-v1
-    python experiments/009_long_horizon/run.py fit OUT           # fit a world model, imagine, result.json, horizon.png
+    python experiments/009_long_horizon/run.py record RUN OUT            # RUN: with SANS version v001 of PushCube-v1
+    python experiments/009_long_horizon/run.py fit OUT [key=value ...]   # result.json, horizon.png
 
 ``record`` adds episodes of a script that pushes the cube forward and pulls it back, again and again, to the run's own:
 40 of 100 frames to train on, and ``LONG`` of 1,000 frames, held out. ``fit`` trains one world model on everything but
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,25 +22,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from worldloop.loop.session import Session
-from worldloop.stages.data import open_clips
 
 from worldloop.config.loading import load_config
-from worldloop.core.interfaces import Metrics
 from worldloop.core.randomness import make_generator
-from worldloop.core.types import ActionChunk, ChunkStep, ImitationBatch, Observation, Split
-from worldloop.evaluation.fidelity import compute_psnr, repeat_first_frame
+from worldloop.core.types import ActionChunk, ChunkStep, InitialStates, Observation, Split
+from worldloop.evaluation.fidelity import measure_fidelity
 from worldloop.evaluation.open_loop import imagine_episodes
 from worldloop.evaluation.visual_state import fit_probe, locate_landmarks, measure_state_errors, see
-from worldloop.reporting.progress import TerminalDisplay
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 from worldloop.sans.store import SansStore
-from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
-from worldloop.simulators.maniskill.tasks import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
-from worldloop.stages import fit_world_model
+from worldloop.simulators.maniskill.family import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
+from worldloop.simulators.maniskill.simulator import ManiSkillSimulator
+from worldloop.stages import check_world_model
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import CONFIGS, open_context, run_stage  # noqa: E402
+
+TASK = "PushCube-v1"
 FRAMES, LONG, TRAINING = 1000, 4, 40
 NUM_JOINTS = QPOS.stop - QPOS.start
 BIN = 20  # frames that a point of the curves averages
@@ -85,12 +86,6 @@ class ReachPushReturn:
             actions.append(torch.cat([delta, torch.tensor([-1.0])]))
         return ActionChunk(torch.stack(actions)[None], policy_version=self.version)
 
-    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
-        raise TypeError("a script has no log-probabilities")
-
-    def compute_imitation_loss(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
-        raise TypeError("a script does not learn")
-
     def _target(self, tcp: Tensor, cube: Tensor) -> Tensor:
         if self.chunks and ((self.target - tcp).norm() < self.ARRIVED_M or self.chunks >= self.MAX_CHUNKS):
             self.phase, self.chunks = (self.phase + 1) % 10, 0
@@ -121,7 +116,7 @@ class HomingSimulator(ManiSkillSimulator):
 
     NEAR_M = 0.02
 
-    def reset(self, initial_states: Tensor | Observation, rows: Tensor | None = None) -> Observation:
+    def reset(self, initial_states: InitialStates | Observation, rows: Tensor | None = None) -> Observation:
         observation = super().reset(initial_states, rows)
         assert observation.proprio is not None
         self._home = observation.proprio[0]
@@ -142,25 +137,24 @@ class HomingSimulator(ManiSkillSimulator):
 def record(run: Path, out: Path) -> None:
     """``out/sans`` with version ``long``: the run's v001 and the script's episodes."""
     shutil.copytree(run / "sans", out / "sans")
-    config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", OVERRIDES)
-    settings = config.simulator.chosen_section()
-    simulator = HomingSimulator(ManiSkillConfig(**vars(settings)))
+    config = load_config(CONFIGS / "pushcube_cpu.yaml", OVERRIDES)
+    simulator = HomingSimulator(config.simulator.chosen_section())
     store = SansStore(out / "sans")
-    states = simulator.draw_initial_states("train", 3 * (TRAINING + LONG), seed=9)
+    states = simulator.draw_initial_states(TASK, "train", 3 * (TRAINING + LONG), seed=9)
     near = (states.states[:, CUBE_XYZ][:, 0] + 0.04).abs() < 0.05
     states = states.select(near.nonzero()[: TRAINING + LONG, 0])
     shards = []
-    for split, first, count, frames in (("train", 0, TRAINING, 100), ("validation", TRAINING, LONG, FRAMES)):
+    parts: list[tuple[Split, int, int, int]] = [("train", 0, TRAINING, 100), ("validation", TRAINING, LONG, FRAMES)]
+    for split, first, count, frames in parts:
         episodes = []
         for i in range(first, first + count):
             began = time.time()
             chosen = states.select([i])
             rollout = run_rollout(
-                ReachPushReturn(), simulator, chosen.states, None, initial_state_id=chosen.ids, max_chunks=frames
+                ReachPushReturn(), simulator, chosen, None, initial_state_id=chosen.ids, max_chunks=frames
             )
-            kept: Split = "train" if split == "train" else "validation"
             episodes += rollout_to_episodes(
-                rollout, simulator.spec, sources=("perturbed",), variants=("reach_push_return",), splits=(kept,),
+                rollout, simulator.spec, sources=("perturbed",), variants=("reach_push_return",), splits=(split,),
                 iteration=9,
             )  # fmt: skip
             xy = torch.cat([s.sim_states[0] for s in rollout.steps if s.sim_states is not None])[:, CUBE_XYZ][:, :2]
@@ -170,42 +164,38 @@ def record(run: Path, out: Path) -> None:
     store.snapshot("long", shards, parent=store.version("v001"))
 
 
-def fit(out: Path) -> None:
-    config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", OVERRIDES)
-    context: Any = Session(config, out, "long horizon", None, TerminalDisplay())  # type: ignore[arg-type]
-    state = LoopState(iteration=1, dataset="long")
-    if not (out / "checkpoints/iteration_001/world_model").exists():
-        fit_world_model.run(state, config.fit_world_model, config.clips, context)
-    world_model = context.load_world_model("checkpoints/iteration_001/world_model").eval()
-    landmarks, settings = context.spec.landmarks, config.check_world_model
+def fit(out: Path, overrides: list[str]) -> None:
+    changes = [*OVERRIDES, *overrides]
+    context = open_context(load_config(CONFIGS / "pushcube_cpu.yaml", changes), out, "long horizon")
+    state = LoopState(iteration=1, dataset="long", world_model="checkpoints/iteration_001/world_model")
+    if not context.models.has(state.world_model):
+        state = run_stage("fit_world_model", LoopState(iteration=1, dataset="long"), context)
+    world_model = context.models.load_world_model(state.world_model).for_imagination()
+    settings, spec = context.config_of(check_world_model.Config), world_model.spec
     probe = fit_probe(
-        open_clips(context, "long", "train"),
-        landmarks,
-        confirm_frames=context.spec.success_confirm_frames,
+        context.open_clips("long", "train", spec),
+        spec,
         num_steps=settings.probe_steps,
         batch_size=settings.probe_batch_size,
         generator=make_generator(context.seed, state.iteration, "check_world_model/probe"),
         device=context.device,
         reporter=context.reporter,
     ).network
-    dataset = open_clips(context, "long", "validation")
+    dataset = context.open_clips("long", "validation", spec)
     episodes = dataset.episode_index(variant="reach_push_return")
     branches = imagine_episodes(world_model, dataset, episodes, batch_size=LONG, seed=context.seed).branches
     imagined, simulated = (see(probe, branches, frames) for frames in (branches.frames, branches.truth.frames))
-    true_m = locate_landmarks(branches, dataset, landmarks)
-    errors = measure_state_errors(branches, imagined, simulated, true_m, landmarks)
+    true_m = locate_landmarks(branches, dataset, spec)
+    errors = measure_state_errors(branches, imagined, simulated, true_m, spec.task(TASK).landmarks)
     metrics = {k: metric for name, error in errors.items() for k, metric in error.name_metrics(name).items()}
+    fidelity = measure_fidelity(branches).metrics
+    metrics |= {name: fidelity[name] for name in ("psnr_db", "psnr_db_first_frame")}
     by_frame = {name: metric.values for name, metric in metrics.items()}
-    still = repeat_first_frame(branches.first_frames, branches.frames.shape[1])
-    by_frame |= {
-        "psnr_db": compute_psnr(branches.frames, branches.truth.frames),
-        "psnr_db_first_frame": compute_psnr(still, branches.truth.frames),
-    }
     curves = {name: curve(values) for name, values in by_frame.items()}
     assert branches.expected_psnr_db is not None
     result: dict[str, Any] = {
         "schema_version": 1,
-        "overrides": OVERRIDES,
+        "overrides": changes,
         "num_episodes": len(episodes),
         "bin_frames": BIN,
         "lost_after_frames": {
@@ -259,9 +249,11 @@ def main() -> None:
     command = commands.add_parser("record")
     command.add_argument("run", type=Path)
     command.add_argument("out", type=Path)
-    commands.add_parser("fit").add_argument("out", type=Path)
+    command = commands.add_parser("fit")
+    command.add_argument("out", type=Path)
+    command.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_args()
-    record(given.run, given.out) if given.command == "record" else fit(given.out)
+    record(given.run, given.out) if given.command == "record" else fit(given.out, given.overrides)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import shutil
+import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -21,15 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worldloop.loop.session import Session
-from worldloop.stages.data import open_clips
 
 from worldloop.config.loading import load_config
-from worldloop.reporting.progress import TerminalDisplay
-from worldloop.stages import check_world_model, fit_world_model
+from worldloop.core.interfaces import WorldModel
+from worldloop.sans.store import SansStore, SansVersion
+from worldloop.stages import fit_world_model
+from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import CONFIGS, open_context, run_stage  # noqa: E402
+
 VERSION = "v001"
 OVERRIDES = ["runtime=inline", "check_world_model.reset_every=[1,2,4]", "check_world_model.required_auc=0"]
 TRIAL_STEPS = (10, 60)  # of the fits that are timed
@@ -47,20 +51,26 @@ def pack(run: Path, path: Path) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-def open_session(directory: Path, overrides: list[str]) -> Any:
-    config = load_config(HERE.parents[1] / "configs/pushcube_gpu.yaml", [*OVERRIDES, *overrides])
-    context: Any = Session(config, directory, "gpu", None, TerminalDisplay())  # type: ignore[arg-type]
-    context.store.verify = lambda version: None  # there are no shards beside the cache to compare it with
-    return context
+class CacheStore(SansStore):
+    """A dataset of which only the decoded cache is there, without the shards to compare it with."""
+
+    def verify(self, version: SansVersion) -> None:
+        return
 
 
-def time_step(context: Any) -> float:
+def open_pack(directory: Path, overrides: list[str]) -> StageContext:
+    config = load_config(CONFIGS / "pushcube_gpu.yaml", [*OVERRIDES, *overrides])
+    return replace(open_context(config, directory, "gpu"), store=CacheStore(directory / "sans"))
+
+
+def time_step(context: StageContext) -> float:
     """Seconds per step of fitting with self-rollout, from two fits of different length that are thrown away."""
 
     def seconds(num_steps: int) -> float:
-        config = replace(context.config.fit_world_model, num_steps=num_steps, num_proprio_steps=0, self_rollout_start=0)
+        settings = context.config_of(fit_world_model.Config)
+        config = replace(settings, num_steps=num_steps, num_proprio_steps=0, self_rollout_start=0)
         begin = time.perf_counter()
-        fit_world_model.run(LoopState(iteration=1, dataset=VERSION), config, context.config.clips, context)
+        fit_world_model.run(LoopState(iteration=1, dataset=VERSION), config, context)
         return time.perf_counter() - begin
 
     few, many = TRIAL_STEPS
@@ -76,21 +86,21 @@ def fit(path: Path, out: Path, minutes: float, overrides: list[str]) -> None:
     directory.mkdir(parents=True)
     with tarfile.open(path) as tar:
         tar.extractall(directory, filter="data")
-    step_s = time_step(open_session(directory, overrides))
+    step_s = time_step(open_pack(directory, overrides))
     overrides = [f"fit_world_model.num_steps={max(1, int(minutes * 60 / step_s))}", *overrides]
-    context = open_session(directory, overrides)
+    context = open_pack(directory, overrides)
+    settings = context.config_of(fit_world_model.Config)
     cuda = context.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     begin = time.time()
-    state = LoopState(iteration=1, dataset=VERSION)
-    state = fit_world_model.run(state, context.config.fit_world_model, context.config.clips, context)
+    state = run_stage("fit_world_model", LoopState(iteration=1, dataset=VERSION), context)
     fit_s = time.time() - begin
     memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     begin = time.time()
-    state = check_world_model.run(state, context.config.check_world_model, context)
+    state = run_stage("check_world_model", state, context)
     record = state.records[1]
-    world_model = context.load_world_model(state.world_model).to(context.device)
+    world_model = context.models.load_world_model(state.world_model).to(context.device)
     parameters = sum(p.numel() for p in world_model.parameters())
     world_model = world_model.for_imagination()
     result = {
@@ -100,8 +110,8 @@ def fit(path: Path, out: Path, minutes: float, overrides: list[str]) -> None:
         "torch": torch.__version__,
         "parameters": parameters,
         "seconds_per_step": round(step_s, 5),
-        "fit_steps": context.config.fit_world_model.num_steps,
-        "proprio_steps": context.config.fit_world_model.num_proprio_steps,
+        "fit_steps": settings.num_steps,
+        "proprio_steps": settings.num_proprio_steps,
         "fit_seconds": round(fit_s, 1),
         "check_seconds": round(time.time() - begin, 1),
         "peak_memory_gib": None if memory is None else round(memory, 2),
@@ -114,9 +124,9 @@ def fit(path: Path, out: Path, minutes: float, overrides: list[str]) -> None:
     show(result)
 
 
-def measure_imagination(world_model: Any, context: Any) -> dict[str, float]:
+def measure_imagination(world_model: WorldModel, context: StageContext) -> dict[str, float]:
     """Frames per second by rows imagined at once: ten frames each, the median of five calls after one."""
-    dataset = open_clips(context, VERSION, "validation")
+    dataset = context.open_clips(VERSION, "validation", world_model.spec)
     speeds = {}
     for rows in BATCHES:
         index = dataset.candidates[torch.arange(rows) % len(dataset.candidates)]
@@ -126,7 +136,8 @@ def measure_imagination(world_model: Any, context: Any) -> dict[str, float]:
         for _ in range(6):
             begin = time.perf_counter()
             _, chunk = world_model.imagine(state, actions)
-            chunk.frames.cpu()
+            for frames in chunk.frames.values():
+                frames.cpu()
             seconds.append(time.perf_counter() - begin)
         speeds[str(rows)] = round(rows * 10 / sorted(seconds[1:])[2], 1)
     return speeds

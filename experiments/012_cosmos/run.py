@@ -1,7 +1,7 @@
 """Experiment 012: is a `cosmos` world model as good as the `hybrid` one, and a few-step student as good as its teacher?
 
-    python experiments/012_cosmos/run.py fit ARM RUN OUT [--seed N]   # RUN: a run directory with SANS version v001
-    python experiments/012_cosmos/run.py report OUT ... [--former OUT ...]    # result.json, by_frame.png
+    python experiments/012_cosmos/run.py fit ARM RUN OUT [key=value ...] [--seed N]   # RUN: with SANS version v001
+    python experiments/012_cosmos/run.py report OUT ... [--former OUT ...]            # result.json, by_frame.png
 
 ``fit`` trains one world model from nothing on a run's scripted episodes and those of its clone, with the settings of
 ``configs/pushcube_cpu.yaml`` but for the arm's, checks it, and imagines the held-out episodes; where the arm asks for a
@@ -14,26 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from worldloop.loop.session import Session
-from worldloop.stages.data import open_clips
 
 from worldloop.config.loading import load_config
 from worldloop.core.statistics import auc, bootstrap_interval
-from worldloop.evaluation.fidelity import compute_psnr
-from worldloop.evaluation.open_loop import SOURCES, imagine_episodes
-from worldloop.reporting.progress import TerminalDisplay
-from worldloop.sans.clips import ClipDataset
-from worldloop.stages import check_world_model, distil_world_model, fit_world_model
+from worldloop.evaluation.fidelity import compute_mean_psnr
+from worldloop.stages import distil_world_model
+from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import CONFIGS, imagine_all, link_dataset, open_context, run_stage  # noqa: E402
+
 VERSION, SOURCE = "v001", "on_policy"
 COMMON = [
     "runtime=inline",
@@ -60,52 +58,47 @@ ARMS: dict[str, list[str]] = {
 }
 
 
-def fit(arm: str, run: Path, out: Path, seed: int) -> None:
+def fit(arm: str, run: Path, out: Path, seed: int, overrides: list[str]) -> None:
     """Fit and check one world model, and its student where the arm has one; leave ``result.json`` in ``out``."""
-    if (out / "result.json").exists():
-        raise SystemExit(f"{out} has a result already")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / "sans").symlink_to((run / "sans").resolve())
-    config = load_config(HERE.parents[1] / "configs/pushcube_cpu.yaml", [*COMMON, f"seed={seed}", *ARMS[arm]])
-    context: Any = Session(config, out, f"{arm}, seed {seed}", None, TerminalDisplay())  # type: ignore[arg-type]
-    state, begin = LoopState(iteration=1, dataset=VERSION), time.process_time()
-    state = fit_world_model.run(state, config.fit_world_model, config.clips, context)
-    models = {arm: judge(state, config, context, time.process_time() - begin)}
-    if config.distil_world_model.num_steps:
+    link_dataset(run, out)
+    changes = [*COMMON, *ARMS[arm], *overrides]
+    config = load_config(CONFIGS / "pushcube_cpu.yaml", [*changes, f"seed={seed}"])
+    context = open_context(config, out, f"{arm}, seed {seed}")
+    begin = time.process_time()
+    state = run_stage("fit_world_model", LoopState(iteration=1, dataset=VERSION), context)
+    models = {arm: judge(state, context, time.process_time() - begin)}
+    if config.section(distil_world_model.Config).num_steps:
         begin = time.process_time()
-        state = distil_world_model.run(state, config.distil_world_model, config.fit_world_model, config.clips, context)
+        state = run_stage("distil_world_model", state, context)
         distillation = state.records[1]["distillation"]
         if distillation["accepted"]:
-            judged = judge(state, config, context, time.process_time() - begin)
+            judged = judge(state, context, time.process_time() - begin)
             models[f"{arm}_student"] = judged | {"distillation": distillation}
         else:
             models[arm]["distillation"] = distillation
     for judged in models.values():
-        judged |= {"seed": seed, "overrides": [*COMMON, *ARMS[arm]]}
+        judged |= {"seed": seed, "overrides": changes}
     (out / "result.json").write_text(json.dumps(models) + "\n")
 
 
-def judge(state: LoopState, config: Any, context: Any, fit_cpu_s: float) -> dict[str, Any]:
+def judge(state: LoopState, context: StageContext, fit_cpu_s: float) -> dict[str, Any]:
     """The check's figures of ``state.world_model``, and what each held-out episode got from it."""
-    state = check_world_model.run(state, config.check_world_model, context)
-    world_model = context.load_world_model(state.world_model).eval()
-    dataset: ClipDataset = open_clips(context, VERSION, "validation")
-    episodes: dict[str, Any] = {}
-    begin, frames = time.process_time(), 0
-    for source, names in SOURCES.items():
-        index: Tensor = dataset.episode_index(source=names)
-        if len(index):
-            result = imagine_episodes(world_model, dataset, index, batch_size=64, seed=context.seed)
-            valid = result.branches.truth.valid
-            psnr_db = compute_psnr(result.branches.frames, result.branches.truth.frames)
-            frames += valid.numel()
-            episodes[source] = {
-                "logit": [round(x, 3) for x in result.logit.tolist()],
-                "is_success": [int(x) for x in result.is_success],
-                "psnr_db": [round(float(p[v].mean()), 3) for p, v in zip(psnr_db, valid, strict=True)],
-            }
+    state = run_stage("check_world_model", state, context)
+    world_model = context.models.load_world_model(state.world_model)
+    begin = time.process_time()
+    imagined = imagine_all(world_model, VERSION, context)
     seconds = time.process_time() - begin
+    episodes: dict[str, Any] = {}
+    frames = 0
+    for source, result in imagined.items():
+        valid = result.branches.truth.valid
+        frames += valid.numel()
+        psnr_db = compute_mean_psnr(result.branches)
+        episodes[source] = {
+            "logit": [round(x, 3) for x in result.logit.tolist()],
+            "is_success": [int(x) for x in result.is_success],
+            "psnr_db": [round(float(p[v].mean()), 3) for p, v in zip(psnr_db, valid, strict=True)],
+        }
     return {
         "parameters": sum(p.numel() for p in world_model.denoiser.parameters()),
         "fit_cpu_s": round(fit_cpu_s),
@@ -207,13 +200,14 @@ def main() -> None:
     command.add_argument("arm", choices=ARMS)
     command.add_argument("run", type=Path)
     command.add_argument("out", type=Path)
+    command.add_argument("overrides", nargs="*", metavar="key=value")
     command.add_argument("--seed", type=int, default=0)
     command = commands.add_parser("report")
     command.add_argument("outs", type=Path, nargs="+")
     command.add_argument("--former", type=Path, nargs="*", default=[])
     given = parser.parse_args()
     if given.command == "fit":
-        fit(given.arm, given.run, given.out, given.seed)
+        fit(given.arm, given.run, given.out, given.seed, given.overrides)
     else:
         report(given.outs, given.former)
 

@@ -1,6 +1,6 @@
 """Experiment 013: does the loop of `make loop` also improve the policy on PullCube-v1 and PickCube-v1?
 
-    python experiments/013_other_tasks/run.py run TASK [--seeds 0 1 2] [key=value ...]    # pullcube | pickcube
+    python experiments/013_other_tasks/run.py run TASK [key=value ...] [--seeds 0 1 2]    # pullcube | pickcube
     python experiments/013_other_tasks/run.py report [key=value ...]                      # result.json, success.png
 
 ``run`` is `worldloop run configs/TASK_cpu.yaml` per seed, with one thread and one simulator process; begun again, it
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import numpy as np
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
-from worldloop.core.statistics import bootstrap_interval, paired_gain
+from worldloop.core.statistics import paired_gain
 from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import CONFIGS, average_over_seeds, has_ended, locate_run, read_success  # noqa: E402
+
 TASKS = {"pullcube": "PullCube-v1", "pickcube": "PickCube-v1"}
 COMMON = ["runtime=inline", "resources.num_threads=1", "resources.num_simulators=1", "run_root=runs/013_other_tasks"]
 SEEDS = (0, 1, 2)
@@ -30,12 +34,12 @@ SEEDS = (0, 1, 2)
 
 def configure(task: str, seed: int, overrides: list[str]) -> LoopConfig:
     changes = [*COMMON, *overrides, f"seed={seed}", f"run_name={task}-seed{seed}"]
-    return load_config(HERE.parents[1] / f"configs/{task}_cpu.yaml", changes)
+    return load_config(CONFIGS / f"{task}_cpu.yaml", changes)
 
 
 def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
     """One loop: success by iteration and state, and what each iteration says of its world model and its candidates."""
-    success = [np.array(s) for s in directory.read_state().evaluation_success]
+    success = read_success(directory)
     timings = directory.read_timings()
     return {
         "seed": seed,
@@ -64,16 +68,8 @@ def outcomes(loop: dict[str, Any], iteration: int) -> np.ndarray:
 
 
 def pool(loops: list[dict[str, Any]], iteration: int) -> dict[str, Any]:
-    """Success minus the clone's, over seeds and states; the interval resamples states, a state's seeds together."""
-    gains = np.stack([outcomes(loop, iteration) - outcomes(loop, 0) for loop in loops])
-    low, high = bootstrap_interval(lambda d: float(d.mean()), gains.mean(0))
-    return {
-        "gain": round(float(gains.mean()), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "by_seed": [round(float(g.mean()), 4) for g in gains],
-        "num_states": gains.shape[1],
-    }
+    """Success minus the clone's, see `average_over_seeds`."""
+    return average_over_seeds([outcomes(loop, iteration) - outcomes(loop, 0) for loop in loops])
 
 
 def report(overrides: list[str]) -> None:
@@ -81,9 +77,8 @@ def report(overrides: list[str]) -> None:
     for task, name in TASKS.items():
         loops = []
         for seed in SEEDS:
-            config = configure(task, seed, overrides)
-            directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
-            if directory.exists and not directory.read_state().next_stage:
+            directory = locate_run(configure(task, seed, overrides))
+            if has_ended(directory):
                 loops.append(summarise(seed, directory))
         if loops:
             pooled = [pool(loops, i) for i in range(1, len(loops[0]["success_by_state"]))]
