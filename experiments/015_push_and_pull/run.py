@@ -5,7 +5,7 @@
 
 ``both`` is configs/push_and_pull_cpu.yaml as it stands. ``push`` and ``pull`` are the same with one of its tasks, and with
 the optimizer steps of configs/pushcube_cpu.yaml. All with one thread and one simulator process; begun again, they go on.
-``report`` reads the loops that have ended under run_root.
+``report`` reads the loops under run_root, up to the last iteration that all of them have evaluated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import CONFIGS, average_over_seeds, has_ended, locate_run, subtract  # noqa: E402
+from common import CONFIGS, average_over_seeds, locate_run, subtract  # noqa: E402
 
 TASKS = {"push": "PushCube-v1", "pull": "PullCube-v1"}
 ARMS = ("both", *TASKS)
@@ -43,19 +43,26 @@ def configure(arm: str, seed: int, overrides: list[str]) -> LoopConfig:
     return load_config(CONFIGS / "push_and_pull_cpu.yaml", changes)
 
 
-def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
-    """One loop: its cost, and for each of its tasks success by iteration and what each iteration says of its model."""
-    timings = directory.read_timings()
+def count_iterations(directory: RunDirectory) -> int:
+    """The iterations after the clone that a loop has evaluated."""
+    return len(directory.read_state().evaluation_success) - 1 if directory.exists else 0
+
+
+def summarise(seed: int, directory: RunDirectory, last: int) -> dict[str, Any]:
+    """One loop up to the evaluation of iteration ``last``: its cost, and for each task success and what its model did."""
+    timings = [t for t in directory.read_timings() if (t["iteration"], t["stage"]) != (last, "collect_episodes")]
     minutes: dict[str, float] = {}
     for timing in timings:
-        minutes[timing["stage"]] = minutes.get(timing["stage"], 0.0) + timing["seconds"] / 60
-    state, records = directory.read_state(), directory.read_results()["iterations"]
-    success = {task: [outcomes[task] for outcomes in state.evaluation_success] for task in state.evaluation_success[0]}
+        if timing["iteration"] <= last:
+            minutes[timing["stage"]] = minutes.get(timing["stage"], 0.0) + timing["seconds"] / 60
+    state, records = directory.read_state(), directory.read_results()["iterations"][: last + 1]
+    evaluated = state.evaluation_success[: last + 1]
+    success = {task: [outcomes[task] for outcomes in evaluated] for task in evaluated[0]}
     return {
         "seed": seed,
         "minutes": round(sum(minutes.values()), 1),
         "minutes_by_stage": {stage: round(spent, 1) for stage, spent in minutes.items()},
-        "env_steps": state.env_steps,
+        "env_steps": records[-1]["env_steps"],
         "promoted": [record.get("promoted") for record in records[1:]],
         "tasks": {task: describe_task(task, outcomes, records) for task, outcomes in success.items()},
     }
@@ -105,14 +112,19 @@ def pool(arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def report(overrides: list[str]) -> None:
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for arm in ARMS:
-        runs = {seed: locate_run(configure(arm, seed, overrides)) for seed in SEEDS}
-        if loops := [summarise(seed, run) for seed, run in runs.items() if run.exists and has_ended(run)]:
-            arms[arm] = loops
-    result = {"schema_version": 1, "config": "configs/push_and_pull_cpu.yaml", "pooled": pool(arms), "arms": arms}
+    runs = {arm: {seed: locate_run(configure(arm, seed, overrides)) for seed in SEEDS} for arm in ARMS}
+    begun = {arm: {seed: run for seed, run in of.items() if count_iterations(run) > 0} for arm, of in runs.items()}
+    last = min(count_iterations(run) for of in begun.values() for run in of.values())
+    arms = {arm: [summarise(seed, run, last) for seed, run in of.items()] for arm, of in begun.items() if of}
+    result = {
+        "schema_version": 1,
+        "config": "configs/push_and_pull_cpu.yaml",
+        "iterations": last,
+        "pooled": pool(arms),
+        "arms": arms,
+    }
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    plot(arms, HERE / "success.png")
+    plot(arms, last, HERE / "success.png")
     for arm, loops in arms.items():
         for loop in loops:
             print(f"{arm}, seed {loop['seed']}: {loop['minutes']} minutes, {loop['env_steps']} environment steps")
@@ -124,7 +136,7 @@ def report(overrides: list[str]) -> None:
     print(json.dumps(result["pooled"], indent=1))
 
 
-def plot(arms: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot(arms: dict[str, list[dict[str, Any]]], last: int, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,8 +158,7 @@ def plot(arms: dict[str, list[dict[str, Any]]], path: Path) -> None:
             shown = "one loop of both, told the other task" if loop is arms["both"][0] else None
             x = np.arange(len(swapped)) + 0.05 * (loop["seed"] - 1)
             axis.plot(x, swapped, marker="x", ls=":", color=colours["swapped"], label=shown)
-        axis.set(title=task, xlabel="iteration", ylim=(0, 1), xticks=range(3))
-        axis.set_xticklabels(["0 (clone)", "1", "2"])
+        axis.set(title=task, xlabel="iteration (0: the clone)", ylim=(0, 1), xticks=range(last + 1))
     axes[0].set_ylabel("simulated success (95 % Wilson)")
     axes[0].legend(loc="upper left", fontsize=7)
     figure.tight_layout()

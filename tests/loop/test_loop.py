@@ -1,7 +1,6 @@
 """The loop as a whole on the toy simulator: results, resume after a kill, Ctrl-C, Ray, and refusals."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import get_context
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
@@ -42,9 +42,7 @@ def _run_in_child(run_root: str, kill_at: tuple[int, str] | None) -> None:
 
 
 def _in_child(run_root: Path, kill_at: tuple[int, str] | None) -> int | None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worldloop.loop.run", "worldloop.config.loading"])
-    process = context.Process(target=_run_in_child, args=(str(run_root), kill_at))
+    process = get_context().Process(target=_run_in_child, args=(str(run_root), kill_at))
     process.start()
     process.join(200)
     return process.exitcode

@@ -147,7 +147,6 @@ def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: p
     after.mkdir()
     assert group.run_stage(make_stage(after, 0, False)) == [0, 1, 4, 9, 16, 25]  # on the first of them alone
     ray.kill(group._stage, no_restart=False)  # the coordinator, and its group with it
-    (tmp_path / "died").unlink()
     assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, DataParallel(0, 2))
     reserved = [entry for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
     assert len(reserved) == 1  # nothing is left of the first group's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import socket
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from processes import get_context
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
@@ -169,7 +169,7 @@ def start_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = get_context()
     processes = [
         context.Process(target=run_training_stages, args=(rank, size, port, stages, str(out), shards))
         for rank in range(size)

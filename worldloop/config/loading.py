@@ -38,11 +38,12 @@ OLD_KEYS = {
 _FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> LoopConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoopConfig:
     """Read YAML, apply ``key=value`` overrides, check everything. Raises `WorldloopError` with one clear line.
 
     ``extends: other.yaml``, relative to the file, takes over everything of another config except its ``run_name``.
     """
+    path = Path(path)
     parts = _read(path)
     for override in overrides:
         if "=" not in override or override.startswith("="):
