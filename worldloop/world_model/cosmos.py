@@ -128,7 +128,19 @@ class CosmosDenoiser(nn.Module):
         self.reward_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.feature_norm = nn.LayerNorm(dim)
         self.views = ViewModules(
-            {camera: CosmosView(config, channels, size, proprio_dim, dim) for camera, size in sizes.items()}
+            {
+                camera: CosmosView(
+                    size,
+                    channels=channels,
+                    dim=dim,
+                    patch=config.patch,
+                    hidden=config.patch_hidden,
+                    proprio_dim=proprio_dim,
+                    num_poses=config.num_poses,
+                    chooses=config.prediction == "data",
+                )
+                for camera, size in sizes.items()
+            }
         )
         if transformer is not None:  # what was published is not to be disturbed from the start
             silence(self.condition[-1])

@@ -5,8 +5,6 @@ Shapes: B rows, K remembered frames, C channels, n tokens of a frame of the came
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,9 +14,6 @@ from worldloop.networks.blocks import PatchProjection, fold_patches, join_channe
 from worldloop.networks.embeddings import PoseMaps
 from worldloop.world_model.denoiser import Conditioning
 
-if TYPE_CHECKING:
-    from worldloop.world_model.cosmos import CosmosConfig
-
 NUM_SOURCES = 3  # of a pixel: now, first, painted
 POSE_CELLS = 2  # cells of the pose maps in a patch, per side
 
@@ -26,20 +21,31 @@ POSE_CELLS = 2  # cells of the pose maps in a patch, per side
 class CosmosView(nn.Module):
     """What is one camera's own: its look at the window and the poses, and its choice of sources.
 
-    ``size`` is (h, w) of the latents, ``dim`` D.
+    ``size`` is (h, w) of the latents, ``dim`` D; ``patch``, ``hidden`` and ``num_poses`` as in `CosmosConfig`. Only one
+    that ``chooses`` has a choice of sources.
     """
 
-    def __init__(self, config: CosmosConfig, channels: int, size: tuple[int, int], proprio_dim: int, dim: int) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        channels: int,
+        dim: int,
+        patch: int,
+        hidden: int,
+        proprio_dim: int,
+        num_poses: int,
+        chooses: bool,
+    ) -> None:
         super().__init__()
-        self.patch, self.channels = config.patch, channels
-        self.grid = size[0] // config.patch, size[1] // config.patch
-        self.window = PatchProjection(NUM_CONTEXT_FRAMES * channels * config.patch**2, config.patch_hidden, dim)
+        self.patch, self.channels = patch, channels
+        self.grid = size[0] // patch, size[1] // patch
+        self.window = PatchProjection(NUM_CONTEXT_FRAMES * channels * patch**2, hidden, dim)
         self.poses: PoseMaps | None = None
-        if config.num_poses:
-            self.poses = PoseMaps(proprio_dim, config.num_poses, (POSE_CELLS * self.grid[0], POSE_CELLS * self.grid[1]))
+        if num_poses:
+            self.poses = PoseMaps(proprio_dim, num_poses, (POSE_CELLS * self.grid[0], POSE_CELLS * self.grid[1]))
             self.draw = nn.Conv2d(2 * self.poses.channels, dim, POSE_CELLS, stride=POSE_CELLS)
-        if config.prediction == "data":
-            self.choice = PatchProjection(dim, config.patch_hidden, NUM_SOURCES * config.patch**2)
+        if chooses:
+            self.choice = PatchProjection(dim, hidden, NUM_SOURCES * patch**2)
             _prefer_first_source(self.choice.linear)
 
     @property
