@@ -36,7 +36,8 @@ from worldloop.core.tensors import check_shape
 from worldloop.core.types import Observation, Rollout
 from worldloop.rl.advantages import compute_group_advantages, shuffle_returns
 from worldloop.rl.decisions import Decisions, flatten_decisions
-from worldloop.rl.rewards import RewardContext, check_reward, score_rollout
+from worldloop.rl.reward_context import RewardContext
+from worldloop.rl.rewards import check_reward, score_rollout
 from worldloop.training.data_parallel import DataParallel, add_metrics
 from worldloop.training.resume import Stateful
 from worldloop.training.trainer import Objective
@@ -55,7 +56,7 @@ class GrpoConfig:
     clip_ratio_low: float = 0.2  # lower clip of the probability ratio
     clip_ratio_high: float = 0.28  # upper clip of the probability ratio
     kl_coefficient: float = 0.01  # weight of the KL to the policy that the stage started from
-    min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
+    min_group_std: float = 0.02  # groups whose returns vary less (std, in units of the return) are dropped
     reward: dict[str, float] = field(default_factory=lambda: {"success": 1.0})  # weights of the terms of rl/rewards.py
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
