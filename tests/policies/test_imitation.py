@@ -88,9 +88,9 @@ def test_a_policy_learns_to_do_what_is_done() -> None:
     assert curve[160]["clone_policy/loss"] < 0.1 * curve[120]["clone_policy/loss"]
 
 
-def test_micro_batches_share_a_batch_and_weigh_by_their_valid_actions() -> None:
+def test_microbatches_share_a_batch_and_weigh_by_their_valid_actions() -> None:
     dataset = Doubling()
-    imitate(Line(), dataset, num_micro_batches=4)
+    imitate(Line(), dataset, num_microbatches=4)
     assert dataset.sizes == [2] * (4 * 60)
     setup = TrainingSetup()
     objective = ImitationObjective(

@@ -108,13 +108,13 @@ def make_objective(
     } | settings
     return GrpoObjective(
         policy or Coin(), Coin(), config, lambda update, number: rollouts[number],
-        {number: make_generator(number) for number in rollouts}, num_micro_batches=len(rollouts),
+        {number: make_generator(number) for number in rollouts}, num_microbatches=len(rollouts),
         device=torch.device("cpu"), **settings,
     )  # fmt: skip
 
 
 def test_decisions_of_a_round_go_into_minibatches() -> None:
-    """Of micro-batch 0 three decisions are kept and of micro-batch 1 two; a minibatch has one of each."""
+    """Of microbatch 0 three decisions are kept and of microbatch 1 two; a minibatch has one of each."""
     objective = make_objective({0: two_groups(), 1: one_group()})
     updates = list(objective.batches(0))
     assert [sorted(update) for update in updates] == [[0, 1], [0, 1], [0]]
@@ -167,7 +167,7 @@ def test_a_round_measures_what_it_imagined() -> None:
 
 
 def test_success_and_certainty_are_measured_by_the_rows_tasks() -> None:
-    """Three micro-batches: of task t rows 0 and 2 of the first and all of the second, of task u the others.
+    """Three microbatches: of task t rows 0 and 2 of the first and all of the second, of task u the others.
 
     Task u succeeds in 1 of 4 rows, task t in 2 of 6. All least certain frames lie above the floor of task t but one,
     and below that of task u.
@@ -270,7 +270,7 @@ def test_the_loss_is_the_clipped_surrogate_and_the_distance_to_the_start() -> No
 
 
 def test_tosses_that_succeeded_become_likelier() -> None:
-    """Heads succeed in both micro-batches. Rounds are told of as they end, with what they imagined."""
+    """Heads succeed in both microbatches. Rounds are told of as they end, with what they imagined."""
     policy, reporter, told = Coin(), RecordingReporter(), []
     modes: list[bool] = []
     objective = make_objective({0: two_groups(), 1: one_group()}, policy=policy, on_update=told.append)
@@ -282,7 +282,7 @@ def test_tosses_that_succeeded_become_likelier() -> None:
 
     objective.imagine = imagine
     make_optimizer = partial(Optimizer, learning_rate=0.1, num_steps=None, warmup_steps=0)
-    setup = TrainingSetup(num_micro_batches=2)
+    setup = TrainingSetup(num_microbatches=2)
     Trainer(policy, make_optimizer, setup, reporter, name="improve_policy").fit(objective, 2)
     tails, heads = policy.logits.softmax(0).tolist()
     assert heads > 0.6 > tails

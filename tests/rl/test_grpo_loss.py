@@ -80,7 +80,7 @@ def test_every_action_weighs_the_same_whatever_its_rows_length() -> None:
     assert loss.item() == pytest.approx((-1 + 4) / 5)
 
 
-def test_micro_batches_that_weigh_by_their_valid_actions_add_up() -> None:
+def test_microbatches_that_weigh_by_their_valid_actions_add_up() -> None:
     g = make_generator(0, "shards")
     old, new = torch.randn(6, 5, generator=g), torch.randn(6, 5, generator=g)
     advantages, valid = torch.randn(6, generator=g), torch.rand(6, 5, generator=g) > 0.4

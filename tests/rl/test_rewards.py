@@ -16,9 +16,9 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.types import ChunkStep, Rollout
 from worldloop.rl.grpo import GrpoConfig
+from worldloop.rl.reward_context import RewardContext
 from worldloop.rl.rewards import (
     REWARDS,
-    RewardContext,
     check_reward,
     score_certainty,
     score_rollout,
@@ -133,6 +133,15 @@ def test_weights_that_say_nothing_are_refused(weights: dict[str, float], message
 def test_the_config_names_a_term_that_it_does_not_know() -> None:
     with pytest.raises(WorldloopError, match=r"improve_policy\.reward is 'haste', allowed: success, certainty"):
         load_config(DEBUG, ["improve_policy.reward.haste=1"])
+
+
+def test_a_term_of_the_default_stays_until_its_weight_is_zero(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("improve_policy: {reward: {certainty: 0.5}}")
+    assert load_config(own).section(improve_policy.Config).reward == {"success": 1.0, "certainty": 0.5}
+    reward = load_config(own, ["improve_policy.reward.success=0"]).section(improve_policy.Config).reward
+    _, terms = score_rollout(make_rollout(three_rows()), reward, make_context())
+    assert list(terms) == ["certainty"]
 
 
 # --- a term of one's own ------------------------------------------------------------------------------------------

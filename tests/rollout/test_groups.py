@@ -79,11 +79,11 @@ class Random:
 
 def make_imagination(
     settings: GroupSettings = SETTINGS,
-    num_micro_batches: int = 1,
+    num_microbatches: int = 1,
     episodes: Episodes | None = None,
     floor_db: dict[str, float] | None = None,
 ) -> GroupedImagination:
-    setup = TrainingSetup(num_micro_batches=num_micro_batches)
+    setup = TrainingSetup(num_microbatches=num_microbatches)
     dataset: Any = episodes or Episodes()
     world_model: Any = Noisy()
     calibrations = Calibrations({task: Calibration(floor_db=db) for task, db in (floor_db or {}).items()})
@@ -109,8 +109,8 @@ def test_without_an_episode_of_the_policy_all_groups_start_at_first_frames() -> 
     assert (starts[:, 1] == 0).all()
 
 
-def test_small_micro_batches_have_their_share_of_middles_together() -> None:
-    imagination = make_imagination(replace(SETTINGS, num_groups=1, mid_episode_share=0.25), num_micro_batches=8)
+def test_small_microbatches_have_their_share_of_middles_together() -> None:
+    imagination = make_imagination(replace(SETTINGS, num_groups=1, mid_episode_share=0.25), num_microbatches=8)
     episodes = torch.cat([imagination.draw_starts(0, number) for number in range(8)])
     assert len(episodes) == 8
     imagination.policy_episodes = {"t": torch.tensor([5])}
@@ -144,19 +144,19 @@ def test_a_task_in_which_the_policy_never_acted_has_first_frames_alone() -> None
     assert set(map(tuple, of_u.tolist())) == {(0, 0), (1, 0), (2, 0)}
 
 
-@pytest.mark.parametrize("num_micro_batches", [1, 3])
-def test_tasks_take_turns_over_micro_batches_and_rounds(num_micro_batches: int) -> None:
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+def test_tasks_take_turns_over_microbatches_and_rounds(num_microbatches: int) -> None:
     """Three groups a round of two tasks: 2 + 1, 1 + 2, and so on."""
-    settings = replace(SETTINGS, tasks=("t", "u"), num_groups=3 // num_micro_batches, mid_episode_share=0.0)
-    imagination = make_imagination(settings, num_micro_batches, Episodes(tasks=TWO_TASKS))
+    settings = replace(SETTINGS, tasks=("t", "u"), num_groups=3 // num_microbatches, mid_episode_share=0.0)
+    imagination = make_imagination(settings, num_microbatches, Episodes(tasks=TWO_TASKS))
     counts = []
     for update in range(4):
-        starts = torch.cat([imagination.draw_starts(update, number) for number in range(num_micro_batches)])
+        starts = torch.cat([imagination.draw_starts(update, number) for number in range(num_microbatches)])
         counts.append([TWO_TASKS[episode] for episode in starts[:, 0].tolist()].count("t"))
     assert counts == [2, 1, 2, 1]
 
 
-def test_every_task_has_its_share_of_middles_whatever_the_micro_batches() -> None:
+def test_every_task_has_its_share_of_middles_whatever_the_microbatches() -> None:
     settings = replace(SETTINGS, tasks=("t", "u"), num_groups=1, mid_episode_share=0.25)
     imagination = make_imagination(settings, 8, Episodes(tasks=TWO_TASKS))
     imagination.episodes = {"t": torch.tensor([0]), "u": torch.tensor([1])}
@@ -222,9 +222,9 @@ def test_rollouts_end_at_the_horizon_and_name_their_starts() -> None:
     assert rollout.observations[0].env_step[::3].tolist() == [2 * f for _, f in starts]
 
 
-def test_noise_is_a_function_of_round_and_micro_batch() -> None:
-    def imagine(update: int, number: int, num_micro_batches: int = 2) -> tuple[Tensor, Tensor]:
-        imagination = make_imagination(num_micro_batches=num_micro_batches)
+def test_noise_is_a_function_of_round_and_microbatch() -> None:
+    def imagine(update: int, number: int, num_microbatches: int = 2) -> tuple[Tensor, Tensor]:
+        imagination = make_imagination(num_microbatches=num_microbatches)
         rollout = imagination.imagine(update, number)
         moved = positions(rollout)[:, 0, 1] - positions(rollout)[:, 0, 0]
         return moved, rollout.chunks[0].actions

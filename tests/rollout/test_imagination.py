@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldloop.core.interfaces import ImaginedChunk
 from worldloop.core.specs import CameraSpec, SimulatorSpec
-from worldloop.core.success import Calibration, Calibrations, confirm, find_highest_confirmed
+from worldloop.core.success import Calibration, Calibrations, find_highest_confirmed
 from worldloop.core.types import ActionChunk, InitialStates, Observation
 from worldloop.rollout.imagination import ImaginedSimulator, imagine_rollout
 
@@ -155,20 +155,12 @@ def test_a_single_false_frame_ends_nothing() -> None:
     assert not steps[-1].truncated.any()
 
 
-def test_a_streak_ends_where_a_row_starts_anew() -> None:
+def test_what_confirms_a_success_is_forgotten_where_a_row_starts_anew() -> None:
     simulator = ImaginedSimulator(_Scripted(CONFIRMED), Calibrations(), num_envs=2)  # type: ignore[arg-type]
     simulator.reset(_observation([0.0, 0.0]))
     simulator.step_chunk(torch.full((2, 2, 1), 0.5))
     simulator.reset(_observation([0.0]), rows=torch.tensor([0]))
     assert simulator.step_chunk(torch.full((2, 2, 1), 0.5)).terminated.tolist() == [False, True]
-
-
-def test_confirm_by_hand() -> None:
-    values = torch.tensor([[3.0, 1.0, 2.0, 5.0]])
-    assert torch.equal(confirm(values, 0), values)
-    assert confirm(values, 1).tolist() == [[1.0, 1.0, 2.0, 5.0]]
-    assert confirm(values, 2).tolist() == [[1.0, 1.0, 2.0, 5.0]]
-    assert confirm(values, 9).tolist() == [[1.0, 1.0, 2.0, 5.0]]
 
 
 class _Unsure(_Counting):

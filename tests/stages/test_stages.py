@@ -29,9 +29,9 @@ def test_the_stages_that_run_on_every_rank_train_something() -> None:
     ]  # fmt: skip
 
 
-def test_what_falls_into_micro_batches_are_settings_of_stages_that_train() -> None:
+def test_what_falls_into_microbatches_are_settings_of_stages_that_train() -> None:
     for name, stage in STAGES.items():
-        for key in getattr(stage.Config, "MICRO_BATCHED", ()):
+        for key in getattr(stage.Config, "MICROBATCHED", ()):
             assert trains(name)
             assert isinstance(getattr(stage.Config(), key), int)
 

@@ -24,7 +24,7 @@ from worldloop.rl.grpo import GrpoObjective
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.stages import trains
 from worldloop.storage.run_state import LoopState
-from worldloop.training.data_parallel import DataParallel, add_metrics, share_of_micro_batch
+from worldloop.training.data_parallel import DataParallel, add_metrics, share_of_microbatch
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.sharding import gather, is_sharded, to_local
 
@@ -224,7 +224,7 @@ def test_gradients_of_a_step_are_those_of_one_rank(runs: Any) -> None:
                     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_micro_batches_have_unequal_counts_and_lose_groups(runs: Any) -> None:
+def test_microbatches_have_unequal_counts_and_lose_groups(runs: Any) -> None:
     """Else the test above would not tell a mean over ranks from a mean over actions."""
     _, _, (one, first, second, *_) = runs
     assert any(len(w) == 2 and abs(w[0] - w[1]) > 0.02 for w in one["weights"])
@@ -271,7 +271,7 @@ def test_the_stage_ends_with_the_same_weights(runs: Any, stage: str) -> None:
         torch.testing.assert_close(two[key], value, rtol=0, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_micro_batches_have_to_fit() -> None:
+def test_microbatches_have_to_fit() -> None:
     path = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
     for overrides, message in (
         (["num_microbatches=3"], "clone_policy.batch_size 32 is no multiple of num_microbatches 3"),
@@ -301,10 +301,10 @@ def test_one_rank_asks_nobody() -> None:
     alone.barrier()
 
 
-def test_ranks_share_out_the_micro_batches() -> None:
-    assert [list(DataParallel(rank, 3).micro_batches(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
-    with pytest.raises(ValueError, match="4 micro-batches cannot be shared by 3 ranks"):
-        DataParallel(0, 3).micro_batches(4)
+def test_ranks_share_out_the_microbatches() -> None:
+    assert [list(DataParallel(rank, 3).microbatches(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(ValueError, match="4 microbatches cannot be shared by 3 ranks"):
+        DataParallel(0, 3).microbatches(4)
 
 
 def test_counts_become_weights() -> None:
@@ -321,11 +321,11 @@ def test_metrics_add_up_by_weight() -> None:
     assert total == {"loss": 2.0, "kl": 3.0}
 
 
-def test_kinds_of_rows_have_their_share_of_many_small_micro_batches_too() -> None:
-    assert [share_of_micro_batch(3, 0.25, number) for number in range(4)] == [1, 1, 0, 1]  # 0.75, 1.5, 2.25, 3 so far
+def test_kinds_of_rows_have_their_share_of_many_small_microbatches_too() -> None:
+    assert [share_of_microbatch(3, 0.25, number) for number in range(4)] == [1, 1, 0, 1]  # 0.75, 1.5, 2.25, 3 so far
     for parts in (1, 2, 4, 8, 12, 24):
-        drawn = [share_of_micro_batch(24 // parts, 0.25, number) for number in range(parts)]
+        drawn = [share_of_microbatch(24 // parts, 0.25, number) for number in range(parts)]
         assert sum(drawn) == 6
         assert max(drawn) <= 24 // parts
-    assert share_of_micro_batch(5, 0.0, 3) == 0
-    assert share_of_micro_batch(5, 1.0, 3) == 5
+    assert share_of_microbatch(5, 0.0, 3) == 0
+    assert share_of_microbatch(5, 1.0, 3) == 5

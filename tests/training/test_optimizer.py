@@ -46,7 +46,7 @@ def test_it_goes_on_where_it_was_saved() -> None:
     assert resumed.learning_rate == whole.learning_rate
 
 
-def test_micro_batches_add_up_to_one_batch() -> None:
+def test_microbatches_add_up_to_one_batch() -> None:
     weight, rows = nn.Parameter(torch.ones(3)), torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3], [1, 1, 1]])
     optimizer = Optimizer([weight], learning_rate=0.1, num_steps=4)
     weights = DataParallel().weigh([torch.tensor(1), torch.tensor(3)])

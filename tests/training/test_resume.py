@@ -107,13 +107,13 @@ def draw(generator: torch.Generator) -> float:
     return float(torch.rand(1, generator=generator))
 
 
-def test_draws_of_a_micro_batch_depend_on_its_number_not_on_the_ranks() -> None:
+def test_draws_of_a_microbatch_depend_on_its_number_not_on_the_ranks() -> None:
     (alone,) = TrainingSetup().make_generators(3, "fit").values()
     assert draw(alone) == draw(make_generator(3, "fit"))
-    one = {n: draw(g) for n, g in TrainingSetup(num_micro_batches=4).make_generators(3, "fit").items()}
+    one = {n: draw(g) for n, g in TrainingSetup(num_microbatches=4).make_generators(3, "fit").items()}
     two: dict[int, float] = {}
     for rank in (0, 1):
-        setup = TrainingSetup(data_parallel=DataParallel(rank, 2), num_micro_batches=4)
+        setup = TrainingSetup(data_parallel=DataParallel(rank, 2), num_microbatches=4)
         own = setup.make_generators(3, "fit")
         assert list(own) == [2 * rank, 2 * rank + 1]
         two |= {n: draw(g) for n, g in own.items()}
@@ -123,16 +123,16 @@ def test_draws_of_a_micro_batch_depend_on_its_number_not_on_the_ranks() -> None:
 
 
 class Checkpointed:
-    """A layer of which the bias is frozen, and the generators of two micro-batches."""
+    """A layer of which the bias is frozen, and the generators of two microbatches."""
 
     def __init__(self, root: Path, every_s: float = 1e-9) -> None:
         self.layer = nn.Linear(2, 1)
         self.layer.bias.requires_grad_(False)
         self.generators = {number: make_generator(number) for number in (0, 1)}
-        self.setup = TrainingSetup(num_micro_batches=2, checkpoint_root=root, checkpoint_every_s=every_s)
-        by_micro_batch = {n: {"generator": GeneratorState(g)} for n, g in self.generators.items()}
+        self.setup = TrainingSetup(num_microbatches=2, checkpoint_root=root, checkpoint_every_s=every_s)
+        by_microbatch = {n: {"generator": GeneratorState(g)} for n, g in self.generators.items()}
         shared = {"module": TrainableState(self.layer)}
-        self.checkpoint = TrainingCheckpoint(self.setup, "fit", shared, by_micro_batch)
+        self.checkpoint = TrainingCheckpoint(self.setup, "fit", shared, by_microbatch)
 
 
 def test_a_checkpoint_gives_back_what_is_trained_and_nothing_else(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def draw_rows(generator: torch.Generator, num_rows: int) -> Rows:
 
 
 class Regression(BatchObjective[Rows]):
-    """Mean squared error; ``sizes`` are the rows of every micro-batch."""
+    """Mean squared error; ``sizes`` are the rows of every microbatch."""
 
     log_every = 2
 
@@ -116,7 +116,7 @@ def compute_whole(rows: list[Rows]) -> tuple[float, list[Tensor]]:
 # --- a step -------------------------------------------------------------------------------------------------------
 
 
-def test_unequal_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
+def test_unequal_microbatches_have_the_gradient_of_the_whole_batch() -> None:
     layer = make_layer()
     objective, trainer = Regression(layer, {0: 1, 1: 5, 2: 2}), make_trainer(layer)
     trainer.fit(objective, 1)
@@ -127,7 +127,7 @@ def test_unequal_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
         torch.testing.assert_close(got, want)
 
 
-def test_metrics_are_means_that_weigh_micro_batches_by_their_counts() -> None:
+def test_metrics_are_means_that_weigh_microbatches_by_their_counts() -> None:
     layer, reporter = make_layer(), RecordingReporter()
     objective = Regression(layer, {0: 1, 1: 5, 2: 2})
     make_trainer(layer, reporter=reporter).fit(objective, 1)
@@ -144,7 +144,7 @@ def test_metrics_are_means_that_weigh_micro_batches_by_their_counts() -> None:
 
 
 class Rounds(Regression):
-    """A step has as many updates as ``batches_of_step`` gives, each with the micro-batches named there."""
+    """A step has as many updates as ``batches_of_step`` gives, each with the microbatches named there."""
 
     batches_of_step: tuple[tuple[int, ...], ...] = ()
 
@@ -161,7 +161,7 @@ class Rounds(Regression):
 def test_a_step_of_several_updates_means_their_metrics_and_keeps_its_own() -> None:
     layer = make_layer()
     objective, trainer = Rounds(layer, {0: 2, 1: 4}), make_trainer(layer)
-    objective.batches_of_step = ((0, 1), (1,))  # the second update has nothing left of micro-batch 0
+    objective.batches_of_step = ((0, 1), (1,))  # the second update has nothing left of microbatch 0
     trainer.fit(objective, 1)
     assert isinstance(trainer.optimizer, RecordingOptimizer)
     assert len(trainer.optimizer.gradients) == 2
@@ -218,8 +218,8 @@ class BesideAnother(DataParallel):
 
     world_size: int = 2
 
-    def micro_batches(self, num_micro_batches: int) -> range:
-        return range(num_micro_batches)
+    def microbatches(self, num_microbatches: int) -> range:
+        return range(num_microbatches)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         return values
@@ -278,8 +278,8 @@ def test_without_an_average_the_module_itself_is_returned() -> None:
 # --- cut in the middle --------------------------------------------------------------------------------------------
 
 
-def make_setup(root: Path, every_s: float = 1e-9, num_micro_batches: int = 2) -> TrainingSetup:
-    return TrainingSetup(checkpoint_root=root, checkpoint_every_s=every_s, num_micro_batches=num_micro_batches)
+def make_setup(root: Path, every_s: float = 1e-9, num_microbatches: int = 2) -> TrainingSetup:
+    return TrainingSetup(checkpoint_root=root, checkpoint_every_s=every_s, num_microbatches=num_microbatches)
 
 
 @contextmanager
@@ -298,7 +298,7 @@ def test_a_training_that_is_cut_ends_as_if_it_had_not_been(tmp_path: Path, ema_d
         return trainer, Regression(layer, {0: 2, 1: 3})
 
     whole_reporter = RecordingReporter()
-    whole, whole_objective = begin(TrainingSetup(num_micro_batches=2), whole_reporter)
+    whole, whole_objective = begin(TrainingSetup(num_microbatches=2), whole_reporter)
     expected = whole.fit(whole_objective, 7)
 
     setup, curves = make_setup(tmp_path), RecordingReporter(cut=3)
@@ -330,7 +330,7 @@ def test_a_training_that_is_cut_ends_as_if_it_had_not_been(tmp_path: Path, ema_d
 
 def test_a_training_that_others_follow_can_be_asked_for_its_end(tmp_path: Path) -> None:
     """Checkpoints are due in a year, but for that of the last step."""
-    layer, setup = make_layer(), make_setup(tmp_path, every_s=3e7, num_micro_batches=1)
+    layer, setup = make_layer(), make_setup(tmp_path, every_s=3e7, num_microbatches=1)
     make_trainer(layer, setup).fit(Regression(layer, {0: 4}), 3)
     assert not setup.has_checkpoint("fit_line")
     trained = make_layer()
@@ -345,7 +345,7 @@ def test_a_training_that_others_follow_can_be_asked_for_its_end(tmp_path: Path) 
 
 @pytest.mark.parametrize("changes", [{"checkpoint_root": None}, {"checkpoint_every_s": 0.0}])
 def test_no_checkpoint_is_written_where_none_is_wanted(tmp_path: Path, changes: dict[str, Any]) -> None:
-    layer, setup = make_layer(), replace(make_setup(tmp_path, num_micro_batches=1), **changes)
+    layer, setup = make_layer(), replace(make_setup(tmp_path, num_microbatches=1), **changes)
     make_trainer(layer, setup, checkpoints_end=True).fit(Regression(layer, {0: 4}), 2)
     assert not list(tmp_path.iterdir())
     assert not setup.has_checkpoint("fit_line")

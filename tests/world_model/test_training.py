@@ -236,7 +236,7 @@ def statistics_clip(data: ToyEpisodes) -> Clip:
     return dataclasses.replace(clip, success=success, valid=valid, proprio=proprio)
 
 
-def test_statistics_by_hand_however_a_batch_falls_into_micro_batches() -> None:
+def test_statistics_by_hand_however_a_batch_falls_into_microbatches() -> None:
     clip = statistics_clip(ToyEpisodes(4))
     for parts in ([clip], [clip.rows([0]), clip.rows([1, 2])], [clip.rows([i]) for i in range(3)]):
         model = make_model()
@@ -273,15 +273,15 @@ def test_a_batch_that_does_not_count_changes_no_reach() -> None:
 # --- objectives ---------------------------------------------------------------------------------------------------
 
 
-def make_objective(model: VideoWorldModel, num_micro_batches: int = 1, pool_from: int = 0) -> WorldModelObjective:
-    setup = TrainingSetup(num_micro_batches=num_micro_batches)
+def make_objective(model: VideoWorldModel, num_microbatches: int = 1, pool_from: int = 0) -> WorldModelObjective:
+    setup = TrainingSetup(num_microbatches=num_microbatches)
     return WorldModelObjective(
         model, ToyEpisodes(16), setup.make_generators("video"), setup.data_parallel, batch_size=8, pool_from=pool_from
     )
 
 
 def train(model: VideoWorldModel, objective: WorldModelObjective | ProprioObjective, num_steps: int) -> None:
-    setup = TrainingSetup(num_micro_batches=len(objective.generators))
+    setup = TrainingSetup(num_microbatches=len(objective.generators))
     make_optimizer = partial(Optimizer, learning_rate=1e-3, num_steps=None)
     Trainer(model, make_optimizer, setup, RecordingReporter(), name="fit").fit(objective, num_steps)
 
@@ -289,7 +289,7 @@ def train(model: VideoWorldModel, objective: WorldModelObjective | ProprioObject
 def test_the_pool_takes_part_from_its_step_on() -> None:
     config = tiny_config(zero_time_share=1.0, self_rollout=SelfRolloutConfig(share=0.5))
     model = make_model(config)
-    objective = make_objective(model, num_micro_batches=2, pool_from=3)
+    objective = make_objective(model, num_microbatches=2, pool_from=3)
     train(model, objective, 3)
     assert [len(pool) for pool in objective.pools.values()] == [0, 0]
     train(model, objective, 5)
@@ -303,23 +303,23 @@ def test_the_pool_takes_part_from_its_step_on() -> None:
         assert torch.equal(context[4:], real_context[4:])
 
 
-def test_an_objective_keeps_generator_and_pool_of_every_micro_batch() -> None:
+def test_an_objective_keeps_generator_and_pool_of_every_microbatch() -> None:
     model = make_model(tiny_config(zero_time_share=1.0))
-    objective = make_objective(model, num_micro_batches=2)
+    objective = make_objective(model, num_microbatches=2)
     train(model, objective, 2)
-    again = make_objective(make_model(), num_micro_batches=2)
-    for number, states in objective.micro_batch_state().items():
+    again = make_objective(make_model(), num_microbatches=2)
+    for number, states in objective.microbatch_state().items():
         assert set(states) == {"generator", "pool"}
         for name, state in states.items():
             tensors = {key: value.clone() for key, value in state.state_dict().items()}
-            again.micro_batch_state()[number][name].load_state_dict(tensors)
+            again.microbatch_state()[number][name].load_state_dict(tensors)
     one, other = (next(iter(o.batches(2))) for o in (objective, again))
     for number in (0, 1):
         assert torch.equal(one[number].index, other[number].index)
         assert torch.equal(one[number].context["base_camera"], other[number].context["base_camera"])
 
 
-def test_micro_batches_weigh_by_their_valid_frames() -> None:
+def test_microbatches_weigh_by_their_valid_frames() -> None:
     model = make_model()
     clip = ToyEpisodes(4).load(torch.tensor([[0, NUM_FRAMES - 1], [1, 1]]), 2)
     generators: Mapping[int, torch.Generator] = {0: make_generator()}

@@ -143,6 +143,6 @@ class LoopConfig:
             raise ValueError(f"resources.num_workers {workers} needs runtime ray, not {self.runtime}")
         for name, stage in STAGES.items():
             section = self.section(stage.Config)
-            for key in getattr(stage.Config, "MICRO_BATCHED", ()):
+            for key in getattr(stage.Config, "MICROBATCHED", ()):
                 if getattr(section, key) % parts:
                     raise ValueError(f"{name}.{key} {getattr(section, key)} is no multiple of num_microbatches {parts}")

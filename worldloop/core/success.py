@@ -2,8 +2,9 @@
 
 - `classify_outcome` names the outcome of a simulated episode: success, near-success or failure.
 - A simulated episode goes on for ``SimulatorSpec.success_hold_frames`` frames after its success, so that the world
-  model sees what a solved task looks like.
-- An imagined success is declared when ``SimulatorSpec.success_confirm_frames`` further frames agree (`confirm`).
+  model sees what a solved task looks like. `simulators.base` and `sans.recordings` count them.
+- An imagined success is declared when ``SimulatorSpec.success_confirm_frames`` further frames agree: `confirm` over
+  whole episodes, `declare` while frames are still being imagined.
 - `Calibration` turns the success head's logits into probabilities, and says from which one on a success is declared.
 - `Trust` says whether a policy may learn from imagined success at all.
 
@@ -131,13 +132,29 @@ class Trust:
             )
 
 
+def _agree(values: Tensor, confirm_frames: int) -> Tensor:
+    """[B, M + confirm_frames] -> [B, M]: the lowest of each frame's value and of the ``confirm_frames`` after it."""
+    return values.unfold(1, confirm_frames + 1, 1).amin(2)
+
+
 def confirm(values: Tensor, confirm_frames: int) -> Tensor:
     """[B, M] -> [B, M]: the lowest of each frame's value and of the ``confirm_frames`` that follow it.
 
     What a single false frame says does not count. At the end fewer frames have to agree, as at an episode's time limit.
     """
-    padded = torch.nn.functional.pad(values, (0, confirm_frames), value=torch.inf)
-    return padded.unfold(1, confirm_frames + 1, 1).amin(2)
+    return _agree(torch.nn.functional.pad(values, (0, confirm_frames), value=torch.inf), confirm_frames)
+
+
+def declare(shows: Tensor, is_last: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
+    """`confirm` while frames arrive: bool [B, M], whether success has been declared at or before each frame.
+
+    ``shows`` bool [B, M]: the frame shows a success; ``is_last`` bool [B, M]: no frame counts after it. ``recent`` bool
+    [B, confirm_frames]: what the frames before these showed, false before the first; also returned, for those to come.
+    """
+    confirm_frames, M = recent.shape[1], shows.shape[1]
+    seen = torch.cat([recent, shows], dim=1)
+    declared = _agree(seen, confirm_frames) | (shows & is_last)
+    return declared.cummax(1).values, seen[:, M:]
 
 
 def find_highest_confirmed(values: Tensor, valid: Tensor, confirm_frames: int) -> Tensor:

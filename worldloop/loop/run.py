@@ -58,7 +58,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
     setup = TrainingSetup(
         device=choose_device(resources.device),
         data_parallel=data_parallel,
-        num_micro_batches=config.num_microbatches,
+        num_microbatches=config.num_microbatches,
         checkpoint_root=run_dir / "partial",
         checkpoint_every_s=resources.checkpoint_every_s,
         shard_world_model=resources.shard_world_model and data_parallel.world_size > 1,

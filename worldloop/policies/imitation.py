@@ -33,7 +33,7 @@ class ImitationConfig:
 
 
 class ImitationObjective(BatchObjective[ImitationBatch]):
-    """The policy's own imitation loss; ``batch_size`` is that of a micro-batch."""
+    """The policy's own imitation loss; ``batch_size`` is that of a microbatch."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ def fit_by_imitation(
         Optimizer, learning_rate=config.learning_rate, num_steps=config.num_steps, weight_decay=config.weight_decay
     )
     trainer = Trainer(policy, make_optimizer, setup, reporter, name=name, first_step=first_step)
-    size = config.batch_size // setup.num_micro_batches
+    size = config.batch_size // setup.num_microbatches
     objective = ImitationObjective(
         policy, dataset, generators, setup.device, batch_size=size, precision=config.precision
     )

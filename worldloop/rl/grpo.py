@@ -36,7 +36,8 @@ from worldloop.core.tensors import check_shape
 from worldloop.core.types import Observation, Rollout
 from worldloop.rl.advantages import compute_group_advantages, shuffle_returns
 from worldloop.rl.decisions import Decisions, flatten_decisions
-from worldloop.rl.rewards import RewardContext, check_reward, score_rollout
+from worldloop.rl.reward_context import RewardContext
+from worldloop.rl.rewards import check_reward, score_rollout
 from worldloop.training.data_parallel import DataParallel, add_metrics
 from worldloop.training.resume import Stateful
 from worldloop.training.trainer import Objective
@@ -55,7 +56,7 @@ class GrpoConfig:
     clip_ratio_low: float = 0.2  # lower clip of the probability ratio
     clip_ratio_high: float = 0.28  # upper clip of the probability ratio
     kl_coefficient: float = 0.01  # weight of the KL to the policy that the stage started from
-    min_group_std: float = 0.02  # groups whose returns vary less are dropped and counted
+    min_group_std: float = 0.02  # groups whose returns vary less (std, in units of the return) are dropped
     reward: dict[str, float] = field(default_factory=lambda: {"success": 1.0})  # weights of the terms of rl/rewards.py
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
@@ -79,7 +80,7 @@ class GrpoObjective(Objective[Decisions]):
     """A step is a round: imagine groups, score them, then optimizer steps over their decisions.
 
     - ``policy`` is trained; ``reference``, where the stage started, is what the KL penalty holds it to
-    - ``imagine(update, number) -> Rollout``: the grouped rollouts of one micro-batch
+    - ``imagine(update, number) -> Rollout``: the grouped rollouts of one microbatch
     - ``value(observation) -> f32 [B]``: a critic of the last states, or ``None``
     - ``on_update(num_updates)`` is called after every round, e.g. to save a candidate
     """
@@ -96,7 +97,7 @@ class GrpoObjective(Objective[Decisions]):
         generators: Mapping[int, torch.Generator],
         *,
         calibrations: Calibrations,
-        num_micro_batches: int,
+        num_microbatches: int,
         data_parallel: DataParallel,
         device: torch.device,
         value: Callable[[Observation], Tensor] | None = None,
@@ -104,7 +105,7 @@ class GrpoObjective(Objective[Decisions]):
     ) -> None:
         super().__init__(generators)
         self.policy, self.reference, self.config, self.imagine = policy, reference, config, imagine
-        self.calibrations, self.num_micro_batches = calibrations, num_micro_batches
+        self.calibrations, self.num_microbatches = calibrations, num_microbatches
         self.data_parallel, self.device = data_parallel, device
         self.value, self.on_update = value, on_update
         self.history = GrpoHistory()
@@ -117,12 +118,12 @@ class GrpoObjective(Objective[Decisions]):
         rollouts = {number: self.imagine(step, number) for number in self.generators}
         self._seconds = time.perf_counter() - began
 
-        # score: what is left to learn from, by micro-batch
+        # score: what is left to learn from, by microbatch
         judged = {number: self._judge(rollout, number) for number, rollout in rollouts.items()}
         decisions = {number: kept for number, kept in judged.items() if kept is not None}
 
         # minibatches, as many on every rank
-        size = self.config.minibatch_size // self.num_micro_batches
+        size = self.config.minibatch_size // self.num_microbatches
         longest = torch.tensor(max((math.ceil(len(d) / size) for d in decisions.values()), default=0))
         num_minibatches = int(self.data_parallel.all_reduce_max(longest))
         self.policy.train()
@@ -165,7 +166,7 @@ class GrpoObjective(Objective[Decisions]):
         return {"history": self.history}
 
     def _judge(self, rollout: Rollout, number: int) -> Decisions | None:
-        """The decisions of one micro-batch with their advantages; its share of the round's metrics is noted."""
+        """The decisions of one microbatch with their advantages; its share of the round's metrics is noted."""
         config, spec = self.config, self.policy.spec
         last_value = None if self.value is None else self.value(rollout.steps[-1].observation)
         returns, terms = score_rollout(rollout, config.reward, RewardContext(spec, self.calibrations, last_value))
@@ -177,7 +178,7 @@ class GrpoObjective(Objective[Decisions]):
         if (lowest := rollout.lowest_expected_psnr_db) is not None:
             floor_db = self.calibrations.column("floor_db", rollout.observations[0].task)
             means["uncertain_share"] = float((lowest < floor_db).float().mean())
-        add_metrics(self.step_metrics, means, 1 / self.num_micro_batches)
+        add_metrics(self.step_metrics, means, 1 / self.num_microbatches)
         running = rollout.valid[:, :: self.policy.chunk_length].sum()
         frames = float(running) * self.policy.chunk_length / spec.actions_per_frame
         add_metrics(self.step_metrics, {"groups_dropped": float(groups.num_dropped), "imagined_frames": frames})

@@ -1,36 +1,21 @@
 """What an imagined rollout is worth: weighted terms, each a function of the rollout.
 
-A new term is one function and one line in `REWARDS`; ``improve_policy.reward`` gives its weight.
+A new term is one function and one line in `REWARDS`, a long one with a file of its own in ``rl/``;
+``improve_policy.reward`` gives its weight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from worldloop.core.errors import require_choice
-from worldloop.core.specs import SimulatorSpec
-from worldloop.core.success import Calibrations, find_highest_confirmed
+from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Rollout
-
-
-@dataclass(frozen=True)
-class RewardContext:
-    """What terms may look at beside the rollout; ``spec`` and ``calibrations`` know every row's task.
-
-    ``last_value`` f32 [B]: a critic's probability of success from each row's last state, or ``None``.
-    """
-
-    spec: SimulatorSpec
-    calibrations: Calibrations
-    last_value: Tensor | None = None
-
-
-RewardTerm = Callable[[Rollout, RewardContext], Tensor]
+from worldloop.rl.reward_context import RewardContext, RewardTerm
 
 
 def score_success(rollout: Rollout, context: RewardContext) -> Tensor:

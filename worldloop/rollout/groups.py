@@ -21,13 +21,13 @@ from worldloop.core.success import Calibrations
 from worldloop.core.types import Rollout
 from worldloop.rollout.imagination import imagine_rollout
 from worldloop.sans.clips import ClipDataset
-from worldloop.training.data_parallel import share_of_micro_batch
+from worldloop.training.data_parallel import share_of_microbatch
 from worldloop.training.resume import TrainingSetup
 
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """``num_groups`` per micro-batch, in turn of each of ``tasks``: those in which the world model is trusted.
+    """``num_groups`` per microbatch, in turn of each of ``tasks``: those in which the world model is trusted.
 
     ``key`` seeds all noise. See the stage's config for the others.
     """
@@ -43,7 +43,7 @@ class GroupSettings:
 
 
 class GroupedImagination:
-    """``imagine(update, number)``: the grouped rollouts of micro-batch ``number`` in round ``update``.
+    """``imagine(update, number)``: the grouped rollouts of microbatch ``number`` in round ``update``.
 
     Raises ``WorldloopError`` for a task without a training episode.
     """
@@ -92,7 +92,7 @@ class GroupedImagination:
         """
         tasks, num_groups = self.settings.tasks, self.settings.num_groups
         positions = range(number * num_groups, (number + 1) * num_groups)  # within the round
-        begun = update * num_groups * self.setup.num_micro_batches  # groups of the rounds before
+        begun = update * num_groups * self.setup.num_microbatches  # groups of the rounds before
         starts = []
         for turn, task in enumerate(tasks):
             own = [p // len(tasks) for p in positions if (begun + p) % len(tasks) == turn]
@@ -103,7 +103,7 @@ class GroupedImagination:
         """The starts of the groups of ``task`` that have ``numbers`` among all of its groups of the round."""
         policy_episodes = self.policy_episodes[task]
         share = self.settings.mid_episode_share if len(policy_episodes) else 0.0
-        num_middle = sum(share_of_micro_batch(1, share, group) for group in numbers)
+        num_middle = sum(share_of_microbatch(1, share, group) for group in numbers)
 
         def draw(episodes: Tensor, count: int) -> Tensor:
             return episodes[torch.randint(len(episodes), (count,), generator=generator)]

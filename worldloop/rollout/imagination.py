@@ -23,7 +23,7 @@ from torch import Tensor
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, fill_context
 from worldloop.core.interfaces import Actor, ImaginedChunk, WorldModel
 from worldloop.core.randomness import make_row_keys
-from worldloop.core.success import Calibrations
+from worldloop.core.success import Calibrations, declare
 from worldloop.core.tensors import Rows
 from worldloop.core.types import ChunkStep, InitialStates, Observation, Rollout
 from worldloop.rollout.rollout import run_rollout
@@ -35,14 +35,14 @@ class ImaginedRows(Rows):
 
     - ``observation``: what each row shows now; ``state``: the world model's own
     - ``terminated``, ``truncated`` bool [B]
-    - ``streak`` int64 [B]: frames on end, up to now, that show a success
+    - ``recent`` bool [B, success_confirm_frames]: which of the last frames show a success, see `declare`
     """
 
     observation: Observation
     state: Any
     terminated: Tensor
     truncated: Tensor
-    streak: Tensor
+    recent: Tensor
 
     @property
     def ended(self) -> Tensor:
@@ -94,7 +94,8 @@ class ImaginedSimulator:
         observation = replace(observation, frames=frames, sim_state=None)
         ended = torch.zeros(len(observation), dtype=torch.bool)
         state = self._start(observation, noise_key)
-        fresh = ImaginedRows(observation, state, ended, ended, torch.zeros(len(observation), dtype=torch.long))
+        recent = torch.zeros(len(observation), self.spec.success_confirm_frames, dtype=torch.bool)
+        fresh = ImaginedRows(observation, state, ended, ended, recent)
         if rows is not None:
             if self._rows is None:
                 raise ValueError("reset the whole batch before resetting single rows")
@@ -121,19 +122,19 @@ class ImaginedSimulator:
         before = self._rows
         running = (~before.ended).nonzero()[:, 0]
         step = self._empty_step(before, actions)
-        state, streak = before.state, before.streak
+        state, recent = before.state, before.recent
         cut = torch.zeros_like(before.terminated)
         if len(running):
             everything = len(running) == len(before.terminated)
             chosen = before.state if everything else before.state.rows(running)
             imagined, chunk = self._imagine(chosen, actions[running])
             state = imagined if everything else before.state.put(running, imagined)
-            step, streak, cut = self._write_running(step, chunk, running, streak)
+            step, recent, cut = self._write_running(step, chunk, running, recent)
         terminated = before.terminated | step.success.any(1)
         observation = self._next_observation(before.observation, step, ~before.ended)
         at_limit = observation.env_step >= self._time_limits(observation.task)
         truncated = before.truncated | (~terminated & (cut | at_limit))
-        self._rows = ImaginedRows(observation, state, terminated, truncated, streak)
+        self._rows = ImaginedRows(observation, state, terminated, truncated, recent)
         return replace(step, observation=observation, terminated=terminated, truncated=truncated)
 
     def close(self) -> None:
@@ -199,9 +200,9 @@ class ImaginedSimulator:
         )
 
     def _write_running(
-        self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor, streak: Tensor
+        self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor, recent: Tensor
     ) -> tuple[ChunkStep, Tensor, Tensor]:
-        """``step`` filled at the running rows, their streaks, and which rows, bool [B], are too uncertain to go on.
+        """``step`` filled at the running rows, ``recent`` after it, and which rows, bool [B], are too uncertain.
 
         Success is held from the frame that declares it.
         """
@@ -218,8 +219,9 @@ class ImaginedSimulator:
         steps_left = self._time_limits(task) - observation.env_step[running]
         past = s * torch.arange(probability.shape[1]) >= steps_left[:, None]
         shows = (probability >= calibrations.column("threshold", task)[:, None]) & ~past
-        succeeded, running_streak = self._declare(shows, steps_left, streak[running])
-        streak = streak.index_copy(0, running, running_streak)
+        is_last = s * torch.arange(1, probability.shape[1] + 1) >= steps_left[:, None]
+        succeeded, running_recent = declare(shows, is_last, recent[running])
+        recent = recent.index_copy(0, running, running_recent)
         cut = ends & ~succeeded
         counts = ((succeeded | cut).long().cumsum(1) <= 1) & ~past  # up to and with the frame that ends the row
         for name, images in step.frames.items():
@@ -235,20 +237,7 @@ class ImaginedSimulator:
         rewards = torch.zeros(len(running), step.rewards.shape[1])
         rewards[:, s - 1 :: s] = (succeeded & counts).float()
         step.rewards[running] = rewards
-        return step, streak, torch.zeros_like(step.terminated).index_copy(0, running, cut[:, -1])
-
-    def _declare(self, shows: Tensor, steps_left: Tensor, streak: Tensor) -> tuple[Tensor, Tensor]:
-        """bool [b, M]: success has been declared at or before that frame, from the frames that show it; the streaks.
-
-        ``steps_left`` int64 [b]: environment steps to the time limit.
-        """
-        s, spec = self.spec.actions_per_frame, self.spec
-        declared = torch.zeros_like(shows)
-        for m in range(shows.shape[1]):
-            streak = torch.where(shows[:, m], streak + 1, 0)
-            is_last = (m + 1) * s >= steps_left
-            declared[:, m] = (streak > spec.success_confirm_frames) | (shows[:, m] & is_last)
-        return declared.cummax(1).values, streak
+        return step, recent, torch.zeros_like(step.terminated).index_copy(0, running, cut[:, -1])
 
     def _next_observation(self, before: Observation, step: ChunkStep, was_running: Tensor) -> Observation:
         context = {}

@@ -27,7 +27,7 @@ class Stage(Protocol):
     """What the module of a stage holds.
 
     - ``Config``: its frozen dataclass, the config section of its name; `ClassVar`s beside it say ``TRAINS`` (it runs on
-      every rank) and ``MICRO_BATCHED`` (the names of the settings that fall into ``num_microbatches`` equal parts)
+      every rank) and ``MICROBATCHED`` (the names of the settings that fall into ``num_microbatches`` equal parts)
     - ``takes_part``: whether it runs in an iteration
     - ``run``: the new state; a stage that is cut begins again, a training stage from its checkpoint
     """

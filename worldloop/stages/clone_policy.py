@@ -19,7 +19,7 @@ class Config(ImitationConfig):
     """How every policy of a run is cloned, this stage's and those that `improve_policy` clones."""
 
     TRAINS: ClassVar[bool] = True
-    MICRO_BATCHED: ClassVar[tuple[str, ...]] = ("batch_size",)
+    MICROBATCHED: ClassVar[tuple[str, ...]] = ("batch_size",)
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:

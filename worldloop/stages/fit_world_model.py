@@ -28,7 +28,7 @@ PROPRIO = "fit_world_model_proprio"
 @dataclass(frozen=True)
 class Config:
     TRAINS: ClassVar[bool] = True
-    MICRO_BATCHED: ClassVar[tuple[str, ...]] = ("batch_size", "proprio_batch_size")
+    MICROBATCHED: ClassVar[tuple[str, ...]] = ("batch_size", "proprio_batch_size")
 
     num_steps: int = 1500  # optimizer steps in iteration 1
     num_refit_steps: int = 900  # optimizer steps in later iterations, from the last model's weights
@@ -133,7 +133,7 @@ def fit_proprio(
         model,
         clips,
         context.setup.make_generators(context.seed, iteration, "fit_world_model/proprio"),
-        batch_size=config.proprio_batch_size // context.setup.num_micro_batches,
+        batch_size=config.proprio_batch_size // context.setup.num_microbatches,
         num_frames=config.proprio_frames,
     )
     trainer.fit(objective, num_steps)
@@ -174,7 +174,7 @@ def fit(
         clips,
         setup.make_generators(context.seed, *draws),
         setup.data_parallel,
-        batch_size=config.batch_size // setup.num_micro_batches,
+        batch_size=config.batch_size // setup.num_microbatches,
         pool_from=pool_from,
         target=target,
     )

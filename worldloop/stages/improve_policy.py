@@ -37,7 +37,7 @@ CRITIC_BATCH_SIZE = 64
 @dataclass(frozen=True)
 class Config(GrpoConfig):
     TRAINS: ClassVar[bool] = True
-    MICRO_BATCHED: ClassVar[tuple[str, ...]] = ("groups_per_update", "minibatch_size")
+    MICROBATCHED: ClassVar[tuple[str, ...]] = ("groups_per_update", "minibatch_size")
 
     method: str = "grpo"  # grpo | imitate_successes (control: clone every success in SANS, no world model)
     restart_from: str = "successes"  # successes (imitates all in SANS) | policy (last promoted) | clone (the first)
@@ -121,7 +121,7 @@ def improve_in_imagination(
         calibrations,
         dataset,
         GroupSettings(
-            num_groups=config.groups_per_update // setup.num_micro_batches,
+            num_groups=config.groups_per_update // setup.num_microbatches,
             tasks=tasks,
             group_size=config.group_size,
             mid_episode_share=config.mid_episode_share,
@@ -158,7 +158,7 @@ def improve_in_imagination(
         groups.imagine,
         generators,
         calibrations=calibrations,
-        num_micro_batches=setup.num_micro_batches,
+        num_microbatches=setup.num_microbatches,
         data_parallel=setup.data_parallel,
         device=context.device,
         value=None if critic is None else critic.value,

@@ -1,6 +1,6 @@
-"""Data parallelism: which rank goes through which micro-batch, and what the ranks add up.
+"""Data parallelism: which rank goes through which microbatch, and what the ranks add up.
 
-A training batch falls into ``num_micro_batches`` micro-batches, each with random draws of its own. The ranks share them
+A training batch falls into ``num_microbatches`` microbatches, each with random draws of its own. The ranks share them
 out, every rank goes through its own one after the other, and gradients add up over all of them. So the number of ranks
 changes the order in which floats are added and nothing else; a single rank accumulates gradients.
 
@@ -25,7 +25,7 @@ from worldloop.training.sharding import is_sharded
 class DataParallel:
     """Rank ``rank`` of ``world_size``. More than one need an initialised `torch.distributed` process group.
 
-    Every rank has to call the other methods but `micro_batches` (and what is made of them) equally often, in the same
+    Every rank has to call the other methods but `microbatches` (and what is made of them) equally often, in the same
     order.
     """
 
@@ -44,14 +44,14 @@ class DataParallel:
         """Whether this is the rank that writes files and shows progress."""
         return self.rank == 0
 
-    def micro_batches(self, num_micro_batches: int) -> range:
-        """The numbers of the micro-batches that this rank goes through; as many as every other's.
+    def microbatches(self, num_microbatches: int) -> range:
+        """The numbers of the microbatches that this rank goes through; as many as every other's.
 
-        Raises ``ValueError`` unless ``num_micro_batches`` is a multiple of ``world_size``.
+        Raises ``ValueError`` unless ``num_microbatches`` is a multiple of ``world_size``.
         """
-        if num_micro_batches % self.world_size:
-            raise ValueError(f"{num_micro_batches} micro-batches cannot be shared by {self.world_size} ranks")
-        share = num_micro_batches // self.world_size
+        if num_microbatches % self.world_size:
+            raise ValueError(f"{num_microbatches} microbatches cannot be shared by {self.world_size} ranks")
+        share = num_microbatches // self.world_size
         return range(self.rank * share, (self.rank + 1) * share)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ def add_metrics(total: Metrics, metrics: Mapping[str, float], weight: float = 1.
         total[name] = total.get(name, 0.0) + value * weight
 
 
-def share_of_micro_batch(count: int, share: float, number: int) -> int:
-    """How many of the ``count`` rows of micro-batch ``number`` are of a kind that has ``share`` of all rows.
+def share_of_microbatch(count: int, share: float, number: int) -> int:
+    """How many of the ``count`` rows of microbatch ``number`` are of a kind that has ``share`` of all rows.
 
-    Rounded over the micro-batches together, so that many small ones have as many as a large one.
+    Rounded over the microbatches together, so that many small ones have as many as a large one.
     """
     return round((number + 1) * count * share) - round(number * count * share)

@@ -21,7 +21,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Optimizer:
-    """``backward(loss)`` once or more, for micro-batches whose losses add up, then ``step()``.
+    """``backward(loss)`` once or more, for microbatches whose losses add up, then ``step()``.
 
     AdamW (betas .9, .95), linear warm-up, cosine decay to a tenth of ``learning_rate`` over ``num_steps``; no decay
     where ``num_steps`` is ``None``. A step adds up the gradients of all ranks, clips their norm and updates. Weight

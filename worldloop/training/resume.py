@@ -2,7 +2,7 @@
 
     partial/NAME/partial.json                  how many steps are done, hashes of the files that belong to them
     partial/NAME/shared_STEPS.safetensors      what every rank holds alike
-    partial/NAME/part_I_STEPS.safetensors      what belongs to micro-batch I: its generator, its self-rollout pool
+    partial/NAME/part_I_STEPS.safetensors      what belongs to microbatch I: its generator, its self-rollout pool
 
 Results depend neither on whether a stage was cut, nor on how often it writes a checkpoint.
 """
@@ -33,10 +33,10 @@ PARTIAL_SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Where a stage trains, and how it is cut into micro-batches and checkpoints.
+    """Where a stage trains, and how it is cut into microbatches and checkpoints.
 
     - ``device``: where networks train and imagine
-    - ``num_micro_batches``: parts of every batch, shared out among the ranks
+    - ``num_microbatches``: parts of every batch, shared out among the ranks
     - ``checkpoint_root``: folder of checkpoints within stages, ``None``: none are written
     - ``checkpoint_every_s``: seconds between two of them, 0: none are written
     - ``shard_world_model``: no rank holds the trained world model whole (FSDP2)
@@ -44,19 +44,20 @@ class TrainingSetup:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     data_parallel: DataParallel = field(default_factory=DataParallel)
-    num_micro_batches: int = 1
+    num_microbatches: int = 1
     checkpoint_root: Path | None = None
     checkpoint_every_s: float = 0.0
     shard_world_model: bool = False
 
     def make_generators(self, *parts: int | str) -> dict[int, torch.Generator]:
-        """A generator for each micro-batch of this rank, by its number."""
-        numbers = self.data_parallel.micro_batches(self.num_micro_batches)
+        """A generator for each microbatch of this rank, by its number."""
+        numbers = self.data_parallel.microbatches(self.num_microbatches)
         return {number: make_generator(*self.name_draws(number, *parts)) for number in numbers}
 
     def name_draws(self, number: int, *parts: int | str) -> tuple[int | str, ...]:
-        """What the draws of micro-batch ``number`` are derived from."""
-        return parts if self.num_micro_batches == 1 else (*parts, "micro-batch", number)
+        """What the draws of microbatch ``number`` are derived from."""
+        # not respelled: another word would be other draws
+        return parts if self.num_microbatches == 1 else (*parts, "micro-batch", number)
 
     def has_checkpoint(self, name: str) -> bool:
         """Whether the training called ``name`` would go on in its middle."""
@@ -113,7 +114,7 @@ class TrainableState:
 class TrainingCheckpoint:
     """``restore()`` once, then ``save(num_steps)`` after every step; see `TrainingSetup.drop_checkpoint` for the end.
 
-    ``shared`` is alike on every rank, ``by_micro_batch`` holds what belongs to each of this rank's micro-batches.
+    ``shared`` is alike on every rank, ``by_microbatch`` holds what belongs to each of this rank's microbatches.
     """
 
     def __init__(
@@ -121,12 +122,12 @@ class TrainingCheckpoint:
         setup: TrainingSetup,
         name: str,
         shared: Mapping[str, Stateful],
-        by_micro_batch: Mapping[int, Mapping[str, Stateful]],
+        by_microbatch: Mapping[int, Mapping[str, Stateful]],
     ) -> None:
         self.setup, self.directory = setup, setup.locate(name)
         self.num_steps, self.saved_at = 0, time.monotonic()
         self.files: dict[str, Mapping[str, Stateful]] = {"shared": shared}
-        self.files |= {f"part_{number}": states for number, states in by_micro_batch.items()}
+        self.files |= {f"part_{number}": states for number, states in by_microbatch.items()}
 
     def restore(self) -> int:
         """How many steps are done already; what they led to is restored.

@@ -1,6 +1,6 @@
 """The one training loop.
 
-An algorithm writes an `Objective`: where batches come from, and their loss. `Trainer` does the rest: micro-batches,
+An algorithm writes an `Objective`: where batches come from, and their loss. `Trainer` does the rest: microbatches,
 data parallelism, sharding, the moving average of the weights, gradient norms, progress, TensorBoard, and going on in
 the middle of a stage that was cut.
 """
@@ -26,7 +26,7 @@ from worldloop.training.sharding import gather, shard
 class Objective[BatchT](ABC):
     """What a `Trainer` minimises; one instance on every rank.
 
-    ``generators`` are those of this rank's micro-batches, by number: all randomness of the training comes from them.
+    ``generators`` are those of this rank's microbatches, by number: all randomness of the training comes from them.
     """
 
     progress_metric = "loss"  # of the metrics, shown beside the progress bar
@@ -38,18 +38,18 @@ class Objective[BatchT](ABC):
 
     @abstractmethod
     def batches(self, step: int) -> Iterable[Mapping[int, BatchT]]:
-        """The updates of ``step``: for each, the batches of this rank's micro-batches, by number.
+        """The updates of ``step``: for each, the batches of this rank's microbatches, by number.
 
-        All ranks yield equally many updates; a micro-batch that has no row left may be missing from one.
+        All ranks yield equally many updates; a microbatch that has no row left may be missing from one.
         """
 
     @abstractmethod
     def count(self, batch: BatchT) -> Tensor:
-        """A scalar: over how many elements the loss of ``batch`` is a mean. Micro-batches weigh by it."""
+        """A scalar: over how many elements the loss of ``batch`` is a mean. Microbatches weigh by it."""
 
     @abstractmethod
     def compute_loss(self, batch: BatchT, number: int) -> tuple[Tensor, Metrics]:
-        """The scalar to minimise for micro-batch ``number``, and metrics, which are averaged with the same weights."""
+        """The scalar to minimise for microbatch ``number``, and metrics, which are averaged with the same weights."""
 
     def prepare_update(self, batches: Mapping[int, BatchT]) -> None:
         """Called on every rank before the losses of an update; may all_reduce."""
@@ -66,8 +66,8 @@ class Objective[BatchT](ABC):
         """What a checkpoint keeps beside weights and optimizer, alike on every rank."""
         return {}
 
-    def micro_batch_state(self) -> dict[int, dict[str, Stateful]]:
-        """What a checkpoint keeps of each micro-batch of this rank."""
+    def microbatch_state(self) -> dict[int, dict[str, Stateful]]:
+        """What a checkpoint keeps of each microbatch of this rank."""
         return {number: {"generator": GeneratorState(g)} for number, g in self.generators.items()}
 
 
@@ -115,7 +115,7 @@ class Trainer[ModuleT: nn.Module]:
         The checkpoint stays until the caller has saved the result and drops it.
         """
         state = self._state() | objective.state()
-        checkpoint = TrainingCheckpoint(self.setup, self.name, state, objective.micro_batch_state())
+        checkpoint = TrainingCheckpoint(self.setup, self.name, state, objective.microbatch_state())
         done = checkpoint.restore()
         if done:
             self.reporter.log(f"{self.name} goes on from step {done}")
@@ -151,7 +151,7 @@ class Trainer[ModuleT: nn.Module]:
         return metrics
 
     def _update[BatchT](self, objective: Objective[BatchT], batches: Mapping[int, BatchT]) -> Metrics:
-        """One optimizer step on one batch per micro-batch."""
+        """One optimizer step on one batch per microbatch."""
         objective.prepare_update(batches)
         data_parallel = self.setup.data_parallel
         metrics: Metrics = {}
@@ -185,7 +185,7 @@ class BatchObjective[BatchT](Objective[BatchT]):
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> BatchT:
-        """The next batch of the micro-batch that draws from ``generator``."""
+        """The next batch of the microbatch that draws from ``generator``."""
 
 
 def fit_small[ModuleT: nn.Module, BatchT](

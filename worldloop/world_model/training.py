@@ -241,7 +241,7 @@ def update_statistics(model: VideoWorldModel, clips: Sequence[Clip], data_parall
     """What the model keeps of the data, brought up to date by one training batch, before its losses.
 
     The share of success frames, averaged over batches, balances the success loss; imagined proprio may go as far as
-    real proprio did. ``clips`` are this rank's micro-batches; all ranks end with the same statistics.
+    real proprio did. ``clips`` are this rank's microbatches; all ranks end with the same statistics.
     """
     counts, reach = [], []
     for clip in clips:
@@ -272,8 +272,8 @@ class ClipSource(Protocol):
 class WorldModelObjective(Objective[Clip]):
     """The joint loss of clips of one frame step.
 
-    From step ``pool_from`` on a share of every micro-batch continues the model's own predictions (`SelfRolloutPool`).
-    ``batch_size`` is that of a micro-batch.
+    From step ``pool_from`` on a share of every microbatch continues the model's own predictions (`SelfRolloutPool`).
+    ``batch_size`` is that of a microbatch.
     """
 
     def __init__(
@@ -317,12 +317,12 @@ class WorldModelObjective(Objective[Clip]):
             self.pools[number].update(batch, own)
         return loss, metrics
 
-    def micro_batch_state(self) -> dict[int, dict[str, Stateful]]:
-        return {number: state | {"pool": self.pools[number]} for number, state in super().micro_batch_state().items()}
+    def microbatch_state(self) -> dict[int, dict[str, Stateful]]:
+        return {number: state | {"pool": self.pools[number]} for number, state in super().microbatch_state().items()}
 
 
 class ProprioObjective(BatchObjective[Clip]):
-    """The loss of the proprio head alone, on clips of ``num_frames`` frame steps; ``batch_size`` is a micro-batch's."""
+    """The loss of the proprio head alone, on clips of ``num_frames`` frame steps; ``batch_size`` is a microbatch's."""
 
     progress_metric = "loss_proprio"
 
