@@ -1,8 +1,8 @@
 """ManiSkill's tabletop tasks by their registered names. No import of mani_skill here."""
 
 from worldloop.simulators.maniskill.family import ManiSkillTask
-from worldloop.simulators.maniskill.lift import PICK_CUBE
-from worldloop.simulators.maniskill.slide import PULL_CUBE, PUSH_CUBE
+from worldloop.simulators.maniskill.pick import PICK_CUBE
+from worldloop.simulators.maniskill.push_pull import PULL_CUBE, PUSH_CUBE
 
 TASKS: dict[str, ManiSkillTask] = {
     "PushCube-v1": PUSH_CUBE,

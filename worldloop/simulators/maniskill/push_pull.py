@@ -1,4 +1,4 @@
-"""Sliding tasks: PushCube-v1, PullCube-v1, their scripted expert and its perturbations, from privileged poses.
+"""Pushing and pulling: PushCube-v1, PullCube-v1, their scripted expert and its perturbations, from privileged poses.
 
 The arm moves as a person would: above the table to behind the cube, down, then straight through it to the goal.
 It plans a whole chunk open loop by integrating its own commands (`pd_ee_delta_pos`: an action of 1 commands 0.1 m,
@@ -33,7 +33,7 @@ APPROACH, DESCEND, PUSH, FINISH = range(4)
 
 
 @dataclass(frozen=True)
-class SlideTask(ManiSkillTask):
+class PushPullTask(ManiSkillTask):
     """Move the cube along the table until its centre is in the goal region.
 
     It has to go along x by the sign ``direction``; the goal's centre is ``goal_offset_m`` from where it begins.
@@ -45,11 +45,11 @@ class SlideTask(ManiSkillTask):
     def measure_gap(self, sim_state: Tensor) -> Tensor:
         return (sim_state[:, CUBE_XYZ] - sim_state[:, GOAL_XYZ])[:, :2]
 
-    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> SlideScriptedPolicy:
-        return SlideScriptedPolicy(self, parameters, chunk_length)
+    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> PushPullScriptedPolicy:
+        return PushPullScriptedPolicy(self, parameters, chunk_length)
 
 
-class SlideScriptedPolicy:
+class PushPullScriptedPolicy:
     """Pushes or pulls the cube; one variant per row. Rows restart at ``env_step == 0`` by themselves.
 
     It keeps a phase per row, so use a fresh one for each rollout. ``act`` needs ``observation.sim_state``.
@@ -57,7 +57,7 @@ class SlideScriptedPolicy:
 
     version = "scripted-1"
 
-    def __init__(self, task: SlideTask, parameters: VariantParameters, chunk_length: int) -> None:
+    def __init__(self, task: PushPullTask, parameters: VariantParameters, chunk_length: int) -> None:
         self._task = task
         self._p = parameters
         self._chunk_length = chunk_length
@@ -133,7 +133,7 @@ class SlideScriptedPolicy:
         return torch.cat([torch.minimum(delta[:, :1], reach[:, None]), delta[:, 1:]], dim=1)
 
 
-PUSH_CUBE = SlideTask(
+PUSH_CUBE = PushPullTask(
     id="PushCube-v1",
     instructions=(
         "push the blue cube forward onto the target",
@@ -149,7 +149,7 @@ PUSH_CUBE = SlideTask(
     direction=1.0,
 )
 
-PULL_CUBE = SlideTask(
+PULL_CUBE = PushPullTask(
     id="PullCube-v1",
     instructions=(
         "pull the blue cube backward onto the target",

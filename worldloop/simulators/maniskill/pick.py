@@ -1,7 +1,7 @@
-"""Lifting tasks: PickCube-v1, its scripted expert and its perturbations, from privileged poses.
+"""Picking: PickCube-v1, its scripted expert and its perturbations, from privileged poses.
 
 Above the cube with open fingers, down, close, and then straight to the goal in the air, where it stands still. Like
-its sliding sibling it plans a whole chunk open loop and measures anew at each chunk. The variants' parameters mean:
+`push_pull` it plans a whole chunk open loop and measures anew at each chunk. The variants' parameters mean:
 ``progress`` is the share of the way to the goal after which it stops, ``lateral_m`` and ``height_m`` where it grasps
 beside and above the cube, and ``lifts_at_end`` opens the fingers of a row that has stopped short.
 """
@@ -33,17 +33,17 @@ APPROACH, DESCEND, GRASP, CARRY, FINISH = range(5)
 
 
 @dataclass(frozen=True)
-class LiftTask(ManiSkillTask):
+class PickTask(ManiSkillTask):
     """Grasp the cube and hold it still at a goal in the air."""
 
     def measure_gap(self, sim_state: Tensor) -> Tensor:
         return sim_state[:, CUBE_XYZ] - sim_state[:, GOAL_XYZ]
 
-    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> LiftScriptedPolicy:
-        return LiftScriptedPolicy(parameters, chunk_length)
+    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> PickScriptedPolicy:
+        return PickScriptedPolicy(parameters, chunk_length)
 
 
-class LiftScriptedPolicy:
+class PickScriptedPolicy:
     """Grasps the cube and holds it at the goal; one variant per row. Rows restart at ``env_step == 0`` by themselves.
 
     It keeps a phase per row, so use a fresh one for each rollout. ``act`` needs ``observation.sim_state``.
@@ -124,14 +124,14 @@ class LiftScriptedPolicy:
         return torch.stack([x, y, 0.05 + 0.2 * phase[:, 3] + 0.02 * torch.sin(0.3 * step)], dim=1)
 
 
-PICK_CUBE = LiftTask(
+PICK_CUBE = PickTask(
     id="PickCube-v1",
     instructions=(
         "pick up the red cube and hold it at the green ball",
         "grasp the red block and lift it to the green sphere",
         "take the red cube up to the green ball and keep it there",
     ),
-    # Wider than for sliding: the cube may have to go 0.3 m up.
+    # Wider than for pushing: the cube may have to go 0.3 m up.
     camera=CameraPose(eye_m=(0.45, 0.45, 0.6), target_m=(0.0, 0.0, 0.15), fov_rad=0.62),
     goal_actor="goal_site",
     goal_radius_m=0.025,
