@@ -4,7 +4,7 @@
     python benchmarks/cosmos.py --tiny --device cpu --out /tmp/cosmos.json         # the same code on a small network
 
 Random weights: speed does not depend on them. No ray, mani_skill or lerobot. Measured in rounds that take every row in
-turn; a ratio is the median over rounds of the ratio within each.
+turn; a ratio is the median over rounds of the ratio within each, with its lowest and highest.
 
 - ``video``: 25 frames at 256x256 and 480x832 as the published codec has them, that is six latents of 32x32 and 60x104
   after a given one, each made in sight of all before it (a context of seven), by the 2B architecture in bf16, with and
@@ -227,8 +227,8 @@ def measure_video(name: str, size: tuple[int, int], options: argparse.Namespace,
     rows["environment, 4 steps, each decoded"] = as_environment
     took = measure(rows, options.rounds, on)
 
-    def ratio(slow: str, fast: str) -> float:
-        return float(np.median([a / b for a, b in zip(took[slow], took[fast], strict=True)]))
+    def ratio(slow: str, fast: str) -> dict[str, float]:
+        return summarise([a / b for a, b in zip(took[slow], took[fast], strict=True)])
 
     best = f"cached, {variants[-1][0]}, 4 steps"
     return {
@@ -290,8 +290,11 @@ def show(result: dict[str, Any]) -> None:
         print(f"\n{name}, {result[name]['parameters'] / 1e6:,.0f} M parameters, 25 frames")
         for row, values in result[name]["seconds"].items():
             print(f"  {row:<44}{values['median']:8.3f} s  ({values['low']:.3f} to {values['high']:.3f})")
-        for row, value in result[name]["ratios"].items():
-            print(f"  {row:<44}" + ("       -" if value is None else f"{value:8.2f} x"))
+        for row, values in result[name]["ratios"].items():
+            shown = (
+                f"{values['median']:8.2f} x  ({values['low']:.2f} to {values['high']:.2f})" if values else "       -"
+            )
+            print(f"  {row:<44}{shown}")
     print(f"\n64 px, {result['batch']['parameters'] / 1e6:,.0f} M parameters, one step")
     for row, values in result["batch"].items():
         if row.startswith("batch"):

@@ -70,7 +70,7 @@ def main() -> None:
             rates[name].append(play(server, SECONDS))
     world_model = servers["alone"].session.world_model
     result = {
-        "schema_version": 1,
+        "schema_version": 2,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "world_model": {
             "tasks": world_model.spec.task_ids,

@@ -5,6 +5,7 @@
 - loops: the same loop inline and on a local Ray in turn, each in a process of its own, from the command to its end; the
   ratio within a round, whether both end in the same results.json, and what of the time no stage took: imports, starting
   Ray and its actors, ending them. ``pushcube_cpu`` is `make loop`, whole: a round of it takes over half an hour.
+  Figures are medians over rounds, with the lowest and highest.
 - stages: how long stages that do nothing take: a run's first, one that trains right after it (several workers have been
   starting since the run began), and later ones.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -78,14 +80,19 @@ def time_stages(num_workers: int) -> dict[str, float]:
     return dict(zip(STAGE_KEYS, [*marks[:3], float(np.median(marks[3:]))], strict=True))
 
 
+def summarise(values: list[float], digits: int) -> dict[str, float]:
+    figures = {"median": float(np.median(values)), "low": min(values), "high": max(values)}
+    return {name: round(value, digits) for name, value in figures.items()} | {"n": len(values)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--loops", nargs="*", choices=LOOPS, default=list(LOOPS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/ray_overhead.json")
     options = parser.parse_args()
-    result: dict[str, Any] = {"schema_version": 1, "processor": platform.processor() or platform.machine()}
-    result |= {"rounds": options.rounds, "stages": {}, "loops": {}}
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    result: dict[str, Any] = {"schema_version": 2, "machine": machine, "stages": {}, "loops": {}}
     for num_workers in (1, 2):
         result["stages"][num_workers] = timed = {k: round(v, 2) for k, v in time_stages(num_workers).items()}
         print(
@@ -98,22 +105,26 @@ def main() -> None:
     try:
         for name in options.loops:
             rounds = [{r: run_loop(name, r, folder) for r in ("inline", "ray")} for _ in range(options.rounds)]
-            ratios = sorted(r["ray"]["seconds"] / r["inline"]["seconds"] for r in rounds)
-            entry: dict[str, Any] = {"overrides": LOOPS[name], "ratio": round(float(np.median(ratios)), 3)}
-            entry |= {"ratio_low": round(ratios[0], 3), "ratio_high": round(ratios[-1], 3)}
+            ratio = summarise([r["ray"]["seconds"] / r["inline"]["seconds"] for r in rounds], 3)
+            entry: dict[str, Any] = {"overrides": LOOPS[name], "ratio": ratio}
             entry["same_results"] = all(r["ray"]["results"] == r["inline"]["results"] for r in rounds)
             for runtime in ("inline", "ray"):
                 for key in ("seconds", "outside_stages"):
-                    entry[f"{runtime}_{key}"] = round(float(np.median([r[runtime][key] for r in rounds])), 1)
+                    entry[f"{runtime}_{key}"] = summarise([r[runtime][key] for r in rounds], 1)
                 entry[f"{runtime}_stages"] = {
-                    stage: round(float(np.median([r[runtime]["stages"][stage] for r in rounds])), 1)
+                    stage: summarise([r[runtime]["stages"][stage] for r in rounds], 1)
                     for stage in rounds[0][runtime]["stages"]
                 }
             result["loops"][name] = entry
+            ray_s, inline_s, ray_outside_s, inline_outside_s = (
+                entry[f"{runtime}_{key}"]["median"]
+                for key in ("seconds", "outside_stages")
+                for runtime in ("ray", "inline")
+            )
             print(
-                f"{name}: Ray {entry['ray_seconds']:.1f} s, inline {entry['inline_seconds']:.1f} s, ratio "
-                f"{entry['ratio']:.2f} ({entry['ratio_low']:.2f} to {entry['ratio_high']:.2f}); outside stages "
-                f"{entry['ray_outside_stages']:.1f} and {entry['inline_outside_stages']:.1f} s",
+                f"{name}: Ray {ray_s:.1f} s, inline {inline_s:.1f} s, ratio {ratio['median']:.2f} "
+                f"({ratio['low']:.2f} to {ratio['high']:.2f}); outside stages {ray_outside_s:.1f} and "
+                f"{inline_outside_s:.1f} s",
                 flush=True,
             )
     finally:

@@ -11,31 +11,43 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from worldloop.core.images import join_views
 from worldloop.core.randomness import make_row_keys
 from worldloop.factory import checkpoints
 from worldloop.sans.clips import ClipDataset
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
 
+NUM_FRAMES = 8  # of an episode, the real first one among them
+
 
 def imagine(run: Path, outcome: str) -> tuple[np.ndarray, np.ndarray]:
-    """(imagined, simulated) u8 [h, F w, 3]: the first held-out policy episode with that outcome, open loop."""
+    """(imagined, simulated) u8 [h, F w, 3]: the first held-out policy episode with that outcome, open loop.
+
+    Views of several cameras stand side by side.
+    """
     state = RunDirectory(run).read_state()
     store = SansStore(run / "sans")
     world_model = checkpoints.load_world_model(run / state.world_model)
-    dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", world_model.spec.camera)
-    episode = int(dataset.episode_index(source="policy", outcome=outcome)[0])
+    cameras = world_model.spec.robot.camera_names
+    dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", cameras)
+    episodes = dataset.episode_index(source="policy", outcome=outcome)
+    if len(episodes) == 0:
+        raise SystemExit(f"{run} has no held-out policy episode that is a {outcome}")
+    episode = int(episodes[0])
     clip = dataset.whole_episode(episode)
     start = dataset.observation(torch.tensor([[episode, 0]]))
     world = world_model.start(start, make_row_keys(1, "picture"))
-    imagined = world_model.imagine(world, clip.actions.flatten(1, 2))[1].frames[0]
+    imagined = world_model.imagine(world, clip.actions.flatten(1, 2))[1]
 
-    def strip(frames: torch.Tensor) -> np.ndarray:
-        shown = [start.frames[0, -1].numpy(), *frames[:7].numpy()]
-        shown += [np.full_like(shown[0], 255)] * (8 - len(shown))  # a shorter episode leaves white
+    def strip(frames: dict[str, torch.Tensor]) -> np.ndarray:
+        first = {camera: start.frames[camera][0, -1:] for camera in cameras}
+        views = [torch.cat([first[camera], frames[camera][0, : NUM_FRAMES - 1]]) for camera in cameras]
+        shown = list(join_views(views).numpy())
+        shown += [np.full_like(shown[0], 255)] * (NUM_FRAMES - len(shown))  # a shorter episode leaves white
         return np.concatenate(shown, axis=1)
 
-    return strip(imagined), strip(clip.frames[0])
+    return strip(imagined.frames), strip(clip.frames)
 
 
 def main(run: Path, target: Path) -> None:

@@ -21,5 +21,6 @@ def test_every_row_of_the_published_architecture_is_measured(tmp_path: Path) -> 
         seconds, ratios = result[size]["seconds"], result[size]["ratios"]
         assert len(seconds) == 8
         assert all(values["median"] > 0 for values in seconds.values())
-        assert [name for name, value in ratios.items() if value is None] == ["eager / compiled"]
+        assert [name for name, values in ratios.items() if values is None] == ["eager / compiled"]
+        assert all(values["low"] <= values["median"] <= values["high"] for values in ratios.values() if values)
     assert result["batch"]["batch 4"]["median"] > 0

@@ -3,9 +3,9 @@
     python experiments/015_push_and_pull/run.py run ARM [key=value ...] [--seeds 0 1 2]    # both | push | pull
     python experiments/015_push_and_pull/run.py report [key=value ...]                     # result.json, success.png
 
-``both`` is configs/push_and_pull_cpu.yaml as it stands. ``push`` and ``pull`` are the same with one of its tasks, and with
-the optimizer steps of configs/pushcube_cpu.yaml. All with one thread and one simulator process; begun again, they go on.
-``report`` reads the loops under run_root, up to the last iteration that all of them have evaluated.
+``both`` is configs/push_and_pull_cpu.yaml as it stands. ``push`` and ``pull`` are the same with one of its tasks, and
+with the optimizer steps of configs/pushcube_cpu.yaml. All with one thread and one simulator process; begun again, they
+go on. ``report`` reads the loops under run_root, up to the last iteration that all of them have evaluated.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def read_outcomes(loop: dict[str, Any], task: str, iteration: int) -> np.ndarray
 
 
 def pool(arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Over seeds and for each task: the gain of each arm over its clone, and success of ``both`` minus the task's own."""
+    """Over seeds and for each task: gain of each arm over its clone, and success of ``both`` minus the task's own."""
     pooled: dict[str, Any] = {"gain": {}, "both_minus_one": {}}
     for arm, loops in arms.items():
         for task in loops[0]["tasks"]:
