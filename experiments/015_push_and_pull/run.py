@@ -49,7 +49,7 @@ def count_iterations(directory: RunDirectory) -> int:
 
 
 def summarise(seed: int, directory: RunDirectory, last: int) -> dict[str, Any]:
-    """One loop up to the evaluation of iteration ``last``: its cost, and for each task success and what its model did."""
+    """One loop up to the evaluation of iteration ``last``: its cost, each task's success and what its model did."""
     timings = [t for t in directory.read_timings() if (t["iteration"], t["stage"]) != (last, "collect_episodes")]
     minutes: dict[str, float] = {}
     for timing in timings:
