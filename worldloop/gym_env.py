@@ -1,3 +1,3 @@
-"""The name that `worldloop.envs` had."""
+"""Moved: this module is now `worldloop.envs`."""
 
 raise ImportError("worldloop.gym_env is now worldloop.envs: write `import worldloop.envs`")

@@ -13,6 +13,7 @@ from two_views import TwoViews, make_spec
 from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import CameraSpec
 from worldloop.core.success import Calibration, Calibrations
+from worldloop.envs.spaces import make_observation_space
 from worldloop.envs.world_model_env import WorldModelEnv, WorldModelVectorEnv
 
 MODEL = TwoViews()
@@ -51,6 +52,14 @@ def test_an_observation_has_an_image_of_each_camera_and_the_task() -> None:
     assert (observation["image_wide"] == 100).all()
     assert (observation["image_hand"] == 200).all()
     assert (observation["task"], info["task"]) == (1, 1)
+
+
+def test_cameras_whose_images_would_share_a_key_are_refused_by_name() -> None:
+    spec = make_spec(CameraSpec("top.left", 4, 6), CameraSpec("top_left", 2, 3))
+    with pytest.raises(WorldloopError, match=r"cameras 'top\.left' and 'top_left' would both be 'image_top_left'"):
+        make_observation_space(spec)
+    spec = make_spec(CameraSpec("top.left", 4, 6), CameraSpec("top_right", 2, 3))
+    assert set(make_observation_space(spec)) == {"image_top_left", "image_top_right", "proprio", "task"}
 
 
 def test_success_uncertainty_and_time_limit_are_those_of_the_row_s_task() -> None:

@@ -171,9 +171,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         assert config == replace(context.config_of(clone_policy.Config), num_steps=100)
         calls.append(("imitate", select, path))
 
-    def improve(state: LoopState, config: Any, context: StageContext, tasks: Any, start: str, path: str) -> Any:
+    def improve(state: LoopState, config: Any, context: StageContext, tasks: Any, start: str) -> Any:
         calls.append(("improve", start, *(tasks if len(context.spec.tasks) > 1 else ())))
-        return state, (f"{path}_after_004",)
+        return state, (f"{NAME}_after_004",)
 
     monkeypatch.setattr(clone_policy, "imitate", imitate)
     monkeypatch.setattr(improve_policy, "improve_in_imagination", improve)
@@ -208,15 +208,25 @@ def test_the_control_imitates_and_imagines_nothing(improvement: Improvement, cal
     assert calls == [("imitate", EVERY_SUCCESS, NAME)]
 
 
-@pytest.mark.parametrize(("start", "candidates"), [("policy", ()), ("successes", (f"{NAME}_of_successes",))])
+@pytest.mark.parametrize(
+    ("start", "candidates", "line"),
+    [
+        ("policy", (), "no GRPO, the policy stays: too low"),
+        (
+            "successes",
+            (f"{NAME}_of_successes",),
+            "no GRPO, the imitation of all successes is the only candidate: too low",
+        ),
+    ],
+)
 def test_nothing_is_imagined_in_a_model_that_is_not_trusted(
-    improvement: Improvement, calls: list[Any], start: str, candidates: tuple[str, ...]
+    improvement: Improvement, calls: list[Any], start: str, candidates: tuple[str, ...], line: str
 ) -> None:
     state = improvement.run(f"improve_policy.restart_from={start}", trust={TASK: Trust(False, "too low")})
     assert state.candidates == candidates
     assert state.records[1]["improvement_skipped"] == "too low"
     assert not any(name == "improve" for name, *_ in calls)
-    assert improvement.reporter.lines == ["no policy is improved: too low"]
+    assert improvement.reporter.lines == [line]
 
 
 def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Improvement, calls: list[Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Calibration, Calibrations, Trust
 from worldloop.core.types import InitialStates
-from worldloop.storage.run_directory import RunDirectory
+from worldloop.storage.run_directory import RunDirectory, name_checkpoint
 from worldloop.storage.run_state import STATE_SCHEMA_VERSION, UNNAMED_TASK, LoopState
 
 CALIBRATION = Calibration(1.2, -0.3, 0.6, psnr_bias_db=0.5, floor_db=17.0)
@@ -25,6 +25,12 @@ STATE = LoopState(
     num_scripted_episodes=96,
     env_steps=2559,
 ).record(x=1, nested={"auc": None})
+
+
+def test_checkpoints_have_the_names_that_runs_on_disk_have() -> None:
+    assert name_checkpoint(0, "policy") == "checkpoints/iteration_000/policy"
+    assert name_checkpoint(12, "world_model", fit_number=1) == "checkpoints/iteration_012/world_model"
+    assert name_checkpoint(12, "world_model", fit_number=2) == "checkpoints/iteration_012/world_model_2"
 
 
 @pytest.mark.parametrize("state", [LoopState(), STATE])

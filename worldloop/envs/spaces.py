@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Observation
 
@@ -18,10 +19,18 @@ def name_images(spec: SimulatorSpec) -> dict[str, str]:
     """Camera name -> key of its image: ``image`` where there is one camera, else ``image_<camera>``.
 
     A dot in a camera's name becomes an underscore: PyTorch refuses dots in the names of modules, which
-    stable-baselines3 makes of these keys.
+    stable-baselines3 makes of these keys. Raises `WorldloopError` for two cameras that would then have the same key.
     """
     names = spec.robot.camera_names
-    return {name: "image" if len(names) == 1 else f"image_{name.replace('.', '_')}" for name in names}
+    if len(names) == 1:
+        return {names[0]: "image"}
+    cameras: dict[str, str] = {}
+    for name in names:
+        key = f"image_{name.replace('.', '_')}"
+        if key in cameras:
+            raise WorldloopError(f"cameras {cameras[key]!r} and {name!r} would both be {key!r} here: rename one")
+        cameras[key] = name
+    return {name: key for key, name in cameras.items()}
 
 
 def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:

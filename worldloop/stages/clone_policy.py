@@ -9,6 +9,7 @@ from worldloop.core.randomness import derive_seed
 from worldloop.policies.imitation import ImitationConfig, fit_by_imitation
 from worldloop.sans.imitation import EXPERT_DEMONSTRATIONS, EpisodeSelection, ImitationDataset
 from worldloop.stages.context import Schedule, StageContext
+from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
 
 NAME = "clone_policy"
@@ -28,7 +29,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Clone the expert demonstrations into ``checkpoints/iteration_000/policy``."""
-    path = "checkpoints/iteration_000/policy"
+    path = name_checkpoint(0, "policy")
     imitate(state, config, context, EXPERT_DEMONSTRATIONS, path)
     return replace(state, clone=path, policy=path)
 

@@ -17,6 +17,7 @@ from worldloop.evaluation.student import compare_students, find_loss
 from worldloop.reporting.student import describe_accepted, describe_refused, make_student_record
 from worldloop.stages import fit_world_model
 from worldloop.stages.context import Schedule, StageContext
+from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
 from worldloop.world_model.training import TeacherTarget
 
@@ -96,7 +97,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     state = replace(state, world_model_steps=state.world_model_steps + config.num_steps)
     state = state.record(**make_student_record(compared, loss is None, config.num_sampler_steps))
     if loss is None:
-        path = fit_world_model.name_checkpoint(state.iteration, "world_model_student", state.num_fits)
+        path = name_checkpoint(state.iteration, "world_model_student", state.num_fits)
         context.models.save_world_model(student, path)
         state = replace(state, world_model=path)
     context.setup.drop_checkpoint(NAME)

@@ -15,6 +15,7 @@ from worldloop.core.errors import require_positive, require_range
 from worldloop.core.randomness import derive_seed
 from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
 from worldloop.stages.context import Schedule, StageContext
+from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.trainer import Trainer
@@ -94,11 +95,6 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     steps = state.world_model_steps + num_steps
     state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
     return replace(state, calibrations=None, trust={})
-
-
-def name_checkpoint(iteration: int, name: str, fit_number: int) -> str:
-    """Relative to the run directory."""
-    return f"checkpoints/iteration_{iteration:03d}/{name}" + (f"_{fit_number}" if fit_number > 1 else "")
 
 
 def open_training_clips(state: LoopState, context: StageContext) -> BalancedClipSampler:

@@ -23,6 +23,7 @@ from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.sans.open_frames import OpenFrames
 from worldloop.stages import clone_policy
 from worldloop.stages.context import Schedule, StageContext
+from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.trainer import Trainer
@@ -70,15 +71,14 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Make ``state.candidates`` in the world model (grpo), or one from all successes (imitate_successes).
 
-    Groups start in the tasks in which the check trusts the world model; where there is none, no policy is improved.
-    Where GRPO starts from a policy that imitates every success in
-    SANS (``restart_from: successes``), that is a candidate too.
+    Groups start in the tasks in which the check trusts the world model. Where GRPO starts from a policy that imitates
+    every success in SANS (``restart_from: successes``), that is a candidate too; where no task is trusted, it alone.
     """
-    path = f"checkpoints/iteration_{state.iteration:03d}/policy"
     start = state.clone if config.restart_from == "clone" else state.policy
     imitated: tuple[str, ...] = ()
     if config.method == "imitate_successes" or config.restart_from == "successes":
-        start = path if config.method == "imitate_successes" else f"{path}_of_successes"
+        name = "policy" if config.method == "imitate_successes" else "policy_of_successes"
+        start = name_checkpoint(state.iteration, name)
         if not context.setup.has_checkpoint(NAME):
             cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_imitation_steps)
             clone_policy.imitate(state, cloning, context, EVERY_SUCCESS, start)
@@ -89,11 +89,12 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     trusted = tuple(task for task in context.spec.task_ids if task not in distrusted)
     if distrusted:
         reason = describe_distrust(distrusted, len(context.spec.tasks))
-        context.reporter.log(f"no policy is improved: {reason}" if not trusted else f"improved without: {reason}")
+        left = "the imitation of all successes is the only candidate" if imitated else "the policy stays"
+        context.reporter.log(f"improved without: {reason}" if trusted else f"no GRPO, {left}: {reason}")
         state = state.record(improvement_skipped=reason)
     if not trusted:
         return replace(state, candidates=imitated)
-    state, candidates = improve_in_imagination(state, config, context, trusted, start, path)
+    state, candidates = improve_in_imagination(state, config, context, trusted, start)
     return replace(state, candidates=(*imitated, *candidates))
 
 
@@ -103,7 +104,7 @@ def describe_distrust(reasons: dict[str, str], num_tasks: int) -> str:
 
 
 def improve_in_imagination(
-    state: LoopState, config: Config, context: StageContext, tasks: tuple[str, ...], start: str, path: str
+    state: LoopState, config: Config, context: StageContext, tasks: tuple[str, ...], start: str
 ) -> tuple[LoopState, tuple[str, ...]]:
     """GRPO in ``tasks`` from the checkpoint ``start``; the state with its figures, and the candidates' checkpoints."""
     policy, reference = (load_likelihood_policy(start, config, context) for _ in range(2))
@@ -144,7 +145,7 @@ def improve_in_imagination(
         ema_decay=config.ema_decay,
     )
     evenly = np.linspace(0, config.num_updates, config.num_candidates + 1).round()[1:].astype(int)
-    candidates = {update: f"{path}_after_{update:03d}" for update in evenly.tolist()}
+    candidates = {n: name_checkpoint(state.iteration, f"policy_after_{n:03d}") for n in evenly.tolist()}
     averaged = trainer.averaged
 
     def save_candidate(num_updates: int) -> None:

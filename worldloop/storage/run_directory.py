@@ -44,6 +44,14 @@ _REMEDY = "restore it, or delete the run directory and run again"
 _PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", "numpy", "worldloop")
 
 
+def name_checkpoint(iteration: int, name: str, fit_number: int = 1) -> str:
+    """Where a policy or world model is, relative to the run directory: ``checkpoints/iteration_001/world_model_2``.
+
+    ``fit_number``: which fit of the iteration it comes from; from the second on it is part of the name.
+    """
+    return f"checkpoints/iteration_{iteration:03d}/{name}" + (f"_{fit_number}" if fit_number > 1 else "")
+
+
 class RunDirectory:
     """Paths and durable files of a run; `lock` keeps two processes from sharing one."""
 
