@@ -1,6 +1,6 @@
-"""What a model looks back on: K frames, the episode's first and the K - 1 latest, (first, ..., previous, now).
+"""The context frames of a model: K frames (first, ..., previous, now), the episode's first and its K - 1 latest.
 
-Frames of a past that nobody knows repeat the oldest that is known; at an episode's start all are the same.
+A frame that is not known repeats the oldest known one. At an episode's start all K frames are equal.
 """
 
 from __future__ import annotations
@@ -8,18 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NUM_CONTEXT_FRAMES = 3  # of every observation, and the fewest of a world model: first, previous, now
+NUM_CONTEXT_FRAMES = 3  # K of every observation, and the least K of a world model: first, previous, now
 
 
 def shift_frames(frames: Tensor, following: Tensor) -> Tensor:
-    """One frame later: [B, K, ...] of (first, ..., previous, now) and [B, ...] -> (first, ..., now, following)."""
+    """Move the context one frame on: (first, ..., previous, now) [B, K, ...] -> (first, ..., now, ``following``).
+
+    ``following`` is [B, ...].
+    """
     return torch.cat([frames[:, :1], frames[:, 2:], following[:, None]], dim=1)
 
 
 def fill_context(frames: Tensor, num_frames: int) -> Tensor:
-    """[B, k, ...] -> [B, ``num_frames``, ...], of any k >= 1: cut down, or filled up with the oldest frame known.
+    """Cut or fill ``frames`` [B, k, ...], k >= 1, to [B, ``num_frames``, ...], ``num_frames`` >= 2.
 
-    One or two frames are taken for the latest, and the earlier one for the episode's first.
+    Missing frames repeat the oldest known one. With k = 1 or 2 the frames are the latest ones, and the earlier one
+    also stands for the episode's first.
     """
     recent = frames[:, 1:] if frames.shape[1] >= NUM_CONTEXT_FRAMES else frames
     recent = recent[:, -(num_frames - 1) :]

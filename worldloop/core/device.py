@@ -1,4 +1,4 @@
-"""Where networks train and imagine."""
+"""The device on which networks train and imagine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from worldloop.core.errors import WorldloopError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+    """The device called ``name``: ``cpu``, ``cuda`` or ``auto`` (a GPU if there is one, else the CPU).
 
-    Raises `WorldloopError` where there is none.
+    Raises `WorldloopError` for another name, and for ``cuda`` without a GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,13 +1,13 @@
-"""What is said of mistakes: the one error of the house, and how a setting that cannot be is refused.
+"""`WorldloopError`, the error that users see, and checks of a single setting.
 
-Apart from the vocabulary, so that raising it does not take importing torch.
+This module does not import torch, so that code without torch can raise the error.
 """
 
 from __future__ import annotations
 
 
 class WorldloopError(Exception):
-    """A mistake or a broken input that a user can mend; the CLI prints it as one line.
+    """A mistake or a broken input that the user can fix; the CLI prints it as one line.
 
     ``exit_code`` is 2 for wrong input (command, config, path) and 1 for anything else.
     """
@@ -16,7 +16,7 @@ class WorldloopError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in the one line that a `WorldloopError` has room for."""
+    """The first line of a library's error message, or the error's type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

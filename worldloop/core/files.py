@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name, fsync, rename; and errors of the disk in plain words."""
+"""Write files that are whole or absent (temporary name, fsync, rename), and turn disk errors into plain words."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def remove_leftovers(final: Path) -> None:
 
 @contextmanager
 def whole_directory(final: Path, what: str) -> Iterator[Path]:
-    """A temporary directory that becomes ``final`` when the block ends well, and vanishes otherwise.
+    """A temporary directory that becomes ``final`` if the block succeeds, and is deleted if it raises.
 
-    An existing ``final`` is replaced. One writer per ``final`` at a time.
+    An existing ``final`` is replaced. Only one writer per ``final`` may run at a time.
     """
     partial = final.parent / f".partial-{final.name}"
     with disk_errors(what):
@@ -113,7 +113,11 @@ def to_json(value: Any) -> bytes:
 
 
 def read_json(path: Path, what: str, newest_schema: int, remedy: str) -> dict[str, Any]:
-    """The object in ``path``; a broken file or a ``schema_version`` newer than ``newest_schema`` is refused by name."""
+    """The JSON object in ``path``.
+
+    Raises `WorldloopError`, with ``what`` in it, for a broken file and for a ``schema_version`` above
+    ``newest_schema``.
+    """
     try:
         value = json.loads(path.read_bytes())
         schema = int(value["schema_version"])
@@ -128,7 +132,7 @@ def read_json(path: Path, what: str, newest_schema: int, remedy: str) -> dict[st
 
 @contextmanager
 def malformed(what: str, remedy: str) -> Iterator[None]:
-    """Within it, the errors of reading a file that parses but holds something else become one ``WorldloopError``."""
+    """Turn the errors of reading unexpected content inside the block into one ``WorldloopError`` about ``what``."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -27,7 +27,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """u8 [n, h, w, 3] -> u8 [n, size, size, 3], anti-aliased; the whole picture, whatever its proportions."""
+    """u8 [n, h, w, 3] -> u8 [n, size, size, 3], anti-aliased; the image is stretched to a square, not cropped."""
     if images.dtype != torch.uint8 or images.shape[-1] != 3:
         raise ValueError(f"expected uint8 [n, h, w, 3], got {images.dtype} {tuple(images.shape)}")
     if images.shape[1:3] == (size, size):
@@ -39,14 +39,14 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def join_views(views: Sequence[Tensor]) -> Tensor:
-    """u8 [n, h, w, 3] of each camera -> [n, the largest h, all w, 3], side by side; below a lower view it is black."""
+    """Put views u8 [n, h, w, 3] side by side: u8 [n, largest h, sum of w, 3], black below the lower ones."""
     height = max(view.shape[1] for view in views)
     padded = [torch.nn.functional.pad(view, (0, 0, 0, 0, 0, height - view.shape[1])) for view in views]
     return torch.cat(padded, dim=2)
 
 
 def draw_level(frames: Tensor, level: Tensor, colour: tuple[int, int, int]) -> Tensor:
-    """u8 [F, h, w, 3] with a bar along the top, on black, as long as ``level`` f32 [F] in [0, 1] says."""
+    """Draw a bar on black along the top of ``frames`` u8 [F, h, w, 3]; ``level`` f32 [F] in [0, 1] is its length."""
     drawn = frames.clone()
     height, width = max(2, frames.shape[1] // 16), frames.shape[2]
     filled = torch.arange(width) < (level.clamp(0, 1) * width).round()[:, None]

@@ -1,6 +1,6 @@
-"""The seams of the system. Implementations live in the leaf packages and never import each other.
+"""The interfaces of the system. Implementations live in the leaf packages and never import each other.
 
-ManiSkill and a world model are both a `Simulator`; a policy cannot tell which it is in.
+ManiSkill and a world model both act as a `Simulator`; a policy cannot tell which one it runs in.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ Metrics = dict[str, float]
 
 @runtime_checkable
 class Simulator(Protocol):
-    """A batch of environments that is stepped by action chunks. There is no hidden auto-reset."""
+    """A batch of environments that executes action chunks. There is no hidden auto-reset."""
 
     spec: SimulatorSpec
     num_envs: int
 
     def reset(self, initial_states: InitialStates | Observation, rows: Tensor | None = None) -> Observation:
-        """Start rows from simulator states, or from observations (with ``sim_state``, or in an imagined simulator).
+        """Start rows from initial states or from observations; return the observation of the whole batch.
+
+        A real simulator needs observations with ``sim_state``; an imagined one needs observations.
 
         Without ``rows`` the batch becomes exactly these B <= num_envs rows; with ``rows`` int64 [N] only those
-        rows of the running batch start anew. Returns the observation of the whole batch.
+        rows of the running batch start anew.
         """
         ...
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
-        """Execute ``actions`` f32 [B, H, A]. Rows that have ended stay as they are, with ``valid`` false."""
+        """Execute ``actions`` f32 [B, H, A]. Rows that have ended do not change, and their ``valid`` is false."""
         ...
 
     def close(self) -> None: ...
@@ -54,7 +56,7 @@ class Simulator(Protocol):
 
 @runtime_checkable
 class InitialStateSource(Protocol):
-    """A simulator that can draw the initial states of a split, one at a time, from seeds."""
+    """A simulator that draws the initial states of a split, each from its own seed."""
 
     def draw_initial_states(
         self, task: str, split: Split, num_states: int, seed: int, first: int = 0
@@ -63,15 +65,15 @@ class InitialStateSource(Protocol):
 
 @runtime_checkable
 class ScriptedSource(Protocol):
-    """A simulator with scripted policies, of which iteration 0 is recorded."""
+    """A simulator with scripted policies; they record the episodes of iteration 0."""
 
     def make_scripted_policy(
         self, tasks: tuple[str, ...], variants: tuple[str, ...], row_keys: Tensor, chunk_length: int
     ) -> Actor:
         """A policy for one rollout: row b does ``tasks[b]`` as ``variants[b]``, randomness from ``row_keys`` int64 [B].
 
-        ``expert`` is the demonstrator; the other names of `seed_dataset.episodes` are ways to be worse. It may look at
-        ``observation.sim_state``. Raises ``ValueError`` for a variant that it does not know.
+        The variant ``expert`` demonstrates the task; every other name in `seed_dataset.episodes` is a worse version of
+        it. A scripted policy may read ``observation.sim_state``. Raises ``ValueError`` for an unknown variant.
         """
         ...
 
@@ -79,9 +81,9 @@ class ScriptedSource(Protocol):
 class TaskSimulator(Simulator, InitialStateSource, ScriptedSource, Protocol):
     """A simulator that a run can be built on.
 
-    It is a line in `worldloop.simulators.SIMULATORS`, or ``module:Class`` in a config.
-    ``Config`` is a frozen dataclass, built from the config's section of that name. It may have
-    ``for_play() -> Config``: one row, whose episodes neither a success nor a time limit ends, for `worldloop.play`.
+    A config names it by its key in `worldloop.simulators.SIMULATORS` or as ``module:Class``. ``Config`` is a frozen
+    dataclass, built from the config section of the simulator's name. ``Config`` may have ``for_play() -> Config`` for
+    `worldloop.play`: one row, and episodes that end neither at a success nor at a time limit.
     """
 
     Config: type[Any]
@@ -90,16 +92,16 @@ class TaskSimulator(Simulator, InitialStateSource, ScriptedSource, Protocol):
 
     @staticmethod
     def make_spec(config: Any) -> SimulatorSpec:
-        """What the simulator under ``config`` will look like. Starts nothing and needs no simulator package."""
+        """The spec of the simulator that ``config`` describes. Starts nothing and needs no simulator package."""
         ...
 
 
 @dataclass(frozen=True)
 class WorldState(Rows):
-    """Where an imagined rollout of B rows stands: plain tensors, so that rows can be indexed, forked, put and saved.
+    """The state of an imagined rollout of B rows: plain tensors, so that rows can be indexed, forked, put and saved.
 
-    Noise is a function of ``noise_key`` int64 [B] and ``step`` int64 [B], the frames imagined so far. A fork continues
-    bit-equal in a batch of the same size.
+    Noise is a function of ``noise_key`` int64 [B] and of ``step`` int64 [B], the number of frames imagined so far. A
+    fork continues bit-equal in a batch of the same size.
     """
 
     noise_key: Tensor
@@ -109,32 +111,32 @@ class WorldState(Rows):
         return len(self.noise_key)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All there is to save, by name; see `WorldModel.restore`."""
+        """Name -> tensor: everything that `WorldModel.restore` needs."""
         raise NotImplementedError
 
 
 class WorldModel(Protocol):
-    """A video world model with heads for proprio and success, as everything that imagines sees it.
+    """A video world model with heads for proprio and success.
 
-    ``spec`` names the cameras that it reads and imagines, all in one pass, and the tasks that it learned.
+    ``spec`` has the cameras that the model reads and imagines, all in one pass, and the tasks that it learned.
     """
 
     spec: SimulatorSpec
 
     def start(self, context: Observation, noise_key: Tensor) -> WorldState:
-        """From the context's frames and proprio; ``noise_key`` int64 [B]."""
+        """The state after the frames and proprio of ``context``; ``noise_key`` int64 [B] seeds each row's noise."""
         ...
 
     def restore(self, tensors: dict[str, Tensor]) -> WorldState:
-        """The state that ``tensors`` were saved of; it goes on equal within float tolerance."""
+        """The state that was saved as ``tensors``; imagination continues from it, equal within float tolerance."""
         ...
 
     def imagine(self, state: WorldState, actions: Tensor) -> tuple[WorldState, ImaginedChunk]:
-        """Roll ``actions`` f32 [B, H, A] forward without gradients."""
+        """Imagine the frames that follow ``actions`` f32 [B, H, A], without gradients."""
         ...
 
     def features(self, context: Observation) -> Tensor:
-        """Tokens [B, N, C] of the last context frame, with gradients, for critics and experts to build on."""
+        """Tokens [B, N, C] of the frame after the context, with gradients; critics and experts can build on them."""
         ...
 
 
@@ -142,8 +144,8 @@ class WorldModel(Protocol):
 class ImaginedChunk(Rows):
     """M imagined frames: ``frames`` camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S].
 
-    ``success_logit`` f32 [B, M]. ``expected_psnr_db`` f32 [B, M] is the model's own estimate of how close each frame is
-    to what would be simulated, the mean over cameras; ``None`` where a model has none.
+    ``success_logit`` f32 [B, M] is the success head's. ``expected_psnr_db`` f32 [B, M] is the model's own estimate of
+    the PSNR between each frame and the simulated one, the mean over cameras; ``None`` if the model makes no estimate.
     """
 
     frames: dict[str, Tensor]
@@ -153,13 +155,14 @@ class ImaginedChunk(Rows):
 
 
 class Actor(Protocol):
-    """What a rollout needs of a policy; ``version`` names the weights."""
+    """The part of a policy that a rollout uses; ``version`` names the weights."""
 
     version: str
 
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
-        """Sample with one noise key per row (a function of the key and ``observation.env_step``), or take the
-        most likely actions when ``noise_key`` is ``None``. No gradients.
+        """Sample actions, or take the most likely ones if ``noise_key`` is ``None``. No gradients.
+
+        ``noise_key`` int64 [B]: a row's sample is a function of its key and of its ``observation.env_step``.
         """
         ...
 
@@ -168,7 +171,7 @@ class ImitationSource(Protocol):
     """Observations and the action chunks to imitate, from real episodes."""
 
     def images(self) -> dict[str, Tensor]:
-        """Camera name -> u8 [N, h, w, 3]: the frame at every start of a chunk."""
+        """Camera name -> u8 [N, h, w, 3]: the frame at the start of every chunk."""
         ...
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
@@ -179,14 +182,13 @@ class ImitationSource(Protocol):
 class Policy(nn.Module, ABC):
     """A policy that can act and imitate; ``Policy(config, spec, normalisation, chunk_length)`` has random weights.
 
-    It is a line in `worldloop.policies.POLICIES`, or ``module:Class`` in a config. ``Config`` is a frozen dataclass,
-    built from the config's section of that name.
-    ``temperature`` is that of sampling and of every log-probability; it and ``version``, which names the weights, are
-    set from outside.
+    A config names it by its key in `worldloop.policies.POLICIES` or as ``module:Class``. ``Config`` is a frozen
+    dataclass, built from the config section of the policy's name. ``temperature`` applies to sampling and to every
+    log-probability. ``version`` names the weights. The caller sets both.
     """
 
     Config: ClassVar[type[Any]]
-    spec: SimulatorSpec  # of the cameras that it reads
+    spec: SimulatorSpec  # with only the cameras that the policy reads
     normalisation: Normalisation
     chunk_length: int
     temperature: float
@@ -198,17 +200,20 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def compute_imitation_loss(self, batch: ImitationBatch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """A scalar to minimise, the mean over the batch's valid actions, and metrics; ``generator`` (CPU) augments."""
+        """The loss to minimise, a mean over the valid actions of ``batch``, and metrics.
+
+        ``generator`` (CPU) draws the augmentation.
+        """
 
     def prepare(self, dataset: ImitationSource) -> None:
-        """Called once before cloning, e.g. for image statistics, which then belong to the state dict."""
+        """Prepare for cloning; called once before it. Image statistics, for example, become part of the state dict."""
         return
 
 
 class LikelihoodPolicy(Policy):
-    """A policy with exact log-probabilities, as GRPO needs them.
+    """A policy with exact log-probabilities, which GRPO needs.
 
-    The chunks of `act` have ``log_probs``, and in ``trace`` what `log_prob` needs to find them again.
+    `act` returns chunks with ``log_probs``; their ``trace`` holds what `log_prob` needs to compute them again.
     """
 
     @abstractmethod
@@ -217,10 +222,10 @@ class LikelihoodPolicy(Policy):
 
 
 class AdvantageConditionedPolicy(Policy):
-    """A policy that learns from good and bad actions alike, told which is which (RECAP, arXiv:2511.14759).
+    """A policy that learns from good and bad actions, told which is which (RECAP, arXiv:2511.14759).
 
-    `act` asks for good ones. ``guidance`` b >= 1 sharpens that: log pi_u + b (log pi_c - log pi_u), with c conditioned
-    and u not; it is set from outside.
+    `act` conditions on good actions. ``guidance`` b >= 1 strengthens the condition: log pi_u + b (log pi_c - log pi_u),
+    where pi_c is conditioned and pi_u is not. The caller sets ``guidance``.
     """
 
     guidance: float
@@ -229,22 +234,22 @@ class AdvantageConditionedPolicy(Policy):
     def compute_conditioned_loss(
         self, batch: ImitationBatch, is_good: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """As `compute_imitation_loss`; ``is_good`` int64 [B]: 1 for a positive advantage, 0 for another, -1 unknown."""
+        """As `compute_imitation_loss`; ``is_good`` int64 [B]: 1: positive advantage, 0: any other, -1: unknown."""
 
 
 class Progress(Protocol):
-    """A progress bar; ``advance`` may raise ``KeyboardInterrupt`` where the run was interrupted."""
+    """A progress bar; ``advance`` raises ``KeyboardInterrupt`` after the user has interrupted the run."""
 
     def advance(self, count: int = 1, **figures: float) -> None: ...
 
 
 class Writer(Protocol):
-    """TensorBoard of one stage; steps start where `Reporter.writer` was told to purge."""
+    """Writes the TensorBoard events of one stage, from the ``purge_step`` of `Reporter.writer` on."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
-        """Precision-recall and reliability of ``probability`` f [n] against ``is_success`` bool [n]."""
+        """Precision-recall curve and reliability diagram of ``probability`` f [n] against ``is_success`` bool [n]."""
         ...
 
     def video(self, tag: str, step: int, frames: Tensor, fps: float) -> None:
@@ -253,12 +258,12 @@ class Writer(Protocol):
 
 
 class Reporter(Protocol):
-    """What a person sees of a stage. On a rank that is not the main one nothing is shown or written."""
+    """Shows a stage to the user: progress, log lines, TensorBoard. Only the main rank shows or writes anything."""
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...
 
     def writer(self, name: str, purge_step: int) -> AbstractContextManager[Writer]:
-        """A writer to the folder ``name``; what it holds from ``purge_step`` on is dropped."""
+        """A writer to the folder ``name``; earlier events from ``purge_step`` on are dropped."""
         ...
 
     def log(self, line: str) -> None: ...

@@ -8,10 +8,10 @@ from typing import Any
 
 
 def add_sections[T: type](registry: Mapping[str, Any]) -> Callable[[T], T]:
-    """Class decorator for a frozen dataclass: one more field for every name of ``registry``.
+    """Class decorator for a frozen dataclass: add a field for every entry of ``registry``.
 
-    The field has the registry's name, and the ``Config`` of that class with its defaults. A new registry line thus
-    brings its config section along.
+    The field has the entry's name; its default is the class's ``Config()``. So a new registry entry adds its own config
+    section.
     """
 
     def extend(base: T) -> T:

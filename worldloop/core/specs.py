@@ -1,4 +1,4 @@
-"""What is known of a robot, its cameras and its tasks before the first frame."""
+"""Descriptions of a robot, its cameras and its tasks, known before the first frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """A camera by its name, with the size of its stored images in pixels."""
+    """A camera: its name, and the height and width of its stored images in pixels."""
 
     name: str
     height: int
@@ -18,9 +18,9 @@ class CameraSpec:
 
 @dataclass(frozen=True)
 class Landmark:
-    """A point that the check of a world model follows, e.g. ``object`` or ``effector``.
+    """A point that the check of a world model tracks, e.g. ``object`` or ``effector``.
 
-    Its 2 or 3 coordinates are ``columns`` of ``source``, each worth ``metres_per_unit``.
+    Its 2 or 3 coordinates are the ``columns`` of ``source``; times ``metres_per_unit`` they are metres.
     """
 
     name: str
@@ -31,9 +31,10 @@ class Landmark:
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """One robot as it is controlled and seen. Two robots are two runs.
+    """One robot: its proprio, its actions and its cameras. A run has one robot.
 
-    ``action_low/high`` bound environment actions per dimension; ``hz`` is the rate of environment steps.
+    ``action_low`` and ``action_high`` bound each action dimension, in environment units; ``hz`` is the rate of
+    environment steps.
     """
 
     name: str
@@ -66,11 +67,11 @@ class RobotSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task, as a row, an episode or a figure names it by ``id``.
+    """One task. Rows, episodes and figures name it by its ``id``.
 
-    ``instructions``: paraphrases, of which an episode has one; the first stands for all. ``success_radius_m`` is the
-    distance at which the task counts as solved, 0 where nobody knows; ``max_episode_steps`` is in environment steps.
-    ``landmarks`` may be empty: only the check of a world model reads them; no policy and no world model ever does.
+    ``instructions`` are paraphrases; an episode has one of them, `instruction` is the first. ``success_radius_m`` is
+    the distance at which the task counts as solved, 0 if unknown; ``max_episode_steps`` is in environment steps.
+    ``landmarks`` may be empty. Only the check of a world model reads landmarks; no policy and no world model does.
     """
 
     id: str
@@ -86,11 +87,13 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class SimulatorSpec:
-    """One robot and the tasks it does, in one simulator: what a policy or a world model must know of it.
+    """One robot and its tasks in one simulator: all that a policy or a world model must know about a simulator.
 
-    ``actions_per_frame``: environment actions between two stored frames. ``success_hold_frames``: an episode goes on
-    for so many stored frames after its first success, time limit permitting. ``success_confirm_frames``: a world model
-    declares a success when it sees one in that many more frames on end. All tasks have the same landmarks by name.
+    - ``actions_per_frame``: environment actions between two stored frames
+    - ``success_hold_frames``: stored frames for which an episode goes on after its first success, up to the time limit
+    - ``success_confirm_frames``: further consecutive frames that must show a success before an imagined success counts
+
+    Landmarks have the same names and numbers of coordinates in all tasks.
     """
 
     robot: RobotSpec
@@ -114,12 +117,12 @@ class SimulatorSpec:
 
     @property
     def max_episode_steps(self) -> int:
-        """Of the longest task."""
+        """The time limit of the longest task, in environment steps."""
         return max(task.max_episode_steps for task in self.tasks)
 
     @property
     def frames_per_second(self) -> float:
-        """Of stored frames."""
+        """The rate of stored frames, in Hz."""
         return self.robot.hz / self.actions_per_frame
 
     @property
@@ -127,14 +130,14 @@ class SimulatorSpec:
         return tuple(mark.name for mark in self.tasks[0].landmarks)
 
     def task(self, task_id: str) -> TaskSpec:
-        """Raises ``ValueError`` naming the tasks that there are."""
+        """The task with this id. Raises ``ValueError``, with the known ids, for another id."""
         for task in self.tasks:
             if task.id == task_id:
                 return task
         raise ValueError(f"task {task_id!r} is not one of {', '.join(self.task_ids)}")
 
     def with_cameras(self, names: Sequence[str]) -> SimulatorSpec:
-        """The same, seen by the cameras called ``names`` alone, in the robot's order; no names: all of them.
+        """The same spec with only the cameras called ``names``, in the robot's order; no names keep all cameras.
 
         Raises ``ValueError`` for a camera that the robot does not have.
         """

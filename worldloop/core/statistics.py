@@ -1,8 +1,8 @@
-"""Every reported rate, gain and score passes here, so that none is printed without its n and its interval.
+"""Rates, gains and scores with their n and 95 % interval. Every reported figure is computed here.
 
-Intervals are 95 %. Rates: Wilson (1927). Paired gains, AUC, balanced accuracy: percentile bootstrap over episodes
-(Efron 1979) with a fixed seed, so that the same data give the same interval. SciPy is imported where it is used: that
-takes over a second, and most processes of a run compute no statistics.
+Rates have Wilson intervals (1927). Paired gains, AUC and balanced accuracy have percentile bootstrap intervals over
+episodes (Efron 1979); the seed is fixed, so the same data give the same interval. SciPy is imported inside functions:
+the import takes over a second, and most processes of a run compute no statistics.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Rate:
 
     @classmethod
     def of(cls, outcomes: np.ndarray) -> Rate:
-        """From a bool array [n]; raises ``ValueError`` when it is empty."""
+        """The rate of ``outcomes`` bool [n]; raises ``ValueError`` if it is empty."""
         outcomes = np.asarray(outcomes, dtype=bool)
         return cls.from_counts(int(outcomes.sum()), int(outcomes.size))
 
@@ -39,7 +39,7 @@ class Rate:
 
     @classmethod
     def pool(cls, rates: Sequence[Rate]) -> Rate:
-        """Of all their trials together."""
+        """The rate over the trials of all ``rates`` together."""
         return cls.from_counts(sum(rate.k for rate in rates), sum(rate.n for rate in rates))
 
     def to_dict(self) -> dict[str, float]:
@@ -63,7 +63,7 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
 class PairedGain:
     """Success after minus before on the same states, in [-1, 1], with a bootstrap interval over states.
 
-    ``p_value``: exact McNemar test (two-sided binomial test on the states whose outcome changed); 1 if none did.
+    ``p_value``: exact McNemar test, a two-sided binomial test on the states whose outcome changed; 1 if none changed.
     """
 
     gain: float
@@ -78,7 +78,7 @@ class PairedGain:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of ``n`` rows with its 95 % bootstrap interval; what the rows do not define is NaN.
+    """A figure over ``n`` rows with its 95 % bootstrap interval; a value or bound that is not defined is NaN.
 
     Example: the AUC of 50 episodes -> .943 (.910-.972).
     """
@@ -93,7 +93,7 @@ class Estimate:
         return not math.isnan(self.low)
 
     def to_dict(self, with_n: bool = False) -> dict[str, float | None]:
-        """``value``, ``low``, ``high`` with ``None`` for NaN; ``n`` too where nothing beside the figure says it."""
+        """``value``, ``low`` and ``high``, with ``None`` for NaN; also ``n`` if ``with_n``."""
         figures = {"value": self.value, "low": self.low, "high": self.high}
         return {k: None if math.isnan(x) else x for k, x in figures.items()} | ({"n": self.n} if with_n else {})
 
@@ -103,7 +103,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """``n`` episodes of nearly the same probability: its mean, and the ``rate`` of those that succeeded."""
+    """``n`` episodes of similar predicted probability: their mean ``probability`` and their success ``rate``."""
 
     n: int
     probability: float
@@ -114,7 +114,10 @@ class ReliabilityBin:
 
 
 def paired_gain(before: np.ndarray, after: np.ndarray) -> PairedGain:
-    """``before`` and ``after`` are bool [n] on the same states in the same order."""
+    """The gain from ``before`` to ``after``, bool [n] each, on the same states in the same order.
+
+    Raises ``ValueError`` unless both have one shape [n] with n > 0.
+    """
     from scipy import stats
 
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
@@ -137,8 +140,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % percentile interval of ``statistic(*arrays)``, resampling rows of all arrays together.
 
-    With ``clusters`` [n] whole clusters (states) are resampled instead of rows. Resamples on which the statistic is
-    not defined (NaN) are left out; (nan, nan) when it is defined on fewer than half of them.
+    With ``clusters`` [n], whole clusters (e.g. states) are resampled instead of rows. Resamples whose statistic is NaN
+    are left out; if that is more than half of them, the interval is (nan, nan). Raises ``ValueError`` unless all arrays
+    have one length > 0.
     """
     arrays = tuple(np.asarray(a) for a in arrays)
     n = len(arrays[0])
@@ -162,7 +166,7 @@ def bootstrap_interval(
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> tuple[float, float]:
-    """95 % percentile interval of the mean of ``values`` [n], as `bootstrap_interval` but all resamples at once."""
+    """95 % percentile interval of the mean of ``values`` [n]: `bootstrap_interval`, but all resamples in one call."""
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"bootstrap needs values [n] with n > 0, got {values.shape}")
@@ -199,7 +203,7 @@ def estimate_by_label(
 
 
 def estimate_mean(values: np.ndarray, digits: int = 4, num_resamples: int = NUM_RESAMPLES) -> Estimate | None:
-    """Mean of what is not NaN in ``values`` [n]; ``None`` where all is NaN."""
+    """Mean of the values in ``values`` [n] that are not NaN; ``None`` if all are NaN."""
     values = np.asarray(values, dtype=float)
     defined = values[~np.isnan(values)]
     if not len(defined):
@@ -209,10 +213,11 @@ def estimate_mean(values: np.ndarray, digits: int = 4, num_resamples: int = NUM_
 
 
 def average_estimates(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """The mean of those ``estimates`` that are defined, their errors taken as independent; ``None`` without any.
+    """The mean of the defined ``estimates``, with independent errors; ``None`` if all are ``None``.
 
-    Each half-width is the root of the squares' sum, over their number (Zou and Donner 2008, Statistics in Medicine 27,
-    1693-1702: MOVER). An estimate without an interval leaves the mean without one. ``n`` is the sum.
+    Each half-width of the interval is the root of the sum of squared half-widths, divided by their number (MOVER, Zou
+    and Donner 2008, Statistics in Medicine 27, 1693-1702). If an estimate has no interval, the mean has none. ``n`` is
+    the sum. If every estimate is NaN, the first is returned.
     """
     given = [estimate for estimate in estimates if estimate is not None]
     defined = [estimate for estimate in given if not math.isnan(estimate.value)]
@@ -239,7 +244,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's, in [-1, 1]; NaN where either does not vary."""
+    """Spearman's rank correlation in [-1, 1]; NaN if ``x`` or ``y`` is constant."""
     if len(x) < 2 or x.min() == x.max() or y.min() == y.max():
         return float("nan")
     from scipy import stats
@@ -264,9 +269,9 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, nu
 def compute_reliability(
     probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 10
 ) -> tuple[ReliabilityBin, ...]:
-    """Each of ``num_bins`` bins of equal width that holds anything, in order of probability.
+    """The non-empty ones of ``num_bins`` bins of equal width, in order of probability.
 
-    A reliability diagram (Guo et al. 2017, figure 1) shows the rate over the probability.
+    A reliability diagram (Guo et al. 2017, figure 1) plots the rate of each bin against its probability.
     """
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels, dtype=float)
     bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
@@ -280,7 +285,8 @@ def compute_reliability(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Platt scaling: (scale a > 0, bias b) minimising the log loss of sigmoid(a * logit + b).
 
-    A weak pull towards (1, 0) keeps the answer finite on separable data. Raises ``ValueError`` on one class only.
+    A weak penalty on the distance from (1, 0) keeps the result finite on separable data. Raises ``ValueError`` unless
+    both classes occur.
     """
     from scipy import optimize
 
@@ -298,7 +304,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, floa
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold of highest balanced accuracy (score >= threshold is positive), midway between neighbours."""
+    """The threshold of highest balanced accuracy, midway between two scores; score >= threshold is positive.
+
+    Raises ``ValueError`` unless both classes occur.
+    """
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
     if labels.all() or not labels.any():
         raise ValueError("a threshold needs both outcomes")

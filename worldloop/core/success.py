@@ -1,20 +1,20 @@
-"""When does a success count? The rule, in one place, for simulators, imagination and judgement.
+"""The rule that says when a success counts, for simulators, imagination and evaluation.
 
 - `classify_outcome` names the outcome of a simulated episode: success, near-success or failure.
 - A simulated episode goes on for ``SimulatorSpec.success_hold_frames`` frames after its success, so that the world
   model sees what a solved task looks like. `simulators.base` and `sans.recordings` count them.
-- An imagined success is declared when ``SimulatorSpec.success_confirm_frames`` further frames agree: `confirm` over
-  whole episodes, `declare` while frames are still being imagined.
-- `Calibration` turns the success head's logits into probabilities, and says from which one on a success is declared.
-- `Trust` says whether a policy may learn from imagined success at all.
+- An imagined success is declared when ``SimulatorSpec.success_confirm_frames`` further frames also show it. `confirm`
+  applies this to whole episodes, `declare` to frames as they are imagined.
+- `Calibration` turns the success head's logits into probabilities and holds the threshold for a success.
+- `Trust` says whether a policy may learn from imagined success.
 
-World-VLA-Loop trains its reward on failures that almost succeed, but gives no number. Ours: an episode is a
-near-success when it failed and its smallest distance to the goal's *centre* was at most twice the success radius r,
-that is, its distance to the success *region* was at most r.
+World-VLA-Loop trains its reward on failures that almost succeed, but gives no number. Here a failed episode is a
+near-success if both hold:
 
-Provision (a deviation from that plain rule): in some tasks the object starts this close (PushCube starts at exactly
-2r), so an episode that touches nothing would count. A near-success must also have come at least
-``MIN_PROGRESS_M`` closer than where it started.
+1. Its smallest distance to the success *region* was at most the success radius r. That is at most 2r to the goal's
+   *centre*.
+2. It came at least ``MIN_PROGRESS_M`` closer than it started. Without this rule an episode that touches nothing could
+   count: in PushCube the object starts exactly 2r from the centre.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MIN_PROGRESS_M = 0.01
 
 
 def require_success_frames(section: str, hold_frames: int, confirm_frames: int) -> None:
-    """Raise ``ValueError`` unless 0 <= ``confirm_frames`` <= ``hold_frames``, the two settings of config ``section``.
+    """Raise ``ValueError`` unless 0 <= ``confirm_frames`` <= ``hold_frames``, two settings of config ``section``.
 
-    Nothing after a success could confirm it if the episode did not go on for as long.
+    An episode must go on long enough after a success for later frames to confirm it.
     """
     if not 0 <= confirm_frames <= hold_frames:
         raise ValueError(
@@ -48,9 +48,9 @@ def classify_outcome(
 ) -> tuple[Outcome, float]:
     """(outcome, margin_m) of an episode.
 
-    ``distances_m`` f32 [T] is the distance to the success region after each executed step (0 = inside),
-    ``start_distance_m`` the same before the first step. ``margin_m`` is the smallest of them all, 0 on success.
-    Raises ``ValueError`` for an empty or non-finite list of distances and for a radius that is not positive.
+    ``distances_m`` f32 [T] is the distance to the success region after each executed step (0 = inside).
+    ``start_distance_m`` is the distance before the first step. ``margin_m`` is the smallest of all these distances, 0
+    on success. Raises ``ValueError`` for empty or non-finite distances and for a radius that is not positive.
 
     Worked example, r = 0.1: starting at 0.1, ``[0.08, 0.05, 0.06]`` is a near-success with margin 0.05;
     ``[0.1, 0.095, 0.1]`` is a failure (5 mm of progress); ``[0.15, 0.12]`` is a failure (too far).
@@ -64,7 +64,7 @@ def classify_outcome(
         return "success", 0.0
     smallest = float(distances.min())
     margin_m = max(min(smallest, float(start_distance_m)), 0.0)
-    # Distances are stored as f32: without the tolerance, 0.1 -> 0.09 would fail 10 mm of progress by rounding.
+    # Distances are stored as f32: by rounding, 0.1 -> 0.09 would be less than 10 mm of progress.
     tolerance = 1e-6
     is_close = smallest <= success_radius_m + tolerance
     has_progressed = start_distance_m - smallest >= MIN_PROGRESS_M - tolerance
@@ -73,10 +73,10 @@ def classify_outcome(
 
 @dataclass(frozen=True)
 class Calibration:
-    """How to read the heads, from held-out imagined frames: Platt scaling of success, and what PSNR to expect.
+    """How to read the success and error heads, fitted on held-out imagined frames.
 
-    p = sigmoid(scale * logit + bias); success is declared at p >= threshold. ``psnr_bias_db`` is subtracted from the
-    frames' expected PSNR; what is then below ``floor_db`` lies outside of what is known to be imagined well.
+    Success (Platt scaling): p = sigmoid(scale * logit + bias), and a frame shows a success if p >= threshold. Error:
+    ``psnr_bias_db`` is subtracted from a frame's expected PSNR; a frame below ``floor_db`` then counts as uncertain.
 
     Raises ``ValueError`` unless scale > 0 and 0 < threshold < 1.
     """
@@ -97,7 +97,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Calibrations:
-    """The `Calibration` of each task, by its id; a task without one is read by the identity."""
+    """The `Calibration` of each task, by its id; a task without one uses `Calibration()`, which changes nothing."""
 
     by_task: Mapping[str, Calibration] = field(default_factory=dict)
 
@@ -105,11 +105,11 @@ class Calibrations:
         return self.by_task.get(task, Calibration())
 
     def column(self, name: str, task: Sequence[str]) -> Tensor:
-        """f32 [B]: the field called ``name`` of each row's task, e.g. ``threshold``, on the CPU."""
+        """f32 [B] on the CPU: the field called ``name``, e.g. ``threshold``, for the task of each row."""
         return torch.tensor([getattr(self.of(t), name) for t in task], dtype=torch.float32)
 
     def probability(self, logit: Tensor, task: Sequence[str]) -> Tensor:
-        """f32 [B, ...] of success, from logits [B, ...] of rows whose tasks are ``task``."""
+        """Success probability f32 [B, ...] from logits [B, ...]; ``task`` has the task id of each row."""
         shape = (-1, *[1] * (logit.ndim - 1))
         scale, bias = (self.column(name, task).to(logit.device).reshape(shape) for name in ("scale", "bias"))
         return torch.sigmoid(scale * logit.float() + bias)
@@ -117,7 +117,7 @@ class Calibrations:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whether a policy may be improved in a world model, by its check; ``reason`` says why not.
+    """Whether the check of a world model allows a policy to be improved in it; ``reason`` says why not.
 
     Raises ``ValueError`` for a refusal without a reason, or a reason without a refusal.
     """
@@ -133,23 +133,25 @@ class Trust:
 
 
 def _agree(values: Tensor, confirm_frames: int) -> Tensor:
-    """[B, M + confirm_frames] -> [B, M]: the lowest of each frame's value and of the ``confirm_frames`` after it."""
+    """[B, M + confirm_frames] -> [B, M]: the minimum over each frame and the ``confirm_frames`` after it."""
     return values.unfold(1, confirm_frames + 1, 1).amin(2)
 
 
 def confirm(values: Tensor, confirm_frames: int) -> Tensor:
-    """[B, M] -> [B, M]: the lowest of each frame's value and of the ``confirm_frames`` that follow it.
+    """[B, M] -> [B, M]: the minimum over each frame's value and the ``confirm_frames`` that follow it.
 
-    What a single false frame says does not count. At the end fewer frames have to agree, as at an episode's time limit.
+    So a single wrong frame cannot declare a success. Near the end fewer frames follow, and those that do must agree.
     """
     return _agree(torch.nn.functional.pad(values, (0, confirm_frames), value=torch.inf), confirm_frames)
 
 
 def declare(shows: Tensor, is_last: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
-    """`confirm` while frames arrive: bool [B, M], whether success has been declared at or before each frame.
+    """`confirm` while frames arrive: (declared bool [B, M], the next ``recent``).
 
-    ``shows`` bool [B, M]: the frame shows a success; ``is_last`` bool [B, M]: no frame counts after it. ``recent`` bool
-    [B, confirm_frames]: what the frames before these showed, false before the first; also returned, for those to come.
+    - ``declared``: a success has been declared within this call, at or before the frame
+    - ``shows`` bool [B, M]: the frame shows a success
+    - ``is_last`` bool [B, M]: no later frame counts, so one frame is enough
+    - ``recent`` bool [B, confirm_frames]: ``shows`` of the frames before these; false before an episode's start
     """
     confirm_frames, M = recent.shape[1], shows.shape[1]
     seen = torch.cat([recent, shows], dim=1)
@@ -158,5 +160,8 @@ def declare(shows: Tensor, is_last: Tensor, recent: Tensor) -> tuple[Tensor, Ten
 
 
 def find_highest_confirmed(values: Tensor, valid: Tensor, confirm_frames: int) -> Tensor:
-    """f [N]: the highest confirmed of ``values`` [N, M] that are ``valid`` bool [N, M], -inf where none is."""
+    """f [N]: the highest confirmed value (see `confirm`) among the ``valid`` bool [N, M] ones of ``values`` [N, M].
+
+    A row without valid frames gives -inf.
+    """
     return confirm(values.masked_fill(~valid, torch.inf), confirm_frames).masked_fill(~valid, -torch.inf).amax(1)

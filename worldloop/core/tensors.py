@@ -1,4 +1,4 @@
-"""What every value made of tensors needs: checks of shape and dtype, and rows that can be chosen, moved and joined."""
+"""Checks of shape and dtype, and `Rows`: dataclasses of tensors whose rows can be selected, replaced and joined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def check_shape(name: str, array: Tensor | np.ndarray, shape: tuple[int | None, ...]) -> None:
-    """Raise ``ValueError`` unless ``array.shape`` is ``shape``, in which ``None`` matches any size."""
+    """Raise ``ValueError`` unless ``array.shape`` equals ``shape``; ``None`` in ``shape`` matches any size."""
     actual = tuple(array.shape)
     if len(actual) != len(shape) or any(
         want is not None and want != got for want, got in zip(shape, actual, strict=True)
@@ -32,14 +32,17 @@ def prefix(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_trained(module: nn.Module, tensors: dict[str, Tensor], frozen: Set[str]) -> None:
-    """``module.load_state_dict`` of all names but ``frozen``, which stay as they are; raises ``RuntimeError`` as it."""
+    """Load ``tensors`` into ``module``; parameters named in ``frozen`` may be missing and then keep their values.
+
+    Raises ``RuntimeError`` for other missing names and for unexpected ones.
+    """
     missing, unexpected = module.load_state_dict(tensors, strict=False)
     if unexpected or set(missing) - frozen:
         raise RuntimeError(f"missing {sorted(set(missing) - frozen)[:3]}, unexpected {unexpected[:3]}")
 
 
 def strip(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `prefix`: those of ``tensors`` whose key begins with ``name.``, without it."""
+    """Inverse of `prefix`: the entries whose key begins with ``name.``, with that prefix removed."""
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
@@ -66,7 +69,7 @@ class Rows:
         return self._map(lambda t: t[index.to(t.device)], lambda t: tuple(t[i] for i in index.tolist()))
 
     def put(self, index: Tensor, values: Self) -> Self:
-        """The same rows, but those at ``index`` int64 [N], which are those of ``values`` instead."""
+        """A copy whose rows at ``index`` int64 [N] are replaced by the N rows of ``values``."""
 
         def put(old: Any, new: Any) -> Any:
             if isinstance(old, Tensor):
@@ -89,7 +92,10 @@ class Rows:
 
     @classmethod
     def cat(cls, parts: list[Self]) -> Self:
-        """Concatenate along rows; a field that is ``None`` in one part must be so in all."""
+        """Concatenate along rows; a field that is ``None`` in one part must be ``None`` in all.
+
+        Raises ``ValueError`` if a dict's keys or a field without rows differ between the parts.
+        """
         merged: dict[str, Any] = {}
         for f in fields(cls):  # type: ignore[arg-type]
             values = [getattr(p, f.name) for p in parts]

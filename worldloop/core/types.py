@@ -1,11 +1,11 @@
-"""The vocabulary: every value that crosses a module boundary, with its shapes checked.
+"""The data types that packages exchange, with their shapes checked.
 
 Shape legend: B rows, K context frames, H actions a chunk, M = H / s frames a chunk, s actions per
 stored frame (``actions_per_frame``), T environment steps, F = ceil(T / s) frame steps of an episode,
 S proprio, A action, D simulator state, h x w pixels.
 
-Images are ``uint8`` HWC everywhere outside a network (`worldloop.core.images` is the only conversion).
-Stored values (`Episode`) are numpy; values in flight are torch.
+Images are ``uint8`` HWC everywhere outside a network; only `worldloop.core.images` converts them.
+A stored `Episode` is numpy; everything else is torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPISODE_SCHEMA_VERSION = 1
 
 
 def _check_frames(name: str, frames: Mapping[str, Tensor], num_rows: int, num_frames: int | None = None) -> None:
-    """Raise ``ValueError`` unless ``frames`` are camera name -> u8 [num_rows, n, h, w, 3], with one n for all."""
+    """Raise ``ValueError`` unless ``frames`` is camera name -> u8 [num_rows, n, h, w, 3] with the same n everywhere."""
     if not frames:
         raise ValueError(f"{name} has no camera")
     for camera, images in frames.items():
@@ -42,10 +42,10 @@ def _check_frames(name: str, frames: Mapping[str, Tensor], num_rows: int, num_fr
 
 @dataclass(frozen=True)
 class InitialStates:
-    """Simulator states that episodes start from, N of one split.
+    """N simulator states of one split, from which episodes start.
 
     - ``ids``: N unique strings, e.g. ``PushCube-v1/evaluation/000017``; ``tasks``: N task ids
-    - ``states`` f32 [N, D]; a smaller state is padded with zeros before its last entry, the environment step
+    - ``states`` f32 [N, D]: the last entry is the environment step; a shorter state is padded with zeros before it
     """
 
     split: Split
@@ -71,7 +71,7 @@ class InitialStates:
 
     @classmethod
     def cat(cls, parts: Sequence[InitialStates]) -> InitialStates:
-        """One list of the lists of one split, in order."""
+        """The states of all ``parts``, in order; all parts are of one split."""
         ids = tuple(i for part in parts for i in part.ids)
         tasks = tuple(task for part in parts for task in part.tasks)
         return cls(parts[0].split, ids, tasks, torch.cat([part.states for part in parts]))
@@ -81,10 +81,10 @@ class InitialStates:
 class EpisodeMeta:
     """Where an episode comes from and how it ended.
 
-    ``task``: the id of its `TaskSpec`, whose ``instruction`` this episode has in one of the task's paraphrases.
-    ``margin_m``: smallest distance to the success region over the episode, in metres, 0 on success, NaN where unknown.
-    ``source``: a scripted ``expert`` or ``perturbed`` one, a ``policy``, or ``recorded`` elsewhere (`sans.recordings`).
-    ``variant`` names the perturbation (``expert``, ``stops_short``, ...) or is ``policy``.
+    - ``task``: the id of its `TaskSpec`; ``instruction``: one of the task's paraphrases
+    - ``margin_m``: smallest distance to the success region over the episode, in metres; 0 on success, NaN if unknown
+    - ``source``: scripted (``expert`` or ``perturbed``), a ``policy``, or ``recorded`` elsewhere (`sans.recordings`)
+    - ``variant``: the scripted variant (``expert``, ``stops_short``, ...), or ``policy``
     """
 
     task: str
@@ -113,14 +113,14 @@ class Episode:
     """One stored episode. Rule: ``actions[f]`` leads from ``frames[f]`` to ``frames[f + 1]``.
 
     - ``frames``: camera name -> u8 [F+1, h, w, 3]
-    - ``proprio`` f32 [F+1, S]; ``sim_state`` f32 [F+1, D], privileged: exact restart and labels only; D = 0 where there
-      was no simulator
-    - ``actions`` f32 [F, s, A] in environment units; a step that was not executed holds zeros
+    - ``proprio`` f32 [F+1, S]
+    - ``sim_state`` f32 [F+1, D], privileged: only for exact restart and labels; D = 0 without a simulator
+    - ``actions`` f32 [F, s, A] in environment units; zeros where no step was executed
     - ``valid`` bool [F, s]: executed, and not after the first success
     - ``rewards`` f32 [F, s]: 1.0 on the step of the first success, else 0
     - ``success`` bool [F, s]: the simulator's own flag at that step
-    - ``distances_m`` f32 [F, s]: distance to the success region after that step (0 = inside), NaN where unknown
-    - ``terminated``/``truncated``: ended by success / by the time limit
+    - ``distances_m`` f32 [F, s]: distance to the success region after that step (0 = inside), NaN if unknown
+    - ``terminated``: ended by success; ``truncated``: ended by the time limit
 
     Worked example, s=2, T=3, success at the third step: ``valid = [[1, 1], [1, 0]]``,
     ``success = [[0, 0], [1, 1]]``, ``rewards = [[0, 0], [1, 0]]``, ``terminated = True``.
@@ -157,7 +157,7 @@ class Episode:
 
     @property
     def num_env_steps(self) -> int:
-        """Environment steps that counted (up to and with the first success)."""
+        """The number of valid environment steps: up to the first success, including it."""
         return int(self.valid.sum())
 
     @property
@@ -167,12 +167,12 @@ class Episode:
 
 @dataclass(frozen=True)
 class Observation(Rows):
-    """What a policy and a world model see, B rows.
+    """B rows of what a policy and a world model see.
 
-    - ``frames``: camera name -> u8 [B, K, h, w, 3]; the last is now. With K = 3 they are (first of the episode,
-      previous, now); with K = 1 only now. Sizes may differ by camera, K does not.
-    - ``proprio`` f32 [B, S], raw units, or ``None`` where there is none (never zeros)
-    - ``task``: B task ids; ``instruction``: B strings, what to do in words
+    - ``frames``: camera name -> u8 [B, K, h, w, 3]: K = 3 is (first of the episode, previous, now), K = 1 only
+      now. Cameras may differ in size, but not in K.
+    - ``proprio`` f32 [B, S] in raw units, or ``None`` if there is none (never zeros)
+    - ``task``: B task ids; ``instruction``: B strings that say what to do
     - ``env_step`` int64 [B]: environment steps since the episode's start
     - ``sim_state`` f32 [B, D] or ``None``: privileged, for scripted experts and exact restart; never an input to a
       policy or a world model
@@ -199,11 +199,11 @@ class Observation(Rows):
 
     @property
     def num_frames(self) -> int:
-        """K."""
+        """K, the number of context frames."""
         return next(iter(self.frames.values())).shape[1]
 
     def with_cameras(self, names: Sequence[str]) -> Observation:
-        """The same, seen by the cameras called ``names`` alone. Raises ``ValueError`` where one is missing."""
+        """The same observation with only the cameras called ``names``. Raises ``ValueError`` if one is missing."""
         missing = [name for name in names if name not in self.frames]
         if missing:
             raise ValueError(f"the observation has no camera {missing[0]!r}: it has {', '.join(self.frames)}")
@@ -216,7 +216,7 @@ class ActionChunk(Rows):
 
     - ``actions`` f32 [B, H, A] in environment units
     - ``log_probs`` f32 [B, H] (summed over A), exact under the policy that acted, or ``None``
-    - ``trace``: opaque tensors [B, ...] that ``Policy.log_prob`` needs (e.g. token ids)
+    - ``trace``: tensors [B, ...] that ``LikelihoodPolicy.log_prob`` needs, e.g. token ids
     """
 
     actions: Tensor
@@ -232,20 +232,20 @@ class ActionChunk(Rows):
 
 @dataclass(frozen=True)
 class ChunkStep(Rows):
-    """What a simulator, real or imagined, gives back for one chunk of H actions.
+    """What a real or imagined simulator returns for one chunk of H actions.
 
     - ``observation``: after the chunk
     - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S] or ``None``: after every s actions
-    - ``rewards`` f32 [B, H]: sparse; simulated: 1.0 on the step of the first success; imagined: 1.0 on the
-      frame at which success is declared
-    - ``success_prob`` f32 [B, M]: imagined: the success head's probability per frame; simulated: 0 or 1
-    - ``valid`` bool [B, H]: false after the first success, and for rows that had ended before
+    - ``rewards`` f32 [B, H]: sparse; 1.0 on the step of the first success (simulated), or on the last step of the frame
+      that declares a success (imagined)
+    - ``success_prob`` f32 [B, M]: 0 or 1 (simulated), or the success head's probability of each frame (imagined)
+    - ``valid`` bool [B, H]: false after the first success, and for rows that ended before this chunk
     - ``success`` bool [B, H]: the success flag after each action
-    - ``terminated`` (after a success) and ``truncated`` (time limit, no success) bool [B]; both stay true once the row
-      ended, which is ``SimulatorSpec.success_hold_frames`` frames after the success
+    - ``terminated`` bool [B]: ended after a success, in a simulator ``SimulatorSpec.success_hold_frames`` frames later
+    - ``truncated`` bool [B]: ended without a success, e.g. at the time limit; both stay true once a row has ended
     - ``distances_m`` f32 [B, H] or ``None``, ``sim_states`` f32 [B, M, D] or ``None``: privileged
-    - ``expected_psnr_db`` f32 [B, M] or ``None``: imagined: how close the model expects each frame to be, the mean over
-      cameras; ``inf`` where nothing was imagined
+    - ``expected_psnr_db`` f32 [B, M] (imagined) or ``None``: the calibrated PSNR that the model expects of each frame,
+      the mean over cameras; ``inf`` where nothing was imagined
 
     Worked example, B=1, H=4, s=2, success at the third action: ``valid = [[1, 1, 1, 0]]``,
     ``rewards = [[0, 0, 1, 0]]``, ``success = [[0, 0, 1, 1]]``, ``success_prob = [[0, 1]]``, ``terminated = [1]``.
@@ -284,14 +284,14 @@ class Clip(Rows):
     """A training window: K context frames, then M frame steps to predict.
 
     - ``context``: camera name -> u8 [B, K, h, w, 3]: see `worldloop.core.context_frames`
-    - ``context_proprio`` f32 [B, S]: now
-    - ``actions`` f32 [B, M, s, A]: lead from now to each target frame
+    - ``context_proprio`` f32 [B, S]: at the frame now
+    - ``actions`` f32 [B, M, s, A]: the actions before each target frame
     - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets
-    - ``success`` f32 [B, M]: 1 once the episode has succeeded at or before that frame
+    - ``success`` f32 [B, M]: 1 if the episode has succeeded at or before that frame
     - ``valid`` bool [B, M]: false where the episode had already ended (padding repeats the last frame)
     - ``task``: B task ids; ``instruction``: B strings
     - ``index`` int64 [B, 2]: (episode, frame step of "now") in the dataset version the clip came from
-    - ``is_on_policy`` bool [B]: the episode was a policy's own
+    - ``is_on_policy`` bool [B]: a policy acted in the episode
     """
 
     context: dict[str, Tensor]
@@ -328,7 +328,7 @@ class ImitationBatch(Rows):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Frozen mean and standard deviation of proprio, f32 [S] each; part of every checkpoint."""
+    """Mean and standard deviation of proprio, f32 [S] each. They never change and are part of every checkpoint."""
 
     proprio_mean: Tensor
     proprio_std: Tensor
@@ -339,13 +339,13 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Rollout:
-    """On-policy rows from one simulator, real or imagined, over C chunks, before any advantage is computed.
+    """B on-policy rows from one simulator, real or imagined, over C chunks, before advantages are computed.
 
     - ``group_id`` int64 [B]; ``initial_state_id``: B strings; ``origin``
     - ``observations``: C observations [B]; ``chunks``: C action chunks [B]; ``steps``: C results [B]
     - ``policy_version``, ``simulator_version``
 
-    ``observations[c]`` is what ``chunks[c]`` was decided on and ``steps[c]`` what came of it.
+    The policy chose ``chunks[c]`` from ``observations[c]``; ``steps[c]`` is the result.
     """
 
     origin: Literal["imagined", "simulated"]
@@ -373,14 +373,14 @@ class Rollout:
 
     @property
     def lowest_expected_psnr_db(self) -> Tensor | None:
-        """f32 [B]: of each row's least certain frame, ``inf`` where nothing was imagined; ``None`` in a simulator."""
+        """f32 [B]: the lowest expected PSNR of each row, ``inf`` if nothing was imagined; ``None`` in a simulator."""
         parts = [s.expected_psnr_db for s in self.steps if s.expected_psnr_db is not None]
         return torch.cat(parts, dim=1).amin(1) if len(parts) == len(self.steps) else None
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """In MiB, of one process: what it held at most, and what it had reserved of its GPU at most (0 without one)."""
+    """Peak memory of one process in MiB: of the process, and reserved on its GPU (0 without a GPU)."""
 
     process_mib: float
     gpu_mib: float

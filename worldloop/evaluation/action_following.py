@@ -1,7 +1,7 @@
 """Do different actions from one state lead as far apart in imagination as in the simulator?
 
-A world model that plays a likely video whatever the actions are has good frames and teaches a policy nothing. Here
-pairs of held-out episodes from one state are compared at the last frame that both have.
+A world model that ignores the actions and shows a likely video has good frames, but teaches a policy nothing. This
+module compares pairs of held-out episodes from one state at the last frame that both have.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from worldloop.sans.clips import ClipDataset
 
 @dataclass(frozen=True)
 class Separation:
-    """How far the two episodes of a pair end up apart: means over pairs, ``imagined`` and ``simulated``.
+    """The distance between the ends of two episodes of a pair: means over pairs, ``imagined`` and ``simulated``.
 
-    ``ratio``: the imagined over the simulated mean; ``correlation``: Pearson's over pairs. Intervals resample states.
+    ``ratio``: the imagined mean divided by the simulated one; ``correlation``: Pearson's correlation over pairs.
+    Intervals resample states.
     """
 
     imagined: float
@@ -45,9 +46,10 @@ class Separation:
 
 @dataclass(frozen=True)
 class ActionFollowing:
-    """``num_pairs`` of episodes from ``num_states`` states: how far they end up apart.
+    """The separation of ``num_pairs`` pairs of episodes from ``num_states`` states.
 
-    ``image``: root mean square in grey levels, the mean over cameras; ``landmarks``: name -> cm, as the probe sees it.
+    - ``image``: root mean square difference of pixels in grey levels, the mean over cameras
+    - ``landmarks``: name -> distance in cm; imagined positions are the probe's, simulated ones are true
     """
 
     num_pairs: int
@@ -64,7 +66,7 @@ class ActionFollowing:
 def follow_actions(
     branches: Branches, dataset: ClipDataset, imagined: Seen, true_m: Tensor, landmarks: tuple[Landmark, ...]
 ) -> ActionFollowing | None:
-    """Compare all pairs of whole episodes from one state; ``None`` without such a pair.
+    """Compare all pairs of whole episodes that start in one state; ``None`` without such a pair.
 
     ``true_m`` f32 [N, M, P]: see `locate_landmarks`.
     """

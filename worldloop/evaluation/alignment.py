@@ -1,8 +1,8 @@
-"""Reward alignment: does the world model's success head agree with the simulator about an episode's outcome?
+"""Reward alignment: does the world model's success head agree with the simulator on the outcome of episodes?
 
-World-VLA-Loop (arXiv:2602.06508) reports the share of 20 samples a task that agree; one sample is then 5 points and
-a head that always says "failure" looks good on failures. Here: balanced accuracy and AUC, with counts and 95 %
-intervals, also for each outcome, since near-successes are what a success head gets wrong.
+World-VLA-Loop (arXiv:2602.06508) reports the share of 20 samples per task that agree. Then one sample is 5 points, and
+a head that always says "failure" looks good on failures. Here the figures are balanced accuracy and AUC, with counts
+and 95 % intervals, and the accuracy for each outcome, since success heads mostly fail on near-successes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from worldloop.core.types import OUTCOMES, Outcome
 from worldloop.evaluation.calibration import CalibratedSuccess
 from worldloop.evaluation.open_loop import ImaginedEpisodes
 
-DIGITS = 6  # of every stored figure
+DIGITS = 6  # decimal places of every stored figure
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Precision and recall where scores from ``threshold`` on count as predicted success; all in [0, 1]."""
+    """Precision and recall in [0, 1] when score >= ``threshold`` predicts a success."""
 
     threshold: float
     precision: float
@@ -41,14 +41,14 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How n predicted outcomes agree with the simulator's; what cannot be had (a class without episodes) is ``None``.
+    """Agreement of n predicted outcomes with the simulator's; a figure is ``None`` if a class has no episodes.
 
-    - ``threshold``: of the scores; its mean where episodes have thresholds of their own
-    - ``balanced_accuracy``, ``auc``, ``expected_calibration_error``: bootstrap over episodes
+    - ``threshold``: of the scores; the mean if every episode has its own
+    - ``balanced_accuracy``, ``auc``, ``expected_calibration_error``: bootstrap intervals over episodes
     - ``accuracy``, ``true_positive_rate`` (recall), ``false_positive_rate``, ``precision``: Wilson intervals
     - ``by_outcome``: rate of *correct* predictions among the episodes of each outcome
-    - ``reliability``: scores taken as probabilities, see `compute_reliability`
-    - ``precision_recall_curve``: highest threshold first
+    - ``reliability``: with scores as probabilities, see `compute_reliability`
+    - ``precision_recall_curve``: from the highest threshold down
     """
 
     n: int
@@ -87,10 +87,10 @@ class Alignment:
 
 
 def align_episodes(episodes: ImaginedEpisodes, success: CalibratedSuccess) -> Alignment:
-    """Alignment of imagined episodes, read as `apply_calibration` gives it in ``success``.
+    """Alignment of imagined episodes; ``success`` is the result of `apply_calibration`.
 
-    The AUC is that of the logits themselves: no calibration changes their order, and two of them mixed, as
-    cross-fitting does, would only blur it.
+    The AUC is computed on the raw logits. One calibration keeps their order, but cross-fitting mixes two calibrations
+    and so would change it.
     """
     alignment = compute_alignment(success.probability, episodes.is_success, episodes.outcomes, success.threshold)
     return replace(alignment, auc=estimate_by_label(auc, episodes.logit, episodes.is_success, digits=DIGITS))
@@ -99,16 +99,15 @@ def align_episodes(episodes: ImaginedEpisodes, success: CalibratedSuccess) -> Al
 def compute_alignment(
     scores: np.ndarray, is_success: np.ndarray, outcomes: Sequence[Outcome], threshold: float | np.ndarray
 ) -> Alignment:
-    """Alignment of the scores of n episodes with what the simulator said of the same actions.
+    """Alignment of the scores of n episodes with the simulator's outcomes under the same actions.
 
     Args:
         scores: f [n], e.g. the largest success probability of each episode.
         is_success: bool [n], the simulator's verdict.
         outcomes: n of success | near_success | failure.
-        threshold: score >= threshold counts as predicted success; one number, or one per episode f [n].
+        threshold: score >= threshold predicts a success; one number, or f [n], one per episode.
 
-    Raises ``ValueError`` where lengths differ, nothing is given, a score is not finite, or outcomes contradict
-    ``is_success``.
+    Raises ``ValueError`` if lengths differ or are 0, a score is not finite, or outcomes contradict ``is_success``.
     """
     scores, is_success = np.asarray(scores, dtype=float), np.asarray(is_success, dtype=bool)
     if not len(scores) == len(is_success) == len(outcomes) or len(scores) == 0:
@@ -140,7 +139,7 @@ def compute_alignment(
 
 
 def check_finite(scores: np.ndarray) -> None:
-    """Raise ``ValueError`` where a score is NaN or infinite, as those of a diverged model are."""
+    """Raise ``ValueError`` if a score is NaN or infinite, as after a model has diverged."""
     if not np.isfinite(scores).all():
         raise ValueError("alignment scores contain NaN or infinity")
 
@@ -148,9 +147,9 @@ def check_finite(scores: np.ndarray) -> None:
 def trace_precision_recall(
     scores: np.ndarray, is_success: np.ndarray, num_points: int = 20
 ) -> tuple[PrecisionRecall, ...] | None:
-    """Precision and recall at ``num_points`` thresholds, evenly spread over the ranks of the scores, highest first.
+    """Precision and recall at up to ``num_points`` thresholds, evenly spread over the ranked scores, highest first.
 
-    ``None`` where nothing succeeds.
+    ``None`` if no episode succeeds.
     """
     if not is_success.any():
         return None

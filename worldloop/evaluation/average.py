@@ -1,7 +1,8 @@
-"""The headline of a check: its figures, averaged over tasks.
+"""The headline figures of a check: means over tasks.
 
-Every task counts the same. Estimates are averaged with independent errors (`average_estimates`), rates are pooled,
-counts are summed. A task that lacks a figure, such as an AUC where all its episodes ended alike, is left out.
+In a mean every task has the same weight; errors are taken as independent (`average_estimates`). Rates are pooled, so
+every episode has the same weight. Counts are summed. A task without a figure, e.g. an AUC when all its episodes ended
+alike, is left out of that figure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from worldloop.evaluation.visual_state import StateError, VisualAlignment
 
 @dataclass(frozen=True)
 class AverageCheck:
-    """Means over tasks: the judgement of each source, whose episodes' outcomes are ``is_success`` bool [n]."""
+    """Means over tasks: the judgement of each source, and the outcomes of its episodes, ``is_success`` bool [n]."""
 
     judgements: dict[str, Judgement]
     is_success: dict[str, np.ndarray]
@@ -34,9 +35,9 @@ class AverageCheck:
 
 
 def average_checks(checks: Mapping[str, WorldModelCheck]) -> AverageCheck:
-    """Of the checks of one or more tasks; with one task its own figures.
+    """Average the checks of one or more tasks; with one task the result is its own figures.
 
-    A source that not every task has is averaged over those that have it.
+    A source that some tasks lack is averaged over the others.
     """
     sources = list(dict.fromkeys(source for check in checks.values() for source in check.judgements))
     judgements: dict[str, Judgement] = {}
@@ -49,7 +50,7 @@ def average_checks(checks: Mapping[str, WorldModelCheck]) -> AverageCheck:
 
 
 def average_judgements(judgements: Sequence[Judgement], is_success: np.ndarray) -> Judgement:
-    """Of one source in several tasks; ``is_success`` bool [n] of their episodes, task by task."""
+    """Average one source over several tasks; ``is_success`` bool [n] of their episodes, task by task."""
     if len(judgements) == 1:
         return judgements[0]
     success = CalibratedSuccess(
@@ -74,7 +75,7 @@ def average_judgements(judgements: Sequence[Judgement], is_success: np.ndarray) 
 
 
 def average_alignments(alignments: Sequence[Alignment]) -> Alignment:
-    """Without reliability and precision-recall curve, which the episodes' scores are needed for."""
+    """Average over tasks, without reliability and precision-recall curve: those need the scores of episodes."""
     return Alignment(
         n=sum(a.n for a in alignments),
         num_success=sum(a.num_success for a in alignments),
@@ -110,7 +111,7 @@ def _pool(rates: Sequence[Rate | None]) -> Rate | None:
 
 
 def _average_metrics(metrics: Sequence[FrameMetric]) -> FrameMetric:
-    """Each frame number is averaged over the tasks whose episodes are that long."""
+    """Average over tasks; each frame number is averaged over the tasks with episodes of that length."""
     num_frames = max(metric.values.shape[1] for metric in metrics)
     padded = [
         functional.pad(metric.values, (0, num_frames - metric.values.shape[1]), value=torch.nan) for metric in metrics

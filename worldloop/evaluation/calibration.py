@@ -1,7 +1,7 @@
-"""What held-out episodes say of a world model's heads: how to read them, and whether to trust them.
+"""Calibrate a world model's heads on held-out episodes, and decide whether to trust the model.
 
-The policy's own episodes decide where there are enough of both outcomes, since they are what the success head will
-judge; else all episodes do.
+The policy's own episodes are used if there are enough of both outcomes, since the success head will judge such
+episodes; else all episodes are used.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ from worldloop.core.success import Calibration, Trust
 from worldloop.evaluation.fidelity import compute_mean_psnr
 from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
 
-MIN_EPISODES = 8  # of each outcome
-MIN_THRESHOLD, MAX_THRESHOLD = 0.2, 0.8  # probabilities; few episodes may suggest any threshold
+MIN_EPISODES = 8  # least number of episodes of each outcome
+MIN_THRESHOLD, MAX_THRESHOLD = 0.2, 0.8  # probabilities; bounds, because few episodes may give any threshold
 
 
 @dataclass(frozen=True)
 class CalibratedSuccess:
-    """``probability`` f [n] of success of each episode, and the ``threshold`` f [n] from which it counts as one."""
+    """``probability`` f [n] of success of each episode, and ``threshold`` f [n], from which it counts as a success."""
 
     probability: np.ndarray
     threshold: np.ndarray
 
 
 def choose_sources(by_source: Mapping[str, ImaginedEpisodes]) -> tuple[str, ...]:
-    """The sources that calibration and trust look at: ``on_policy`` if it has enough episodes, else all."""
+    """The sources for calibration and trust: ``on_policy`` if it has `MIN_EPISODES` of each outcome, else all."""
     own = by_source.get("on_policy")
     is_enough = own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_EPISODES
     return ("on_policy",) if is_enough else tuple(by_source)
 
 
 def calibrate(by_source: Mapping[str, ImaginedEpisodes], floor_quantile: float = 0.05) -> Calibration:
-    """Platt scaling and the threshold of best balanced accuracy; the identity without both outcomes.
+    """Calibrate on the sources of `choose_sources`.
 
-    On the same episodes: the bias of the frames' expected PSNR, and its ``floor_quantile`` in [0, 1).
+    - Success: see `fit_calibration`.
+    - ``psnr_bias_db``: the mean of expected minus actual PSNR over valid frames.
+    - ``floor_db``: the quantile ``floor_quantile``, in [0, 1), of the expected PSNR minus that bias.
     """
     chosen = [by_source[name] for name in choose_sources(by_source)]
     if not chosen:
@@ -55,7 +57,7 @@ def calibrate(by_source: Mapping[str, ImaginedEpisodes], floor_quantile: float =
 
 
 def _pair_psnr(branches: Branches) -> tuple[Tensor, Tensor]:
-    """Expected and actual PSNR in dB, f32 [n], of all valid frames; none where the model does not say."""
+    """Expected and actual PSNR in dB, f32 [n] each, of all valid frames; n = 0 if the model estimates no PSNR."""
     if branches.expected_psnr_db is None:
         return torch.zeros(0), torch.zeros(0)
     valid = branches.truth.valid
@@ -63,7 +65,10 @@ def _pair_psnr(branches: Branches) -> tuple[Tensor, Tensor]:
 
 
 def fit_calibration(logit: np.ndarray, is_success: np.ndarray) -> Calibration:
-    """From logits f [n] and verdicts bool [n]; the identity where all verdicts are the same."""
+    """Platt scaling and the threshold of best balanced accuracy, from logits f [n] and verdicts bool [n].
+
+    The default `Calibration` if all verdicts are the same.
+    """
     from scipy.special import expit
 
     if len(is_success) == 0 or is_success.all() or not is_success.any():
@@ -75,10 +80,10 @@ def fit_calibration(logit: np.ndarray, is_success: np.ndarray) -> Calibration:
 
 
 def apply_calibration(episodes: ImaginedEpisodes, calibration: Calibration, cross_fit: bool) -> CalibratedSuccess:
-    """Read the logits of n ``episodes``.
+    """Turn the logits of n ``episodes`` into success probabilities and thresholds.
 
-    With ``cross_fit``, for episodes that ``calibration`` was itself fitted on, each half of them is read with a
-    calibration that is fitted on the other half. So no figure judges what it was tuned on.
+    Use ``cross_fit`` for episodes on which ``calibration`` was fitted: each half is then read with a calibration fitted
+    on the other half. So no episode is judged by a calibration that was fitted on it.
     """
     n = len(episodes)
     halves = [(np.arange(n) % 2 == i, calibration) for i in range(2)]
@@ -92,7 +97,10 @@ def apply_calibration(episodes: ImaginedEpisodes, calibration: Calibration, cros
 
 
 def judge_trust(by_source: Mapping[str, ImaginedEpisodes], required_auc: float) -> Trust:
-    """Trusted where the success head's AUC is at least ``required_auc``, or where too few episodes tell."""
+    """Trust the model if its success head's AUC is at least ``required_auc``, or if there are too few episodes to tell.
+
+    Too few means fewer than `MIN_EPISODES` of an outcome in the sources of `choose_sources`.
+    """
     chosen = [by_source[name] for name in choose_sources(by_source)]
     logit = np.concatenate([np.zeros(0), *(e.logit for e in chosen)])
     is_success = np.concatenate([np.zeros(0, dtype=bool), *(e.is_success for e in chosen)])

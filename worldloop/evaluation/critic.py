@@ -1,4 +1,4 @@
-"""How well a critic tells from a frame whether the episode will succeed."""
+"""How well a critic predicts from a frame whether the episode will succeed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_RESAMPLES = 300
 
 @dataclass(frozen=True)
 class CriticScore:
-    """AUC over the frames of held-out episodes; episodes are resampled. With several tasks the mean of theirs."""
+    """AUC over frames of held-out episodes, the mean over tasks. The interval resamples episodes."""
 
     auc: Estimate
 
@@ -30,9 +30,9 @@ class CriticScore:
 
 
 def score_critic(value: Callable[[Observation], Tensor], held_out: OpenFrames) -> CriticScore | None:
-    """The score of ``value(observation) -> f32 [B]`` on ``held_out``.
+    """Score ``value(observation) -> f32 [B]`` on ``held_out``.
 
-    A task whose episodes all ended alike is left out of the mean; ``None`` where that is all of them.
+    A task whose episodes all ended alike is left out of the mean; ``None`` if no task is left.
     """
     if not held_out.has_both_outcomes:
         return None

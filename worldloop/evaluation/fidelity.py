@@ -1,7 +1,7 @@
-"""How near imagined frames are to simulated ones: PSNR, SSIM, and PSNR of what moved.
+"""How close imagined frames are to simulated ones: PSNR, SSIM, and PSNR of moving pixels.
 
-Most pixels of a robot video never change, and repeating the first frame scores well; hence every figure belongs
-beside that baseline (`repeat_first_frame`), and `compute_moving_psnr` looks only at pixels that changed.
+Most pixels of a robot video never change, so repeating the first frame scores well. Compare every figure with that
+baseline (`repeat_first_frame`). `compute_moving_psnr` measures only pixels that changed.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from worldloop.core.statistics import Estimate, estimate_mean
 from worldloop.core.tensors import check_dtype, check_shape
 from worldloop.evaluation.open_loop import Branches
 
-MAX_PSNR_DB = 100.0  # given for identical frames, whose PSNR is infinite, so that means stay finite
+MAX_PSNR_DB = 100.0  # for identical frames, whose PSNR is infinite, so that means stay finite
 MOVING_THRESHOLD = 10  # grey levels (of 255) by which a pixel must differ from the first frame to have moved
 CURVE_RESAMPLES = 400  # bootstrap resamples of each point of a curve
-ROWS_AT_ONCE = 32  # branches whose frames are compared at once: doubles of all of them would fill the memory
-PSNR_ROWS_AT_ONCE = 16  # its doubles take 24 times the bytes of a pair of frames
+ROWS_AT_ONCE = 32  # branches compared at once, because doubles of all frames would fill the memory
+PSNR_ROWS_AT_ONCE = 16  # smaller, because its doubles take 24 times the bytes of a pair of frames
 
 
 @dataclass(frozen=True)
 class FrameMetric:
-    """A metric of the frames of N branches: its ``mean`` over branches of their mean frame, and at their ``end``.
+    """A metric of the frames of N branches.
 
-    ``by_frame``: frame number from 1 -> the mean over branches at that frame. ``values`` f32 [N, M] are those of each
-    frame, NaN where the metric is not defined or the frame is not valid. ``None``: no branch has a value.
+    - ``mean``: over branches, of the mean over their valid frames; ``end``: over branches, of the last valid frame.
+      Both are ``None`` if no branch has a value.
+    - ``by_frame``: frame number, from 1 -> mean over branches at that frame
+    - ``values`` f32 [N, M]: of each frame; NaN where the metric is not defined or the frame is not valid
     """
 
     mean: Estimate | None
@@ -40,7 +42,7 @@ class FrameMetric:
 
     @classmethod
     def summarise(cls, values: Tensor, valid: Tensor) -> FrameMetric:
-        """From ``values`` f32 [N, M] and ``valid`` bool [N, M]; the bootstrap is over branches."""
+        """Summarise ``values`` f32 [N, M] where ``valid`` bool [N, M]; the bootstrap resamples branches."""
         values = values.float().masked_fill(~valid, torch.nan)
         at_end = values.gather(1, (valid.sum(1, keepdim=True) - 1).clamp_min(0))[:, 0]
         points = [estimate_mean(column.numpy(), num_resamples=CURVE_RESAMPLES) for column in values.unbind(1)]
@@ -61,9 +63,9 @@ class FrameMetric:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near the imagined frames are, the mean over cameras; ``*_first_frame`` is the baseline "nothing moves".
+    """How close the imagined frames are, the mean over cameras; ``*_first_frame`` is the baseline "nothing moves".
 
-    ``by_camera``: the same of each camera alone, empty where there is one.
+    ``by_camera``: the same figures for each camera; empty with one camera.
     """
 
     psnr_db: FrameMetric
@@ -76,7 +78,7 @@ class Fidelity:
 
     @property
     def metrics(self) -> dict[str, FrameMetric]:
-        """All of them, by the names above; those of a camera as ``psnr_db/<camera>``."""
+        """All metrics by name, e.g. ``psnr_db``; the metrics of one camera are called ``psnr_db/<camera>``."""
         metrics = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "by_camera"}
         for camera, alone in self.by_camera.items():
             metrics |= {f"{name}/{camera}": metric for name, metric in alone.metrics.items()}
@@ -84,11 +86,11 @@ class Fidelity:
 
 
 def measure_fidelity(branches: Branches) -> Fidelity:
-    """PSNR, SSIM and moving PSNR of the valid frames of ``branches``, and of their first frame repeated."""
+    """PSNR, SSIM and moving PSNR of the valid frames of ``branches``, and of their start frame repeated."""
     valid = branches.truth.valid
     values = {camera: _measure_camera(branches, camera) for camera in branches.frames}
     names = list(next(iter(values.values())))
-    # A camera in which nothing has moved has no moving PSNR: the mean is over the others.
+    # A camera in which nothing has moved has no moving PSNR; the mean is over the other cameras.
     means = {name: torch.stack([own[name] for own in values.values()]).nanmean(0) for name in names}
     by_camera = {camera: _summarise(own, valid, {}) for camera, own in values.items()} if len(values) > 1 else {}
     return _summarise(means, valid, by_camera)
@@ -108,7 +110,7 @@ def _summarise(values: dict[str, Tensor], valid: Tensor, by_camera: dict[str, Fi
 
 
 def _measure_camera(branches: Branches, camera: str) -> dict[str, Tensor]:
-    """Name of each metric -> its values f32 [N, M]."""
+    """Metric name -> values f32 [N, M]."""
     blocks: dict[str, list[Tensor]] = {}
     for rows in torch.arange(len(branches)).split(ROWS_AT_ONCE):
         target, start = branches.truth.frames[camera][rows], branches.start_frames[camera][rows]
@@ -124,7 +126,7 @@ def _measure_camera(branches: Branches, camera: str) -> dict[str, Tensor]:
 
 
 def compute_mean_psnr(branches: Branches) -> Tensor:
-    """PSNR of each imagined frame in dB f32 [N, M], the mean over cameras."""
+    """PSNR of each imagined frame in dB, f32 [N, M], the mean over cameras."""
     truth = branches.truth.frames
     return torch.stack([compute_psnr(frames, truth[camera]) for camera, frames in branches.frames.items()]).mean(0)
 
@@ -143,14 +145,14 @@ def _to_psnr(mse: Tensor) -> Tensor:
 
 
 def compute_psnr(predicted: Tensor, target: Tensor) -> Tensor:
-    """PSNR of each frame in dB f32 [B, M], of u8 [B, M, h, w, 3]; identical frames count `MAX_PSNR_DB`."""
+    """PSNR of each frame in dB, f32 [B, M], from u8 [B, M, h, w, 3]; `MAX_PSNR_DB` for identical frames."""
     check_frame_pair(predicted, target)
     pairs = zip(predicted.split(PSNR_ROWS_AT_ONCE), target.split(PSNR_ROWS_AT_ONCE), strict=True)
     return torch.cat([_to_psnr((p.double() - t.double()).square().mean(dim=(2, 3, 4))) for p, t in pairs])
 
 
 def compute_ssim(predicted: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each frame f32 [B, M] in [-1, 1] (Wang et al. 2004, 11 px Gaussian window)."""
+    """Structural similarity of each frame, f32 [B, M] in [-1, 1] (Wang et al. 2004, Gaussian window of 11 px)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     check_frame_pair(predicted, target)
@@ -160,9 +162,9 @@ def compute_ssim(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def compute_moving_psnr(predicted: Tensor, target: Tensor, first_frame: Tensor) -> Tensor:
-    """PSNR of each frame in dB f32 [B, M] over its moved pixels; NaN for a frame in which nothing has moved.
+    """PSNR of each frame in dB, f32 [B, M], over its moved pixels; NaN if no pixel has moved.
 
-    A pixel has moved when any channel of the target differs from ``first_frame`` u8 [B, h, w, 3] by more than
+    A pixel has moved if any channel of the target differs from ``first_frame`` u8 [B, h, w, 3] by more than
     `MOVING_THRESHOLD`.
     """
     check_frame_pair(predicted, target)

@@ -1,4 +1,4 @@
-"""How trust falls with the horizon: episodes imagined in branches, between which the context is reset to reality."""
+"""How the success head's AUC falls with the horizon: episodes are imagined in branches that start from real frames."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
 
 @dataclass(frozen=True)
 class BranchAlignment:
-    """AUC of the success head over ``n`` branches, whatever became of their episodes; bootstrapped by episode.
+    """AUC of the success head over ``n`` branches; the bootstrap resamples episodes.
 
-    A branch is a success where the episode is solved within it.
+    A branch is a success if the episode is solved within it.
     """
 
     n: int
@@ -32,7 +32,7 @@ class BranchAlignment:
 
 @dataclass(frozen=True)
 class Horizon:
-    """Branches of ``chunks`` action chunks: AUC over ``branches``, and over the episodes put together from them."""
+    """AUC with branches of ``chunks`` action chunks: over single ``branches``, and over the episodes that they form."""
 
     chunks: int
     episodes_auc: Estimate | None
@@ -47,7 +47,7 @@ class Horizon:
 
 
 def judge_horizon(chunks: int, branches: Branches, episodes: ImaginedEpisodes) -> Horizon:
-    """From ``branches`` that tile ``episodes``, each ``chunks`` long, see `cut_branches`."""
+    """Judge ``branches`` of ``chunks`` action chunks each, which together cover ``episodes``; see `cut_branches`."""
     scores = find_best_by_episode(branches, episodes.branches.episode)
     check_finite(scores)
     whole = estimate_by_label(auc, scores, episodes.is_success, digits=DIGITS)
@@ -55,7 +55,7 @@ def judge_horizon(chunks: int, branches: Branches, episodes: ImaginedEpisodes) -
 
 
 def align_branches(branches: Branches) -> BranchAlignment:
-    """Of the branches that have a valid frame."""
+    """AUC over the branches that have a valid frame."""
     score, is_success = branches.best_logit.numpy(), branches.succeeds.numpy()
     keep = np.isfinite(score)
     score, is_success, episode = score[keep], is_success[keep], branches.episode.numpy()[keep]
@@ -64,7 +64,7 @@ def align_branches(branches: Branches) -> BranchAlignment:
 
 
 def find_best_by_episode(branches: Branches, episodes: Tensor) -> np.ndarray:
-    """f [E]: the highest logit over all branches of each of ``episodes`` int64 [E]."""
+    """f [E]: for each of ``episodes`` int64 [E], the highest logit over all its branches."""
     best = torch.full((int(branches.episode.max()) + 1,), -torch.inf)
     best = best.scatter_reduce(0, branches.episode, branches.best_logit, "amax")
     return best[episodes].numpy()

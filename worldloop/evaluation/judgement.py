@@ -1,4 +1,4 @@
-"""All that held-out episodes of one task say about a world model: the figures of each source, and what follows."""
+"""The full check of a world model on held-out episodes of one task: figures by source, calibration and trust."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from worldloop.sans.clips import ClipDataset
 class Judgement:
     """The figures of the held-out episodes of one source.
 
-    - ``success``: how the success head's logits were read; ``alignment`` judges that
+    - ``success``: the success head's calibrated probabilities; ``alignment`` judges them
     - ``state_errors`` by landmark, ``visual_alignment``, ``action_following``: empty or ``None`` without a probe
-    - ``action_following`` is also ``None`` where no two episodes began in one state
-    - ``uncertainty``: ``None`` where the model does not say how sure it is
+    - ``action_following`` is also ``None`` if no two episodes start in one state
+    - ``uncertainty``: ``None`` if the model estimates no PSNR
     """
 
     success: CalibratedSuccess
@@ -59,14 +59,14 @@ class Judgement:
 
     @property
     def metrics(self) -> dict[str, FrameMetric]:
-        """Every metric that each frame has, by its name in results.json."""
+        """All metrics of single frames, by their names in results.json."""
         metrics = self.fidelity.metrics
         for landmark, error in self.state_errors.items():
             metrics |= error.name_metrics(landmark)
         return metrics
 
     def to_dict(self) -> dict[str, Any]:
-        """What results.json has under ``world_model_check``; the alignment has a place of its own there."""
+        """The entry of ``world_model_check`` in results.json; the alignment is under ``reward_alignment``."""
         figures: dict[str, Any] = {
             "visual_alignment": self.visual_alignment and self.visual_alignment.to_dict(),
             "action_following": self.action_following and self.action_following.to_dict(),
@@ -91,7 +91,7 @@ def judge_episodes(
     probe: FittedProbe | None,
     horizons: tuple[Horizon, ...] = (),
 ) -> Judgement:
-    """Judge ``episodes`` of ``task`` in ``dataset``; ``cross_fit`` where ``calibration`` was fitted on them."""
+    """Judge ``episodes`` of ``task`` in ``dataset``; set ``cross_fit`` if ``calibration`` was fitted on them."""
     branches = episodes.branches
     success = apply_calibration(episodes, calibration, cross_fit)
     fidelity = measure_fidelity(branches)
@@ -124,12 +124,12 @@ def judge_episodes(
 
 @dataclass(frozen=True)
 class OverallFidelity:
-    """Means over all held-out episodes; ``None`` where there are none, or for LPIPS where it cannot be had."""
+    """Means over all held-out episodes; ``None`` without episodes, and for LPIPS if it is not available."""
 
     psnr_db: float | None
     ssim: float | None
     lpips: float | None
-    reason: str = ""  # of what is None
+    reason: str = ""  # why a figure is None
 
     def to_dict(self) -> dict[str, Any]:
         figures: dict[str, Any] = {"psnr_db": self.psnr_db, "ssim": self.ssim, "lpips": self.lpips}
@@ -139,7 +139,7 @@ class OverallFidelity:
 
 @dataclass(frozen=True)
 class WorldModelCheck:
-    """The whole check of one task: by source what was ``imagined`` and how it was judged, and what follows.
+    """The full check of one task: ``imagined`` episodes and ``judgements`` by source, calibration, trust and fidelity.
 
     A source without held-out episodes is in neither mapping.
     """
@@ -164,7 +164,7 @@ def judge_world_model(
 ) -> WorldModelCheck:
     """Calibrate on ``imagined`` episodes of ``task`` in ``dataset``, judge each source, and decide on trust.
 
-    ``horizons`` are those of each source; ``floor_quantile`` see `calibrate`, ``required_auc`` see `judge_trust`.
+    ``horizons`` is by source; for ``floor_quantile`` see `calibrate`, for ``required_auc`` see `judge_trust`.
     """
     calibration = calibrate(imagined, floor_quantile)
     calibrated_on = choose_sources(imagined)
@@ -191,7 +191,7 @@ def judge_world_model(
 
 
 def average_fidelity(by_source: Mapping[str, ImaginedEpisodes], judgements: Mapping[str, Judgement]) -> OverallFidelity:
-    """Over the episodes of every source; both mappings have the same sources."""
+    """Mean fidelity over the episodes of all sources; both mappings have the same sources."""
     if not by_source:
         return OverallFidelity(None, None, None, reason="no validation episodes")
     fidelity = [judgement.fidelity for judgement in judgements.values()]
@@ -206,7 +206,7 @@ def average_fidelity(by_source: Mapping[str, ImaginedEpisodes], judgements: Mapp
 
 
 def _average_lpips(branches: Branches) -> tuple[Tensor | None, str]:
-    """f32 [N], the mean over cameras, or why not all of them have one."""
+    """(LPIPS f32 [N], the mean over cameras, ""), or (None, why a camera has none)."""
     by_camera = []
     for camera, frames in branches.frames.items():
         value, reason = compute_lpips(frames, branches.truth.frames[camera], branches.truth.valid)
@@ -217,7 +217,7 @@ def _average_lpips(branches: Branches) -> tuple[Tensor | None, str]:
 
 
 def _average(means: list[Estimate | None]) -> float | None:
-    """Of means, weighted by their n."""
+    """The mean of ``means``, weighted by their n; ``None`` if all are ``None``."""
     defined = [mean for mean in means if mean is not None]
     if not defined:
         return None

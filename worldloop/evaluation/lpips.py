@@ -1,8 +1,8 @@
-"""LPIPS (Zhang et al. 2018, arXiv:1801.03924), where its backbone's weights are on this machine.
+"""LPIPS (Zhang et al. 2018, arXiv:1801.03924), if the backbone's weights are on this machine.
 
-The metric is AlexNet's features under learnt channel weights (which torchmetrics ships). The backbone's file is read
-from torch hub's local cache and is never fetched: without it the metric is unavailable, with the reason, and no
-stand-in is computed.
+The metric is a distance of AlexNet features with learned channel weights, which torchmetrics ships. The backbone's file
+is read from torch hub's local cache and never downloaded. Without the file the metric is not computed, and the reason
+is returned.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from worldloop.core import images
 from worldloop.evaluation.fidelity import check_frame_pair
 
 BACKBONE_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGENET1K_V1
-MIN_IMAGE_SIZE = 32  # below this AlexNet's last pooling has nothing to pool
+MIN_IMAGE_SIZE = 32  # AlexNet's last pooling needs at least this many pixels
 BATCH_SIZE = 64  # frames per forward pass, to bound memory
 
 
 def compute_lpips(
     predicted: Tensor, target: Tensor, valid: Tensor | None = None
 ) -> tuple[Tensor, None] | tuple[None, str]:
-    """(distance f32 [B], None), lower is nearer; or (None, reason) where the metric cannot be had.
+    """(distance f32 [B], None), where lower is closer; or (None, reason) if the metric is not available.
 
-    Arguments as for `worldloop.evaluation.fidelity.compute_psnr`; a row without valid frames gives NaN.
+    Frames are u8 [B, M, h, w, 3]; the distance is the mean over ``valid`` bool [B, M] frames, or all. A row without
+    valid frames gives NaN.
     """
     check_frame_pair(predicted, target)
     if min(predicted.shape[2:4]) < MIN_IMAGE_SIZE:
@@ -50,10 +51,10 @@ def compute_lpips(
 
 @lru_cache(maxsize=1)
 def _load_network(path: str) -> nn.Module:
-    """torchmetrics' LPIPS network with the backbone of ``path``, read as plain tensors (nothing is unpickled)."""
+    """torchmetrics' LPIPS network with the backbone weights from ``path``, read as plain tensors (no unpickling)."""
     from torchmetrics.functional.image.lpips import _LPIPS
 
-    with torch.random.fork_rng(devices=[]):  # building the backbone draws weights that are replaced below
+    with torch.random.fork_rng(devices=[]):  # building the backbone draws random weights, which are replaced below
         network = _LPIPS(pretrained=True, net="alex", pnet_rand=True, eval_mode=True)
     weights = torch.load(path, map_location="cpu", weights_only=True)
     # The backbone is cut into slices that keep torchvision's layer numbers: slice1.0.weight is features.0.weight.

@@ -1,7 +1,7 @@
-"""Recorded episodes, imagined again: a world model follows the stored actions without looking at the stored frames.
+"""Open-loop imagination of recorded episodes: the world model gets the stored actions, but not the later stored frames.
 
-A branch starts from a real frame of an episode and lasts M frames. Whole episodes are branches from their first frame;
-shorter ones show how trust falls with the horizon. Everything that judges a world model works on `Branches`.
+A branch starts from a real frame of an episode and lasts M frames. A branch from the first frame can cover the whole
+episode; shorter branches show the effect of the horizon. All figures of a world model are computed on `Branches`.
 Shapes: N branches, M frames.
 """
 
@@ -20,7 +20,7 @@ from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip, Outcome, Source
 from worldloop.sans.clips import ClipDataset
 
-# Name under which held-out episodes are reported -> where the dataset says that they come from.
+# Name of a source in reports -> the sources of its episodes in the dataset.
 SOURCES: dict[str, tuple[Source, ...]] = {
     "scripted": ("expert", "perturbed"),
     "on_policy": ("policy",),
@@ -30,11 +30,12 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 
 @dataclass(frozen=True)
 class Branches:
-    """What was imagined beside ``truth``, the clip [N, M] of what the simulator did with the same actions.
+    """N imagined branches, and ``truth``, the clip [N, M] that the simulator recorded with the same actions.
 
-    ``frames``: camera name -> u8 [N, M, h, w, 3], all of which ``truth`` has too; ``proprio`` f32 [N, M, S]; ``logit``
-    f32 [N, M] of the success head; ``expected_psnr_db`` f32 [N, M], the model's own estimate, where it has one;
-    ``confirm_frames`` see `confirm`.
+    - ``frames``: camera name -> u8 [N, M, h, w, 3]; ``truth`` has at least these cameras
+    - ``proprio`` f32 [N, M, S]; ``logit`` f32 [N, M]: of the success head
+    - ``expected_psnr_db`` f32 [N, M]: the model's own estimate, or ``None``
+    - ``confirm_frames``: see `confirm`
     """
 
     frames: dict[str, Tensor]
@@ -64,7 +65,7 @@ class Branches:
 
     @property
     def best_logit(self) -> Tensor:
-        """f32 [N]: the highest confirmed logit over valid frames, -inf for a branch without any."""
+        """f32 [N]: the highest confirmed logit over valid frames; -inf for a branch without valid frames."""
         return find_highest_confirmed(self.logit, self.truth.valid, self.confirm_frames)
 
     @property
@@ -77,8 +78,9 @@ class Branches:
 class ImaginedEpisodes:
     """n whole episodes, imagined from their first frame.
 
-    ``logit`` f [n]: the highest confirmed success logit of each. ``is_success`` bool [n] and ``outcomes``: what the
-    simulator said. ``branches``: one a row, in the same order.
+    - ``logit`` f [n]: the highest confirmed success logit of each episode
+    - ``is_success`` bool [n] and ``outcomes``: the simulator's verdict
+    - ``branches``: one per episode, in the same order
     """
 
     logit: np.ndarray
@@ -100,9 +102,9 @@ def imagine_held_out(
     seed: int,
     reporter: Reporter,
 ) -> dict[str, ImaginedEpisodes]:
-    """Source -> the episodes of ``task`` in ``dataset``, the latest ``max_episodes``, imagined whole.
+    """Source -> the latest ``max_episodes`` episodes of ``task`` in ``dataset``, imagined as a whole.
 
-    A source without episodes is left out. For the rest see `imagine_branches`.
+    A source without episodes is left out. For the other arguments see `imagine_branches`.
     """
     imagined: dict[str, ImaginedEpisodes] = {}
     for name, sources in SOURCES.items():
@@ -124,7 +126,7 @@ def imagine_episodes(
     seed: int,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> ImaginedEpisodes:
-    """The whole of each of ``episodes`` int64 [n] of ``dataset``; other arguments as for `imagine_branches`."""
+    """Imagine all ``episodes`` int64 [n] of ``dataset`` as a whole; for other arguments see `imagine_branches`."""
     index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
     num_frames = int(dataset.cache.num_steps[episodes.numpy()].max())
     branches = imagine_branches(
@@ -144,10 +146,13 @@ def imagine_branches(
     seed: int,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Branches:
-    """Branches of ``num_frames`` from ``index`` int64 [N, 2] = (episode, frame); ``seed`` is that of the model's noise.
+    """Imagine branches of ``num_frames`` frames from ``index`` int64 [N, 2] = (episode, frame).
 
-    ``dataset`` has the cameras that the world model reads and imagines, and may have more.
-    ``on_batch(n)`` is called after every n branches. Frames past an episode's end are imagined and not valid.
+    - ``dataset`` must have the cameras of the world model, and may have more
+    - ``seed`` is for the model's noise
+    - ``on_batch(n)`` is called after every batch of n branches
+
+    Frames past an episode's end are imagined too, but are not valid.
     """
     cameras = world_model.spec.robot.camera_names
     frames: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
@@ -172,7 +177,7 @@ def imagine_branches(
 
 
 def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:
-    """int64 [N, 2]: starts every ``num_frames`` frames of each of ``episodes`` int64 [E] up to its success."""
+    """Starts (episode, frame), int64 [N, 2]: every ``num_frames`` frames of ``episodes`` int64 [E], up to a success."""
     lengths = dataset.num_open_steps[episodes].tolist()
     rows = [(e, f) for e, length in zip(episodes.tolist(), lengths, strict=True) for f in range(0, length, num_frames)]
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)

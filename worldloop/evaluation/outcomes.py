@@ -1,4 +1,4 @@
-"""Success of a policy on evaluation states, against the clone's, and in imagination: the same states, pair by pair."""
+"""Success of a policy on evaluation states, compared with the clone and with imagination on the same states."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worldloop.evaluation.by_task import ByTask, Outcomes, group_outcomes, measu
 from worldloop.rollout.imagination import ImaginedSimulator
 from worldloop.rollout.rollout import run_rollout
 
-EPISODES_AT_ONCE = 100  # rows of one imagined rollout; the noise depends on it
+EPISODES_AT_ONCE = 100  # rows of one imagined rollout; a change changes the noise
 
 
 @dataclass(frozen=True)
 class PolicySuccess:
-    """Success in the simulator, and its ``gain`` over the clone on the same states."""
+    """Success in the simulator, and its ``gain`` over the clone's success on the same states."""
 
     simulated: Rate
     gain: PairedGain
@@ -34,10 +34,10 @@ class PolicySuccess:
 
 @dataclass(frozen=True)
 class OutcomeComparison:
-    """Success on n states, imagined against simulated.
+    """Imagined and simulated success on the same n states.
 
-    ``precision``: of the states solved in imagination, how many are solved in the simulator; ``recall``: the reverse.
-    ``None`` where there is no such success.
+    ``precision``: the share of states solved in imagination that are also solved in the simulator; ``recall``: the
+    share of states solved in the simulator that are also solved in imagination. ``None`` if no such state is solved.
     """
 
     imagined: Rate
@@ -46,7 +46,7 @@ class OutcomeComparison:
     recall: Rate | None
 
     def to_dict(self) -> dict[str, Any]:
-        """What an iteration records, with a reason beside what is missing."""
+        """The record of an iteration; a missing figure has a reason beside it."""
         agreement = {"imagined_success_precision": self.precision, "imagined_success_recall": self.recall}
         return {
             "imagined_success": self.imagined.to_dict(),
@@ -58,9 +58,10 @@ class OutcomeComparison:
 
 @dataclass(frozen=True)
 class SwappedSuccess:
-    """Success at a task while told to do another one, and its ``loss`` against being told the truth, same states.
+    """Success at a task under the instruction of another one, and its ``loss``: the change from the right instruction.
 
-    A policy that listens has a ``swapped`` rate near that of doing nothing; one that ignores language loses nothing.
+    Both are on the same states. A policy that follows instructions has a ``swapped`` rate near that of doing nothing. A
+    policy that ignores them has a ``loss`` near 0.
     """
 
     swapped: Rate
@@ -71,7 +72,7 @@ class SwappedSuccess:
 
 
 def measure_swapped(told: Outcomes, swapped: Outcomes) -> ByTask[SwappedSuccess]:
-    """``swapped`` on the first states of each task, against ``told`` on the same ones."""
+    """Compare ``swapped``, on the first states of each task, with ``told`` on the same states."""
 
     def measure(tasks: Collection[str]) -> SwappedSuccess:
         same = {task: told[task][: len(swapped[task])] for task in tasks}
@@ -82,7 +83,7 @@ def measure_swapped(told: Outcomes, swapped: Outcomes) -> ByTask[SwappedSuccess]
 
 
 def measure_success(clone: Outcomes, policy: Outcomes) -> ByTask[PolicySuccess]:
-    """Success of the ``policy`` by task and over all tasks; ``clone``: iteration 0's policy on the same states."""
+    """Success of ``policy`` by task and over all tasks; ``clone`` is the policy of iteration 0 on the same states."""
 
     def measure(tasks: Collection[str]) -> PolicySuccess:
         before, now = (pool_outcomes(outcomes, tasks) for outcomes in (clone, policy))
@@ -92,7 +93,7 @@ def measure_success(clone: Outcomes, policy: Outcomes) -> ByTask[PolicySuccess]:
 
 
 def compare_outcomes(imagined: Outcomes, simulated: Outcomes) -> ByTask[OutcomeComparison]:
-    """By task and over all tasks; both on the same states in the same order."""
+    """Compare by task and over all tasks; both arguments are on the same states in the same order."""
 
     def measure(tasks: Collection[str]) -> OutcomeComparison:
         in_imagination, in_simulator = (pool_outcomes(outcomes, tasks) for outcomes in (imagined, simulated))
@@ -115,9 +116,9 @@ def imagine_outcomes(
     key: tuple[int | str, ...],
     max_batch: int = 0,
 ) -> dict[str, tuple[bool, ...]]:
-    """Task -> success of the greedy ``policy`` in imagination, from the first observations of its ``episodes``.
+    """Task -> success of the greedy ``policy`` in imagination, from the first observations of ``episodes``.
 
-    ``key`` seeds the world model's noise; ``max_batch`` see `ImaginedSimulator`.
+    ``key`` seeds the world model's noise; for ``max_batch`` see `ImaginedSimulator`.
     """
     success: list[bool] = []
     for first in range(0, len(episodes), EPISODES_AT_ONCE):
@@ -143,7 +144,7 @@ def imagine_outcomes(
 
 
 def observe_start(episodes: Sequence[Episode], cameras: Sequence[str]) -> Observation:
-    """The observations that ``episodes`` began with, as rows of K = 3 equal frames of each of ``cameras``."""
+    """The first observations of ``episodes``: rows with K = 3 equal frames of each of ``cameras``."""
     first = {camera: torch.from_numpy(np.stack([e.frames[camera][0] for e in episodes])) for camera in cameras}
     return Observation(
         frames={camera: frames[:, None].repeat(1, 3, 1, 1, 1) for camera, frames in first.items()},

@@ -1,7 +1,7 @@
-"""Reads the simulator's state off a frame: where things are, and whether the task is solved.
+"""A frame probe: a network that reads landmark positions and success from a frame.
 
-An instrument for imagined frames, which have no state behind them. It is trained on simulated frames only, knows
-nothing of any world model. What it sees in imagined episodes: `worldloop.evaluation.visual_state`.
+Imagined frames have no simulator state; the probe estimates it. It is trained only on simulated frames, without any
+world model. `worldloop.evaluation.visual_state` applies it to imagined episodes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from worldloop.networks.frame_pair import FramePairEncoder
 from worldloop.training.trainer import BatchObjective, fit_small
 
 LEARNING_RATE = 2e-3
-POSITION_WEIGHT = 4.0  # of the position loss (in standard deviations) beside the success loss
-SHIFT_LEVELS = 6  # grey levels of brightness by which training frames vary, as imagined ones do
+POSITION_WEIGHT = 4.0  # of the position loss (standardised positions); the success loss has weight 1
+SHIFT_LEVELS = 6  # largest brightness shift of training frames, in grey levels; imagined frames vary too
 
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """Frames with what is known of them.
+    """Frames with their labels.
 
-    - ``first``, ``frame``: camera name -> u8 [B, h, w, 3]: of the episode, and to read
-    - ``task``: B task ids; ``position_m`` f32 [B, P]; ``solved`` f32 [B]: that task is solved
+    - ``first``, ``frame``: camera name -> u8 [B, h, w, 3]: the episode's first frame, and the frame to read
+    - ``task``: B task ids; ``position_m`` f32 [B, P]; ``solved`` f32 [B]: 1 if the task is solved, else 0
     """
 
     first: dict[str, Tensor]
@@ -41,16 +41,16 @@ class ProbeBatch:
 
 @dataclass(frozen=True)
 class ProbeReading:
-    """``position_m`` f32 [B, P] metres, ``solved_logit`` f32 [B]."""
+    """The probe's output: ``position_m`` f32 [B, P] in metres, ``solved_logit`` f32 [B]."""
 
     position_m: Tensor
     solved_logit: Tensor
 
 
 class FrameProbe(nn.Module):
-    """A `FramePairEncoder` for each camera, and one MLP for P coordinates and the success logit of each of T tasks.
+    """A `FramePairEncoder` for each camera, then one MLP with P coordinates and a success logit for each of T tasks.
 
-    What a frame shows does not say which task it is of: two tasks may share a scene.
+    Each task has its own outputs, because two tasks may look alike.
     """
 
     position_mean: Tensor
@@ -75,8 +75,10 @@ class FrameProbe(nn.Module):
         )
 
     def forward(self, first: Mapping[str, Tensor], frame: Mapping[str, Tensor], task: Sequence[str]) -> Tensor:
-        """Camera name -> u8 [B, h, w, 3] twice, and B tasks -> f32 [B, P + 1]: standardised coordinates, then the
-        success logit of each row's task."""
+        """``first`` and ``frame``, camera name -> u8 [B, h, w, 3], and B task ids -> f32 [B, P + 1].
+
+        Each row has standardised coordinates, then the success logit, both for its task.
+        """
         device = self.position_mean.device
         with torch.autocast(device.type, dtype=torch.bfloat16):
             features = [
@@ -90,7 +92,7 @@ class FrameProbe(nn.Module):
     def read(
         self, first: Mapping[str, Tensor], frames: Mapping[str, Tensor], task: Sequence[str], batch_size: int = 512
     ) -> ProbeReading:
-        """``frames``: camera name -> u8 [N, h, w, 3], of episodes of ``task`` that began with ``first``, likewise."""
+        """Read ``frames``, camera name -> u8 [N, h, w, 3]; ``first``, likewise, has the episodes' first frames."""
 
         def take(views: Mapping[str, Tensor], start: int) -> dict[str, Tensor]:
             return {camera: views[camera][start : start + batch_size] for camera in self.cameras}
@@ -104,7 +106,7 @@ class FrameProbe(nn.Module):
 
 
 class ProbeObjective(BatchObjective[ProbeBatch]):
-    """Success and position of simulated frames whose brightness varies. ``positive_rate``: by task."""
+    """Success and position loss on simulated frames of varied brightness. ``positive_rate``: task -> success share."""
 
     def __init__(
         self,
@@ -155,9 +157,9 @@ def fit_frame_probe(
     device: torch.device,
     reporter: Reporter,
 ) -> FrameProbe:
-    """A probe of ``tasks``, fitted on the simulated frames that ``load(rows int64 [B])`` gives.
+    """Fit a probe for ``tasks`` on the simulated frames that ``load(rows int64 [B])`` returns.
 
-    Rows are 0..num_rows - 1. The success loss weighs both classes of each task equally.
+    Rows are in 0..num_rows - 1. In the success loss both classes of each task have the same weight.
     """
     sample = load(torch.randint(num_rows, (min(num_rows, 2048),), generator=generator))
     with torch.random.fork_rng(devices=[]):

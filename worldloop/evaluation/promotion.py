@@ -1,4 +1,4 @@
-"""Which candidate is better than the policy, on the same validation states."""
+"""Compare candidates with the policy on the same validation states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worldloop.evaluation.by_task import ByTask, Outcomes, measure_by_task, pool
 
 @dataclass(frozen=True)
 class CandidateFigures:
-    """``gain`` of the best candidate over the policy, whose success is ``current``; ``success`` by candidate."""
+    """``gain``: of the best candidate over the policy; ``current``: the policy's success; ``success``: by candidate."""
 
     gain: PairedGain
     current: Rate
@@ -31,7 +31,7 @@ class CandidateFigures:
 class Verdict:
     """Whether the ``best`` candidate replaces the policy.
 
-    ``lost_tasks``: those of several tasks that it is worse at, each of which refuses it.
+    ``lost_tasks``: with several tasks, those at which it is significantly worse; any such task prevents the promotion.
     """
 
     best: str
@@ -40,7 +40,7 @@ class Verdict:
     figures: ByTask[CandidateFigures]
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values; ``promotion_reason`` where tasks refuse the candidate."""
+        """Plain values for results.json; ``promotion_reason`` names the lost tasks, if any."""
         record = {"promoted": self.is_promoted, **self.figures.to_record()}
         if self.lost_tasks:
             record["promotion_reason"] = f"worse at {', '.join(self.lost_tasks)}"
@@ -48,10 +48,10 @@ class Verdict:
 
 
 def judge_candidates(current: Outcomes, candidates: Mapping[str, Outcomes], min_gain: float) -> Verdict:
-    """The candidate (name -> outcomes) of most successes, the earliest of equals, against ``current``, the policy's.
+    """Choose the candidate (name -> outcomes) with most successes and compare it with the policy (``current``).
 
-    It is promoted if its paired gain over all tasks is at least ``min_gain`` and, with several tasks, no task's own
-    gain has a 95 % interval wholly below 0.
+    Of equal candidates the first is chosen. It is promoted if its paired gain over all tasks is at least ``min_gain``
+    and, with several tasks, no task's 95 % interval of the gain is wholly below 0.
     """
     best = max(candidates, key=lambda candidate: int(pool_outcomes(candidates[candidate], current).sum()))
 

@@ -1,4 +1,4 @@
-"""Is a distilled student as good as its teacher? Both imagine the same held-out episodes; differences are paired."""
+"""Compare a distilled student with its teacher: both imagine the same held-out episodes; differences are paired."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from worldloop.evaluation.open_loop import ImaginedEpisodes
 
 @dataclass(frozen=True)
 class StudentComparison:
-    """The student's figures minus the teacher's over ``n`` episodes, with intervals that resample episodes.
+    """The student's figures minus the teacher's over ``n`` episodes; intervals resample episodes.
 
-    ``auc``: of the success head, ``None`` where all episodes have one outcome; ``psnr_db``: mean over an episode's
-    valid frames, ``None`` without episodes.
+    - ``auc``: of the success head; ``None`` if all episodes have one outcome
+    - ``psnr_db``: of valid frames, by episode; ``None`` without episodes
     """
 
     n: int
@@ -37,17 +37,18 @@ class StudentComparison:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a student may have lost too much of: ``figure`` "auc" or "psnr_db", in ``task``, "" over all tasks."""
+    """The ``figure``, "auc" or "psnr_db", on which a student fails, and the ``task``; "" is over all tasks."""
 
     figure: str
     task: str = ""
 
 
 def find_loss(compared: ByTask[StudentComparison], max_auc_loss: float, max_psnr_loss_db: float) -> Loss | None:
-    """The first that the student may have lost more of than is allowed over all tasks, or has lost in one task.
+    """The first figure on which the student loses too much, or ``None``.
 
-    Too few episodes to tell are no proof: over all tasks the lower bound decides, and a figure that is missing is a
-    loss. With several tasks none may lose more for certain, that is, with its whole interval.
+    Over all tasks the student fails if the lower bound of the difference is below the allowed loss, or if the figure is
+    missing: too few episodes are no proof. With several tasks it also fails if the whole interval of one task is below
+    the allowed loss.
     """
     for name, allowed in (("auc", max_auc_loss), ("psnr_db", max_psnr_loss_db)):
         difference: Estimate | None = getattr(compared.overall, name)
@@ -63,7 +64,10 @@ def find_loss(compared: ByTask[StudentComparison], max_auc_loss: float, max_psnr
 def compare_students(
     teacher: Mapping[str, Mapping[str, ImaginedEpisodes]], student: Mapping[str, Mapping[str, ImaginedEpisodes]]
 ) -> ByTask[StudentComparison]:
-    """Task -> source -> the same episodes in the same order, of both; differences are averaged over tasks."""
+    """Compare by task and over all tasks; differences are averaged over tasks.
+
+    Both arguments are task -> source -> imagined episodes, with the same episodes in the same order.
+    """
     alone = {task: compare_student(teacher[task], student[task]) for task in teacher}
 
     def average(tasks: Collection[str]) -> StudentComparison:
@@ -79,7 +83,7 @@ def compare_students(
 def compare_student(
     teacher: Mapping[str, ImaginedEpisodes], student: Mapping[str, ImaginedEpisodes]
 ) -> StudentComparison:
-    """In one task, on the sources that calibration looks at; both hold the same episodes in the same order."""
+    """Compare in one task, on the sources of `choose_sources`; both have the same episodes in the same order."""
     names = choose_sources(teacher)
     if not names:
         return StudentComparison(0, None, None)

@@ -1,4 +1,4 @@
-"""Does a world model know where it is wrong? Its expected PSNR against what came true."""
+"""Does a world model know where it is wrong? Compares its expected PSNR with the actual PSNR."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from worldloop.evaluation.open_loop import Branches
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Over ``num_frames`` valid frames; intervals resample episodes.
+    """How well expected PSNR predicts errors, over ``num_frames`` valid frames; intervals resample episodes.
 
-    - ``bias_db``: expected minus actual PSNR, above 0 for an overconfident model
-    - ``rank_correlation``: Spearman's, of expected and actual PSNR
-    - ``state_error_correlation``: landmark -> Spearman's, of expected PSNR and its error; negative where it helps
-    - ``auc_certain``, ``auc_uncertain``: of the success head, over the half of the branches whose lowest expected PSNR
-      is higher, and over the other half; ``None`` where a half has one outcome only
+    - ``bias_db``: mean of expected minus actual PSNR; above 0 the model is overconfident
+    - ``rank_correlation``: Spearman's, between expected and actual PSNR
+    - ``state_error_correlation``: landmark -> Spearman's, between expected PSNR and the landmark's error; negative if
+      expected PSNR predicts the error
+    - ``auc_certain``, ``auc_uncertain``: the success head's AUC over the half of the branches with the higher lowest
+      expected PSNR, and over the other half; ``None`` if a half has only one outcome; these intervals resample branches
     """
 
     num_frames: int
@@ -52,9 +53,9 @@ class Uncertainty:
 def judge_uncertainty(
     branches: Branches, psnr_db: FrameMetric, state_errors: Mapping[str, FrameMetric]
 ) -> Uncertainty | None:
-    """``None`` where the model does not say how sure it is.
+    """Judge the expected PSNR of ``branches``; ``None`` if the model has none.
 
-    ``psnr_db``: of the imagined frames of ``branches``; ``state_errors``: landmark -> its error in them.
+    ``psnr_db``: the actual PSNR of the imagined frames; ``state_errors``: landmark -> its error in these frames.
     """
     if branches.expected_psnr_db is None:
         return None

@@ -1,8 +1,8 @@
-"""What the frame probe sees in branches: where things are (state error), and whether the task is solved.
+"""State error and visual alignment: landmark positions and success that the frame probe reads from branches.
 
-World-VLA-Loop (arXiv:2602.06508, table 2) calls agreement of the outcome *seen* in the video visual alignment and has
-people or a language model look; here a classifier looks. The probe errs too, so that every figure stands beside the
-same figure of simulated frames. Shapes: N branches, M frames, P landmark coordinates.
+Visual alignment is the agreement between the outcome *seen* in the video and the simulated one (World-VLA-Loop,
+arXiv:2602.06508, table 2). There people or a language model judge the video; here the probe does. The probe has errors
+too, so every figure is also computed on simulated frames. Shapes: N branches, M frames, P landmark coordinates.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.probes import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.sans.clips import ClipDataset
 
-CM = 100.0  # per metre
-THRESHOLD_EPISODES = 200  # at least, of those there are, that the threshold is chosen on
+CM = 100.0  # cm per metre
+THRESHOLD_EPISODES = 200  # the threshold is chosen on at least so many episodes, or on all if there are fewer
 
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """A frame probe, and the success logit from which an episode that it looks at counts as solved, by task."""
+    """A frame probe, and by task the success logit from which an episode counts as solved."""
 
     network: FrameProbe
     success_thresholds: dict[str, float]
@@ -48,9 +48,9 @@ def fit_probe(
     device: torch.device,
     reporter: Reporter,
 ) -> FittedProbe:
-    """Fit on every frame of ``dataset``, seen by the cameras of ``spec``, to the landmarks of its tasks.
+    """Fit a probe on all frames of ``dataset`` in the cameras of ``spec``, for the landmarks and tasks of ``spec``.
 
-    The threshold of a task parts the outcomes of its episodes best; 0 if all are alike. ``reporter`` shows the
+    A task's threshold has the best balanced accuracy on its episodes; 0 if all ended alike. ``reporter`` shows the
     optimizer steps.
     """
     cache, cameras = dataset.cache, spec.robot.camera_names
@@ -103,14 +103,14 @@ def _choose_threshold(network: FrameProbe, dataset: ClipDataset, task: str, conf
 
 @dataclass(frozen=True)
 class Seen:
-    """What the probe reads off all frames of N branches: ``position_m`` [N, M, P], ``solved_logit`` [N, M]."""
+    """The probe's output for all frames of N branches: ``position_m`` [N, M, P], ``solved_logit`` [N, M]."""
 
     position_m: Tensor
     solved_logit: Tensor
 
 
 def see(probe: FrameProbe, branches: Branches, frames: Mapping[str, Tensor]) -> Seen:
-    """``frames``: camera name -> u8 [N, M, h, w, 3], imagined or simulated, of the episodes of ``branches``."""
+    """Read ``frames``, camera name -> u8 [N, M, h, w, 3], the imagined or simulated frames of ``branches``."""
     N, M = branches.truth.valid.shape
     first = {camera: start[:, None].expand_as(frames[camera]) for camera, start in branches.first_frames.items()}
     reading = probe.read(
@@ -122,12 +122,12 @@ def see(probe: FrameProbe, branches: Branches, frames: Mapping[str, Tensor]) -> 
 
 
 def find_highest_seen(branches: Branches, seen: Seen) -> np.ndarray:
-    """f [N]: the highest confirmed success logit that was seen in valid frames."""
+    """f [N]: the highest confirmed success logit of the probe in valid frames."""
     return find_highest_confirmed(seen.solved_logit, branches.truth.valid, branches.confirm_frames).numpy()
 
 
 def locate_landmarks(branches: Branches, dataset: ClipDataset, spec: SimulatorSpec) -> Tensor:
-    """f32 [N, M, P] metres: where the landmarks were simulated at each target frame (the last one, past the end)."""
+    """True landmark positions in metres at each target frame, f32 [N, M, P]; past the end, those of the last frame."""
     episode, now = branches.truth.index.T
     last = torch.from_numpy(dataset.cache.num_steps)[episode]
     frame = torch.minimum(now[:, None] + 1 + torch.arange(branches.truth.valid.shape[1]), last[:, None])
@@ -136,18 +136,18 @@ def locate_landmarks(branches: Branches, dataset: ClipDataset, spec: SimulatorSp
 
 
 def slice_landmarks(landmarks: tuple[Landmark, ...]) -> list[tuple[Landmark, slice]]:
-    """Each landmark with its part of the P coordinates."""
+    """Each landmark with the slice of its coordinates among all P."""
     ends = np.cumsum([len(mark.columns) for mark in landmarks]).tolist()
     return [(mark, slice(end - len(mark.columns), end)) for mark, end in zip(landmarks, ends, strict=True)]
 
 
 @dataclass(frozen=True)
 class StateError:
-    """How far one landmark is from where it was simulated, in cm.
+    """Distance in cm between the estimated and the true position of one landmark.
 
-    - ``imagined``: where the probe sees it in the imagined frame
-    - ``floor``: where the probe sees it in the simulated frame, which is the probe's own error
-    - ``proprio``: by the imagined proprio; ``None`` where that does not hold the landmark
+    - ``imagined``: estimated by the probe from the imagined frame
+    - ``floor``: estimated by the probe from the simulated frame; this is the probe's own error
+    - ``proprio``: taken from the imagined proprio; ``None`` if the landmark is not part of proprio
     """
 
     imagined: FrameMetric
@@ -155,7 +155,7 @@ class StateError:
     proprio: FrameMetric | None
 
     def name_metrics(self, landmark: str) -> dict[str, FrameMetric]:
-        """Those that there are, by the names of results.json."""
+        """The metrics that exist, by their names in results.json."""
         metrics = {
             f"{landmark}_error_cm": self.imagined,
             f"{landmark}_error_cm_floor": self.floor,
@@ -189,7 +189,7 @@ def measure_state_errors(
 
 @dataclass(frozen=True)
 class VisualAlignment:
-    """Does the outcome seen in the ``imagined`` video equal the simulated one? ``simulated``: the probe's accuracy."""
+    """Agreement of the outcome that the probe sees with the true one, in ``imagined`` and in ``simulated`` video."""
 
     imagined: Alignment
     simulated: Alignment
@@ -203,7 +203,7 @@ class VisualAlignment:
 def compute_visual_alignment(
     branches: Branches, imagined: Seen, simulated: Seen, outcomes: tuple[Outcome, ...], success_threshold: float
 ) -> VisualAlignment:
-    """Of whole episodes with these ``outcomes``; ``success_threshold`` is a logit of the probe."""
+    """Visual alignment of whole episodes with these ``outcomes``; ``success_threshold`` is a logit of the probe."""
     is_success = branches.succeeds.numpy()
 
     def align(seen: Seen) -> Alignment:

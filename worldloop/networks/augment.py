@@ -14,7 +14,7 @@ from torch import Tensor
 def augment_frames(
     frames: Mapping[str, Tensor], shift_px: int, brightness: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Shift and brighten the u8 [B, K, h, w, 3] of every camera; one draw per row and camera, shared by its K frames.
+    """Randomly shift and brighten the frames of every camera, u8 [B, K, h, w, 3]; a row's K frames share one draw.
 
     ``shift_px``: the largest offset in each direction; ``brightness``: pixel values are scaled by
     1 + U(-brightness, brightness).
@@ -32,14 +32,14 @@ def _augment(images: Tensor, shift_px: int, brightness: float, generator: torch.
 
 
 def shift_images(images: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
-    """Shift ``images`` [B, K, C, h, w] of any type by up to ``shift_px`` in each direction, the K of a row alike."""
+    """Shift ``images`` [B, K, C, h, w] by up to ``shift_px`` in each direction; a row's K images shift together."""
     B, _, _, h, w = images.shape
-    # Drawn on the generator's device so that a run is the same on every device that computes it.
+    # Drawn on the generator's device, so that a run is the same on every device.
     offset = torch.randint(-shift_px, shift_px + 1, (2, B, 1), generator=generator, device=generator.device)
     if shift_px == 0:
         return images
     offset = offset.to(images.device)
-    y = (torch.arange(h, device=images.device) + offset[0]).clamp(0, h - 1)  # [B, h]; clamping replicates
+    y = (torch.arange(h, device=images.device) + offset[0]).clamp(0, h - 1)  # [B, h]; clamping replicates the border
     x = (torch.arange(w, device=images.device) + offset[1]).clamp(0, w - 1)
     row = torch.arange(B, device=images.device)[:, None, None]
     pixels = images.movedim((1, 2), (3, 4))  # [B, h, w, K, C]

@@ -1,7 +1,7 @@
 """Building blocks that several leaf packages share.
 
-Shapes: B rows, N tokens, C channels, E condition. Attention is written as plain matrix products: on a CPU the
-backward pass of `scaled_dot_product_attention` in bfloat16 is several times slower.
+Shapes: B rows, N tokens, C channels, E condition. On a CPU, attention is plain matrix products: there the backward pass
+of `scaled_dot_product_attention` in bfloat16 is several times slower.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def num_groups(channels: int) -> int:
 
 
 class FilmResBlock(nn.Module):
-    """Two 3x3 convolutions with a skip; the condition scales and shifts between them (FiLM, arXiv:1709.07871)."""
+    """Residual block of two 3x3 convolutions; the condition scales and shifts in between (FiLM, arXiv:1709.07871)."""
 
     def __init__(self, channels: int, condition_dim: int) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class FilmResBlock(nn.Module):
 
 
 def fold_patches(x: Tensor, patch: int) -> Tensor:
-    """`pixel_unshuffle` [B, C, h, w] -> [B, C patch^2, h / patch, w / patch], several times faster on a CPU."""
+    """[B, C, h, w] -> [B, C patch^2, h / patch, w / patch]: `pixel_unshuffle`, several times faster on a CPU."""
     B, C, h, w = x.shape
     cells = x.reshape(B, C, h // patch, patch, w // patch, patch)
     return cells.permute(0, 1, 3, 5, 2, 4).reshape(B, C * patch**2, h // patch, w // patch)
 
 
 def join_channels(images: Sequence[Tensor]) -> Tensor:
-    """[B, C_i, h, w] -> [B, sum C_i, h, w], in the precision of what follows: cast before moving memory about."""
+    """Concatenate [B, C_i, h, w] to [B, sum C_i, h, w]; under autocast cast first, so that less memory is copied."""
     device = images[0].device.type
     if torch.is_autocast_enabled(device):
         images = [image.to(torch.get_autocast_dtype(device)) for image in images]
@@ -55,7 +55,7 @@ def join_channels(images: Sequence[Tensor]) -> Tensor:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """softmax(query keys^T / sqrt(head_dim)) values of [B, heads, T, head_dim]."""
+    """Attention softmax(query keys^T / sqrt(head_dim)) values; all are [B, heads, T, head_dim]."""
     if query.is_cuda:
         return functional.scaled_dot_product_attention(query, keys, values)
     scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP [B, N, C] -> [B, N, C]."""
+    """Pre-norm transformer block [B, N, C] -> [B, N, C]: attention, then an MLP."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class TransformerBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query reads tokens [B, N, C] -> [B, C]."""
+    """Pool tokens [B, N, C] -> [B, C] by attention with one learned query."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ class AttentionPool(nn.Module):
 class BoostedLinear(nn.Linear):
     """A linear layer that learns ``gain`` times faster than its neighbours under one Adam.
 
-    Adam moves every stored weight by about the learning rate whatever its gradient; here the stored weight is
-    1 / gain of the effective one, as in equalised learning rates (Karras et al. 2018, arXiv:1710.10196).
+    Adam moves every stored weight by about the learning rate, whatever its gradient. Here the effective weight is
+    ``gain`` times the stored one, as in equalised learning rates (Karras et al. 2018, arXiv:1710.10196).
     """
 
     def __init__(self, input_dim: int, output_dim: int, gain: float) -> None:
@@ -129,10 +129,10 @@ class BoostedLinear(nn.Linear):
 
 
 class PatchProjection(nn.Module):
-    """A linear map of every pixel's channels, and beside it one with a hidden layer that starts at zero.
+    """The sum of two maps of every pixel's channels: a linear one, and one with a hidden layer that starts at zero.
 
-    Where a pixel stands for a patch of the image (pixel-unshuffle), the hidden layer tells one kind of patch from
-    another: an edge of the arm is no sum of its pixels.
+    After pixel-unshuffle a pixel stands for a patch of the image. The hidden layer can recognise kinds of patches, such
+    as an edge of the arm, which a linear map cannot.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
@@ -144,12 +144,12 @@ class PatchProjection(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in, h, w] -> [B, out, h, w]."""
+        """[B, in_channels, h, w] -> [B, out_channels, h, w]."""
         return self.linear(x) + self.out(functional.silu(self.hidden(x)))
 
 
 def make_mlp(input_dim: int, hidden_dim: int, output_dim: int, num_hidden: int = 2, gain: float = 1.0) -> nn.Sequential:
-    """Linear layers with SiLU between them and ``num_hidden`` hidden layers; ``gain``: see `BoostedLinear`."""
+    """An MLP with ``num_hidden`` hidden layers and SiLU between them; ``gain``: see `BoostedLinear`."""
     layers: list[nn.Module] = []
     width = input_dim
     for _ in range(num_hidden):

@@ -1,4 +1,4 @@
-"""Embeddings of numbers: time, and points on an image."""
+"""Embeddings of time and of points on an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worldloop.networks.blocks import make_mlp
 
 
 def embed_time(t: Tensor, dim: int, max_period: float = 1000.0) -> Tensor:
-    """Sines and cosines f32 [B, dim] of ``t`` [B] in [0, 1] (Vaswani et al. 2017, arXiv:1706.03762); dim is even."""
+    """Sine and cosine embedding f32 [B, dim] of ``t`` [B] in [0, 1], dim even (Vaswani et al., arXiv:1706.03762)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
     angles = t.float()[:, None] * max_period * frequencies
@@ -19,21 +19,22 @@ def embed_time(t: Tensor, dim: int, max_period: float = 1000.0) -> Tensor:
 
 
 class PoseMaps(nn.Module):
-    """Local coordinate systems that a vector places on the image: ``forward([B, D]) -> [B, channels, size, size]``.
+    """Draw local coordinate systems, placed by a vector, as maps: ``forward([B, D]) -> [B, channels, height, width]``.
 
-    A small network maps the vector (a robot's proprio) to ``num_poses`` affine maps of image coordinates, [-1, 1] from
-    edge to edge. Each draws a Gaussian window and, faded by it, sines and cosines of its two local coordinates at
-    ``FREQUENCIES`` (in half periods per unit; Fourier features, Tancik et al. 2020, arXiv:2006.10739). In the
-    coordinates of its own pose a rigid part looks the same wherever it is, so that a convolution can paint it; a vector
-    broadcast over the image tells no pixel where in the part it lies. Camera and poses are learned from the image loss.
+    A small network maps the vector (a robot's proprio) to ``num_poses`` affine maps of image coordinates, which are -1
+    to 1 from edge to edge. Each affine map draws a Gaussian window, and sines and cosines of its two local coordinates
+    multiplied by the window. ``FREQUENCIES`` are in half periods per unit (Fourier features, Tancik et al. 2020,
+    arXiv:2006.10739). In its own local coordinates a rigid part looks the same wherever it is, so a convolution can
+    paint it. A vector broadcast over the image would not tell a pixel where in the part it lies. The poses are learned
+    from the image loss.
     """
 
     grid: Tensor
     FREQUENCIES = (1, 2, 4)  # octaves: each follows from the one before by the double-angle formulas
-    GAIN = 3.0  # poses want to be exact long before the image network is
+    GAIN = 3.0  # poses must become exact long before the image network does
 
     def __init__(self, input_dim: int, num_poses: int, size: int | tuple[int, int], hidden_dim: int = 128) -> None:
-        """``size``: of the maps, square or (height, width)."""
+        """``size``: one number for square maps, or (height, width)."""
         super().__init__()
         self.size = (size, size) if isinstance(size, int) else size
         self.num_poses = num_poses
@@ -66,9 +67,9 @@ class PoseMaps(nn.Module):
 
 
 def find_points(maps: Tensor, sharpness: Tensor | float) -> Tensor:
-    """The expected place of each feature map, f32 [B, N, 2] as (y, x) in [-1, 1], by spatial softmax.
+    """The expected position (y, x) of each feature map, f32 [B, N, 2] in [-1, 1], by spatial softmax.
 
-    ``maps`` [B, N, h, w] are standardised over the image first; (Levine et al. 2016, arXiv:1504.00702).
+    ``maps`` [B, N, h, w] are first standardised over the image. Source: Levine et al. 2016, arXiv:1504.00702.
     """
     height, width = maps.shape[-2:]
     flat = maps.flatten(2).float()

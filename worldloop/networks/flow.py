@@ -1,8 +1,8 @@
 """The flow path: t runs from 0 (noise) to 1 (data) along a straight line.
 
 ``noisy = (1 - t) noise + t data`` and ``velocity = data - noise`` (Lipman et al. 2023, arXiv:2210.02747, with optimal
-transport paths; Liu et al. 2022, arXiv:2209.03003). Papers disagree on which end is x_0 and on the sign of time:
-whoever reads foreign weights converts at the border. ``t`` is f32 [B]; other tensors are [B, ...].
+transport paths; Liu et al. 2022, arXiv:2209.03003). Papers disagree on which end is x_0 and on the sign of time: code
+that uses published weights converts to this convention. ``t`` is f32 [B]; other tensors are [B, ...].
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MIN_GAP = 1e-3  # below this distance from an end of the path the other end can no longer be told
+MIN_GAP = 1e-3  # lower bound of 1 - t in divisions: closer to the data the noise cannot be computed
 
 
 def expand_time(t: Tensor, like: Tensor) -> Tensor:
@@ -19,29 +19,29 @@ def expand_time(t: Tensor, like: Tensor) -> Tensor:
 
 
 def interpolate(noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
-    """The point of the path at time ``t``."""
+    """The point of the path at time ``t``: (1 - t) noise + t data."""
     t = expand_time(t, data)
     return (1 - t) * noise + t * data
 
 
 def velocity_from_data(noisy: Tensor, data: Tensor, t: Tensor) -> Tensor:
-    """Velocity of the line through ``noisy`` at time t that ends in ``data``: (data - noisy) / (1 - t)."""
+    """The velocity of the line that is at ``noisy`` at time t and ends at ``data``: (data - noisy) / (1 - t)."""
     return (data - noisy) / (1 - expand_time(t, noisy)).clamp_min(MIN_GAP)
 
 
 def data_from_velocity(noisy: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """Where the line through ``noisy`` at time t with ``velocity`` ends: noisy + (1 - t) velocity."""
+    """The end of the line that is at ``noisy`` at time t and has ``velocity``: noisy + (1 - t) velocity."""
     return noisy + (1 - expand_time(t, noisy)) * velocity
 
 
 def noise_from_data(noisy: Tensor, data: Tensor, t: Tensor) -> Tensor:
-    """Where the line through ``noisy`` at time t that ends in ``data`` began: (noisy - t data) / (1 - t)."""
+    """The start of the line that is at ``noisy`` at time t and ends at ``data``: (noisy - t data) / (1 - t)."""
     t = expand_time(t, noisy)
     return (noisy - t * data) / (1 - t).clamp_min(MIN_GAP)
 
 
 def euler_step(noisy: Tensor, data: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """Follow the velocity implied by the predicted ``data`` from ``t`` to ``t_next``; t_next = 1 gives ``data``."""
+    """Move from ``t`` to ``t_next`` along the line to the predicted ``data``; at t_next = 1 the result is ``data``."""
     reached = noisy + expand_time(t_next - t, noisy) * velocity_from_data(noisy, data, t)
     return torch.where(expand_time(t_next, noisy) >= 1, data, reached)
 

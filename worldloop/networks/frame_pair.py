@@ -1,4 +1,4 @@
-"""Where an episode stands, from its first frame and the one now: for probes, critics and the success head."""
+"""An encoder of an episode's first frame and its frame now, for probes, critics and the success head."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.nn import functional
 from worldloop.networks.blocks import fold_patches
 from worldloop.networks.embeddings import find_points
 
-GRID = 16  # cells along the longer side of the first convolution
+GRID = 16  # at least so many patches along the longer side of the image, if it has that many pixels
 NUM_KEYPOINTS = 16
-CONTRAST = 4.0  # of frames less their background, whose values are small
+CONTRAST = 4.0  # multiplies frames minus background, which have small values
 
 
 class FramePairEncoder(nn.Module):
     """Convolutions and keypoints: ``forward(first, frame)`` [B, channels, h, w] twice -> f32 [B, ``dim``].
 
-    ``size`` is (h, w), or both in one number. A ``background`` [channels, h, w], the mean frame, is taken off: most
-    pixels never change. With ``only_keypoints`` the features are where things are (y, x in [-1, 1]) and not what every
-    cell looks like, which a few hundred episodes would be recognised by.
+    ``size`` is (h, w), or one number for a square. ``background`` [channels, h, w], the mean frame, is subtracted,
+    because most pixels never change. With ``only_keypoints`` the output is only keypoint positions (y, x in [-1, 1]);
+    with the features of every cell a network could memorise a few hundred episodes.
     """
 
     background: Tensor | None

@@ -1,8 +1,8 @@
 """A language encoder that needs no downloaded vocabulary: hashed words, word pairs and character trigrams.
 
-Signed feature hashing (Weinberger et al. 2009, arXiv:0902.2206) gives any string a fixed sparse vector; what is
-learned is its projection. Word pairs, with marks for the start and the end, carry the order ("a on b" is not "b on
-a"); character trigrams let a word that training never saw share features with its relatives.
+Signed feature hashing (Weinberger et al. 2009, arXiv:0902.2206) gives any string a fixed sparse vector; only its
+projection is learned. Word pairs, with marks for start and end, encode the order ("a on b" is not "b on a"). Through
+character trigrams an unseen word shares features with similar words.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NUM_BUCKETS = 1024
 
 
 def _features(text: str) -> list[tuple[str, float]]:
-    """(feature, weight) of ``text``: words weigh 1, word pairs and a word's trigrams 0.5 together."""
+    """(feature, weight) of ``text``: a word weighs 1, a word pair 0.5, a word's trigrams have norm 0.5 together."""
     words = re.findall(r"\w+", text.lower()) or ([text] if text else [])
     pairs = zip(["<start>", *words], [*words, "<end>"], strict=True)
     features = [(f"word:{w}", 1.0) for w in words] + [(f"pair:{a} {b}", 0.5) for a, b in pairs]
@@ -31,7 +31,7 @@ def _features(text: str) -> list[tuple[str, float]]:
 
 @lru_cache(maxsize=4096)
 def hash_instruction(text: str, num_buckets: int = NUM_BUCKETS) -> Tensor:
-    """Unit vector f32 [num_buckets] of ``text``, the same in every process. Cached: do not write into it."""
+    """Unit vector f32 [num_buckets] of ``text``, the same in every process. It is cached: do not modify it."""
     vector = torch.zeros(num_buckets)
     for feature, weight in _features(text):
         code = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
@@ -42,20 +42,20 @@ def hash_instruction(text: str, num_buckets: int = NUM_BUCKETS) -> Tensor:
 class InstructionEncoder(nn.Module):
     """``forward(("push the cube", ...)) -> f32 [B, dim]``: hashed features, projected and layer-normalised.
 
-    Any string is accepted, the empty one too; the output depends on the string and the weights alone.
+    Any string is allowed, also the empty one. The output depends only on the string and the weights.
     """
 
     def __init__(self, dim: int, num_buckets: int = NUM_BUCKETS) -> None:
         super().__init__()
         self.num_buckets = num_buckets
         self.project = nn.Linear(num_buckets, dim)
-        # The input is a unit vector: weights of unit scale keep different instructions well apart from the start.
+        # The input is a unit vector, so weights of unit scale separate instructions from the start.
         nn.init.normal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, instructions: tuple[str, ...]) -> Tensor:
-        """One embedding [B, dim] per string; equal strings are projected once."""
+        """One embedding per string, f32 [B, dim]; equal strings are projected only once."""
         unique = list(dict.fromkeys(instructions))
         weight = self.project.weight
         hashed = torch.stack([hash_instruction(text, self.num_buckets) for text in unique])

@@ -1,4 +1,4 @@
-"""What networks do for each of several cameras: tensors in a dict by camera, and modules of their own."""
+"""Helpers for several cameras: tensors in a dict by camera, and one module per camera."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 def map_views[R](function: Callable[..., R], *views: Mapping[str, Tensor]) -> dict[str, R]:
-    """Camera -> ``function`` of that camera's tensors in ``views``, for the cameras of the first."""
+    """Camera -> ``function`` of that camera's tensors in ``views``, for the cameras of the first view dict."""
     return {camera: function(*(view[camera] for view in views)) for camera in views[0]}
 
 
 class ViewModules[M: nn.Module](nn.Module):
-    """A module of its own for each camera, in order.
+    """One module per camera, in order.
 
-    A state dict has the camera's name, with ``/`` for the dots that torch does not allow in it.
+    State dict keys contain the camera's name, with ``/`` in place of dots, which torch does not allow.
     """
 
     def __init__(self, modules: Mapping[str, M]) -> None:

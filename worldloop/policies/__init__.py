@@ -1,4 +1,4 @@
-"""Policies by their name in configs, ``policy.kind``. One folder each; `Policy` says what they do."""
+"""`POLICIES` maps the names in a config, ``policy.kind``, to classes. Each policy has its own folder; see `Policy`."""
 
 from worldloop.core.interfaces import Policy
 from worldloop.policies.token_vla.policy import TokenVLA

@@ -1,4 +1,4 @@
-"""Behaviour cloning: any policy, on any selection of episodes."""
+"""Behaviour cloning of any policy on any selection of episodes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ImitationConfig:
     num_steps: int = 300  # optimizer steps
     batch_size: int = 32  # action chunks per step
     learning_rate: float = 1e-3  # peak, AdamW
-    weight_decay: float = 0.01  # AdamW, matrices only
-    precision: str = "bf16"  # fp32 | bf16 (autocast; weights stay fp32)
+    weight_decay: float = 0.01  # AdamW, only of matrices
+    precision: str = "bf16"  # fp32 or bf16 (autocast; weights stay fp32)
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1:
@@ -33,7 +33,7 @@ class ImitationConfig:
 
 
 class ImitationObjective(BatchObjective[ImitationBatch]):
-    """The policy's own imitation loss; ``batch_size`` is that of a microbatch."""
+    """The imitation loss that the policy defines; ``batch_size`` is the size of a microbatch."""
 
     def __init__(
         self,
@@ -72,8 +72,11 @@ def fit_by_imitation(
     name: str,
     first_step: int,
 ) -> Policy:
-    """Train ``policy``, with fresh weights, on ``dataset``; its checkpoint ``name`` stays until the caller drops it."""
-    policy.prepare(dataset)  # before it moves: all frames at once
+    """Train ``policy``, which has random weights, on ``dataset``.
+
+    The training checkpoint ``name`` stays until the caller drops it.
+    """
+    policy.prepare(dataset)  # on the CPU: it reads all frames at once
     policy = policy.to(setup.device).train()
     make_optimizer = partial(
         Optimizer, learning_rate=config.learning_rate, num_steps=config.num_steps, weight_decay=config.weight_decay

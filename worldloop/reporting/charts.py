@@ -1,4 +1,4 @@
-"""The charts of the HTML report, from a run's records and timings. Each says whether there was anything to draw."""
+"""Charts of the HTML report, from a run's records and timings. Each function returns whether it drew anything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINES = {"on_policy": "#1f6fb2", "scripted": "#8c9aa8", "recorded": "#1f6fb2"}
 
 
 def draw[T](chart: Callable[[Axes, T], bool], data: T) -> str:
-    """``chart(axes, data)`` as SVG in base64; "" where it says that there is nothing to draw."""
+    """Draw ``chart(axes, data)`` as SVG in base64; "" if the chart drew nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,7 +57,7 @@ def draw_success(axes: Axes, records: list[Record]) -> bool:
 
 
 def draw_success_by_task(axes: Axes, records: list[Record]) -> bool:
-    """Success in the simulator, a line for each of several tasks."""
+    """Success in the simulator, one line per task; nothing with one task."""
     tasks = name_tasks(records)
     if not tasks:
         return False
@@ -77,7 +77,7 @@ def _label_success(axes: Axes, records: list[Record]) -> None:
 
 
 def _colour(tasks: list[str]) -> list[Any]:
-    """A colour for each."""
+    """One colour per task."""
     import matplotlib
 
     colours = matplotlib.colormaps["tab10" if len(tasks) <= 10 else "tab20"]
@@ -97,7 +97,7 @@ def draw_auc(axes: Axes, records: list[Record]) -> bool:
 
 
 def draw_auc_by_task(axes: Axes, records: list[Record]) -> bool:
-    """Of the source that the headline looks at, a line for each of several tasks."""
+    """AUC of the last judged source, one line per task; nothing with one task."""
     checked = [r for r in records if list_judged_sources(r)]
     tasks = name_tasks(checked)
     if not tasks:
@@ -111,7 +111,7 @@ def draw_auc_by_task(axes: Axes, records: list[Record]) -> bool:
 
 
 def _draw_auc_line(axes: Axes, values: list[AucPoint], label: str, colour: Any) -> None:
-    # A bound that is null, since hardly any resample has both outcomes, is NaN here and not drawn.
+    # A bound is null if few resamples have both outcomes; as NaN it is not drawn.
     auc, low, high = (np.array([v[key] for _, v in values], dtype=float) for key in ("value", "low", "high"))
     error = [auc - low, high - auc]
     axes.errorbar([i for i, _ in values], auc, yerr=error, marker="o", capsize=3, color=colour, label=label)
@@ -142,7 +142,7 @@ def draw_calibration(axes: Axes, records: list[Record]) -> bool:
     drawn = False
     axes.plot([0, 1], [0, 1], color="#c8d0d8", lw=1, ls="--")
     for source, figures in list_judged_sources(checked[-1]) if checked else []:
-        if bins := figures.get("reliability"):  # not in runs of earlier versions
+        if bins := figures.get("reliability"):  # runs of earlier versions have none
             drawn = True
             values = [[b[k] for b in bins] for k in ("probability", "rate")]
             axes.plot(*values, marker="o", color=LINES[source], label=source)

@@ -1,6 +1,6 @@
-"""How the check of a world model is shown: log lines, TensorBoard's scalars, curves and videos, the card's summary.
+"""Show the check of a world model: log lines, TensorBoard scalars, curves and videos, and the card's summary.
 
-A check is one per task (task -> `WorldModelCheck`). What is shown first is the mean over tasks, then each of them.
+Each task has its own check (task -> `WorldModelCheck`). The mean over tasks comes first, then each task.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from worldloop.evaluation.judgement import Judgement, OverallFidelity, WorldMode
 from worldloop.evaluation.open_loop import ImaginedEpisodes
 
 Checks = Mapping[str, WorldModelCheck]  # task -> its check
-Videos = Mapping[str, Mapping[str, "tuple[Video, ...]"]]  # task -> source -> what is shown of it
+Videos = Mapping[str, Mapping[str, "tuple[Video, ...]"]]  # task -> source -> its videos
 
-NAME = "check_world_model"  # of the stage, and of its folder and tags in TensorBoard
+NAME = "check_world_model"  # the stage, also its TensorBoard folder and tags
 GREEN, RED = (60, 200, 90), (210, 70, 60)
-ALWAYS_REPORTED = ("scripted", "on_policy")  # sources that are null with a reason where there are no episodes
+ALWAYS_REPORTED = ("scripted", "on_policy")  # sources that are null, with a reason, if they have no episodes
 
 
 @dataclass(frozen=True)
 class Video:
-    """A held-out episode to show: the ``row`` of its source, and how its success was judged.
+    """A held-out episode to show: its ``row`` in its source, its true outcome and its imagined success probability.
 
     Example: ``Video("worst_1", row=3, episode=40, outcome="failure", imagined_success=0.91)``.
     """
@@ -51,7 +51,7 @@ class Video:
 
 
 def describe_checks(checks: Checks) -> list[str]:
-    """The lines of the log: two for each source, one for each of several tasks, and why a task is not trusted."""
+    """Log lines: two per source, with several tasks one per task, and why a task is not trusted."""
     lines = []
     for source, judgement in average_checks(checks).judgements.items():
         alignment, others = describe_alignment(judgement.alignment), describe_judgement(judgement)
@@ -65,7 +65,7 @@ def describe_checks(checks: Checks) -> list[str]:
 
 
 def _describe_tasks(source: str, checks: Checks) -> list[str]:
-    """E.g. ``on_policy, PullCube-v1: auc 0.843 (0.710-0.932), psnr_db 24.1, the worst``."""
+    """One log line per task, e.g. ``on_policy, PullCube-v1: auc 0.843 (0.710-0.932), psnr_db 24.1, the worst``."""
     judged = {task: check.judgements[source] for task, check in checks.items() if source in check.judgements}
     auc = {task: judgement.alignment.auc for task, judgement in judged.items()}
     worst = find_worst({task: figure.value if figure else None for task, figure in auc.items()})
@@ -78,13 +78,13 @@ def _describe_tasks(source: str, checks: Checks) -> list[str]:
 
 
 def describe_alignment(alignment: Alignment) -> str:
-    """One line for the log, e.g. ``auc 0.943 (0.910-0.972), balanced accuracy 0.850 (0.801-0.902), n 50``."""
+    """One log line, e.g. ``auc 0.943 (0.910-0.972), balanced accuracy 0.850 (0.801-0.902), n 50``."""
     figures = {"auc": alignment.auc, "balanced accuracy": alignment.balanced_accuracy}
     return ", ".join([*(f"{name} {figure or '-'}" for name, figure in figures.items()), f"n {alignment.n}"])
 
 
 def describe_judgement(judgement: Judgement) -> str:
-    """One line for the log, e.g. ``psnr_db 25.1, moving_psnr_db 18.2, object_error_cm at the end 2.1 (floor 0.4)``."""
+    """One log line, e.g. ``psnr_db 25.1, moving_psnr_db 18.2, object_error_cm at the end 2.1 (floor 0.4)``."""
     metrics, parts = judgement.metrics, []
     for name in ("psnr_db", "moving_psnr_db", "moving_psnr_db_first_frame"):
         if (mean := metrics[name].mean) is not None:
@@ -97,7 +97,7 @@ def describe_judgement(judgement: Judgement) -> str:
 
 
 def list_scalars(judgement: Judgement) -> dict[str, float]:
-    """The headline figures of one source by name: each metric's mean, state errors at the end, and AUC by horizon."""
+    """Name -> headline figure of one source: image metrics, state errors at the end, AUC by horizon, and more."""
     figures: dict[str, Estimate | None] = {name: m.mean for name, m in judgement.fidelity.metrics.items()}
     for landmark, error in judgement.state_errors.items():
         figures |= {name: metric.end for name, metric in error.name_metrics(landmark).items()}
@@ -114,7 +114,7 @@ def list_scalars(judgement: Judgement) -> dict[str, float]:
 
 
 def summarise_for_card(checks: Checks) -> dict[str, Any]:
-    """By source, what a reader of the checkpoint alone wants to know; ``tasks`` has the same of each of several."""
+    """The summary by source for a checkpoint's card; with several tasks, ``tasks`` has the same for each."""
     tasks = {task: _summarise(check.judgements) for task, check in checks.items()}
     return make_record_by_task(_summarise(average_checks(checks).judgements), tasks)
 
@@ -129,7 +129,7 @@ def _summarise(judgements: Mapping[str, Judgement]) -> dict[str, Any]:
 
 
 def make_record(checks: Checks, videos: Videos) -> dict[str, Any]:
-    """What results.json keeps of the checks, and of the ``videos`` of each task."""
+    """The record of the checks and ``videos`` for results.json."""
     tasks = {}
     for task, check in checks.items():
         tasks[task] = _record(check.judgements, check.fidelity)
@@ -164,9 +164,9 @@ def choose_all_videos(checks: Checks, num_videos: int) -> dict[str, dict[str, tu
 
 
 def choose_videos(episodes: ImaginedEpisodes, calibration: Calibration, num_videos: int) -> tuple[Video, ...]:
-    """Whom to show: the half where imagined and simulated outcome disagree most, and the half where they agree best.
+    """Choose the episodes to show: half disagree most with the simulated outcome, half agree best.
 
-    Of the latter as many successes as failures, where there are.
+    The half that agrees alternates successes and failures, as far as there are both.
     """
     probability = calibration.probability(torch.from_numpy(episodes.logit)).numpy()
     order = np.argsort(-np.abs(probability - episodes.is_success), kind="stable")
@@ -191,9 +191,9 @@ def choose_videos(episodes: ImaginedEpisodes, calibration: Calibration, num_vide
 def draw_video(episodes: ImaginedEpisodes, row: int, calibration: Calibration) -> Tensor:
     """u8 [F, h, 2 w, 3]: imagined frames on the left, simulated ones on the right.
 
-    With several cameras their views are side by side, and the imagined ones are above the simulated ones, u8
-    [F, 2 h, all w, 3]. The bar above the imagined frames is their calibrated success probability, green from the
-    threshold on; that above the simulated ones is full once the episode has succeeded.
+    With several cameras the views are side by side and imagined frames are above simulated ones: u8 [F, 2 h, sum of w,
+    3]. The bar on imagined frames shows the calibrated success probability; it is green from the threshold on, else
+    red. The bar on simulated frames is full once the episode has succeeded.
     """
     branches, truth = episodes.branches, episodes.branches.truth
     length = int(truth.valid[row].sum())
@@ -209,9 +209,9 @@ def draw_video(episodes: ImaginedEpisodes, row: int, calibration: Calibration) -
 
 
 def write_check(reporter: Reporter, iteration: int, checks: Checks, videos: Videos, fps: float) -> None:
-    """Scalars, precision-recall and calibration curves and ``videos`` of every source, at step ``iteration``.
+    """Write scalars, precision-recall and calibration curves and ``videos`` of every source at step ``iteration``.
 
-    With several tasks the figures are their means, and each task has the same tags in a run of its own.
+    With several tasks the figures are means over tasks, and each task has the same tags in its own TensorBoard run.
     """
     if len(checks) > 1:
         average = average_checks(checks)

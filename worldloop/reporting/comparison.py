@@ -1,4 +1,4 @@
-"""Two runs side by side (within 80 columns): success on the same states, cost, and what they differ in."""
+"""Compare two runs within 80 columns: success on the same states, cost, and different settings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from worldloop.evaluation.by_task import Outcomes, pool_outcomes
 from worldloop.reporting.tables import put_name_before, show_interval
 from worldloop.storage.run_directory import RunDirectory
 
-TaskPair = tuple[str, str]  # one task, as A and as B call it
+TaskPair = tuple[str, str]  # the name of one task in run A and in run B
 
 
 def format_comparison(a: Path, b: Path, find_differences: Callable[[str, str], list[str]]) -> str:
-    """Success of both runs on the states that both evaluated, B minus A, cost side by side, and other settings.
+    """Compare success on the states that both runs evaluated (B minus A), their costs, and their settings.
 
-    Of several tasks those that both have count: all together, then each. ``find_differences`` between two configs in
-    YAML, see `worldloop.config.loading`.
+    With several tasks, only shared tasks count: all together, then each. ``find_differences(a, b)`` lists the
+    differences of two YAML configs, see `worldloop.config.loading`. Raises `WorldloopError` if the runs share no
+    evaluated states.
     """
     runs = [RunDirectory(path) for path in (a, b)]
     results = [run.read_results()["iterations"] for run in runs]
@@ -41,7 +42,7 @@ def format_comparison(a: Path, b: Path, find_differences: Callable[[str, str], l
 
 
 def _compare_success(a: RunDirectory, b: RunDirectory) -> list[str]:
-    """A line per iteration, and below it one for each of several tasks."""
+    """One line per iteration, and below it with several tasks one line per task."""
     of_a, of_b = (run.read_state().evaluation_success for run in (a, b))
     for run, outcomes in ((a, of_a), (b, of_b)):
         if not outcomes:
@@ -71,9 +72,9 @@ def _compare_success(a: RunDirectory, b: RunDirectory) -> list[str]:
 
 
 def _pair_tasks(of_a: Outcomes, of_b: Outcomes) -> list[TaskPair]:
-    """Each task that both runs have; where each has one it is the same, whatever it is called.
+    """The tasks that both runs have. If each run has one task, the two are paired whatever their names.
 
-    Its states say whether that is so. Runs of before tasks had names have one without a name.
+    The caller checks that the states are the same. In old runs the only task has no name.
     """
     if len(of_a) == len(of_b) == 1:
         return [(next(iter(of_a)), next(iter(of_b)))]

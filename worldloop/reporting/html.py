@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML file: the questions of the dashboards, answered without a server."""
+"""A run's report as one self-contained HTML file, which answers the questions of the dashboards without a server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ INDENT = "\u2003"
 
 
 def write_html_report(run_dir: Path, out: Path) -> None:
-    """Write ``out``; raises `WorldloopError` where ``run_dir`` has no results, or ``out`` cannot be written."""
+    """Write the report to ``out``; `WorldloopError` if ``run_dir`` has no results or ``out`` cannot be written."""
     from jinja2 import Environment, select_autoescape
 
     directory = RunDirectory(run_dir)
@@ -62,7 +62,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
     html = template.render(
         name=run_dir.resolve().name,
         task=", ".join(OmegaConf.select(config, f"{section}.tasks") or [])
-        or OmegaConf.select(config, f"{section}.task")  # in runs of before there were several
+        or OmegaConf.select(config, f"{section}.task")  # in runs of earlier versions, which had one task
         or source,
         state="finished" if not state.next_stage else f"next: {state.next_stage} of iteration {state.iteration}",
         version=__version__,
@@ -95,7 +95,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
 
 
 def show(figures: dict[str, Any] | None, name: str, style: str = ".3f") -> str:
-    """``0.680 (0.612 to 0.741)``, without bounds that are null, or a dash."""
+    """E.g. ``0.680 (0.612 to 0.741)``; the value alone if the bounds are null, a dash if the value is missing."""
     if not figures or figures.get(name) is None:
         return DASH
     value = f"{figures[name]:{style}}"
@@ -103,7 +103,7 @@ def show(figures: dict[str, Any] | None, name: str, style: str = ".3f") -> str:
 
 
 def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """What to know first, each ``{title, value, note}``; what was not measured is left out."""
+    """The headline figures as ``{title, value, note}``; figures that were not measured are left out."""
     cards = []
     evaluated = [r for r in records if r.get("simulated_success")]
     if evaluated:
@@ -131,13 +131,13 @@ def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dic
 
 
 def _name_worst(record: Record, read: Callable[[Record], float | None], style: str) -> str:
-    """E.g. ``; worst: PullCube-v1, 30.0%``; nothing where no task is worse than another."""
+    """E.g. ``; worst: PullCube-v1, 30.0%``; "" if no task is worse than another."""
     worst = find_worst_task(record, read)
     return "" if worst is None else f"; worst: {worst}, {read(list_tasks(record)[worst]):{style}}"
 
 
 def tabulate_success(records: list[Record]) -> list[list[str]]:
-    """With several tasks the mean and each of them; what the policy does when told another task, where it was told."""
+    """Table of success; with several tasks the mean, then each. Success under a swapped instruction, if measured."""
     swaps = any(record.get("swapped_success") for record in records)
     header = ["iteration", "simulated success", "", "gain over the clone", "imagined success", "promoted"]
     rows = [[*header, *(["told to do another task"] if swaps else [])]]
@@ -163,7 +163,7 @@ def tabulate_success(records: list[Record]) -> list[list[str]]:
 
 
 def tabulate_trust(records: list[Record]) -> list[list[str]]:
-    """With several tasks the mean and each of them; with several cameras the PSNR of each of them, too."""
+    """Table of the checks; with several tasks the mean, then each; with several cameras also the PSNR of each."""
     cameras = list_cameras(records)
     header = ["iteration", "episodes", "n", "AUC", "balanced accuracy", "calibration error", "PSNR, dB"]
     rows = [[*header, *(f"{camera}, dB" for camera in cameras)]]
@@ -191,7 +191,7 @@ def tabulate_trust(records: list[Record]) -> list[list[str]]:
 
 
 def list_cameras(records: list[Record]) -> list[str]:
-    """Those whose frames were judged apart, as they are where there are several."""
+    """The cameras with their own PSNR in the last check; empty with one camera."""
     checked = [r for r in records if list_judged_sources(r)]
     if not checked:
         return []
@@ -200,7 +200,7 @@ def list_cameras(records: list[Record]) -> list[str]:
 
 
 def _name(task: str, worst: str | None) -> str:
-    """Of a row below that of all tasks."""
+    """The first cell of a task's row, below the row of all tasks."""
     return f"{INDENT}{task}" + (" (worst)" if task == worst else "")
 
 
@@ -226,7 +226,7 @@ def tabulate_cost(records: list[Record], timings: list[dict[str, Any]]) -> list[
 
 
 def tabulate_stages(timings: list[dict[str, Any]]) -> list[list[str]]:
-    """Every stage over all iterations: how long it took altogether, and the most memory that it held."""
+    """Table of stages over all iterations: total time and peak memory."""
     rows = [["stage", "minutes", "peak memory, MiB", "peak GPU memory, MiB"]]
     for stage in dict.fromkeys(t["stage"] for t in timings):
         mine = [t for t in timings if t["stage"] == stage]
@@ -243,9 +243,9 @@ def tabulate_stages(timings: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
-    """``source, iteration`` -> outcome -> episodes of the SANS version called ``version``, in order of collection.
+    """``source, iteration`` -> outcome -> number of episodes in SANS version ``version``, in order of collection.
 
-    Of several tasks each is counted apart: ``task, source, iteration``.
+    With several tasks the key is ``task, source, iteration``.
     """
     metas = store.metas(store.version(version)) if version else []
     is_plural = len({meta.task for meta in metas}) > 1
@@ -258,7 +258,7 @@ def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
 
 
 def find_videos(log_dir: Path, records: list[Record]) -> tuple[list[dict[str, str]], str]:
-    """GIFs of the last check, as ``{data (base64), caption}``, and why there are none."""
+    """The GIFs of the last check as ``{data (base64), caption}``, and the reason to show if there are none."""
     checked = [r for r in records if list_judged_sources(r)]
     if not checked:
         return [], "no world model has been checked yet"
@@ -276,7 +276,7 @@ def find_videos(log_dir: Path, records: list[Record]) -> tuple[list[dict[str, st
 
 
 def _read_videos(events: Any, record: Record, iteration: int, task: str) -> list[dict[str, str]]:
-    """Those of ``record``, of the task of that name where there are several."""
+    """The GIFs of ``record``; with several tasks ``task`` goes into the captions, else it is ""."""
     events.Reload()
     tags = set(events.Tags()["images"])
     videos = []

@@ -1,6 +1,6 @@
-"""What a person sees while a loop runs: a bar with rate and ETA on a terminal, plain lines otherwise.
+"""Progress of a running loop: a bar with rate and ETA on a terminal, plain lines otherwise.
 
-A stage may run in another process (Ray): it then writes to a `RemoteDisplay`, whose events the driver replays.
+A stage in another process (Ray) writes to a `RemoteDisplay`; the driver replays its events.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _interrupted = threading.Event()
 
 @contextmanager
 def remember_interrupt() -> Iterator[None]:
-    """Ctrl-C raises at once, and again at the next progress where a library's ``except`` has swallowed it."""
+    """Make Ctrl-C raise at once, and again at the next progress in case a library has caught the first one."""
 
     def interrupt(number: int, frame: Any) -> None:
         _interrupted.set()
@@ -55,7 +55,7 @@ def format_minutes(seconds: float) -> str:
 
 
 class TerminalDisplay:
-    """Writes to standard error, so that standard output keeps only results."""
+    """Writes to standard error, so that standard output has only results."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
@@ -100,7 +100,7 @@ class TerminalDisplay:
 
 
 class SilentDisplay:
-    """Shows nothing: for the workers that are not the first."""
+    """Shows nothing: for all workers but the first."""
 
     def log(self, line: str) -> None:
         pass
@@ -116,7 +116,7 @@ class SilentDisplay:
 
 
 class RemoteDisplay:
-    """Collects events; `drain` hands them over, with advances of one bar merged."""
+    """Collects events; `drain` returns them and forgets them. Consecutive advances are merged."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -141,7 +141,7 @@ class RemoteDisplay:
             self._events.append(("close", ()))
 
     def extend(self, events: list[tuple[str, tuple[Any, ...]]]) -> None:
-        """Take over what another one has drained."""
+        """Append events that another `RemoteDisplay` has drained."""
         with self._lock:
             self._events += events
 

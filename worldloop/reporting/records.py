@@ -1,4 +1,4 @@
-"""What tables, charts and TensorBoard read in an iteration's record; records of before there were tasks have none."""
+"""Read an iteration's record, for tables, charts and TensorBoard. Records of earlier versions have no tasks."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Record = dict[str, Any]
 
 
 def list_tasks(record: Record) -> dict[str, Record]:
-    """Task -> its own figures, where there are several."""
+    """Task -> its own figures; empty with one task."""
     tasks: dict[str, Record] = record.get("tasks") or {}
     return tasks
 
 
 def name_tasks(records: list[Record]) -> list[str]:
-    """The tasks of all ``records``, where there are several."""
+    """The tasks in ``records``; empty with one task."""
     return list(dict.fromkeys(task for record in records for task in list_tasks(record)))
 
 
 def list_judged_sources(record: Record) -> list[tuple[str, Record]]:
-    """Sources whose reward alignment was measured, the policy's own last."""
+    """The sources with a measured reward alignment, and their figures; ``on_policy`` is the last."""
     alignment = record.get("reward_alignment") or {}
     found = [(name, figures) for name, figures in alignment.items() if isinstance(figures, dict)]
     return sorted(found, key=lambda item: item[0] == "on_policy")
 
 
 def find_worst_task(record: Record, read: Callable[[Record], float | None]) -> str | None:
-    """The task whose own figure, as ``read`` finds it, is lowest; ``None`` where no task is worse than another."""
+    """The task with the lowest figure ``read(record)``; ``None`` if no task is worse than another."""
     return find_worst({task: read(own) for task, own in list_tasks(record).items()})
 
 
@@ -45,5 +45,5 @@ def read_auc(record: Record, source: str) -> float | None:
 
 
 def read_psnr(record: Record) -> float | None:
-    """PSNR of whole imagined episodes in dB."""
+    """The mean PSNR of whole imagined episodes, in dB."""
     return record.get("psnr_db")

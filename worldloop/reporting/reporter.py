@@ -1,4 +1,4 @@
-"""What a stage shows: progress, log lines and TensorBoard, on the main rank alone."""
+"""Shows a stage: progress, log lines and TensorBoard, only on the main rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Bar:
 
 
 class StageReporter:
-    """A `Reporter` of the stage called ``stage``; ``writes`` is false on ranks that leave TensorBoard to another."""
+    """The `Reporter` of the stage called ``stage``; with ``writes`` false it writes no TensorBoard events."""
 
     def __init__(self, stage: str, display: Display, log_dir: Path, writes: bool) -> None:
         self.stage, self.display, self.log_dir, self.writes = stage, display, log_dir, writes

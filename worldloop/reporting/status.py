@@ -1,6 +1,6 @@
-"""What a run is doing, for people who look from elsewhere: ``status.json`` now, ``logs/`` since it began.
+"""The state of a run for other processes: ``status.json`` holds the current state, ``logs/`` the history.
 
-Neither is needed to go on, and a disk that takes neither stops no run. ``logs/iteration_NNN_STAGE.jsonl`` has a line
+A run needs neither to continue, and a failed write does not stop it. ``logs/iteration_NNN_STAGE.jsonl`` has one line
 per event, ``{"time", "event", ...}``: begin, log, progress (every `PROGRESS_INTERVAL_S`), traceback, end.
 """
 
@@ -22,7 +22,7 @@ PROGRESS_INTERVAL_S = 15.0
 
 
 class StatusDisplay:
-    """A `Display` that passes everything on to ``inner`` and writes it down in the run directory ``path``."""
+    """A `Display` that passes everything on to ``inner`` and also writes it to the run directory ``path``."""
 
     def __init__(self, inner: Display, path: Path) -> None:
         self._inner, self._path = inner, path
@@ -33,7 +33,7 @@ class StatusDisplay:
     def begin(
         self, iteration: int, num_iterations: int, stage: str, number: int, num_stages: int, left: list[str]
     ) -> None:
-        """A stage begins, the ``number``-th of its iteration, counted from 1; ``left`` come after it in the loop."""
+        """A stage begins. ``number``: its place in the iteration, from 1; ``left``: the stages after it in the loop."""
         self._status |= {"state": "running", "iteration": iteration, "num_iterations": num_iterations, "stage": stage}
         self._status |= {"stage_number": number, "num_stages": num_stages, "stage_began": time.time(), "progress": None}
         self._status["left"] = left
@@ -43,18 +43,18 @@ class StatusDisplay:
         self._inner.log(f"iteration {iteration}/{num_iterations}, stage {number}/{num_stages}: {stage}")
 
     def finish(self, **figures: float) -> None:
-        """The stage has been done, with these figures of it."""
+        """The stage is done; ``figures`` go into the log."""
         self._note("end", state="done", **figures)
         self._log_path = None
 
     def note_traceback(self, text: str) -> None:
-        """Of an error that nobody expected."""
+        """Log the traceback of an unexpected error."""
         self._note("traceback", text=text)
 
     def end(self, state: str) -> None:
-        """The run is over; ``state`` is ``ended`` after its last stage, ``stopped``, or says what went wrong."""
+        """The run is over; ``state`` is ``ended`` (after the last stage), ``stopped``, or an error."""
         self._status |= {"state": state, "progress": None}
-        self._note("end", state=state)  # of the stage that runs, if one does
+        self._note("end", state=state)  # for the running stage, if there is one
         self._write()
 
     def log(self, line: str) -> None:
@@ -101,7 +101,7 @@ class StatusDisplay:
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
-    """``status.json`` of the run directory ``path``, ``None`` where nothing has run; raises `WorldloopError`."""
+    """``status.json`` of the run directory ``path``; ``None`` if nothing has run. Raises `WorldloopError` if broken."""
     file = path / "status.json"
     if not file.exists():
         return None
@@ -109,7 +109,7 @@ def read_status(path: Path) -> dict[str, Any] | None:
 
 
 def is_alive(status: dict[str, Any]) -> bool | None:
-    """Whether the process that wrote ``status`` is there; ``None`` where it ran on another machine."""
+    """Whether the process that wrote ``status`` still runs; ``None`` if it is on another machine."""
     if status["host"] != socket.gethostname():
         return None
     try:

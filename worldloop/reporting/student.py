@@ -1,4 +1,4 @@
-"""How the comparison of a distilled student with its teacher is shown."""
+"""Show the comparison of a distilled student with its teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worldloop.evaluation.student import Loss, StudentComparison
 
 
 def make_student_record(compared: ByTask[StudentComparison], accepted: bool, num_sampler_steps: int) -> dict[str, Any]:
-    """What results.json keeps: ``distillation``, over all tasks and in each."""
+    """The record for results.json: ``distillation`` over all tasks, and with several tasks for each."""
     outcome = {"accepted": accepted, "num_sampler_steps": num_sampler_steps}
     tasks = {task: {"distillation": comparison.to_dict()} for task, comparison in compared.tasks.items()}
     return make_record_by_task({"distillation": compared.overall.to_dict() | outcome}, tasks)
@@ -23,7 +23,7 @@ def describe_accepted(comparison: StudentComparison) -> str:
 
 
 def describe_refused(compared: ByTask[StudentComparison], loss: Loss, allowed: float) -> str:
-    """Why the student is refused: the ``loss`` that `find_loss` found, and how much may be lost of it."""
+    """Why the student is refused: the ``loss`` from `find_loss`, and how much loss is ``allowed``."""
     comparison = compared.tasks[loss.task] if loss.task else compared.overall
     difference: Estimate | None = getattr(comparison, loss.figure)
     if difference is None:

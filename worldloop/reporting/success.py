@@ -1,4 +1,4 @@
-"""How success is shown in the log: over all tasks, then in each of several, the worst of them named."""
+"""Log lines about success: over all tasks, then for each task with the worst one marked."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from worldloop.evaluation.promotion import Verdict
 
 
 def describe_simulated(success: ByTask[PolicySuccess]) -> list[str]:
-    """E.g. ``simulated success 0.500 (0.352-0.648), 20/40``, and a line for each of several tasks."""
+    """E.g. ``simulated success 0.500 (0.352-0.648), 20/40``; with several tasks also one line per task."""
     rates = {task: figures.simulated for task, figures in success.tasks.items()}
     return [f"simulated success {success.overall.simulated}", *_describe_tasks(rates)]
 
 
 def describe_imagined(comparison: ByTask[OutcomeComparison]) -> list[str]:
-    """E.g. ``imagined success  0.500 (0.352-0.648), 20/40``, and a line for each of several tasks."""
+    """E.g. ``imagined success  0.500 (0.352-0.648), 20/40``; with several tasks also one line per task."""
     rates = {task: figures.imagined for task, figures in comparison.tasks.items()}
     return [f"imagined success  {comparison.overall.imagined}", *_describe_tasks(rates)]
 
 
 def describe_swapped(swapped: ByTask[SwappedSuccess]) -> list[str]:
-    """E.g. ``told to do another task: 0.050 (0.014-0.165), 2/40``, and a line for each task."""
+    """E.g. ``told to do another task: 0.050 (0.014-0.165), 2/40``, then one line per task."""
     rates = {task: figures.swapped for task, figures in swapped.tasks.items()}
     return [
         f"told to do another task: {swapped.overall.swapped}",
@@ -32,7 +32,7 @@ def describe_swapped(swapped: ByTask[SwappedSuccess]) -> list[str]:
 
 
 def describe_promotion(verdict: Verdict) -> list[str]:
-    """The success of all candidates against the policy's, what becomes of the best, and its gain in several tasks."""
+    """Success of candidates and policy, and whether the best is promoted; with several tasks its gain in each."""
     outcome = f"promoted {verdict.best.rsplit('/', 1)[-1]}" if verdict.is_promoted else "rolled back"
     if verdict.lost_tasks:
         outcome += f", worse at {', '.join(verdict.lost_tasks)}"

@@ -1,4 +1,4 @@
-"""Tables about a run (within 80 columns): what came out, and what it is doing."""
+"""Text about a run, within 80 columns: its results, and its current state."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from worldloop.reporting.records import Record, find_worst_task, list_tasks, rea
 from worldloop.reporting.status import is_alive, read_status
 from worldloop.storage.run_directory import RunDirectory
 
-SIGN_OF_LIFE_S = 120.0  # without one for longer, a run on another machine may have died
+SIGN_OF_LIFE_S = 120.0  # after so long without an update a run on another machine may have died
 
 
 def format_report(run_dir: Path) -> str:
-    """Success per iteration with intervals, world-model figures, and where the time went.
+    """Success per iteration with intervals, world-model figures, and time per stage.
 
-    Of several tasks first the mean, then each.
+    With several tasks the mean comes first, then each task.
     """
     directory = RunDirectory(run_dir)
     results = directory.read_results()
@@ -41,7 +41,7 @@ def format_report(run_dir: Path) -> str:
 
 
 def _task_lines(entry: Record) -> list[str]:
-    """Success of each of several tasks, below that of all."""
+    """Lines with the success of each task, below the line of all tasks; none with one task."""
     worst, lines = find_worst_task(entry, read_success), []
     for task, own in list_tasks(entry).items():
         success, gain, imagined = (own.get(key) for key in ("simulated_success", "paired_gain", "imagined_success"))
@@ -56,13 +56,13 @@ def _task_lines(entry: Record) -> list[str]:
 
 
 def put_name_before(text: str, name: str, width: int) -> list[str]:
-    """``text`` from column ``width`` on, behind the indented ``name``, or below one that is too long."""
+    """Put ``text`` at column ``width`` after the indented ``name``, or on the next line if ``name`` is too long."""
     start = f"  {name}"
     return [start.ljust(width) + text] if len(start) < width else [start, " " * width + text]
 
 
 def _language_lines(results: dict[str, Any]) -> list[str]:
-    """How often a policy that was told to do another task solved this one all the same."""
+    """Lines with the success of a policy at a task under the instruction of another task."""
     lines = []
     for entry in results["iterations"]:
         if swapped := entry.get("swapped_success"):
@@ -74,7 +74,7 @@ def _language_lines(results: dict[str, Any]) -> list[str]:
 
 
 def show_interval(figures: dict[str, Any], name: str, signed: bool = False) -> str:
-    """``0.680 (0.612, 0.741)``; the value alone where the bounds are null, as those of a few episodes may be."""
+    """E.g. ``0.680 (0.612, 0.741)``; the value alone if the bounds are null, as with few episodes."""
     style = "+.3f" if signed else ".3f"
     value = f"{figures[name]:{style}}"
     return value if figures["low"] is None else f"{value} ({figures['low']:{style}}, {figures['high']:{style}})"
@@ -103,7 +103,7 @@ def _alignment_lines(results: dict[str, Any]) -> list[str]:
 
 
 def _show_alignment(record: Record, source: str) -> str:
-    """E.g. ``AUC 0.943 (0.910, 0.972) bal. acc. 0.850, n 50``; "" where there is no AUC."""
+    """E.g. ``AUC 0.943 (0.910, 0.972) bal. acc. 0.850, n 50``; "" if there is no AUC."""
     figures = (record.get("reward_alignment") or {}).get(source)
     if not isinstance(figures, dict) or not figures["auc"]:
         return ""
@@ -133,7 +133,10 @@ def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
 
 
 def format_status(run_dir: Path) -> str:
-    """What the run in ``run_dir`` is doing, or how it stopped and what to do."""
+    """What the run in ``run_dir`` is doing, or how it stopped and how to go on.
+
+    Raises `WorldloopError` if nothing has run there.
+    """
     status = read_status(run_dir)
     if status is None:
         raise WorldloopError(f"{run_dir} has no status.json: no run directory, or nothing has run in it yet")
@@ -168,14 +171,14 @@ def _bar(progress: dict[str, Any], now: float, width: int = 20) -> str:
 
 
 def _expect(status: dict[str, Any], timings: list[dict[str, Any]], now: float) -> str:
-    """How long the rest of the loop will take if every stage takes as long as it last did."""
+    """The time left in the loop if every stage takes as long as the last time."""
     last = {t["stage"]: t["seconds"] for t in timings}
     left = status.get("left", [])
     known = [last[stage] for stage in left if stage in last]
     progress, here = status["progress"], []
     if progress and progress["count"]:
         here.append((progress["total"] - progress["count"]) * (now - progress["began"]) / progress["count"])
-    if status["stage"] in last:  # a stage may have several bars, of which one is shown
+    if status["stage"] in last:  # a stage may have several bars; progress is only of the current one
         here.append(max(0.0, last[status["stage"]] - (now - status["stage_began"])))
     seconds = format_minutes(max(here, default=0.0) + sum(known))
     if not here and not left:

@@ -1,4 +1,4 @@
-"""TensorBoard writers. Every stage has its own folder, so that purging one after a resume leaves the others alone."""
+"""TensorBoard writers. Each stage has its own folder, so that a purge after a resume affects only that stage."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Charts = dict[str, dict[str, tuple[str, ...]]]  # page -> chart -> (tag,) or (ta
 
 
 def plan_charts() -> Charts:
-    """The custom scalars page: the questions that a person has, in order.
+    """The charts of the custom scalars page, grouped by the questions that users have.
 
-    A chart is a line for every run that has its tag, which is how stages, sources, outcomes and tasks get colours and
-    names: each has a run of its own, see `write_iteration`.
+    A chart has one line per TensorBoard run with its tag. Stages, sources, outcomes and tasks each have their own run,
+    see `write_iteration`; so each gets its own colour and name.
     """
 
     def band(tag: str) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def plan_charts() -> Charts:
 
 
 def choose_charts(charts: Charts, seen: set[str]) -> Charts:
-    """Without those that nothing was written for: TensorBoard would warn of each."""
+    """The charts whose tags are all in ``seen``: TensorBoard warns about a chart without data."""
     kept = {
         page: {title: line for title, line in content.items() if seen.issuperset(line)}
         for page, content in charts.items()
@@ -71,7 +71,7 @@ def choose_charts(charts: Charts, seen: set[str]) -> Charts:
 
 
 class StageWriter:
-    """A `Writer` into the folder of one stage. Every method raises `WorldloopError` where the disk takes no more."""
+    """A `Writer` to the folder of one stage. Every method raises `WorldloopError` if the disk cannot be written."""
 
     def __init__(self, log_dir: Path, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -94,7 +94,7 @@ class StageWriter:
 
     def video(self, tag: str, step: int, frames: torch.Tensor, fps: float) -> None:
         """``frames`` u8 [F, h, w, 3]."""
-        # Not SummaryWriter.add_video: its encoder wants a moviepy that the pinned one no longer is.
+        # Not SummaryWriter.add_video: its encoder needs an older moviepy than the pinned one.
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         _, height, width, _ = frames.shape
@@ -106,7 +106,7 @@ class StageWriter:
             writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def layout(self, charts: Charts) -> None:
-        """Lines with their bands, for which TensorBoard neither smooths nor hides outliers; a line alone has none."""
+        """Write ``charts`` as lines with bands, which TensorBoard neither smooths nor clips; one tag has no band."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
@@ -124,7 +124,7 @@ class StageWriter:
             for page, content in charts.items()
         ]
         layout = layout_pb2.Layout(category=pages).SerializeToString()
-        # Not the plugin's own summary.pb, which wants tensorflow, nor add_custom_scalars: one line per chart.
+        # The plugin's summary.pb needs tensorflow, and add_custom_scalars allows only one line per chart.
         value = Summary.Value(
             tag=metadata.CONFIG_SUMMARY_TAG,
             tensor=TensorProto(dtype="DT_STRING", string_val=[layout]),
@@ -139,7 +139,7 @@ class StageWriter:
 
 
 def draw_reliability(probability: np.ndarray, is_success: np.ndarray) -> Figure:
-    """How often episodes succeed, over the probability they were given; a figure of matplotlib."""
+    """Reliability diagram: success rate over predicted probability, as a matplotlib figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 4), layout="tight")
@@ -170,7 +170,7 @@ def encode_gif(frames: torch.Tensor, fps: float, scale: int = 1) -> bytes:
 @contextmanager
 def open_writer(log_dir: Path, purge_step: int) -> Iterator[StageWriter]:
     """A writer whose earlier events at or after ``purge_step`` are dropped by TensorBoard."""
-    # TensorBoard reads files in the order of their names: second, then an unpadded number within the process.
+    # TensorBoard reads files by name: the second, then an unpadded counter; so never start two in one second.
     while any(log_dir.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
     with _quiet_thread():
@@ -183,7 +183,7 @@ def open_writer(log_dir: Path, purge_step: int) -> Iterator[StageWriter]:
 
 @contextmanager
 def _quiet_thread() -> Iterator[None]:
-    """TensorBoard's thread hands an error of the disk to its writer, see `StageWriter`, and need not print it too."""
+    """Stop TensorBoard's thread from printing disk errors; its writer raises them anyway, see `StageWriter`."""
     before = threading.excepthook
     threading.excepthook = lambda hook: None if isinstance(hook.exc_value, OSError) else before(hook)
     try:
@@ -195,9 +195,9 @@ def _quiet_thread() -> Iterator[None]:
 def write_iteration(
     log_dir: Path, records: Sequence[Record], timings: list[dict[str, Any]], settings: dict[str, Any]
 ) -> None:
-    """The last of ``records``, with its stages' ``timings`` (see docs/metrics.md), at step = iteration.
+    """Write the last of ``records`` and its stages' ``timings`` (see docs/metrics.md) at step = iteration.
 
-    ``settings`` are what the HPARAMS page shows beside the latest success: keys and values that are no defaults.
+    ``settings``: keys and values that differ from the defaults; the HPARAMS page shows them beside the latest success.
     """
     record, iteration = records[-1], records[-1]["iteration"]
     own = [t for t in timings if t["iteration"] == iteration]
@@ -222,7 +222,7 @@ def write_iteration(
 
 
 def write_settings(log_dir: Path, settings: dict[str, Any], figures: dict[str, float]) -> None:
-    """For the HPARAMS page, in place of what was there."""
+    """Write ``settings`` and ``figures`` for the HPARAMS page, in place of earlier ones."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(log_dir, ignore_errors=True)
@@ -236,7 +236,7 @@ def write_settings(log_dir: Path, settings: dict[str, Any], figures: dict[str, f
 
 
 def cost_scalars(timings: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Run of a stage -> tag -> its seconds and peak memory; of a stage that ran twice, the sum and the maximum."""
+    """Run of a stage -> tag -> seconds (the sum over its runs) and peak memory (the maximum)."""
     runs: dict[str, dict[str, float]] = {}
     for entry in timings:
         values = runs.setdefault(f"cost/{entry['stage']}", {"cost/seconds": 0.0})
@@ -248,7 +248,7 @@ def cost_scalars(timings: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def episode_scalars(record: Record) -> dict[str, dict[str, float]]:
-    """Run of an outcome -> tag -> how many such episodes the iteration recorded, scripted ones and the policy's."""
+    """Run of an outcome -> tag -> number of episodes that the iteration recorded, scripted and by the policy."""
     runs: dict[str, dict[str, float]] = {}
     for source in ("scripted", "policy"):
         counts = record.get("scripted_episodes" if source == "scripted" else "collected_episodes") or {}
@@ -258,7 +258,7 @@ def episode_scalars(record: Record) -> dict[str, dict[str, float]]:
 
 
 def task_scalars(record: Record) -> dict[str, dict[str, float]]:
-    """Run of a task, in each folder -> tag -> its own figures, beside those over all tasks; none with one task."""
+    """Run of a task, in each folder -> tag -> the task's figures; empty with one task."""
     runs: dict[str, dict[str, float]] = {}
     for task, own in list_tasks(record).items():
         runs[f"loop/{task}"] = headline_scalars(own)
@@ -267,7 +267,7 @@ def task_scalars(record: Record) -> dict[str, dict[str, float]]:
 
 
 def trust_scalars(record: Record) -> dict[str, dict[str, float]]:
-    """Run of a source -> tag -> what `headline_scalars` has of it, so that sources share a chart."""
+    """Run of a source -> tag -> its `headline_scalars`, under tags that all sources share, for one chart."""
     values = headline_scalars(record)
     runs: dict[str, dict[str, float]] = {}
     for source in ("imagined", "simulated"):
@@ -282,7 +282,7 @@ def trust_scalars(record: Record) -> dict[str, dict[str, float]]:
 
 
 def headline_scalars(record: Record) -> dict[str, float]:
-    """Tag -> value of one iteration's record; what is null in the record is left out."""
+    """Tag -> value from one iteration's record; null values are left out."""
     values: dict[str, float] = {}
     for name in ("simulated_success", "imagined_success", "swapped_success"):
         if record.get(name):

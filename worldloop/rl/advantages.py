@@ -1,7 +1,7 @@
 """Advantages of grouped rollouts.
 
-GRPO's outcome supervision (DeepSeekMath, arXiv:2402.03300, section 4.1.2); groups without variance are dropped (DAPO,
-arXiv:2503.14476, eq. 11). Shapes: B rows (N groups x G members).
+They are GRPO's with outcome supervision (DeepSeekMath, arXiv:2402.03300, section 4.1.2). Groups without variance are
+dropped (DAPO, arXiv:2503.14476, eq. 11). Shapes: B rows (N groups x G members).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from worldloop.core.tensors import check_shape
 
 @dataclass(frozen=True)
 class GroupAdvantages:
-    """``advantages`` f32 [B], 0 where ``keep`` bool [B] is false (the row's group was dropped)."""
+    """``advantages`` f32 [B]; where ``keep`` bool [B] is false the row's group was dropped and the advantage is 0."""
 
     advantages: Tensor
     keep: Tensor
@@ -26,12 +26,12 @@ class GroupAdvantages:
 def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float = 1e-6) -> GroupAdvantages:
     """A_i = (R_i - mean(R of its group)) / std(R of its group), GRPO's outcome supervision.
 
-    The standard deviation is the population's. A group whose std is <= ``min_std`` (all succeed, all fail, or of
-    one member) carries no signal: it is dropped and counted.
+    std is the population's standard deviation. A group with std <= ``min_std`` (all succeed, all fail, or one member)
+    carries no signal: it is dropped and counted.
 
     Args:
         returns: f32 [B].
-        group_id: int64 [B], any numbering, rows in any order.
+        group_id: int64 [B]; any numbering, rows in any order.
 
     Example: returns [1, 0, 1, 1], groups [0, 0, 1, 1] -> advantages [1, -1, 0, 0], keep [1, 1, 0, 0], 1 dropped.
     """
@@ -52,9 +52,9 @@ def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float =
 
 
 def shuffle_returns(returns: Tensor, generator: torch.Generator) -> Tensor:
-    """``returns`` [B] permuted over *all* rows: the control in which the reward says nothing about the actions.
+    """Permute ``returns`` [B] over *all* rows: a control in which the reward says nothing about the actions.
 
-    The distribution of returns stays the same, so any gain under it is not learnt from the reward.
+    The distribution of returns stays the same. So a gain under this control was not learned from the reward.
     """
     order = torch.randperm(len(returns), generator=generator, device=generator.device)
     return returns[order.to(returns.device)]

@@ -1,4 +1,4 @@
-"""The decisions of a round of rollouts: every action chunk that counted, with the advantage of its row."""
+"""The decisions of a round of rollouts: every action chunk that GRPO learns from, with the advantage of its row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worldloop.rl.advantages import GroupAdvantages
 
 @dataclass(frozen=True)
 class Decisions:
-    """N action chunks: ``log_probs`` f32 [N, H] as sampled, ``valid`` bool [N, H], ``advantages`` f32 [N]."""
+    """N action chunks: ``log_probs`` f32 [N, H] when sampled, ``valid`` bool [N, H], ``advantages`` f32 [N]."""
 
     observation: Observation
     chunk: ActionChunk
@@ -41,9 +41,9 @@ class Decisions:
 
 
 def flatten_decisions(rollout: Rollout, groups: GroupAdvantages) -> Decisions | None:
-    """Decisions of kept groups, without the chunks after a row ended; ``None`` when nothing is left to learn from.
+    """The decisions of kept groups, without chunks after a row's end; ``None`` if there are none.
 
-    Raises ``ValueError`` where the policy gave no log-probabilities.
+    Raises ``ValueError`` if the policy gave no log-probabilities.
     """
     parts: list[tuple[Any, ...]] = []
     for observation, chunk, step in zip(rollout.observations, rollout.chunks, rollout.steps, strict=True):

@@ -7,13 +7,13 @@ After World-VLA-Loop (arXiv:2602.06508) and SimpleVLA-RL (arXiv:2509.09674):
 
 Departures:
 
-1. A row's T actions are those *before and with* the first success (``valid``); later ones had no influence on the
-   return and get no gradient.
+1. Only actions up to the first success count (``valid``). Later actions do not influence the return and get no
+   gradient.
 2. Members of a group share the world model's noise and differ only in the policy's samples.
-3. Rewards are calibrated on imagined frames, not cut at a hand-set threshold.
-4. A share of the groups starts in the middle of real episodes, and rollouts end after ``imagination_horizon`` chunks;
-   a critic may value where they were cut off.
-5. Candidates are moving averages of the weights.
+3. The success probability is calibrated on imagined frames; there is no hand-set threshold on the reward.
+4. A share of the groups starts in the middle of real episodes. Rollouts end after ``imagination_horizon`` chunks, and a
+   critic may value the state where they were cut off.
+5. Candidates have moving averages of the weights.
 
 Shapes: B rows (N groups x G members), N decisions, T actions a row (chunks x H). Log-probabilities are summed over
 action dimensions.
@@ -48,16 +48,16 @@ class GrpoConfig:
     num_updates: int = 30  # rounds of imagined rollouts
     groups_per_update: int = 24  # real start states per round, spread evenly over the tasks
     group_size: int = 8  # imagined rollouts per start state
-    num_epochs: int = 1  # passes over each round's decisions
+    num_epochs: int = 1  # passes over the decisions of a round
     minibatch_size: int = 256  # decisions (action chunks) per optimizer step
     learning_rate: float = 6e-4  # AdamW, constant
-    ema_decay: float = 0.98  # decay per optimizer step of the averaged weights that candidates are made of; 0: none
+    ema_decay: float = 0.98  # decay per optimizer step of the averaged weights, which candidates have; 0: none
     temperature: float = 1.0  # of the policy's action distribution while it explores
-    clip_ratio_low: float = 0.2  # lower clip of the probability ratio
-    clip_ratio_high: float = 0.28  # upper clip of the probability ratio
-    kl_coefficient: float = 0.01  # weight of the KL to the policy that the stage started from
-    min_group_std: float = 0.02  # groups whose returns vary less (std, in units of the return) are dropped
-    reward: dict[str, float] = field(default_factory=lambda: {"success": 1.0})  # weights of the terms of rl/rewards.py
+    clip_ratio_low: float = 0.2  # the probability ratio is clipped below 1 - this
+    clip_ratio_high: float = 0.28  # the probability ratio is clipped above 1 + this
+    kl_coefficient: float = 0.01  # weight of the KL to the policy at the start of the stage; 0: none
+    min_group_std: float = 0.02  # groups with a std of returns up to this are dropped
+    reward: dict[str, float] = field(default_factory=lambda: {"success": 1.0})  # weights of terms in rl/rewards.py
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
     def __post_init__(self) -> None:
@@ -77,11 +77,11 @@ class GrpoConfig:
 
 
 class GrpoObjective(Objective[Decisions]):
-    """A step is a round: imagine groups, score them, then optimizer steps over their decisions.
+    """One step is a round: imagine groups, score them, then take optimizer steps over their decisions.
 
-    - ``policy`` is trained; ``reference``, where the stage started, is what the KL penalty holds it to
+    - ``policy`` is trained; ``reference`` is the policy at the start of the stage, for the KL penalty
     - ``imagine(update, number) -> Rollout``: the grouped rollouts of one microbatch
-    - ``value(observation) -> f32 [B]``: a critic of the last states, or ``None``
+    - ``value(observation) -> f32 [B]``: a critic that values the last states, or ``None``
     - ``on_update(num_updates)`` is called after every round, e.g. to save a candidate
     """
 
@@ -118,11 +118,11 @@ class GrpoObjective(Objective[Decisions]):
         rollouts = {number: self.imagine(step, number) for number in self.generators}
         self._seconds = time.perf_counter() - began
 
-        # score: what is left to learn from, by microbatch
+        # score: the decisions of each microbatch, without dropped groups
         judged = {number: self._judge(rollout, number) for number, rollout in rollouts.items()}
         decisions = {number: kept for number, kept in judged.items() if kept is not None}
 
-        # minibatches, as many on every rank
+        # minibatches: the same number on every rank
         size = self.config.minibatch_size // self.num_microbatches
         longest = torch.tensor(max((math.ceil(len(d) / size) for d in decisions.values()), default=0))
         num_minibatches = int(self.data_parallel.all_reduce_max(longest))
@@ -139,7 +139,7 @@ class GrpoObjective(Objective[Decisions]):
         return batch.valid.sum()
 
     def compute_loss(self, batch: Decisions, number: int) -> tuple[Tensor, Metrics]:
-        """The clipped surrogate and the KL penalty, means over the valid actions of ``batch``."""
+        """The clipped surrogate plus the KL penalty, each a mean over the valid actions of ``batch``."""
         config = self.config
         batch = batch.to(self.device)
         log_probs = self.policy.log_prob(batch.observation, batch.chunk)
@@ -166,7 +166,7 @@ class GrpoObjective(Objective[Decisions]):
         return {"history": self.history}
 
     def _judge(self, rollout: Rollout, number: int) -> Decisions | None:
-        """The decisions of one microbatch with their advantages; its share of the round's metrics is noted."""
+        """The decisions of one microbatch with their advantages; also adds its part to the round's metrics."""
         config, spec = self.config, self.policy.spec
         last_value = None if self.value is None else self.value(rollout.steps[-1].observation)
         returns, terms = score_rollout(rollout, config.reward, RewardContext(spec, self.calibrations, last_value))
@@ -188,7 +188,7 @@ class GrpoObjective(Objective[Decisions]):
 
 
 def count_by_task(rollout: Rollout) -> Metrics:
-    """The rows of each task and, in place of their rate, its successes: what is added up is divided in the end."""
+    """Per task the number of rows and of successes; `GrpoObjective.end_step` divides their sums to get the rate."""
     counts: Metrics = {}
     for task, success in zip(rollout.observations[0].task, rollout.success.tolist(), strict=True):
         add_metrics(counts, {f"num_rows/{task}": 1.0, f"imagined_success_rate/{task}": float(success)})
@@ -196,7 +196,7 @@ def count_by_task(rollout: Rollout) -> Metrics:
 
 
 class GrpoHistory:
-    """The imagined success of every round so far, and all imagined frames."""
+    """The imagined success rate of every round so far, and the total number of imagined frames."""
 
     def __init__(self) -> None:
         self.success: list[float] = []
@@ -212,7 +212,7 @@ class GrpoHistory:
 
     @property
     def last_success(self) -> float:
-        """The mean of the last fifth of the rounds."""
+        """The mean over the last fifth of the rounds."""
         tail = self.success[-max(1, len(self.success) // 5) :]
         return round(sum(tail) / len(tail), 6)
 
@@ -234,20 +234,20 @@ def compute_policy_loss(
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate, per action: mean of max(-A r, -A clip(r, 1 - low, 1 + high)), r = exp(log_probs - old).
 
-    Every valid action of the batch weighs the same (DAPO), however many its row has.
+    Every valid action of the batch has the same weight, however many its row has (DAPO).
 
     Args:
         log_probs, old_log_probs: f32 [B, T]; only ``log_probs`` gets a gradient.
         advantages: f32 [B].
-        valid: bool [B, T]; invalid actions (after success, or of dropped groups) count for nothing.
+        valid: bool [B, T]; invalid actions (after a success) do not count.
         clip_ratio_low, clip_ratio_high: e.g. 0.2 and 0.28.
 
-    Returns the scalar loss and the metrics of `_policy_metrics`. With nothing valid the loss is 0.
+    Returns the scalar loss and the metrics of `_policy_metrics`. Without valid actions the loss is 0.
     """
     check_shape("old_log_probs", old_log_probs, tuple(log_probs.shape))
     check_shape("valid", valid, tuple(log_probs.shape))
     check_shape("advantages", advantages, (log_probs.shape[0],))
-    # Masked before the exponential: inf * 0 would put NaN into the gradient of the valid part.
+    # Mask before the exponential: inf * 0 would give NaN in the gradient of valid actions.
     log_ratio = torch.where(valid, log_probs - old_log_probs.detach(), torch.zeros_like(log_probs))
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
@@ -261,7 +261,7 @@ def compute_policy_loss(
 
 
 def _policy_metrics(log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, valid: Tensor) -> Metrics:
-    """Over valid actions: share whose gradient the clip removed, k3 estimate of KL(old || new), ratio statistics."""
+    """Over valid actions: the share that the clip leaves without a gradient, k3 of KL(old || new), and the ratios."""
     if not bool(valid.any()):
         return {"clip_fraction": 0.0, "approx_kl": 0.0, "ratio_mean": 1.0, "ratio_max": 1.0, "ratio_min": 1.0}
     chosen = ratio[valid]
@@ -276,9 +276,9 @@ def _policy_metrics(log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, valid:
 
 
 def compute_kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, valid: Tensor) -> Tensor:
-    """KL(policy || reference), GRPO eq. 4, Schulman's k3: mean of q - log q - 1, q = pi_ref / pi; scalar >= 0.
+    """Schulman's k3 estimate of KL(policy || reference), GRPO eq. 4: mean of q - log q - 1 with q = pi_ref / pi.
 
-    Unbiased on actions of the policy itself, never negative, zero where both agree. Shapes as in
+    It is unbiased on the policy's own actions, never negative, and zero where both agree. Shapes are as in
     `compute_policy_loss`; the reference gets no gradient.
     """
     check_shape("reference_log_probs", reference_log_probs, tuple(log_probs.shape))

@@ -1,4 +1,4 @@
-"""What a reward term is, and what it may look at. Apart from `rewards`, which imports the terms that live elsewhere."""
+"""The type of a reward term and its context. Not in `rewards`, which imports terms from other files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worldloop.core.types import Rollout
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What terms may look at beside the rollout; ``spec`` and ``calibrations`` know every row's task.
+    """What a reward term may read beside the rollout; ``spec`` and ``calibrations`` cover the tasks of all rows.
 
     ``last_value`` f32 [B]: a critic's probability of success from each row's last state, or ``None``.
     """
@@ -24,4 +24,4 @@ class RewardContext:
     last_value: Tensor | None = None
 
 
-RewardTerm = Callable[[Rollout, RewardContext], Tensor]  # -> f32 [B], before its weight
+RewardTerm = Callable[[Rollout, RewardContext], Tensor]  # -> f32 [B], before the weight is applied

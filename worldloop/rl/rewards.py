@@ -1,7 +1,7 @@
-"""What an imagined rollout is worth: weighted terms, each a function of the rollout.
+"""The return of an imagined rollout: a weighted sum of terms, each a function of the rollout.
 
-A new term is one function and one line in `REWARDS`, a long one with a file of its own in ``rl/``;
-``improve_policy.reward`` gives its weight.
+A new term is one function and one line in `REWARDS`; a long term has its own file in ``rl/``. The config gives the
+weights (``improve_policy.reward``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from worldloop.rl.reward_context import RewardContext, RewardTerm
 
 
 def score_success(rollout: Rollout, context: RewardContext) -> Tensor:
-    """f32 [B]: 1 for rows that were declared a success, else the highest confirmed success probability they reached.
+    """f32 [B]: 1 for rows with a declared success, else their highest confirmed success probability.
 
-    A row that was cut off counts ``last_value`` instead, where given. A declared success counts 1 however sure the head
-    was: else groups in which every row succeeds would be taught to please the head.
+    A row without success that was cut off gets ``last_value`` instead, if it is given. A declared success gets 1, not
+    the head's probability: else the policy would learn to please the head in groups where every row succeeds.
     """
     probability = torch.cat([step.success_prob for step in rollout.steps], dim=1)
     stride = rollout.valid.shape[1] // probability.shape[1]
@@ -34,9 +34,9 @@ def score_success(rollout: Rollout, context: RewardContext) -> Tensor:
 
 
 def score_certainty(rollout: Rollout, context: RewardContext) -> Tensor:
-    """f32 [B]: minus the dB by which the row's least certain frame is expected to lie below its task's ``floor_db``.
+    """f32 [B]: minus the dB by which a row's lowest expected PSNR is below its task's ``floor_db``; 0 if it is not.
 
-    The penalty of MOPO (arXiv:2005.13239), whose uncertainty is here the world model's own expected PSNR.
+    This is MOPO's penalty (arXiv:2005.13239) with the world model's expected PSNR as the uncertainty.
     """
     lowest = rollout.lowest_expected_psnr_db
     if lowest is None:
@@ -52,7 +52,7 @@ REWARDS: dict[str, RewardTerm] = {
 
 
 def check_reward(weights: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` unless ``weights`` name terms of `REWARDS`, and at least one of them counts."""
+    """Raise ``ValueError`` unless ``weights`` names terms of `REWARDS`, all finite and at least one of them not 0."""
     for name, weight in weights.items():
         require_choice("improve_policy.reward", name, tuple(REWARDS))
         if not math.isfinite(weight):
@@ -66,7 +66,7 @@ def check_reward(weights: Mapping[str, float]) -> None:
 def score_rollout(
     rollout: Rollout, weights: Mapping[str, float], context: RewardContext
 ) -> tuple[Tensor, dict[str, float]]:
-    """The return of every row, f32 [B], and the mean of each weighted term, by name."""
+    """The return of every row, f32 [B], and by name the mean of each weighted term."""
     terms = {name: weight * REWARDS[name](rollout, context) for name, weight in weights.items() if weight}
     returns = torch.stack(list(terms.values())).sum(0)
     return returns, {name: float(values.mean()) for name, values in terms.items()}

@@ -1,6 +1,7 @@
-"""The stages of the loop: one file each, with `Config`, `takes_part` and `run`; `STAGES` has them in order.
+"""The stages of the loop. Each is one file with `Config`, `takes_part` and `run`; `STAGES` has them in order.
 
-A new stage is one file and one line here; its config section and its place in the loop follow from both.
+A new stage is one file and one line in `STAGES`. The line gives its place in the loop and the name of its config
+section.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from worldloop.storage.run_state import LoopState
 
 
 class Stage(Protocol):
-    """What the module of a stage holds.
+    """The interface of a stage's module.
 
-    - ``Config``: its frozen dataclass, the config section of its name; `ClassVar`s beside it say ``TRAINS`` (it runs on
-      every rank) and ``MICROBATCHED`` (the names of the settings that fall into ``num_microbatches`` equal parts)
-    - ``takes_part``: whether it runs in an iteration
-    - ``run``: the new state; a stage that is cut begins again, a training stage from its checkpoint
+    - ``Config``: a frozen dataclass, the config section of the stage's name. It may have two `ClassVar`s: ``TRAINS``
+      (the stage runs on every rank) and ``MICROBATCHED`` (names of settings that are divided by ``num_microbatches``).
+    - ``takes_part``: whether the stage runs in an iteration
+    - ``run``: returns the new state. An interrupted stage starts again, a training stage from its checkpoint.
     """
 
     @property

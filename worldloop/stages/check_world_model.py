@@ -1,12 +1,14 @@
-"""How far can the world model be trusted? Held-out episodes are imagined and compared; calibrates the success head.
+"""How far can the world model be trusted? The stage imagines held-out episodes and calibrates the heads on them.
 
 Every validation episode is imagined open loop from its first frame with its recorded actions. Its score is the highest
-success probability on the way; its label is the simulator's. The same again with the context reset to reality every few
-chunks tells how trust falls with the horizon. Every task is judged apart, and so are scripted and on-policy episodes.
+confirmed success probability; its label is the simulator's outcome. A second pass resets the context to real frames
+every few chunks and shows how trust falls with the horizon. Tasks are judged separately, and so are scripted and
+on-policy episodes.
 
-The figure that says whether the model is good enough is the AUC of its success head over whole on-policy episodes:
-reinforcement learning lives on telling the policy's successes from its failures, over the whole horizon. Below
-``required_auc`` the loop fits on, up to ``max_fits`` times, and then collects instead of improving the policy.
+The model is good enough in a task if the AUC of its success head reaches ``required_auc`` over whole on-policy episodes
+(over all episodes while there are too few): reinforcement learning needs to tell the policy's successes from its
+failures. If it is not, the loop fits again, up to ``max_fits`` fits. After that the policy does not improve in
+imagination in this task.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ from worldloop.world_model.model import VideoWorldModel
 @dataclass(frozen=True)
 class Config:
     batch_size: int = 64  # episodes imagined at once
-    num_videos: int = 4  # imagined | simulated pairs in TensorBoard, per source and task: half of them the worst judged
-    max_episodes: int = 400  # validation episodes per source and task, at most (the latest)
-    reset_every: tuple[int, ...] = (1, 2, 4)  # chunks after which the context is reset to reality, besides never
-    probe_steps: int = 600  # optimizer steps of the frame probe; 0: no state error, visual alignment, action following
-    probe_batch_size: int = 64  # simulated frames per step
-    floor_quantile: float = 0.05  # of the held-out frames' expected PSNR; what is lower is not trusted in imagination
-    required_auc: float = 0.7  # of the success head on held-out on-policy episodes, to improve a policy; 0: no rule
-    max_fits: int = 2  # fits per iteration to reach it
+    num_videos: int = 4  # videos in TensorBoard per source and task, half of them the worst judged; 0: none
+    max_episodes: int = 400  # most validation episodes per source and task; the latest are used
+    reset_every: tuple[int, ...] = (1, 2, 4)  # extra passes: chunks after which the context is reset to real frames
+    probe_steps: int = 600  # optimizer steps of the frame probe; 0: no probe, so no figures from it
+    probe_batch_size: int = 64  # simulated frames per optimizer step of the probe
+    floor_quantile: float = 0.05  # quantile of held-out expected PSNR below which a frame counts as uncertain
+    required_auc: float = 0.7  # least AUC of the success head to improve a policy; 0: no rule
+    max_fits: int = 2  # most fits per iteration to reach required_auc
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_episodes < 1 or self.num_videos < 0:
@@ -64,7 +66,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Judge ``state.world_model`` on all validation episodes, task by task; decides ``calibrations`` and ``trust``."""
+    """Judge ``state.world_model`` on validation episodes, task by task; set ``calibrations`` and ``trust``."""
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     train, held_out = (context.open_clips(state.dataset, split, world_model.spec) for split in ("train", "validation"))
     spec, reporter = world_model.spec, context.reporter
@@ -120,7 +122,7 @@ def judge_horizons(
     config: Config,
     context: StageContext,
 ) -> tuple[Horizon, ...]:
-    """The same episodes with the context reset to reality after each of ``reset_every`` chunks."""
+    """Judge the same episodes with the context reset to real frames, once for each entry of ``reset_every``."""
     horizons = []
     for chunks in config.reset_every:
         num_frames = chunks * (context.chunk_length // context.spec.actions_per_frame)

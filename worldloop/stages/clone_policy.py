@@ -17,7 +17,7 @@ NAME = "clone_policy"
 
 @dataclass(frozen=True)
 class Config(ImitationConfig):
-    """How every policy of a run is cloned, this stage's and those that `improve_policy` clones."""
+    """Settings of every cloning in a run, in this stage and in `improve_policy`."""
 
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("batch_size",)
@@ -37,9 +37,9 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 def imitate(
     state: LoopState, config: ImitationConfig, context: StageContext, select: EpisodeSelection, path: str
 ) -> None:
-    """Train a fresh policy on the ``select``ed episodes of the dataset; save it at ``path``.
+    """Train a new policy on the episodes of the dataset that ``select`` chooses; save it at ``path``.
 
-    One that is there is what an earlier try of the stage ended with, and stays.
+    If ``path`` exists, an earlier attempt of this stage finished it, and it is kept.
     """
     if not context.models.has(path):
         normalisation = context.store.version(state.dataset).normalisation

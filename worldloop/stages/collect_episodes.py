@@ -1,7 +1,7 @@
-"""The policy's own episodes, successes and failures alike, come back into SANS as the next version.
+"""Record the policy's own episodes, successes and failures, as the next SANS version.
 
-Most start from states that nobody has used yet. An ``uncertain_share`` starts from states that SANS knows and from
-which the world model, running the same policy, expects to be worst: what is recorded there is what it lacks.
+Episodes start from unused states, except for a share ``uncertain_share``. That share starts from training states where
+the world model, running the same policy, has the lowest expected PSNR; it needs data from there most.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from worldloop.rollout.simulation import choose_split
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
-STATES_AT_ONCE = 128  # imagined together
+STATES_AT_ONCE = 128  # states imagined together
 
 
 @dataclass(frozen=True)
 class Config:
     num_episodes: int = 160  # real episodes per iteration and task
-    uncertain_share: float = 0.0  # share of them from known states where the world model expects to be worst, 0 to 1
-    temperature: float = 1.0  # of the policy's action distribution
-    validation_share: float = 0.25  # share held out from training, by hash of the state id
+    uncertain_share: float = 0.0  # share of them from training states of lowest expected PSNR, in [0, 1]
+    temperature: float = 1.0  # temperature of the policy's action distribution
+    validation_share: float = 0.25  # share of episodes held out from training, by hash of the state id
     block_size: int = 10  # initial states per simulator call
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Roll the current policy out with exploration in every task and snapshot the grown dataset."""
+    """Roll the current policy out with exploration in every task; save its episodes as a new dataset version."""
     first = state.num_scripted_episodes + state.iteration * config.num_episodes
     num_uncertain = round(config.uncertain_share * config.num_episodes) if state.world_model else 0
     states = context.simulation.initial_states("train", config.num_episodes - num_uncertain, first)
@@ -78,9 +78,9 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 
 
 def find_uncertain_states(state: LoopState, config: Config, num_states: int, context: StageContext) -> InitialStates:
-    """At most ``num_states`` of each task's training episodes' initial states, those of the lowest expected PSNR.
+    """For each task at most ``num_states`` initial states of training episodes: those with the lowest expected PSNR.
 
-    One imagined rollout of the policy from each state, at the temperature that it will be recorded with.
+    A state's figure is the lowest over one imagined rollout of the policy, at the temperature of the recording.
     """
     dataset = context.open_clips(state.dataset, "train")
     ids: dict[str, int] = {}

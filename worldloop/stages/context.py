@@ -1,4 +1,4 @@
-"""What a stage is given to work with, beside its own config."""
+"""What a stage gets beside its own config: its place in the loop, and the objects it works with."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from worldloop.training.resume import TrainingSetup
 
 @dataclass(frozen=True)
 class Schedule:
-    """One iteration of a loop of ``num_iterations`` after iteration 0, as a stage's ``takes_part`` sees it.
+    """One iteration of the loop, for a stage's ``takes_part``. The loop has iteration 0 and ``num_iterations`` more.
 
-    ``has_simulator``: false where episodes come from a recording. ``uses_world_model``: whether the policy improves in
-    one (or there is no policy).
+    ``has_simulator`` is false if episodes come from a recording. ``uses_world_model`` is true if the policy improves in
+    a world model, or if there is no policy.
     """
 
     iteration: int
@@ -42,12 +42,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class StageContext:
-    """Everything a stage may touch outside its own config.
+    """Everything that a stage may use outside its own config.
 
     - ``spec``: robot and tasks; ``store``: the dataset; ``models``: policies and world models
-    - ``simulation``: the real simulator; ``setup``: where it trains; ``reporter``: what a person sees
-    - ``max_imagination_batch``: rows that go through the world model together, 0 for all
-    - ``configs``: the configs of all stages by type, see `config_of`
+    - ``simulation``: the real simulator; ``setup``: device, ranks and checkpoints of training; ``reporter``: progress,
+      log
+    - ``max_imagination_batch``: most rows in the world model at once; 0: all
+    - ``configs``: sections of the run's config by type, see `config_of`
     """
 
     seed: int
@@ -66,20 +67,20 @@ class StageContext:
         return self.setup.device
 
     def config_of[T](self, kind: type[T]) -> T:
-        """The section of the run's config that is of type ``kind``, where a stage shares one with another."""
+        """The section of type ``kind`` in the run's config, for settings that stages share."""
         config = self.configs[kind]
         assert isinstance(config, kind)
         return config
 
     def open_clips(self, version: str, split: Split, spec: SimulatorSpec | None = None) -> ClipDataset:
-        """Clips of ``split`` in the SANS version called ``version``, seen by the cameras of ``spec`` (default: all).
+        """Clips of ``split`` in the SANS version ``version``, with the cameras of ``spec`` (default: all).
 
-        A corrupt shard is refused by name.
+        Raises `WorldloopError`, with the shard's name, for a corrupt shard.
         """
         return ClipDataset(self.open_cache(version), split, (spec or self.spec).robot.camera_names)
 
     def open_cache(self, version: str) -> VersionCache:
-        """The decoded cache of ``version``; of several ranks the main one builds it, where it has to be built."""
+        """The decoded cache of ``version``. The main rank builds it if needed; the other ranks wait."""
         data_parallel = self.setup.data_parallel
         if not data_parallel.is_main:
             data_parallel.barrier()

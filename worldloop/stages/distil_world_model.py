@@ -1,9 +1,9 @@
-"""A student that samples in fewer steps than the fitted world model, and is used only where it is as good.
+"""Distil the fitted world model (the teacher) into a student with fewer sampler steps; use it if it is as good.
 
-It starts from the teacher's weights and learns to reach in one of its steps where the teacher gets with several, see
-`TeacherTarget`; its heads go on learning from real frames and outcomes. Then both imagine the held-out episodes.
-The student is taken if it is not inferior: the 95 % intervals, paired by episode, of the AUC of its success head and of
-its PSNR, minus the teacher's, stay above what the config allows to be lost. Later fits go on from the teacher.
+The student starts from the teacher's weights. One of its steps learns to end where several of the teacher's steps end,
+see `TeacherTarget`; its heads go on learning from real frames and outcomes. Then both imagine the held-out episodes.
+The student is accepted if it is not inferior, see `find_loss`: the paired 95 % intervals of its success head's AUC and
+of its PSNR, minus the teacher's, must stay above the allowed loss. Later fits continue from the teacher.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Config:
     TRAINS: ClassVar[bool] = True
 
     num_steps: int = 0  # optimizer steps per fit; 0: no student
-    num_sampler_steps: int = 1  # of the student; divides world_model.num_sampler_steps
+    num_sampler_steps: int = 1  # sampler steps of the student; divides world_model.num_sampler_steps
     learning_rate: float = 2e-4  # peak, AdamW
-    max_auc_loss: float = 0.02  # of the success head on held-out episodes, that the student may lose
-    max_psnr_loss_db: float = 0.5  # of imagined frames of held-out episodes, that the student may lose
+    max_auc_loss: float = 0.02  # AUC of the success head that the student may lose
+    max_psnr_loss_db: float = 0.5  # PSNR of imagined frames that the student may lose, in dB
     batch_size: int = 64  # held-out episodes imagined at once
-    max_episodes: int = 400  # held-out episodes per source, at most (the latest)
+    max_episodes: int = 400  # most held-out episodes per source and task; the latest are used
 
     def __post_init__(self) -> None:
         if self.num_steps < 0 or self.num_sampler_steps < 1:
@@ -51,7 +51,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Train a student of ``state.teacher``; ``state.world_model`` is the student if it is as good, else the teacher."""
+    """Train a student of ``state.teacher``; it becomes ``state.world_model`` if it is as good."""
     teacher = context.models.load_world_model(state.teacher).to(context.device).for_imagination()
     student = context.models.load_world_model(state.teacher).to(context.device).train()
     student.config = replace(student.config, num_sampler_steps=config.num_sampler_steps)
@@ -87,7 +87,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         )
     compared = compare_students(*imagined)
     loss = find_loss(compared, config.max_auc_loss, config.max_psnr_loss_db)
-    loss = context.setup.data_parallel.all_gather(loss)[0]  # rounding must not part the ranks
+    loss = context.setup.data_parallel.all_gather(loss)[0]  # all ranks must decide alike, whatever their rounding
     if loss is None:
         verdict = describe_accepted(compared.overall)
     else:

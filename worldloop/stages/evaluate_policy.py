@@ -1,8 +1,8 @@
 """The headline figure: greedy success of the current policy on evaluation states, in the real simulator.
 
-Read-only: nothing it measures enters the dataset or any decision. Where a world model exists, the same policy is
-also run inside it from the same first frames, so that imagined and simulated success can be compared pair by pair.
-With several tasks the policy is also told to do another one (``swapped_states``): a policy that listens then fails.
+Nothing measured here enters the dataset or any decision. If there is a world model, the same policy also runs in it
+from the same first frames, so that imagined and simulated success are paired. With several tasks the policy can also
+get the instruction of another task (``swapped_states``): a policy that follows instructions then fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from worldloop.storage.run_state import LoopState
 @dataclass(frozen=True)
 class Config:
     num_states: int = 200  # evaluation states of each task, the same for every run and seed
-    swapped_states: int = 0  # of them, those also played under the next task's instruction; 0: none
+    swapped_states: int = 0  # how many of them are repeated with another task's instruction; 0: none
     block_size: int = 10  # initial states per simulator call
 
     def __post_init__(self) -> None:

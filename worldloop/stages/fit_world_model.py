@@ -1,8 +1,8 @@
-"""The world model learns from the current SANS version: first its proprio head, then video and success in one loss.
+"""Fit the world model to the current SANS version: first its proprio head, then video and success in one joint loss.
 
-The image follows the predicted proprio, so that goes first and stands still afterwards. From ``self_rollout_start`` on,
-a share of every batch continues the model's own predictions, so that it learns to stay faithful on the frames it will
-meet in imagination.
+The video depends on the predicted proprio, so the proprio head is trained first and then fixed. From
+``self_rollout_start`` on, a share of every batch continues the model's own predictions, so that the model learns to
+work on imagined frames.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Config:
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("batch_size", "proprio_batch_size")
 
-    num_steps: int = 1500  # optimizer steps in iteration 1
-    num_refit_steps: int = 900  # optimizer steps in later iterations, from the last model's weights
+    num_steps: int = 1500  # optimizer steps of the first fit
+    num_refit_steps: int = 900  # optimizer steps of a refit, from the last model's weights
     batch_size: int = 64  # clips per step
     learning_rate: float = 6e-4  # peak, AdamW
-    refit_learning_rate: float = 4e-4  # peak in later iterations
-    weight_decay: float = 0.01  # AdamW, matrices only
-    self_rollout_start: float = 0.3  # share of the steps of iteration 1 after which the self-rollout pool is used
-    num_proprio_steps: int = 2000  # optimizer steps of the proprio head, before the others, in every iteration
+    refit_learning_rate: float = 4e-4  # peak of a refit, AdamW
+    weight_decay: float = 0.01  # AdamW, only of matrices
+    self_rollout_start: float = 0.3  # share of the first fit's steps before the self-rollout pool is used, in [0, 1]
+    num_proprio_steps: int = 2000  # optimizer steps of the proprio head, first in every iteration; 0: none
     proprio_batch_size: int = 128  # clips per step of the proprio head
-    proprio_frames: int = 5  # frames that the proprio head is unrolled for
+    proprio_frames: int = 5  # frames over which the proprio head is unrolled
     proprio_learning_rate: float = 2e-3  # peak, AdamW
 
     def __post_init__(self) -> None:
@@ -60,9 +60,10 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Fit on ``state.dataset`` and save the averaged weights under this iteration's checkpoints.
+    """Fit on ``state.dataset``; save the averaged weights among this iteration's checkpoints.
 
-    A second fit of the same iteration, see `check_world_model`, goes on from the first on the same dataset.
+    A further fit in the same iteration, see `check_world_model`, continues from the one before, without the proprio
+    head.
     """
     fit_number = state.num_fits + 1
     is_refit = bool(state.world_model)
@@ -104,7 +105,7 @@ def open_training_clips(state: LoopState, context: StageContext) -> BalancedClip
 def fit_proprio(
     model: VideoWorldModel, clips: BalancedClipSampler, iteration: int, config: Config, context: StageContext
 ) -> None:
-    """Train the proprio head on its own unrolled predictions; nothing else of ``model`` gets a gradient."""
+    """Train the proprio head on its own unrolled predictions; other parts of ``model`` get no gradient."""
     num_steps = config.num_proprio_steps
     if num_steps == 0:
         return
@@ -123,7 +124,7 @@ def fit_proprio(
         tag=NAME,
         unit="proprio step",
         first_step=(iteration - 1) * num_steps,
-        checkpoints_end=True,  # the fit that follows could not begin without it
+        checkpoints_end=True,  # a resumed fit needs the trained proprio head
     )
     objective = ProprioObjective(
         model,
@@ -149,7 +150,7 @@ def fit(
     draws: tuple[int | str, ...],
     target: Target | None = None,
 ) -> VideoWorldModel:
-    """Train ``model`` on the joint loss; returns its averaged weights. ``draws`` names the random draws."""
+    """Train ``model`` on the joint loss; return the model with averaged weights. ``draws`` seeds the random draws."""
     setup = context.setup
     sharded = {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("proprio_head.")}
     make_optimizer = partial(

@@ -1,4 +1,4 @@
-"""Iteration 0 without a simulator: the episodes of a recorded LeRobot dataset make the only SANS version."""
+"""Iteration 0 without a simulator: episodes of a recorded LeRobot dataset become the only SANS version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worldloop.storage.run_state import LoopState
 
 @dataclass(frozen=True)
 class Config:
-    episodes_per_shard: int = 200  # recorded episodes that are stored together
+    episodes_per_shard: int = 200  # recorded episodes per stored shard
 
     def __post_init__(self) -> None:
         if self.episodes_per_shard < 1:
@@ -27,7 +27,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Scale and subsample the recording into shards; raises `WorldloopError` where no episode of it is labelled."""
+    """Scale and subsample the recording into shards; raises `WorldloopError` if no episode has a label."""
     recording = context.config_of(RecordingConfig)
     num_recorded = count_episodes(recording)
     shards = []

@@ -1,6 +1,7 @@
-"""The policy improves: by GRPO inside the world model, or by imitating every success (the control).
+"""Improve the policy: by GRPO inside the world model, or by imitating every success in SANS (the control).
 
-GRPO starts from a policy that imitates every success in SANS, the paper's from iteration 0's clone (``restart_from``).
+GRPO starts from a policy that imitates every success in SANS; World-VLA-Loop starts from the clone. ``restart_from``
+chooses the start.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ class Config(GrpoConfig):
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("groups_per_update", "minibatch_size")
 
-    method: str = "grpo"  # grpo | imitate_successes (control: clone every success in SANS, no world model)
-    restart_from: str = "successes"  # successes (imitates all in SANS) | policy (last promoted) | clone (the first)
-    mid_episode_share: float = 0.25  # share of groups that start in the middle of one of the policy's episodes
-    imagination_horizon: int = 6  # chunks a rollout is imagined for at most; drift grows with every one
-    num_critic_steps: int = 0  # optimizer steps of a critic that values where a rollout is cut off; 0: no critic
-    truncates_uncertain: bool = False  # end a rollout, unsuccessful, at its first frame below what can be trusted
-    num_candidates: int = 3  # checkpoints, evenly spaced over the updates, among which promotion chooses
-    num_imitation_steps: int = 900  # optimizer steps of imitating successes, which are more episodes than the clone had
+    method: str = "grpo"  # grpo, or imitate_successes (control: clone every success in SANS)
+    restart_from: str = "successes"  # successes (clone of all in SANS), policy (the current) or clone (iteration 0's)
+    mid_episode_share: float = 0.25  # share of groups that start in the middle of a policy episode, in [0, 1]
+    imagination_horizon: int = 6  # most chunks of an imagined rollout; drift grows with each chunk
+    num_critic_steps: int = 0  # optimizer steps of a critic for rollouts that are cut off; 0: no critic
+    truncates_uncertain: bool = False  # end a rollout, as a failure, at its first uncertain frame (floor_db)
+    num_candidates: int = 3  # checkpoints for promotion, evenly spaced over the updates
+    num_imitation_steps: int = 900  # optimizer steps of imitating successes (the clone has fewer episodes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,10 +70,10 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Make ``state.candidates`` in the world model (grpo), or one from all successes (imitate_successes).
+    """Make ``state.candidates``: by GRPO in the world model, or one that imitates all successes (imitate_successes).
 
-    Groups start in the tasks in which the check trusts the world model. Where GRPO starts from a policy that imitates
-    every success in SANS (``restart_from: successes``), that is a candidate too; where no task is trusted, it alone.
+    GRPO uses the tasks in which the check trusts the world model; without such a task it does not run. With
+    ``restart_from: successes`` the policy that imitates all successes is a candidate too, even if GRPO does not run.
     """
     start = state.clone if config.restart_from == "clone" else state.policy
     imitated: tuple[str, ...] = ()
@@ -99,14 +100,14 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 
 
 def describe_distrust(reasons: dict[str, str], num_tasks: int) -> str:
-    """Why the tasks with ``reasons`` are left out; of one task the reason alone."""
+    """Why tasks are left out, from task -> reason; with one task just the reason."""
     return "; ".join(reason if num_tasks == 1 else f"{task}: {reason}" for task, reason in reasons.items())
 
 
 def improve_in_imagination(
     state: LoopState, config: Config, context: StageContext, tasks: tuple[str, ...], start: str
 ) -> tuple[LoopState, tuple[str, ...]]:
-    """GRPO in ``tasks`` from the checkpoint ``start``; the state with its figures, and the candidates' checkpoints."""
+    """Run GRPO in ``tasks`` from the checkpoint ``start``: (state with its figures, checkpoints of the candidates)."""
     policy, reference = (load_likelihood_policy(start, config, context) for _ in range(2))
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     calibrations = state.calibrations or Calibrations()
@@ -190,9 +191,9 @@ def load_likelihood_policy(path: str, config: Config, context: StageContext) -> 
 def fit_policy_critic(
     state: LoopState, config: Config, context: StageContext, spec: SimulatorSpec
 ) -> tuple[LoopState, Critic | None]:
-    """A critic of the policy's own training episodes, seen by the cameras of ``spec``; its score is recorded.
+    """Fit a critic on the policy's own training episodes in the cameras of ``spec``, and record its score.
 
-    ``None`` where all episodes ended alike.
+    The critic is ``None`` if all these episodes ended alike.
     """
     train, held_out = (OpenFrames(context.open_clips(state.dataset, split)) for split in ("train", "validation"))
     if not train.has_both_outcomes:

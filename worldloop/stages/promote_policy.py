@@ -1,10 +1,10 @@
-"""The gate: the best candidate replaces the policy only if it is no worse on validation states in the simulator.
+"""The gate: the best candidate replaces the policy only if it gains ``min_gain`` on validation states in the simulator.
 
-With several tasks it must be better in the mean and significantly worse at none.
+With several tasks the mean gain counts, and the candidate must not be significantly worse at any task.
 
-Imagined success can go on rising after real success has turned, when the reward model is exploited. Hence several
-candidates per improvement. The recorded gain is that of the best of them on the states that chose it, so it is
-optimistic; evaluation states measure the honest one.
+Imagined success can go on rising after real success has begun to fall, when the policy exploits the reward model. So
+each improvement gives several candidates. The recorded gain is optimistic, because the best candidate was chosen on the
+same states; evaluation states give an unbiased figure.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from worldloop.storage.run_state import LoopState
 
 @dataclass(frozen=True)
 class Config:
-    gate: bool = True  # false promotes the last candidate unmeasured: for controls
+    gate: bool = True  # false: promote the last candidate unmeasured, for controls
     num_states: int = 100  # validation states of each task, the same every iteration
-    min_gain: float = 0.0  # paired gain in success rate that a candidate needs, in [-1, 1]
+    min_gain: float = 0.0  # least paired gain in success rate for promotion, in [-1, 1]; 0: no worse
     block_size: int = 10  # initial states per simulator call
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Promote one of ``state.candidates`` or roll back to ``state.policy``; their checkpoints stay either way."""
+    """Promote one of ``state.candidates`` or keep ``state.policy``; all checkpoints stay."""
     if not state.candidates:
         return state.record(promoted=False, promotion_gain=None, promotion_gain_reason="no candidate")
     if not config.gate:

@@ -1,4 +1,4 @@
-"""Iteration 0: scripted success, near-success and failure episodes make the first SANS version."""
+"""Iteration 0: scripted successes, near-successes and failures become the first SANS version."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from worldloop.rollout.simulation import choose_split
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
-FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")  # of those that are recorded at all
+FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")  # of these, those in Config.episodes are recorded
 
 
 @dataclass(frozen=True)
 class Config:
-    """``episodes``: how many of each scripted variant, for each task; ``expert`` is the number of demonstrations."""
+    """``episodes``: scripted variant -> number of episodes per task; ``expert`` are the demonstrations."""
 
     episodes: dict[str, int] = field(default_factory=lambda: {"expert": 25})
-    validation_share: float = 0.2  # share of perturbed episodes held out from training, by hash of the state id
+    validation_share: float = 0.2  # share of perturbed episodes held out from training, by hash of state id
     block_size: int = 10  # initial states per simulator call
-    forked_states: int = 0  # held-out states from which every one of FORKED_VARIANTS is recorded, for action following
+    forked_states: int = 0  # held-out states per task with every forked variant, for action following; 0: none
 
     def __post_init__(self) -> None:
         if self.episodes.get("expert", 0) < 1:
@@ -61,7 +61,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         shuffled = shuffle_variants(config, context.seed, task if len(tasks) > 1 else "")
         rows += own
         variants += shuffled
-        # Every demonstration is trained on, so that the configured number is the number the clone learns from.
+        # No demonstration is held out, so that the clone learns from the configured number.
         splits += [
             "train" if variant == "expert" else choose_split(states.ids[row], config.validation_share)
             for row, variant in zip(own, shuffled, strict=True)
@@ -93,7 +93,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 
 
 def shuffle_variants(config: Config, seed: int, task: str) -> list[str]:
-    """The variants of one task's episodes in random order, so that no variant has the first states to itself."""
+    """The variants of one task's episodes in random order, so that the first states do not all go to one variant."""
     names = [name for name, count in config.episodes.items() for _ in range(count)]
     draws: tuple[int | str, ...] = (seed, 0, "seed_dataset/order", *((task,) if task else ()))
     return [names[i] for i in torch.randperm(len(names), generator=make_generator(*draws)).tolist()]

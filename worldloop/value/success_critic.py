@@ -1,8 +1,8 @@
-"""A small critic: how likely does the policy still succeed from what it sees?
+"""A small critic: it predicts from an observation how likely the policy is to succeed by the episode's end.
 
-It is fitted on the policy's real episodes, whose ends are known, by cross-entropy, a proper score. Imagined rollouts
-that are cut short take its value of their last state as their return, as truncated rollouts of model-based
-reinforcement learning do (MBPO, arXiv:1906.08253; Dreamer, arXiv:1912.01603). It is not bootstrapped from itself.
+It is fitted on the policy's real episodes, whose outcomes are known, by cross-entropy, a proper score. It does not
+bootstrap. An imagined rollout that is cut off takes the critic's value of its last state as its return, like truncated
+rollouts in model-based reinforcement learning (MBPO, arXiv:1906.08253; Dreamer, arXiv:1912.01603).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LoadOutcomes = Callable[[Tensor], tuple[Observation, Tensor]]
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
-# A few hundred episodes are easily learned by heart. On one run's 265 (PushCube-v1), AUC over 95 held-out ones: .60
-# with every cell's features and no shift, .77 with shifts, .84 with keypoints alone and shifts.
+# A network easily memorises a few hundred episodes. Trained on 265 episodes of one run (PushCube-v1), AUC over 95
+# held-out ones was .60 with every cell's features and no shift, .77 with shifts, .84 with only keypoints and shifts.
 DROPOUT = 0.3
 SHIFT_PX, BRIGHTNESS = 2, 0.05
 INSTRUCTION_DIM = 16
@@ -39,10 +39,12 @@ INSTRUCTION_DIM = 16
 class Critic(nn.Module):
     """``forward(observation)`` -> logit f32 [B] of success by the episode's end.
 
-    Reads the first frame and the frame now of each camera of ``spec``, proprio where there is any, the share of the
-    task's time limit that has passed and, where ``spec`` has several tasks, the instruction: they may look alike.
-    ``backgrounds``: camera name -> f32 [3, h, w], the mean frame; ``proprio`` f32 [n, S]: of which it has mean and
-    scale.
+    It reads the first frame and the frame now of each camera in ``spec``, proprio if there is any, and the share of the
+    task's time limit that has passed. With several tasks in ``spec`` it also reads the instruction, since tasks may
+    look alike.
+
+    ``backgrounds``: camera name -> mean frame f32 [3, h, w]. ``proprio`` f32 [n, S]: a sample that gives mean and
+    scale, or ``None``. `forward` raises ``ValueError`` if only the observation lacks proprio.
     """
 
     proprio_mean: Tensor
@@ -90,12 +92,12 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def value(self, observation: Observation) -> Tensor:
-        """f32 [B] in [0, 1], on the CPU: the probability of success."""
+        """The probability of success, f32 [B] in [0, 1], on the CPU."""
         return torch.sigmoid(self(observation.to(self.proprio_mean.device))).cpu()
 
 
 class CriticObjective(BatchObjective[tuple[Observation, Tensor]]):
-    """Cross-entropy of success by the episode's end, on frames that are shifted and brightened."""
+    """Cross-entropy of success by the episode's end, on randomly shifted and brightened frames."""
 
     def __init__(self, critic: Critic, load: LoadOutcomes, num_rows: int, batch_size: int, generator: torch.Generator):
         super().__init__({0: generator})
@@ -129,8 +131,10 @@ def fit_critic(
     device: torch.device,
     reporter: Reporter,
 ) -> Critic:
-    """A critic fitted on what ``load(rows int64 [B])`` gives for rows 0..num_rows - 1: an observation and, f32 [B],
-    whether its episode succeeded in the end. It reads the cameras of ``spec`` and knows its tasks.
+    """Fit a critic for the cameras and tasks of ``spec``.
+
+    ``load(rows int64 [B])``, for rows in 0..num_rows - 1, returns observations and, f32 [B], whether their episodes
+    succeeded.
     """
     sample, _ = load(torch.randint(num_rows, (min(num_rows, 1024),), generator=generator))
     frames = sample.with_cameras(spec.robot.camera_names).frames

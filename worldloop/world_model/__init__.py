@@ -1,6 +1,6 @@
 """The world model: codec, denoisers, sampler, heads, self-rollout training.
 
-Denoisers and codecs by their names in configs, ``world_model.denoiser`` and ``world_model.codec``.
+`DENOISERS` and `CODECS` map the names in a config, ``world_model.denoiser`` and ``world_model.codec``, to classes.
 """
 
 from worldloop.world_model.codec import Codec, PixelCodec

@@ -1,4 +1,4 @@
-"""Between stored frames and what a denoiser works on (latents). Pixels need no network."""
+"""Codecs: they turn stored frames into latents, on which denoisers work, and back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from worldloop.networks.views import map_views
 
 
 class Codec(Protocol):
-    """``channels`` of a latent, the same for all cameras, and camera -> (height, width) of its latents: ``sizes``.
+    """Encodes frames to latents and decodes latents to frames.
 
-    ``limit``: imagined latents are held within -limit and limit. ``pretrained`` is the folder or Hub name of a
-    published pipeline, for those that need weights.
+    - ``channels``: of a latent, the same for all cameras; ``sizes``: camera -> (height, width) of its latents
+    - ``limit``: imagined latents are clamped to [-limit, limit]
+    - ``pretrained``: folder or Hub name of a published pipeline, for codecs that need weights
     """
 
     channels: int
@@ -26,7 +27,7 @@ class Codec(Protocol):
     def __init__(self, cameras: Sequence[CameraSpec], pretrained: str) -> None: ...
 
     def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Camera -> u8 [..., H, W, 3] to camera -> f32 [..., channels, h, w], about unit scale."""
+        """Frames, camera -> u8 [..., H, W, 3], to latents, camera -> f32 [..., channels, h, w] of about unit scale."""
         ...
 
     def decode(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,7 +36,7 @@ class Codec(Protocol):
 
 
 class PixelCodec:
-    """Latents are the pixels in [-1, 1]; the round trip is exact."""
+    """A codec without a network: latents are the pixels scaled to [-1, 1], and decoding is exact."""
 
     channels = 3
     limit = 1.0

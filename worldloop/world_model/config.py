@@ -1,7 +1,7 @@
 """Every setting of the world model. Sizes that the simulator fixes (pixels, proprio, actions) are not here.
 
-A denoiser's own settings are its section: ``world_model.hybrid`` is a `HybridConfig`, and so on for every name of
-`worldloop.world_model.DENOISERS`.
+Each denoiser in `worldloop.world_model.DENOISERS` has a section of its own name: ``world_model.hybrid`` is a
+`HybridConfig`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUCCESS_LOSSES = ("bce", "mse")
 class SelfRolloutConfig:
     """Training on the model's own predictions, see `SelfRolloutPool`."""
 
-    share: float = 0.5  # share of a batch that continues the model's own predictions, 0 to 1; 0: off
+    share: float = 0.5  # share of a batch that continues the model's own predictions, in [0, 1]; 0: none
 
     def __post_init__(self) -> None:
         require_range("world_model.self_rollout.share", self.share, 0, 1)
@@ -34,24 +34,24 @@ class SelfRolloutConfig:
 class WorldModelConfig:
     """Architecture, losses and sampling of the world model."""
 
-    cameras: tuple[str, ...] = ()  # that it reads and imagines, all in one pass; empty: all of the robot's
-    head_cameras: tuple[str, ...] = ()  # of those, what the success and proprio heads read; empty: all
+    cameras: tuple[str, ...] = ()  # cameras that it reads and imagines, in one pass; empty: all of the robot's
+    head_cameras: tuple[str, ...] = ()  # those of them that the success and proprio heads read; empty: all
     denoiser: str = "hybrid"  # which denoiser: hybrid or cosmos
-    codec: str = "pixel"  # which codec: pixel, or wan (of pretrained)
-    pretrained: str = ""  # Cosmos-Predict2 Video2World pipeline, folder or Hub name; wants denoiser cosmos, codec wan
-    lora_rank: int = 16  # of the adapters that train a pretrained transformer; 0 trains all of it
-    text_tokens: int = 512  # of the instruction, to a pretrained transformer
+    codec: str = "pixel"  # which codec: pixel, or wan (from pretrained)
+    pretrained: str = ""  # Cosmos-Predict2 Video2World, folder or Hub name; needs denoiser cosmos, codec wan; "": none
+    lora_rank: int = 16  # rank of the adapters of a pretrained transformer; 0: train all its weights
+    text_tokens: int = 512  # tokens of the instruction for a pretrained transformer
     self_rollout: SelfRolloutConfig = field(default_factory=SelfRolloutConfig)  # training on own predictions
-    num_sampler_steps: int = 1  # denoising steps per imagined frame; 1 gives its mean, whatever the noise
-    zero_time_share: float = 0.6  # share of training samples that start from pure noise (t = 0), 0 to 1
-    context_noise: float = 0.05  # largest noise added to context frames in training, in units of [-1, 1] images
+    num_sampler_steps: int = 1  # denoising steps per imagined frame; 1: the mean prediction
+    zero_time_share: float = 0.6  # share of training samples that start from pure noise (t = 0), in [0, 1]
+    context_noise: float = 0.05  # largest noise (std) on context latents in training; pixels are -1 to 1; 0: none
     video_loss: str = "mse"  # pixel loss: l1 or mse
-    moved_weight: float = 4.0  # extra pixel weight where the target differs from now or from the first frame
-    rare_weight: float = 1.0  # strength of the extra pixel weight of rare colours; 0: none
+    moved_weight: float = 4.0  # extra weight of pixels where the target differs from now or the first frame; 0: none
+    rare_weight: float = 1.0  # factor of the extra weight of pixels with rare colours; 0: none
     success_loss: str = "bce"  # loss of the success head: bce or mse (squared error of the probability)
     success_weight: float = 0.03  # weight of the success loss beside the video loss
-    success_time_weight_max: float = 4.0  # cap of the success loss' growth towards clean frames; 1: none
-    ema_decay: float = 0.995  # decay per step of the averaged weights that imagine
+    success_time_weight_max: float = 4.0  # largest weight, at clean frames, of the token success loss; 1: constant
+    ema_decay: float = 0.995  # decay per step of the moving average of the weights, which is used to imagine
     precision: str = "bf16"  # arithmetic of the networks: fp32 or bf16 (autocast; weights stay fp32)
 
     def __post_init__(self) -> None:
@@ -75,15 +75,15 @@ class WorldModelConfig:
             require_range(f"world_model.{key}", getattr(self, key), 0)
 
     def select_cameras(self, spec: SimulatorSpec) -> tuple[SimulatorSpec, tuple[str, ...]]:
-        """``spec`` with the cameras of the world model alone, and the names of those that its heads read.
+        """``spec`` with only the world model's cameras, and the names of the cameras that its heads read.
 
-        Raises ``ValueError`` naming the setting for a camera that there is not.
+        Raises ``ValueError``, with the setting's name, for an unknown camera.
         """
         seen = _restrict("world_model.cameras", spec, self.cameras)
         return seen, _restrict("world_model.head_cameras", seen, self.head_cameras).robot.camera_names
 
     def denoiser_config(self) -> Any:
-        """The section of the chosen denoiser, an instance of its ``Config``."""
+        """The config section of the chosen denoiser, an instance of its ``Config``."""
         return getattr(self, self.denoiser)
 
 

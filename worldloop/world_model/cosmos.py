@@ -1,25 +1,25 @@
-"""A denoiser on diffusers' `CosmosTransformer3DModel`, so that published Cosmos-Predict2 weights load, that streams.
+"""A frame-by-frame denoiser on diffusers' `CosmosTransformer3DModel`; it can load published Cosmos-Predict2 weights.
 
 Departures from the published model (arXiv:2511.00062; Cosmos2VideoToWorldPipeline in diffusers is its reference):
 
-- It imagines one frame at a time. The published one denoises a whole video with attention among all frames; here a
-  remembered frame attends to itself alone, and the frame in the making to itself and all remembered ones. What a frame
-  contributes to later ones is then a function of that frame: its keys and values are computed once, and a rollout
-  that keeps them (`shift`) equals one that computes them anew (`remember`), whatever the window.
-- Places in the window, not times: the episode's first frame stands at 0, now at K - 1, the frame in the making at K;
-  when a frame joins, the others but the first are turned back by one place.
-- Actions and proprio, now and next, enter through an MLP whose output is added to the time embedding of every adaptive
-  layer norm (World-VLA-Loop, arXiv:2602.06508); a reward token without a place joins the frame in the making.
-- Several cameras lie side by side in the rotary table, each from the column on where the one before ends, as if they
-  were one wide picture; they share the patch embedding and attend to each other.
-- The frame in the making also starts from a look at the patches of (first, previous, now) in its place, and at maps of
-  the local coordinate systems that proprio, now and next, places on the image (`PoseMaps`): without the one a small
-  transformer takes long to find by attention what is most often the answer, without the other where the robot goes.
-- Where it predicts data instead of velocity, its output is what changes, and a choice for every pixel among that and
-  copies of the frame now and of the first, so that what stands still stays sharp.
-- Time runs from noise to data: the published tau is 1 - t, and its network output is noise - data.
+1. One frame at a time. The published model denoises a whole video with attention among all frames. Here a context frame
+   attends only to itself; the new frame attends to itself and to all context frames. So the keys and values of a frame
+   depend only on it and the instruction, and are computed once: a rollout that reuses them (`shift`) equals one that
+   computes them anew (`remember`).
+2. Rotary positions count places in the window, not times: the episode's first frame is at 0, now at K - 1, the new
+   frame at K. When a frame joins, every other frame but the first is rotated back by one place.
+3. Actions and proprio (now and next) pass through an MLP; its output is added to the time embedding of every adaptive
+   layer norm (World-VLA-Loop, arXiv:2602.06508). A reward token without a position joins the tokens of the new frame.
+4. Several cameras lie side by side in the rotary table, like one wide image. They share the patch embedding and attend
+   to each other.
+5. Two more inputs are added to the tokens of the new frame: the same patches of (first, previous, now), and maps of
+   local coordinate systems that proprio (now and next) places on the image (`PoseMaps`). A small transformer takes long
+   to learn from attention alone which patches to copy, and where the robot goes.
+6. With ``prediction: data`` the network predicts the change since now, and for every pixel a soft choice between the
+   frame now, the first frame, and now plus that change. So static pixels stay sharp.
+7. Time t runs from noise to data: the published tau is 1 - t, and the published network output is noise - data.
 
-Shapes: B rows, K remembered frames, C channels, N tokens a frame, of all cameras, n of one camera,
+Shapes: B rows, K context frames, C channels, N tokens of a frame in all cameras, n tokens in one camera,
 D = heads x head_dim, G layers.
 """
 
@@ -40,29 +40,29 @@ from worldloop.world_model.cosmos_view import CosmosView, silence
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
 
 PREDICTIONS = ("data", "velocity")
-CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of remembered frames, the published pipeline's sigma_conditioning
+CLEAN_TIME = 1e-4 / (1 + 1e-4)  # tau of context frames, from the published pipeline's sigma_conditioning
 
 
 @dataclass(frozen=True)
 class CosmosConfig:
-    """The transformer of Cosmos-Predict2 (diffusers' `CosmosTransformer3DModel`) at a size of one's own.
+    """Sizes of the Cosmos-Predict2 transformer (diffusers' `CosmosTransformer3DModel`).
 
-    The published 2B Video2World has 28 layers of 16 heads of 128, patch 2 on latents of 16 channels, text_dim 1024,
-    rope_scale (1, 3, 3), a padding mask, and predicts velocity.
+    The published 2B Video2World has 28 layers, 16 heads of 128 channels, patch 2 on latents of 16 channels, text_dim
+    1024, rope_scale (1, 3, 3) and a padding mask, and predicts velocity.
     """
 
-    patch: int = 8  # latents per side and token
+    patch: int = 8  # side of a token's patch, in latent pixels
     num_layers: int = 6  # transformer blocks
     num_heads: int = 6  # attention heads
-    head_dim: int = 32  # channels of a head, even, at least 12
-    mlp_ratio: float = 4.0  # hidden channels of a block's MLP, over those of the transformer
+    head_dim: int = 32  # channels of a head; even, at least 12
+    mlp_ratio: float = 4.0  # hidden channels of a block's MLP, as a multiple of the transformer's channels
     adaln_lora_dim: int = 64  # hidden channels of an adaptive layer norm
-    condition_dim: int = 192  # hidden channels of what actions and proprio add to the time embedding
-    patch_hidden: int = 192  # hidden channels between a patch's latents and its token, and back
+    condition_dim: int = 192  # hidden channels of the MLP of actions and proprio
+    patch_hidden: int = 192  # hidden channels of the maps from patches to tokens and back
     num_poses: int = 8  # local coordinate systems that proprio places on the image, now and next; 0: none
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)  # rotary scaling over time, height, width
-    concat_padding_mask: bool = False  # the published models have one more input channel, which is zero
-    num_context_frames: int = 3  # that it remembers, at least 3: the episode's first and the latest
+    concat_padding_mask: bool = False  # one more input channel, all zero, as in the published models
+    num_context_frames: int = 3  # context frames, at least 3: the episode's first and the latest
     prediction: str = "data"  # data (the change since now) or velocity (as published)
 
     def __post_init__(self) -> None:
@@ -79,9 +79,9 @@ class CosmosConfig:
 
 @dataclass(frozen=True)
 class CosmosMemory(FrameMemory):
-    """Beside the frames, camera -> [B, K, C, h, w], their ``keys``, normed and rotated to their place, and ``values``.
+    """The context frames, with their ``keys`` (normed and rotated) and ``values``, [B, G, heads, K, N, head_dim] each.
 
-    Both are [B, G, heads, K, N, head_dim]: what a head attends to lies together.
+    In this order all keys of one head are contiguous.
     """
 
     keys: Tensor
@@ -109,7 +109,10 @@ class CosmosDenoiser(nn.Module):
         instruction_dim: int,
         transformer: Any | None = None,
     ) -> None:
-        """``transformer``: a published one of the sizes of ``config``, see `pretrained`; else one from nothing."""
+        """``transformer``: a published one whose sizes equal ``config``, see `pretrained`; ``None``: random weights.
+
+        Raises `WorldloopError` where latents do not divide into patches or exceed the rotary table.
+        """
         super().__init__()
         for camera, (height, width) in sizes.items():
             if height % config.patch or width % config.patch:
@@ -142,19 +145,19 @@ class CosmosDenoiser(nn.Module):
                 for camera, size in sizes.items()
             }
         )
-        if transformer is not None:  # what was published is not to be disturbed from the start
+        if transformer is not None:  # our additions start at zero, so that published weights act as published
             silence(self.condition[-1])
             for _, view in self.views.items():
                 view.silence()
         cos, sin = self._place_views(channels)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        # of the angle from one place back to the one before, which is the same everywhere
+        # The rotation back by one place; it is the same for every place.
         self.register_buffer("cos_back", self.cos[1] * self.cos[2] + self.sin[1] * self.sin[2], persistent=False)
         self.register_buffer("sin_back", self.sin[1] * self.cos[2] - self.cos[1] * self.sin[2], persistent=False)
 
     def _place_views(self, channels: int) -> tuple[Tensor, Tensor]:
-        """The rotary table [K + 1, N, head_dim], cos and sin, of all views side by side."""
+        """Cos and sin of the rotary table, [K + 1, N, head_dim] each, with all views side by side."""
         grids, rope, patch = [view.grid for _, view in self.views.items()], self.transformer.rope, self.config.patch
         extent = self.num_context_frames + 1, max(rows for rows, _ in grids), sum(columns for _, columns in grids)
         for what, size, limit in zip(("frames", "rows", "columns"), extent, rope.max_size, strict=True):
@@ -176,18 +179,18 @@ class CosmosDenoiser(nn.Module):
         return choose(cos), choose(sin)
 
     def remember(self, context: Mapping[str, Tensor], instruction: Tensor) -> CosmosMemory:
-        """Keys and values of the frames ``context``, camera -> [B, K or 1, C, h, w]: all, or now.
+        """Keys and values of the frames in ``context``, camera -> [B, K, C, h, w], or [B, 1, C, h, w] for now alone.
 
         ``instruction`` is [B, E].
         """
         B, K = next(iter(context.values())).shape[:2]
-        # At an episode's start all are the same, and so is what each contributes.
+        # At an episode's start all frames are equal, so one pass gives the keys and values of all.
         num_distinct = 1 if all(torch.equal(f[:, 1:], f[:, :-1]) for f in context.values()) else K
         tokens = self._embed(map_views(lambda f: f[:, :num_distinct].flatten(0, 1)[:, None], context), is_context=1.0)
         tau = torch.full((len(tokens),), CLEAN_TIME, device=tokens.device)
         text = self._read_text(instruction).repeat_interleave(num_distinct, dim=0)
         kept: list[tuple[Tensor, Tensor]] = []
-        place = self.cos[0], self.sin[0]  # attention within a frame does not see which
+        place = self.cos[0], self.sin[0]  # attention within one frame does not depend on the frame's place
 
         def keep(layer: int, keys: Tensor, values: Tensor) -> None:
             kept.append((keys, values))
@@ -204,7 +207,7 @@ class CosmosDenoiser(nn.Module):
         return CosmosMemory(dict(context), rotate(keys, cos, sin), values)
 
     def shift(self, memory: FrameMemory, latent: Mapping[str, Tensor], instruction: Tensor) -> CosmosMemory:
-        """`remember` with ``latent``, camera -> [B, C, h, w], next, at the cost of one frame."""
+        """Append ``latent``, camera -> [B, C, h, w]: equals `remember` of the shifted frames, for the cost of one."""
         assert isinstance(memory, CosmosMemory)
         new = self.remember(map_views(lambda frames: frames[:, None], latent), instruction)
         first, recent = memory.keys[:, :, :, :1], rotate(memory.keys[:, :, :, 2:], self.cos_back, self.sin_back)
@@ -223,7 +226,7 @@ class CosmosDenoiser(nn.Module):
         B, N = len(t), self.cos.shape[1]
         known = [conditioning.actions[:, 0].flatten(1), conditioning.proprio, conditioning.next_proprio[:, 0]]
         shift = self.condition(torch.cat(known, dim=1))
-        # Where noise says nothing it would only have to be ignored; velocity cannot be told without it.
+        # At t = 0 the input is pure noise: a data prediction ignores it, a velocity prediction needs it.
         if self.ignores_noise:
             informative: Mapping[str, Tensor] = map_views(lambda x: x * t[:, None, None, None, None], noisy)
         else:
@@ -255,7 +258,7 @@ class CosmosDenoiser(nn.Module):
         return DenoiserOutput(data, self.feature_norm(tokens)[:, None])
 
     def _embed(self, frames: Mapping[str, Tensor], is_context: float) -> Tensor:
-        """Camera -> [B, 1, C, h, w] to tokens [B, N, D], with a channel that says whether the frame is given."""
+        """Camera -> [B, 1, C, h, w] to tokens [B, N, D]; one channel says whether the frame is a context frame."""
         tokens = []
         for camera in self.views.cameras:
             video = frames[camera].movedim(1, 2)
@@ -266,7 +269,7 @@ class CosmosDenoiser(nn.Module):
         return torch.cat(tokens, dim=1)
 
     def _read_text(self, instruction: Tensor) -> Tensor:
-        """[B, E] -> [B, E / text_dim, text_dim]: one token or many."""
+        """[B, E] -> text tokens [B, E / text_dim, text_dim]."""
         return instruction.unflatten(1, (-1, self.text_dim))
 
     def _transform(
@@ -279,11 +282,11 @@ class CosmosDenoiser(nn.Module):
         with_memory: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor] | None],
         for_memory: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All blocks over ``tokens`` [B, T, D] at ``tau`` [B]; ``shift`` [B, 3 D] is added to the time embedding.
+        """Run all blocks over ``tokens`` [B, T, D] at ``tau`` [B]; ``shift`` [B, 3 D] is added to the time embedding.
 
-        ``with_memory(layer, keys, values)`` sees each layer's unrotated keys and values [B, heads, T, head_dim], and
-        may give rotated ones of other tokens [B, heads, T', head_dim] to attend to as well. ``for_memory``: nobody
-        wants the tokens, so the last layer ends there.
+        ``with_memory(layer, keys, values)`` gets each layer's unrotated keys and values [B, heads, T, head_dim]. It may
+        return rotated keys and values of other tokens, [B, heads, T', head_dim], to attend to as well. With
+        ``for_memory`` the last layer stops after its keys and values, because the tokens are not used.
         """
         temb, embedded = self.transformer.time_embed(tokens, tau)
         if shift is not None:
@@ -298,7 +301,7 @@ class CosmosDenoiser(nn.Module):
             if past is not None:
                 keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
             tokens = tokens + gate * block.attn1.to_out[0](self._join(attend(query, keys, values)))
-            asking = tokens if text.shape[1] > 1 else tokens[:, :1]  # all read the same in a text of one token
+            asking = tokens if text.shape[1] > 1 else tokens[:, :1]  # with one text token all tokens read the same
             h, gate = block.norm2(asking, embedded, temb)
             mixed = attend(*self._project(block.attn2, h, text.to(h)))
             tokens = tokens + gate * block.attn2.to_out[0](self._join(mixed))
@@ -307,8 +310,8 @@ class CosmosDenoiser(nn.Module):
         return tokens, embedded, temb
 
     def _project(self, attention: Any, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed queries of ``x``, normed keys and values of ``seen``: [B, heads, T, head_dim] each."""
-        # A head's tokens side by side, once: norms, rotations, joining the past and products are all faster for it.
+        """Normed queries of ``x``, and normed keys and values of ``seen``: [B, heads, T, head_dim] each."""
+        # Contiguous tokens of a head make norms, rotations, concatenation and products faster.
         heads = (
             self._split(project(t))
             for project, t in ((attention.to_q, x), (attention.to_k, seen), (attention.to_v, seen))
@@ -326,13 +329,13 @@ class CosmosDenoiser(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding [..., heads, T, head_dim] by ``cos`` and ``sin`` [..., T, head_dim], halves paired."""
+    """Apply rotary ``cos`` and ``sin`` [..., T, head_dim] to ``x`` [..., heads, T, head_dim], its halves paired."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x) + torch.cat([-second, first], dim=-1) * sin.to(x)
 
 
 def _prepend(table: Tensor, value: float) -> Tensor:
-    """A row without a place before those of the image: cos 1, sin 0."""
+    """Put a row of ``value`` first: the reward token has no position (cos 1, sin 0)."""
     return torch.cat([torch.full_like(table[:1], value), table])
 
 

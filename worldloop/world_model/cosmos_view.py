@@ -1,6 +1,6 @@
-"""What each camera adds to the transformer of `CosmosDenoiser`, beside the tokens of its frame.
+"""The modules that `CosmosDenoiser` has for each camera, outside the shared transformer.
 
-Shapes: B rows, K remembered frames, C channels, n tokens of a frame of the camera, D channels of a token.
+Shapes: B rows, K context frames, C channels, n tokens of a frame of the camera, D channels of a token.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from worldloop.networks.blocks import PatchProjection, fold_patches, join_channe
 from worldloop.networks.embeddings import PoseMaps
 from worldloop.world_model.denoiser import Conditioning
 
-NUM_SOURCES = 3  # of a pixel: now, first, painted
-POSE_CELLS = 2  # cells of the pose maps in a patch, per side
+NUM_SOURCES = 3  # a pixel's sources: the frame now, the first frame, now plus the change
+POSE_CELLS = 2  # cells of the pose maps per patch side
 
 
 class CosmosView(nn.Module):
-    """What is one camera's own: its look at the window and the poses, and its choice of sources.
+    """One camera's inputs to the transformer (context patches and pose maps) and its choice of sources for every pixel.
 
-    ``size`` is (h, w) of the latents, ``dim`` D; ``patch``, ``hidden`` and ``num_poses`` as in `CosmosConfig`. Only one
-    that ``chooses`` has a choice of sources.
+    ``size`` is (h, w) of the latents, ``dim`` is D; ``patch``, ``hidden`` (``patch_hidden``) and ``num_poses`` are as
+    in `CosmosConfig`. The choice of sources exists only with ``chooses``.
     """
 
     def __init__(
@@ -53,40 +53,40 @@ class CosmosView(nn.Module):
         return self.grid[0] * self.grid[1]
 
     def silence(self) -> None:
-        """Let it add nothing to the tokens, until it has learned to."""
+        """Zero the linear context map and the pose map, so that the view adds nothing at the start."""
         for module in (self.window.linear, *([] if self.poses is None else [self.draw])):
             silence(module)
 
     def see(self, frames: Tensor, conditioning: Conditioning) -> Tensor:
-        """Tokens [B, n, D]: (first, previous, now) of ``frames`` [B, K, C, h, w] patch by patch, and the poses."""
+        """Tokens [B, n, D] from the patches of (first, previous, now) in ``frames`` [B, K, C, h, w] and the poses."""
         first, previous, now = frames[:, 0], frames[:, -2], frames[:, -1]
         window = join_channels([now, now - previous, now - first])
         seen = self.window(fold_patches(window, self.patch)).flatten(2).transpose(1, 2)
         return seen + self.draw_poses(conditioning)
 
     def draw_poses(self, conditioning: Conditioning) -> Tensor | float:
-        """Tokens [B, n, D] of where proprio now and next place the robot."""
+        """Tokens [B, n, D] from the pose maps of proprio now and next; 0 without poses."""
         if self.poses is None:
             return 0.0
         maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
         return self.draw(join_channels(maps)).flatten(2).transpose(1, 2)
 
     def choose(self, tokens: Tensor, frames: Tensor, change: Tensor) -> Tensor:
-        """Pixel by pixel among the frame now, the first, and now changed by ``change`` [B, C, h, w]."""
+        """For every pixel mix the frame now, the first frame, and now plus ``change`` [B, C, h, w], by softmax."""
         cells = tokens.transpose(1, 2).unflatten(2, self.grid)
         choice = functional.pixel_shuffle(self.choice(cells), self.patch).float().softmax(1)
         now, first = frames[:, -1], frames[:, 0]
         return now + choice[:, 1:2] * (first - now) + choice[:, 2:] * change
 
     def unpatch(self, tokens: Tensor) -> Tensor:
-        """[B, n, patch patch C] -> [B, C, h, w], in the order of the published model."""
+        """[B, n, patch^2 C] -> [B, C, h, w], with the channel order of the published model."""
         p, (rows, columns) = self.patch, self.grid
         cells = tokens.reshape(len(tokens), rows, columns, p, p, self.channels)
         return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.channels, rows * p, columns * p)
 
 
 def _prefer_first_source(projection: nn.Conv2d) -> None:
-    """Initially every pixel is close to a copy of the frame now."""
+    """Initialise the choice so that every pixel is mostly a copy of the frame now."""
     bias = torch.zeros(NUM_SOURCES, projection.out_channels // NUM_SOURCES)
     bias[0] = 2.0
     with torch.no_grad():
@@ -95,6 +95,6 @@ def _prefer_first_source(projection: nn.Conv2d) -> None:
 
 
 def silence(module: nn.Module) -> None:
-    """Its output is zero, until it has learned better."""
+    """Set all parameters of ``module`` to zero, so that its output starts at zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)

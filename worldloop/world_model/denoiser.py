@@ -1,7 +1,7 @@
-"""The seam between what every world model shares and the network inside.
+"""The interface between the denoising network and the rest of the world model.
 
-Flow path, losses, heads, sampler, self-rollout and calibration use this interface alone.
-Latents are a dict by camera; their sizes h x w may differ by camera.
+Flow path, losses, heads, sampler, self-rollout and calibration use only this interface.
+Latents are a dict by camera; their size h x w may differ by camera.
 
 Shapes: B rows, L latent frames denoised at once, C latent channels, K context frames, s actions per frame, N tokens.
 """
@@ -19,10 +19,10 @@ from worldloop.core.tensors import Rows
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the next latent frames depend on beside the images.
+    """The denoiser's inputs beside the images.
 
     - ``actions`` f32 [B, L, s, A] in [-1, 1]
-    - ``proprio`` [B, S] now and ``next_proprio`` [B, L, S] as predicted by the proprio head, both normalised
+    - ``proprio`` [B, S] now, and ``next_proprio`` [B, L, S] predicted by the proprio head; both normalised
     - ``instruction`` [B, E], embedded
     """
 
@@ -34,9 +34,9 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class DenoiserOutput:
-    """``data`` camera -> f32 [B, L, C, h, w]: the prediction of the clean latents.
+    """``data``, camera -> f32 [B, L, C, h, w]: the predicted clean latents.
 
-    ``features`` [B, L, N, F] are the tokens of all cameras together, the reward token first.
+    ``features`` [B, L, N, F]: the tokens of all cameras together; the reward token is the first.
     """
 
     data: dict[str, Tensor]
@@ -45,9 +45,10 @@ class DenoiserOutput:
 
 @dataclass(frozen=True)
 class FrameMemory(Rows):
-    """What a denoiser keeps of the past.
+    """The past as a denoiser stores it.
 
-    ``frames`` camera -> f32 [B, K, C, h, w]: latents of the episode's first frame and of the K - 1 latest, now last.
+    ``frames``, camera -> f32 [B, K, C, h, w]: latents of the episode's first frame and of the K - 1 latest; now is
+    last.
     """
 
     frames: dict[str, Tensor]
@@ -57,14 +58,14 @@ class FrameMemory(Rows):
 
 
 class Denoiser(Protocol):
-    """A `torch.nn.Module` that predicts clean latents: a line in `worldloop.world_model.DENOISERS`.
+    """A `torch.nn.Module` that predicts clean latents, registered in `worldloop.world_model.DENOISERS`.
 
     - ``Config``: a frozen dataclass, built from the section ``world_model.<name>`` of a config
-    - ``frames_per_call`` is L, ``num_context_frames`` K, ``feature_dim`` F of the tokens
-    - ``ignores_noise``: at t = 0 nothing depends on ``noisy``, so that nobody needs to draw it for a single step
+    - ``frames_per_call`` is L, ``num_context_frames`` is K, ``feature_dim`` is F
+    - ``ignores_noise``: at t = 0 the output does not depend on ``noisy``, so sampling in one step needs no noise
 
-    ``channels`` and ``sizes``, camera -> (h, w), are the latents'; ``instruction`` is [B, E] with
-    E = ``instruction_dim``. Whoever denoises one camera sees all of them.
+    ``channels`` and ``sizes``, camera -> (h, w), are those of the latents; ``instruction`` is [B, E] with
+    E = ``instruction_dim``. The prediction of one camera depends on all cameras.
     """
 
     Config: type[Any]
@@ -89,15 +90,15 @@ class Denoiser(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
 
     def remember(self, context: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
-        """What it needs of the frames ``context``, camera -> [B, K, C, h, w], whatever comes next."""
+        """Compute the memory of the frames in ``context``, camera -> [B, K, C, h, w]."""
         ...
 
     def shift(self, memory: FrameMemory, latent: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
-        """The same as `remember` of `shift_frames`, ``latent`` camera -> [B, C, h, w] being next, and often cheaper."""
+        """Append ``latent``, camera -> [B, C, h, w]: equals `remember` of `shift_frames`, often cheaper."""
         ...
 
     def __call__(
         self, noisy: Mapping[str, Tensor], t: Tensor, memory: FrameMemory, conditioning: Conditioning
     ) -> DenoiserOutput:
-        """``noisy`` camera -> [B, L, C, h, w] at time ``t`` [B] of the flow path, after what ``memory`` holds."""
+        """Predict clean latents after ``memory`` from ``noisy``, camera -> [B, L, C, h, w], at time ``t`` [B]."""
         ...

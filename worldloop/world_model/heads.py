@@ -1,7 +1,7 @@
-"""The heads beside the video: will it have succeeded, where will the robot be, and how far off is the frame.
+"""The heads of the world model: success, next proprio, and the error of an imagined frame.
 
-They read the denoiser's tokens or the context alone, and know nothing of the denoiser. Latents are a dict by camera; a
-head reads those of the cameras that it was made for.
+They read the denoiser's tokens, or latents and proprio, and work with any denoiser. Latents are a dict by camera; a
+head reads only the cameras that it was built for.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from worldloop.networks.blocks import AttentionPool, make_mlp
 from worldloop.networks.frame_pair import FramePairEncoder
 from worldloop.networks.views import ViewModules
 
-PROPRIO_GAIN = 4.0  # small networks of proprio want a several times larger learning rate than those of images
+PROPRIO_GAIN = 4.0  # small proprio networks need a several times higher learning rate than image networks
 
 
 class TokenReader(nn.Module):
-    """One number a frame from the denoiser's tokens [B, L, N, F] -> f32 [B, L]: pooled, and the reward token."""
+    """One number per frame, f32 [B, L], from the denoiser's tokens [B, L, N, F]: pooled tokens and the reward token."""
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
@@ -37,15 +37,15 @@ class TokenReader(nn.Module):
 class SuccessHead(nn.Module):
     """Logit of "the task has been solved at this frame": the mean of two readers.
 
-    - ``read_tokens``: from the denoiser's tokens, World-VLA-Loop's phi(z_t). It learns late at small sizes and
-      remembers training episodes.
-    - ``read_frame``: convolutions and keypoints of (first frame, this frame) of each camera, beside the proprio at this
-      frame, which knows in millimetres where the hand is and whether its fingers closed on something, and beside the
-      instruction, in which alone two tasks may differ. It learns from real frames, within hundreds of steps, and then
-      judges imagined ones: trained on predictions instead it did worse on held-out PushCube episodes (one seed, no
-      clean ablation).
+    - ``read_tokens`` reads the denoiser's tokens, World-VLA-Loop's phi(z_t). In small models it learns late and
+      memorises training episodes.
+    - ``read_frame`` reads, for each camera, the first frame and this frame (convolutions and keypoints), the proprio at
+      this frame and the instruction. Proprio tells the hand's position to the millimetre and whether the fingers hold
+      something; two tasks may differ only in the instruction. It learns from real frames within hundreds of steps and
+      is then used on imagined ones. Trained on predictions instead, it did worse on held-out PushCube episodes (one
+      seed, no clean ablation).
 
-    ``sizes`` are camera -> (h, w) of the latents that it reads; ``text_dim`` channels make a token of an instruction.
+    ``sizes`` is camera -> (h, w) of the latents that it reads; an instruction token has ``text_dim`` channels.
     """
 
     PROPRIO_DIM, TEXT_DIM = 64, 32
@@ -76,10 +76,10 @@ class SuccessHead(nn.Module):
         proprio: Tensor,
         instruction: Tensor,
     ) -> Tensor:
-        """Logits f32 [B, L] of ``frames``, camera -> [B, L, C, h, w], and ``proprio`` [B, L, S] at them.
+        """Logits f32 [B, L] of ``frames``, camera -> [B, L, C, h, w], with their ``proprio`` [B, L, S].
 
-        ``features`` [B, L, N, F] are the denoiser's tokens, ``first``, camera -> [B, C, h, w], is the episode's first
-        frame, ``instruction`` [B, E] is embedded.
+        ``features`` [B, L, N, F] are the denoiser's tokens; ``first``, camera -> [B, C, h, w], is the episode's first
+        frame; ``instruction`` [B, E] is embedded.
         """
         logits = [
             self.read_frame(first, {c: f[:, i] for c, f in frames.items()}, proprio[:, i], instruction)
@@ -90,9 +90,10 @@ class SuccessHead(nn.Module):
     def read_frame(
         self, first: Mapping[str, Tensor], frame: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor
     ) -> Tensor:
-        """Logits [B] from latents, camera -> [B, C, h, w], of the episode's first frame and of the one to judge.
+        """Logits [B] from latents, camera -> [B, C, h, w], of the episode's ``first`` frame and of ``frame``.
 
-        ``proprio`` [B, S] at it is normalised; ``instruction`` [B, E] is of one token or many, of which zeros are none.
+        ``proprio`` [B, S] is that at ``frame``, normalised. ``instruction`` [B, E] holds one or more tokens; all-zero
+        tokens are padding.
         """
         seen = torch.cat([encoder(first[camera], frame[camera]) for camera, encoder in self.encoders.items()], dim=1)
         tokens = instruction.unflatten(1, (-1, self.text_dim))
@@ -102,13 +103,13 @@ class SuccessHead(nn.Module):
 
 
 class ErrorHead(nn.Module):
-    """How close will the imagined frame be to the simulated one: its expected PSNR in dB.
+    """Predicts the PSNR in dB between an imagined frame and the simulated one.
 
-    Learned from the model's own predictions, those far into a self-rollout included, by squared error, a proper score
-    for the mean. It reads the denoiser's tokens without a gradient into them, so that it costs the video nothing.
+    It learns from the model's own predictions, also far into a self-rollout, by squared error, a proper score for the
+    mean. It sends no gradient into the denoiser's tokens, so it does not affect the video.
     """
 
-    CENTRE_DB, SCALE_DB = 25.0, 5.0  # the range that the network's outputs of order one cover
+    CENTRE_DB, SCALE_DB = 25.0, 5.0  # centre and scale of the prediction: network outputs are of order one
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
@@ -119,14 +120,15 @@ class ErrorHead(nn.Module):
         return self.CENTRE_DB + self.SCALE_DB * self.read_tokens(features.detach())
 
     def compute_loss(self, expected_db: Tensor, actual_db: Tensor) -> Tensor:
-        """[...]: squared error in units of ``SCALE_DB``."""
+        """Squared error [...] in units of ``SCALE_DB``."""
         return ((expected_db - actual_db) / self.SCALE_DB).square()
 
 
 class ProprioHead(nn.Module):
-    """Next normalised proprio from proprio, the frame step's stacked actions and the images of ``cameras`` now.
+    """Predicts the next normalised proprio from proprio, the frame step's actions and the images of ``cameras`` now.
 
-    It predicts the change. GE-Sim 2.0 reports that such a state expert raises closed-loop recall.
+    The network's output is the change of proprio. GE-Sim 2.0 reports that such a state expert raises closed-loop
+    recall.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class ProprioHead(nn.Module):
         self.mlp = make_mlp(proprio_dim + stacked_action_dim + image_dim, hidden_dim, proprio_dim, gain=PROPRIO_GAIN)
 
     def forward(self, proprio: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
-        """``proprio`` [B, S], ``actions`` [B, s, A] in [-1, 1], ``now`` camera -> [B, C, h, w] to f32 [B, S]."""
+        """``proprio`` [B, S], ``actions`` [B, s, A] in [-1, 1] and ``now``, camera -> [B, C, h, w], to f32 [B, S]."""
         thumbnails = [functional.adaptive_avg_pool2d(now[camera], 8).flatten(1) for camera in self.cameras]
         image = self.image(torch.cat(thumbnails, dim=1))
         change = self.mlp(torch.cat([proprio, actions.flatten(1).to(proprio), image.to(proprio)], dim=1))

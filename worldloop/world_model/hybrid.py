@@ -1,10 +1,14 @@
-"""The default denoiser for small machines: a convolutional U-Net for each camera, one transformer between their halves.
+"""The default denoiser for small machines: one convolutional U-Net per camera and one transformer for all cameras.
 
-A camera's image folds into patches (pixel-unshuffle), meets maps of the local coordinate systems that proprio now and
-next place on it, passes FiLM residual blocks, is halved, and meets those of the other cameras, tokens of the actions,
-proprio, instruction and noise level and a reward token in a small transformer; residual blocks lead back up.
-The output is a soft choice, pixel by pixel, between copying the frame now, the first frame, a learned background, and
-painting anew, so that what stands still stays sharp however long the rollout is.
+1. Each camera's images are folded into patches (pixel-unshuffle). Maps of local coordinate systems, placed by proprio
+   now and next, are added (`PoseMaps`).
+2. FiLM residual blocks follow; then the resolution is halved and pixels become tokens.
+3. A small transformer mixes the tokens of all cameras with tokens of actions, proprio, instruction and noise level, and
+   a reward token.
+4. The tokens return to each U-Net; residual blocks lead to the output.
+5. The output is a soft choice for every pixel: the frame now, the first frame, a learned background, or a painted
+   pixel. So static pixels stay sharp, however long the rollout is.
+
 Shapes: B rows, C channels, K context frames, S proprio, A action, s actions per frame, p patch.
 """
 
@@ -38,11 +42,11 @@ NUM_SOURCES = 4  # now, first, background, painted
 class HybridConfig:
     """The convolutional U-Nets with a transformer bottleneck."""
 
-    patch: int = 4  # pixels per side that the input folds into channels: a U-Net runs at size / patch
+    patch: int = 4  # side in pixels of the patches folded into channels; a U-Net runs at size / patch
     width: int = 48  # channels of a U-Net
-    patch_hidden: int = 192  # hidden channels between a patch's pixels and the U-Net, and back
-    num_res_blocks: int = 2  # FiLM residual blocks before and again after the transformer
-    dim: int = 128  # channels of the transformer at size / (2 patch)
+    patch_hidden: int = 192  # hidden channels of the maps from patches to the U-Net and back
+    num_res_blocks: int = 2  # FiLM residual blocks before the transformer, and as many after it
+    dim: int = 128  # channels of the transformer; it runs at size / (2 patch)
     num_heads: int = 4  # attention heads; divides dim
     num_blocks: int = 3  # transformer blocks
     condition_dim: int = 192  # channels of the vector that conditions the residual blocks
@@ -69,7 +73,7 @@ class HybridConfig:
 
 
 class HybridView(nn.Module):
-    """The U-Net of one camera: `encode` its frames, `make_tokens` for the transformer, `decode` what comes back.
+    """The U-Net of one camera: `encode` before the transformer, `make_tokens` for it, `decode` after it.
 
     ``size`` is (h, w) of the latents; N is ``num_tokens``.
     """
@@ -102,7 +106,7 @@ class HybridView(nn.Module):
         return self.token_grid[0] * self.token_grid[1]
 
     def _start_as_a_copy(self) -> None:
-        """Initially the output is close to the frame now."""
+        """Initialise the output to be close to the frame now."""
         bias = torch.zeros(self.channels + NUM_SOURCES, self.patch**2)
         bias[self.channels] = 2.0
         with torch.no_grad():
@@ -110,9 +114,9 @@ class HybridView(nn.Module):
             self.out.linear.bias.copy_(bias.flatten())  # type: ignore[union-attr]
 
     def encode(self, noisy: Tensor, t: Tensor, frames: Tensor, condition: Tensor, conditioning: Conditioning) -> Tensor:
-        """[B, width, h / patch, w / patch] of ``noisy`` [B, C, h, w] at ``t``, after ``frames`` [B, K, C, h, w]."""
+        """Encode ``noisy`` [B, C, h, w] at ``t`` and ``frames`` [B, K, C, h, w] to [B, width, h / patch, w / patch]."""
         first, previous, now = frames[:, 0], frames[:, -2], frames[:, -1]
-        # at t = 0 the noise tells nothing and would only have to be ignored
+        # At t = 0 the input is pure noise and carries no information.
         informative = noisy * t[:, None, None, None]
         image = join_channels([informative, now, now - previous, first, self.background.to(now).expand_as(now)])
         x = self.stem(fold_patches(image, self.patch)) + self.position
@@ -124,11 +128,11 @@ class HybridView(nn.Module):
         return x
 
     def make_tokens(self, x: Tensor) -> Tensor:
-        """[B, N, dim] of what `encode` gave."""
+        """Tokens [B, N, dim] from the output ``x`` of `encode`."""
         return self.down(fold_patches(x, 2)).flatten(2).transpose(1, 2) + self.token_position
 
     def decode(self, x: Tensor, tokens: Tensor, frames: Tensor, condition: Tensor) -> Tensor:
-        """Clean latents [B, C, h, w], from what `encode` gave and its ``tokens`` [B, N, dim] after the transformer."""
+        """Clean latents [B, C, h, w] from the output ``x`` of `encode` and the transformer's ``tokens`` [B, N, dim]."""
         image_tokens = tokens.transpose(1, 2).reshape(len(x), -1, *self.token_grid)
         x = x + functional.pixel_shuffle(self.up(image_tokens), 2)
         for block in self.up_blocks:
@@ -185,7 +189,7 @@ class HybridDenoiser(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def remember(self, context: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
-        """The frames themselves."""
+        """The memory is the frames themselves."""
         return FrameMemory(dict(context))
 
     def shift(self, memory: FrameMemory, latent: Mapping[str, Tensor], instruction: Tensor) -> FrameMemory:
@@ -194,7 +198,7 @@ class HybridDenoiser(nn.Module):
     def forward(
         self, noisy: Mapping[str, Tensor], t: Tensor, memory: FrameMemory, conditioning: Conditioning
     ) -> DenoiserOutput:
-        """See `Denoiser`: L = 1; ``memory`` is of (first, previous, now)."""
+        """See `Denoiser`; L = 1, and ``memory`` holds (first, previous, now)."""
         condition = self.condition(
             torch.cat(
                 [
@@ -222,9 +226,9 @@ class HybridDenoiser(nn.Module):
         return DenoiserOutput(data, tokens[:, None])
 
     def _transform(self, images: Sequence[Tensor], condition: Tensor, conditioning: Conditioning) -> Tensor:
-        """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer, the reward token first.
+        """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer; the reward token is the first.
 
-        ``images`` are the tokens of each camera.
+        ``images`` has the image tokens of each camera.
         """
         B = len(condition)
         actions = self.action_token(conditioning.actions[:, 0]) + self.action_position

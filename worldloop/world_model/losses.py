@@ -1,4 +1,4 @@
-"""Losses per row of one frame, and what they add up to over the valid rows and frames of a clip."""
+"""Losses of one frame per row, and their sum over the valid rows and frames of a clip."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from worldloop.core import images
 from worldloop.core.interfaces import Metrics
 from worldloop.core.types import Clip
 
-ERROR_WEIGHT = 0.03  # of the error head's loss, whose gradient reaches nothing else: only its share of the clipped norm
-MOVED_THRESHOLD = 0.06  # in units of [-1, 1] images: 8 grey levels, above rendering noise
-COLOUR_LEVELS = 8  # per channel, of the histogram that tells rare colours
+ERROR_WEIGHT = 0.03  # of the error head's loss; affects only gradient clipping, as no other module gets its gradient
+MOVED_THRESHOLD = 0.06  # difference in [-1, 1] images: 8 grey levels, above rendering noise
+COLOUR_LEVELS = 8  # levels per channel of the colour histogram
 RARE_WEIGHT_MAX = 20.0
 
 
 @dataclass(frozen=True)
 class FrameLosses:
-    """Of one frame, each [B]."""
+    """The losses of one frame, [B] each."""
 
     video: Tensor
     success: Tensor
@@ -29,7 +29,7 @@ class FrameLosses:
 
 
 def add_up(frames: Sequence[FrameLosses], valid: Tensor, success_weight: float) -> tuple[Tensor, Metrics]:
-    """The scalar to minimise and its parts: means over what is ``valid``, bool [B, M], of the losses of M frames."""
+    """The scalar to minimise and its parts: means of the losses of M frames over ``valid`` bool [B, M]."""
     valid = valid.float()
     count = valid.sum().clamp_min(1)
     video, success, error = (
@@ -44,7 +44,7 @@ def add_up(frames: Sequence[FrameLosses], valid: Tensor, success_weight: float) 
 def weigh_target(
     clip: Clip, m: int, camera: str, size: tuple[int, int], moved_weight: float, rare_weight: float
 ) -> Tensor:
-    """Weights [B, 1, *size] of the latents of target ``m`` of ``camera``, from the pixels of the real frames."""
+    """Weights [B, 1, *size] of the latents of target frame ``m`` of ``camera``, computed from the real pixels."""
     context, frames = clip.context[camera], clip.frames[camera]
     now = context[:, -1] if m == 0 else frames[:, m - 1]
     target, now, first = (images.to_network(f) for f in (frames[:, m], now, context[:, 0]))
@@ -54,11 +54,11 @@ def weigh_target(
 
 @torch.no_grad()
 def weigh_pixels(target: Tensor, now: Tensor, first: Tensor, moved_weight: float, rare_weight: float) -> Tensor:
-    """Weights [B, 1, h, w] of ``target``'s pixels, mean 1 over each row, from the frames [B, C, h, w] alone.
+    """Weights [B, 1, h, w] of the pixels of ``target``; all frames are [B, C, h, w]. The mean of each row is 1.
 
-    Pixels that changed (since now or since the first frame, a pixel's border included) weigh ``1 + moved_weight``.
-    Colours that are rare within the batch weigh up to ``RARE_WEIGHT_MAX`` more, as frequency^-0.5: a small object is
-    a percent of the pixels and all of the task.
+    Before this normalisation a pixel weighs 1. Pixels that changed since ``now`` or ``first``, and their neighbours,
+    weigh ``moved_weight`` more. Colours that are rare in the batch weigh up to ``rare_weight`` * ``RARE_WEIGHT_MAX``
+    more, as frequency^-0.5: a small object has one percent of the pixels, but the task depends on it.
     """
     difference = torch.maximum((target - now).abs(), (target - first).abs()).amax(1, keepdim=True)
     moved = functional.max_pool2d((difference > MOVED_THRESHOLD).float(), 3, stride=1, padding=1)
@@ -69,7 +69,7 @@ def weigh_pixels(target: Tensor, now: Tensor, first: Tensor, moved_weight: float
 
 
 def _rarity(frames: Tensor) -> Tensor:
-    """[B, 1, h, w]: (frequency of the commonest colour / frequency of this colour)^.5 - 1, capped."""
+    """[B, 1, h, w]: (frequency of the commonest colour / frequency of this colour)^.5 - 1, at most RARE_WEIGHT_MAX."""
     levels = ((frames.clamp(-1, 1) + 1) * (COLOUR_LEVELS / 2)).long().clamp(max=COLOUR_LEVELS - 1)
     code = torch.zeros_like(levels[:, :1])
     for channel in range(frames.shape[1]):
@@ -87,15 +87,15 @@ def compute_video_loss(kind: str, predicted: Tensor, target: Tensor, weights: Te
 
 
 def compute_latent_psnr_db(predicted: Tensor, target: Tensor, limit: float = 1.0) -> Tensor:
-    """[B] dB of latents [B, C, h, w] in [-limit, limit], the peak-to-peak range as peak; at most 60."""
+    """PSNR [B] in dB of latents [B, C, h, w] in [-limit, limit]; the peak is 2 limit, the result is at most 60."""
     error = ((predicted - target) / (2 * limit)).square().mean(dim=(1, 2, 3))
     return -10 * torch.log10(error.clamp_min(1e-6))
 
 
 def compute_success_loss(kind: str, logit: Tensor, success: Tensor, positive_rate: Tensor) -> Tensor:
-    """[B] from logits and labels [B], class-balanced: both classes weigh 1 in the mean at ``positive_rate``.
+    """Class-balanced loss [B] from logits and labels [B]: at ``positive_rate`` both classes have the same total weight.
 
-    ``bce`` is the cross-entropy, ``mse`` the paper's (r_hat - r)^2 on the probability.
+    ``kind`` is ``bce``, the cross-entropy, or ``mse``, (r_hat - r)^2 on the probability as in World-VLA-Loop.
     """
     if kind == "bce":
         loss = functional.binary_cross_entropy_with_logits(logit, success, reduction="none")
@@ -106,8 +106,8 @@ def compute_success_loss(kind: str, logit: Tensor, success: Tensor, positive_rat
 
 
 def weigh_times(t: Tensor, maximum: float) -> Tensor:
-    """[B]: how much a noise level tells about the outcome: 1 / (1 - t)^2, capped.
+    """Weight [B] of the success loss at time ``t``: 1 / (1 - t)^2, at most ``maximum``; it is 1 at pure noise.
 
-    The rectified-flow form (1 + sigma)^2 / sigma^2 of Cosmos' weight with sigma = (1 - t) / t; it is 1 at pure noise.
+    This is Cosmos' weight in its rectified-flow form, (1 + sigma)^2 / sigma^2 with sigma = (1 - t) / t.
     """
     return (1 - t).clamp_min(1e-3).pow(-2).clamp(max=maximum)

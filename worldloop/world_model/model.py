@@ -1,7 +1,7 @@
 """The action-conditioned video world model: video, success and proprio from one forward pass.
 
-World-VLA-Loop (arXiv:2602.06508) trains a video denoiser with a reward head on its features; here any `Denoiser`
-does, and a proprio head goes ahead of it. Frames and latents are a dict by camera, all predicted in one pass.
+World-VLA-Loop (arXiv:2602.06508) trains a video denoiser with a reward head on its features. Here the denoiser is any
+`Denoiser`, and a proprio head runs before it. Frames and latents are a dict by camera; one pass predicts all cameras.
 Shapes: B rows, K context frames, M target frames, L frames per denoiser call, s actions per frame, S proprio, A action,
 H = M s actions of a chunk.
 """
@@ -35,14 +35,14 @@ from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
 
 INSTRUCTION_DIM = 32
-LEAST_REACH = 3.0  # standard deviations from the mean that imagined proprio may always go
+LEAST_REACH = 3.0  # standard deviations; imagined proprio may always be this far from the mean
 
 
 class VideoWorldModel(nn.Module):
     """`WorldModel` over a codec, a denoiser and heads for proprio, success and its own error.
 
-    The state dict, ``config``, ``spec`` and ``normalisation`` make it up completely. ``spec`` is of the cameras that it
-    reads and imagines; frames that it gets may be of more. How it is trained is in `worldloop.world_model.training`.
+    The state dict, ``config``, ``spec`` and ``normalisation`` determine it completely. ``spec`` has only the cameras
+    that it reads and imagines; input frames may have more. `worldloop.world_model.training` trains it.
     """
 
     proprio_mean: Tensor
@@ -86,7 +86,7 @@ class VideoWorldModel(nn.Module):
         self.frozen = frozenset(name for name, parameter in self.named_parameters() if not parameter.requires_grad)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The state dict without what is frozen, which ``config.pretrained`` has."""
+        """The state dict without the frozen weights, which are loaded from ``config.pretrained``."""
         return {name: value for name, value in self.state_dict().items() if name not in self.frozen}
 
     @property
@@ -102,25 +102,26 @@ class VideoWorldModel(nn.Module):
         return self.proprio_mean.device
 
     def for_imagination(self) -> Self:
-        """This model with nothing to train and, where autocast would cast weights at every call, those cast for good.
+        """This model, prepared for imagination: frozen, and with bf16 precision its weights are cast once.
 
-        It imagines bit for bit what it did before; it is not to be trained or saved any more.
+        Without the cast, autocast would cast them at every call. The imagined frames stay bit-equal. Do not train or
+        save the model afterwards.
         """
         if self.config.precision == "bf16":
             for part in (self.denoiser, self.proprio_head, self.success_head, self.error_head):
                 for module in part.modules():
-                    if type(module) in (nn.Linear, nn.Conv2d):  # what derives from them may compute with its weights
+                    if type(module) in (nn.Linear, nn.Conv2d):  # subclasses may compute with their weights
                         module.to(torch.bfloat16)
         return self.eval().requires_grad_(False)
 
     def forward[**P, T](self, compute: Callable[Concatenate[Self, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-        """``compute(self, *arguments)``: weights that ranks share out (FSDP2) are whole while a forward pass runs."""
+        """Call ``compute(self, *arguments)`` inside a forward pass, where FSDP2 gathers the sharded weights."""
         return compute(self, *arguments, **named)
 
     def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Latents [..., C, h, w] of ``frames``, camera -> u8 [..., H, W, 3], of the cameras that the model reads.
+        """Latents [..., C, h, w] of ``frames``, camera -> u8 [..., H, W, 3], for the cameras that the model reads.
 
-        Raises ``ValueError`` where one of them is missing.
+        Raises ``ValueError`` if one of these cameras is missing.
         """
         cameras = self.spec.robot.camera_names
         missing = [camera for camera in cameras if camera not in frames]
@@ -129,7 +130,10 @@ class VideoWorldModel(nn.Module):
         return self.codec.encode({camera: frames[camera] for camera in cameras})
 
     def start(self, context: Observation, noise_key: Tensor) -> ImaginationState:
-        """Start from an observation with one frame or more; what is missing is filled up, see `fill_context`."""
+        """Start from an observation with one frame or more; `fill_context` fills up missing context frames.
+
+        Raises `WorldloopError` for an observation without proprio.
+        """
         if context.proprio is None:
             raise WorldloopError("the world model needs proprio in its context: use an observation that has it")
         seen = context.with_cameras(self.spec.robot.camera_names).frames
@@ -142,7 +146,7 @@ class VideoWorldModel(nn.Module):
         )
 
     def restore(self, tensors: dict[str, Tensor]) -> ImaginationState:
-        """Inverse of `ImaginationState.to_tensors`, which may come from another device."""
+        """Inverse of `ImaginationState.to_tensors`; the tensors may be on another device."""
         context = {camera: latents.to(self.device) for camera, latents in strip("context", tensors).items()}
         proprio, instruction = (tensors[name].to(self.device) for name in ("proprio", "instruction"))
         return self._remember(context, proprio, instruction, tensors["noise_key"], tensors["step"])
@@ -157,7 +161,10 @@ class VideoWorldModel(nn.Module):
 
     @torch.no_grad()
     def imagine(self, state: WorldState, actions: Tensor) -> tuple[ImaginationState, ImaginedChunk]:
-        """Roll ``actions`` f32 [B, H, A] in environment units forward; H is a multiple of s. No gradients."""
+        """Imagine the frames that follow ``actions`` f32 [B, H, A] in environment units, without gradients.
+
+        Raises ``ValueError`` unless B matches ``state``, H is a multiple of s and A is the robot's.
+        """
         assert isinstance(state, ImaginationState)
         B, H, A = actions.shape
         s, action_dim = self.spec.actions_per_frame, self.spec.robot.action_dim
@@ -176,7 +183,7 @@ class VideoWorldModel(nn.Module):
         return state, ImaginedChunk(by_camera, *(torch.stack(values, 1) for values in (proprios, logits, psnrs)))
 
     def features(self, context: Observation) -> Tensor:
-        """Tokens f32 [B, N, F] of what follows the context when no action moves the robot, with gradients."""
+        """Tokens f32 [B, N, F] of the frame after the context, with gradients; actions are mid-way in their bounds."""
         state = self.start(context, torch.zeros(len(context), dtype=torch.long))
         shape = (len(context), self.spec.actions_per_frame, self.spec.robot.action_dim)
         actions = torch.zeros(shape, device=self.device)
@@ -189,7 +196,7 @@ class VideoWorldModel(nn.Module):
         return output.features[:, 0].float()
 
     def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
-        """One frame further by ``actions`` [B, s, A] in [-1, 1]; then the success logit and the expected PSNR, [B]."""
+        """One frame further under ``actions`` [B, s, A] in [-1, 1]: (state, success logit [B], expected PSNR [B])."""
         noise = self._draw_noise(state)
         with self.autocast():
             conditioning, next_proprio = self.condition(state.context, state.proprio, actions, state.instruction)
@@ -205,14 +212,14 @@ class VideoWorldModel(nn.Module):
             first = map_views(lambda latents: latents[:, 0], state.context)
             judged = first, frames, next_proprio[:, None], state.instruction
             logit = self.success_head(output.features, *judged)[:, 0]
-            psnr_db = self.error_head(outputs[0].features)[:, 0]  # it learned from what noise alone begins with
+            psnr_db = self.error_head(outputs[0].features)[:, 0]  # the error head was trained only at t = 0
             latent = map_views(lambda data: data[:, 0].float(), frames)
             memory = self.denoiser.shift(state.memory, latent, state.instruction)
         moved = replace(state, memory=memory, proprio=next_proprio, step=state.step + 1)
         return moved, logit, psnr_db
 
     def _draw_noise(self, state: ImaginationState) -> dict[str, Tensor]:
-        """Camera -> [B, 1, C, h, w] that each frame begins with; zeros where a single step would ignore them."""
+        """The initial noise of a frame, camera -> [B, 1, C, h, w]; zeros if one sampler step ignores it."""
         if self.config.num_sampler_steps == 1 and self.denoiser.ignores_noise:
             return map_views(lambda latents: torch.zeros_like(latents[:, :1]), state.context)
         shapes = {camera: tuple(latents.shape[2:]) for camera, latents in state.context.items()}
@@ -223,9 +230,9 @@ class VideoWorldModel(nn.Module):
     def condition(
         self, context: Mapping[str, Tensor], proprio: Tensor, actions: Tensor, instruction: Tensor
     ) -> tuple[Conditioning, Tensor]:
-        """The denoiser's conditioning, and the predicted next proprio [B, S], no further out than any real one.
+        """The denoiser's conditioning, and the predicted next proprio [B, S], clamped to the range of the data.
 
-        The head adds changes up: beyond the data it would run away exponentially within a few hundred frames.
+        The head adds up changes: without the clamp proprio diverges exponentially within a few hundred frames.
         """
         next_proprio = self.proprio_head(proprio, actions, map_views(_now, context)).detach()
         next_proprio = next_proprio.clamp(-self.proprio_reach, self.proprio_reach)
@@ -233,7 +240,7 @@ class VideoWorldModel(nn.Module):
         return conditioning, next_proprio
 
     def scale_actions(self, actions: Tensor) -> Tensor:
-        """Environment units -> [-1, 1] by the simulator's bounds."""
+        """Scale actions from environment units to [-1, 1] by the robot's bounds."""
         return 2 * (actions - self.action_low) / (self.action_high - self.action_low) - 1
 
     def autocast(self) -> torch.autocast:
@@ -242,5 +249,5 @@ class VideoWorldModel(nn.Module):
 
 
 def _now(context: Tensor) -> Tensor:
-    """[B, K, ...] -> [B, ...]."""
+    """The frame now: [B, K, ...] -> [B, ...]."""
     return context[:, -1]

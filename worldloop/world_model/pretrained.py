@@ -1,11 +1,13 @@
 """Published Cosmos-Predict2 Video2World weights: the transformer under LoRA, the video codec and the text encoder.
 
 ``folder`` is a pipeline in diffusers' layout (``transformer/ vae/ text_encoder/ tokenizer/``), or its name on the Hub,
-e.g. ``nvidia/Cosmos-Predict2-2B-Video2World``. Everything published stays as it is: what is trained, and what a
-checkpoint of ours stores, are the adapters (LoRA, arXiv:2106.09685) and our own modules.
+e.g. ``nvidia/Cosmos-Predict2-2B-Video2World``. Published weights stay frozen, unless ``lora_rank`` is 0. Training
+changes, and checkpoints store, only the adapters (LoRA, arXiv:2106.09685) and our own modules.
 
-Departure from the published pipeline: a stored frame is encoded by itself. The codec's temporal compression, four
-frames to a latent after the first, would tie a step of an environment to four frames.
+Departure from the published pipeline:
+
+1. Each frame is encoded alone. The codec's temporal compression, four frames to a latent after the first, would tie one
+   frame step to four frames.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ from worldloop.networks.views import map_views
 from worldloop.world_model.cosmos import CosmosConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-LATENT_LIMIT = 4.0  # standard deviations; imagined latents go no further
-_FRAMES_AT_ONCE = 32  # through the codec
+LATENT_LIMIT = 4.0  # standard deviations; imagined latents are clamped to this
+_FRAMES_AT_ONCE = 32  # frames per codec pass, to bound memory
 
 
 def read_cosmos_config(folder: str, config: CosmosConfig) -> CosmosConfig:
-    """``config`` with the sizes of the published transformer; its prediction is the published one, velocity."""
+    """``config`` with the sizes of the published transformer, and with its prediction, velocity.
+
+    Raises `WorldloopError` if it is no Cosmos-Predict2 Video2World transformer.
+    """
     values = _load("CosmosTransformer3DModel", folder, "transformer", only_config=True)
     unknown = {
         key: values[key]
@@ -59,7 +64,7 @@ def read_cosmos_config(folder: str, config: CosmosConfig) -> CosmosConfig:
 
 
 def load_transformer(folder: str, lora_rank: int) -> Any:
-    """The published transformer, frozen, with trainable adapters of ``lora_rank``; 0 trains all of it instead."""
+    """The published transformer, frozen, with trainable adapters of rank ``lora_rank``; 0: all weights trainable."""
     transformer = _load("CosmosTransformer3DModel", folder, "transformer")
     if lora_rank == 0:
         return transformer.requires_grad_(True)
@@ -73,7 +78,7 @@ def load_transformer(folder: str, lora_rank: int) -> Any:
 
 
 class WanCodec(nn.Module):
-    """`Codec` by the pipeline's `AutoencoderKLWan`, frozen: latents of unit scale, one a frame and camera."""
+    """`Codec` with the pipeline's frozen `AutoencoderKLWan`: one latent of unit scale per frame and camera."""
 
     limit = LATENT_LIMIT
     mean: Tensor
@@ -96,7 +101,7 @@ class WanCodec(nn.Module):
             self.register_buffer(name, values[:, None, None], persistent=False)
 
     def train(self, mode: bool = True) -> WanCodec:
-        """It stays as it was published, whatever is trained around it."""
+        """Stay in evaluation mode: the codec is frozen."""
         return super().train(False)
 
     def encode(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,9 +124,10 @@ class WanCodec(nn.Module):
 
 
 class T5Instruction(nn.Module):
-    """``forward(("push the cube", ...)) -> f32 [B, num_tokens dim]`` by the pipeline's text encoder.
+    """The pipeline's text encoder: ``forward(("push the cube", ...)) -> f32 [B, num_tokens * dim]``.
 
-    The encoder, the largest part of all, is in memory only while an instruction is new. Padding is zero, as published.
+    Embeddings are cached. The encoder, the largest network of all, is loaded only for new instructions. Padding is
+    zero, as published.
     """
 
     device_of: Tensor

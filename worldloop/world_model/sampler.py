@@ -1,4 +1,4 @@
-"""From noise to data along the flow path, with any denoiser."""
+"""Sampling: from noise to data along the flow path, with any denoiser."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from worldloop.world_model.denoiser import DenoiserOutput
 def sample(
     denoise: Callable[[Mapping[str, Tensor], Tensor], DenoiserOutput], noise: Mapping[str, Tensor], num_steps: int
 ) -> DenoiserOutput:
-    """Euler steps at t = 0, 1/n, ..., (n-1)/n from ``noise``, camera -> [B, L, C, h, w].
+    """Take Euler steps at t = 0, 1/n, ..., (n-1)/n from ``noise``, camera -> [B, L, C, h, w]; n is ``num_steps``.
 
-    ``denoise(noisy, t)`` predicts the data. Returns the last prediction, whose data is the sample; one step is the
-    prediction at t = 0.
+    ``denoise(noisy, t)`` predicts the data. Returns the last prediction; its data is the sample. With one step that is
+    the prediction at t = 0.
     """
     like = next(iter(noise.values()))
     times = torch.linspace(0, 1, num_steps + 1, device=like.device)[:, None].expand(-1, len(like))

@@ -1,9 +1,9 @@
-"""Training on the model's own predictions, to full episode depth, at no extra cost.
+"""Training on the model's own predictions, to the full length of episodes, at no extra cost.
 
-A rollout feeds on itself: what a model sees after eight frames is its own drift, which it never met in training. The
-pool keeps the model's detached one-step predictions; a share of each batch continues them towards the real target of
-that frame, with the gradient of that one step. Related: Self-Forcing (arXiv:2506.08009) unrolls within a step;
-the persistent pool spreads the unrolling over steps, as in pool-trained neural cellular automata (Mordvintsev 2020).
+In a rollout the model sees its own earlier frames, with errors that real frames do not have. So a pool stores the
+model's detached one-step predictions. A share of each batch continues from them: the target is the real frame, and the
+gradient covers that one step. Related: Self-Forcing (arXiv:2506.08009) unrolls within a training step. The pool spreads
+the unrolling over training steps, as in pool-trained neural cellular automata (Mordvintsev 2020).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from worldloop.networks.views import map_views
 
 @dataclass(frozen=True)
 class OwnPrediction:
-    """The model's own next step: ``frames``, camera -> u8 [B, h, w, 3], and ``proprio`` f32 [B, S] of a first target.
+    """The model's prediction of a clip's first target, detached.
 
-    Detached. ``is_prediction`` bool [B]: made without a look at that target.
+    - ``frames``: camera -> u8 [B, h, w, 3]; ``proprio`` f32 [B, S]
+    - ``is_prediction`` bool [B]: the target is valid, and the prediction started from pure noise, without seeing it
     """
 
     frames: dict[str, Tensor]
@@ -34,9 +35,10 @@ class OwnPrediction:
 
 @dataclass(frozen=True)
 class _PoolRows(Rows):
-    """Pooled rows: ``index`` int64 [P, 2] (episode, frame step of now), ``context`` camera -> u8 [P, K, h, w, 3].
+    """P pooled rows.
 
-    ``proprio`` f32 [P, S] is now; ``depth`` int64 [P]: how many of the model's own predictions led here.
+    - ``index`` int64 [P, 2]: (episode, frame step of now); ``context``: camera -> u8 [P, K, h, w, 3]
+    - ``proprio`` f32 [P, S]: now; ``depth`` int64 [P]: the number of the model's own predictions up to here
     """
 
     index: Tensor
@@ -49,12 +51,17 @@ class _PoolRows(Rows):
 
 
 class SelfRolloutPool:
-    """A step: ``clip = pool.compose(...)``, a loss on it that gives a prediction, ``pool.update(clip, prediction)``.
+    """Pool of the model's own predictions.
 
-    ``share`` of a batch comes from the pool once that is full; ``num_frame_steps`` int64 [num_episodes] is F of each
-    episode. A pooled row is advanced by its prediction, is put back as it was when the step's prediction had looked
-    at the target (t > 0), and leaves when its episode has no further target. Vacancies go to the fresh rows
-    nearest to their episode's start, so that the pool covers whole episodes. Nothing here is random.
+    A training step is ``clip = pool.compose(...)``, a loss on ``clip`` that also gives a prediction, and
+    ``pool.update(clip, prediction)``. A full pool fills ``share`` of a batch. ``num_frame_steps`` int64 [num_episodes]
+    is F of each episode.
+
+    - A pooled row moves on to its prediction, and leaves when its episode has no further target.
+    - It stays as it is if the prediction saw the target (t > 0).
+    - Free places go to the fresh rows nearest to their episode's start, so that the pool covers whole episodes.
+
+    Nothing here is random.
     """
 
     def __init__(self, batch_size: int, share: float, num_frame_steps: Tensor) -> None:
@@ -64,13 +71,13 @@ class SelfRolloutPool:
         self.capacity = int(batch_size * share)
         self.num_frame_steps = num_frame_steps
         self._pool: _PoolRows | None = None
-        self._pending: _PoolRows | None = None  # what compose took out, in the order of the clip's first rows
+        self._pending: _PoolRows | None = None  # rows that compose took out; they are the first rows of the clip
 
     def __len__(self) -> int:
         return 0 if self._pool is None else len(self._pool)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Between steps; empty where nothing is pooled yet."""
+        """The pool between two steps; empty if nothing is pooled yet."""
         if self._pool is None:
             return {}
         others = {name: getattr(self._pool, name) for name in ("index", "proprio", "depth")}
@@ -81,9 +88,9 @@ class SelfRolloutPool:
         self._pool = _PoolRows(context=strip("context", tensors), **others) if tensors else None
 
     def compose(self, choose: Callable[[int], Tensor], load: Callable[[Tensor, int], Clip]) -> Clip:
-        """The next batch: the pooled rows first, then fresh ones; with pooled rows, seen by the pooled cameras alone.
+        """The next batch: pooled rows first, then fresh ones. With pooled rows it has only the cameras of the pool.
 
-        ``choose(n)`` gives int64 [n, 2] indices of fresh clips; ``load(index, num_frames)`` the real clips there.
+        ``choose(n)`` returns indices int64 [n, 2] of fresh clips; ``load(index, num_frames)`` loads real clips.
         """
         num_fresh = self.batch_size - len(self)
         indices = [choose(num_fresh)] if num_fresh else []
@@ -101,7 +108,7 @@ class SelfRolloutPool:
         )
 
     def update(self, clip: Clip, prediction: OwnPrediction) -> None:
-        """Take in the predictions of the batch that `compose` gave."""
+        """Update the pool with the predictions of the batch that `compose` returned."""
         if self.capacity == 0:
             return
         num_pooled = 0 if self._pending is None else len(self._pending)

@@ -1,4 +1,4 @@
-"""Where an imagined rollout stands: plain tensors, so that it can be indexed, forked, saved and restored."""
+"""The state of an imagined rollout: plain tensors, so that it can be indexed, forked, saved and restored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worldloop.world_model.denoiser import FrameMemory
 class ImaginationState(WorldState):
     """The state of a `VideoWorldModel`, B rows.
 
-    - ``memory``: what the denoiser keeps of the latents of (first, previous, now), which are ``context`` by camera
+    - ``memory``: the denoiser's memory of the K context frames; ``context`` are their latents
     - ``proprio`` f32 [B, S]: now, normalised
     - ``instruction`` f32 [B, E]: embedded
     """
@@ -33,18 +33,18 @@ class ImaginationState(WorldState):
         check_shape("ImaginationState.step", self.step, (B,))
 
     def fork(self, noise_key: Tensor) -> ImaginationState:
-        """The same rows with other noise from here on."""
+        """The same rows, with other noise for the frames to come."""
         return replace(self, noise_key=noise_key)
 
     @property
     def context(self) -> dict[str, Tensor]:
-        """Camera -> f32 [B, K, C, h, w]."""
+        """Latents of the context frames, camera -> f32 [B, K, C, h, w]."""
         return self.memory.frames
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All there is to save, by name; `VideoWorldModel.restore` computes the rest of the memory anew.
+        """Name -> tensor, everything to save; `VideoWorldModel.restore` computes the rest of the memory again.
 
-        Latents are called ``context.<camera>``.
+        The names of latents are ``context.<camera>``.
         """
         names = ("proprio", "instruction", "noise_key", "step")
         tensors = prefix("context", self.context) | {name: getattr(self, name) for name in names}

@@ -1,8 +1,8 @@
-"""What a world model learns from: the joint loss of video and success, the loss of its proprio head, its objectives.
+"""Training of a world model: the joint loss of video and success, the loss of the proprio head, and their objectives.
 
-`compute_joint_loss` predicts M frames of a clip, each from the one before. What a frame's prediction is compared with
-is a `Target`: the real frame (`DataTarget`, flow matching), or where a teacher's sampler would end (`TeacherTarget`,
-distillation). `WorldModelObjective` and `ProprioObjective` hand both to the `Trainer`.
+`compute_joint_loss` predicts M frames of a clip, each from the one before, and compares each with a `Target`. That is
+the real frame (`DataTarget`, flow matching) or the result of a teacher's sampler (`TeacherTarget`, distillation).
+`WorldModelObjective` and `ProprioObjective` give the losses to the `Trainer`.
 
 Latents are a dict by camera; the video loss and the PSNR that the error head learns are means over cameras.
 Shapes: B rows, M target frames, s actions per frame, S proprio, A action, C x h x w latents.
@@ -36,10 +36,10 @@ POSITIVE_RATE_DECAY = 0.99
 
 @dataclass(frozen=True)
 class NoisyFrame:
-    """One frame to predict: ``noisy`` latents, camera -> [B, C, h, w], at time ``t`` [B] on the way to ``data``.
+    """One frame to predict: ``noisy``, camera -> [B, C, h, w], at time ``t`` [B] on the path from noise to ``data``.
 
-    It follows ``context`` latents, camera -> [B, K, C, h, w], ``proprio`` [B, S] normalised and ``actions`` [B, s, A]
-    in [-1, 1].
+    It follows ``context``, camera -> [B, K, C, h, w], under normalised ``proprio`` [B, S] and ``actions`` [B, s, A] in
+    [-1, 1].
     """
 
     noisy: dict[str, Tensor]
@@ -52,20 +52,20 @@ class NoisyFrame:
 
 
 class Target(Protocol):
-    """What the denoiser has to predict for a noisy frame."""
+    """Defines which data the denoiser learns to predict for a noisy frame."""
 
     def sample_times(self, num_rows: int, generator: torch.Generator) -> Tensor:
-        """Times f32 [num_rows] in [0, 1), on the CPU."""
+        """Draw times f32 [num_rows] in [0, 1), on the CPU."""
         ...
 
     def find(self, frame: NoisyFrame) -> dict[str, Tensor]:
-        """The prediction, camera -> [B, C, h, w], that is right for ``frame``; no gradients."""
+        """The correct prediction for ``frame``, camera -> [B, C, h, w], without gradients."""
         ...
 
 
 @dataclass(frozen=True)
 class DataTarget:
-    """Flow matching: the real frame. A share ``zero_time_share`` of the rows starts from pure noise."""
+    """Flow matching: the target is the real frame. ``zero_time_share`` of the rows start from pure noise (t = 0)."""
 
     zero_time_share: float
 
@@ -78,10 +78,10 @@ class DataTarget:
 
 @dataclass(frozen=True)
 class TeacherTarget:
-    """Distillation: the data with which one step of a student of ``num_steps`` ends where ``teacher`` gets in several.
+    """Distillation: with the target, one of the student's ``num_steps`` ends where several steps of ``teacher`` end.
 
-    Progressive distillation (arXiv:2202.00512, section 3) on this flow path, all halvings at once. ``num_steps``
-    divides the teacher's ``num_sampler_steps``. Both imagine the same cameras.
+    Progressive distillation (arXiv:2202.00512, section 3) on this flow path, with all halvings in one. ``num_steps``
+    must divide the teacher's ``num_sampler_steps``. Both models imagine the same cameras.
     """
 
     teacher: VideoWorldModel
@@ -125,11 +125,11 @@ class _Prediction:
 def compute_joint_loss(
     model: VideoWorldModel, clip: Clip, generator: torch.Generator, target: Target | None = None
 ) -> tuple[Tensor, Metrics, OwnPrediction]:
-    """The joint loss of the M frames of ``clip``, each predicted from the one before; the prediction of the first.
+    """The joint loss over the M frames of ``clip``, each predicted from the one before; metrics; the first prediction.
 
-    From the second frame on the context is the model's own detached prediction, of frame and proprio, where that was
-    made without a look at the target, else the real one. ``generator`` is a CPU generator; only valid frames count.
-    The proprio head gets no gradient here, see `compute_proprio_loss`.
+    From the second frame on, the context continues with the model's own detached frame and proprio if that prediction
+    started from pure noise, else with the real ones. ``generator`` is a CPU generator; only valid frames count. The
+    proprio head gets no gradient here, see `compute_proprio_loss`.
     """
     target = target or DataTarget(model.config.zero_time_share)
     clip = clip.to(model.device)
@@ -174,7 +174,7 @@ def _predict_frame(
 ) -> _Prediction:
     config, limit = model.config, model.codec.limit
 
-    # a noisy version of the frame, and a context that is not quite right either
+    # the noisy frame, and a varied context
     t = target.sample_times(len(proprio), generator).to(model.device)
     noise = map_views(lambda real: torch.randn(real.shape, generator=generator).to(model.device), data)
     seen = vary_context(context, config.context_noise, generator)
@@ -182,7 +182,7 @@ def _predict_frame(
     noisy = map_views(partial(flow.interpolate, t=t), noise, data)
     aim = target.find(NoisyFrame(noisy, t, data, seen, proprio, actions, clip.instruction))
 
-    # the prediction of the frame, and what the heads say of it
+    # the predicted frame and the heads' outputs
     with model.autocast():
         conditioning, next_proprio = model.condition(seen, proprio, actions, instruction)
         memory = model.denoiser.remember(seen, instruction)
@@ -207,21 +207,20 @@ def _predict_frame(
     terms = losses.FrameLosses(
         video=torch.stack(video).mean(0),
         success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
-        error=error * (t == 0),  # imagination starts from noise
+        error=error * (t == 0),  # imagination uses the error head only at t = 0
     )
     return _Prediction(terms, next_latent, next_proprio, is_prediction=t == 0)
 
 
 def _as_single(latents: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, 1, C, h, w], as a denoiser takes them."""
+    """[B, C, h, w] -> [B, 1, C, h, w], the denoiser's input for one frame."""
     return latents[:, None]
 
 
 def compute_proprio_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
     """Mean absolute error of normalised proprio over M frames, unrolled on the proprio head's own predictions.
 
-    The images are the real ones, and gradients flow through the unrolled steps, to that head alone. Only valid frames
-    count.
+    The images are real. Gradients flow through the unrolled steps, to the proprio head alone. Only valid frames count.
     """
     clip = clip.to(model.device)
     images = model.codec.encode(
@@ -238,10 +237,12 @@ def compute_proprio_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
 
 @torch.no_grad()
 def update_statistics(model: VideoWorldModel, clips: Sequence[Clip], data_parallel: DataParallel) -> None:
-    """What the model keeps of the data, brought up to date by one training batch, before its losses.
+    """Update the model's statistics of the data with one training batch, before its losses.
 
-    The share of success frames, averaged over batches, balances the success loss; imagined proprio may go as far as
-    real proprio did. ``clips`` are this rank's microbatches; all ranks end with the same statistics.
+    - ``positive_rate``: the moving average of the share of success frames; it balances the success loss
+    - ``proprio_reach``: the largest absolute normalised proprio; it bounds imagined proprio
+
+    ``clips`` are this rank's microbatches; all ranks get the same statistics.
     """
     counts, reach = [], []
     for clip in clips:
@@ -257,23 +258,23 @@ def update_statistics(model: VideoWorldModel, clips: Sequence[Clip], data_parall
 
 
 class ClipSource(Protocol):
-    """Training clips: an index row is (episode, frame step of "now"); ``num_frame_steps`` int64 [E] by episode."""
+    """Training clips. An index row is (episode, frame step of "now"); ``num_frame_steps`` int64 [E] is by episode."""
 
     @property
     def num_frame_steps(self) -> Tensor: ...
 
     def sample(self, generator: torch.Generator, batch_size: int) -> Tensor:
-        """Index rows int64 [B, 2]."""
+        """Draw index rows int64 [B, 2]."""
         ...
 
     def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip: ...
 
 
 class WorldModelObjective(Objective[Clip]):
-    """The joint loss of clips of one frame step.
+    """The joint loss on clips of one frame step.
 
-    From step ``pool_from`` on a share of every microbatch continues the model's own predictions (`SelfRolloutPool`).
-    ``batch_size`` is that of a microbatch.
+    From training step ``pool_from`` on, a share of every microbatch continues the model's own predictions
+    (`SelfRolloutPool`). ``batch_size`` is the size of a microbatch.
     """
 
     def __init__(
@@ -322,7 +323,7 @@ class WorldModelObjective(Objective[Clip]):
 
 
 class ProprioObjective(BatchObjective[Clip]):
-    """The loss of the proprio head alone, on clips of ``num_frames`` frame steps; ``batch_size`` is a microbatch's."""
+    """The proprio head's loss on clips of ``num_frames`` frame steps; ``batch_size`` is the size of a microbatch."""
 
     progress_metric = "loss_proprio"
 

@@ -1,4 +1,4 @@
-"""What training varies in its real frames, so that imagination meets nothing it has not seen.
+"""Random variation of real frames in training, so that imagined frames look familiar to the model.
 
 Latents are a dict by camera. Shapes: B rows, K context frames, S proprio. Generators are CPU generators.
 """
@@ -13,15 +13,16 @@ from torch import Tensor
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.networks.augment import shift_images
 
-JUDGEMENT_NOISE = 0.1  # largest noise on what the success head learns from: [-1, 1] images, normalised proprio
-JUDGEMENT_SHIFT = 32  # the largest shift of those frames is their side's length over this
+JUDGEMENT_NOISE = 0.1  # largest noise (std) on the success head's training input: latents, normalised proprio
+JUDGEMENT_SHIFT = 32  # the largest shift of these frames is their shorter side divided by this
 
 
 def vary_context(context: Mapping[str, Tensor], context_noise: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """What imagination may find instead of ``context``, camera -> [B, K, C, h, w]: less of a past, and noise.
+    """Vary ``context``, camera -> [B, K, C, h, w], as imagination may find it: a shorter past, and noise.
 
-    A rollout starts with the latest two frames and fills up, see `fill_context`. Noise is of a level up to
-    ``context_noise``; the episode's first frame stays clean. Length and level are drawn per row, for all cameras alike.
+    For K > 3 a row keeps a random number of its latest frames, at least two, and the oldest one kept is repeated: a
+    rollout starts like this, see `fill_context`. The noise has a random level up to ``context_noise``; the episode's
+    first frame stays clean. Number and level are drawn per row and are the same for all cameras.
     """
     B, K = next(iter(context.values())).shape[:2]
     varied = dict(context)
@@ -47,10 +48,10 @@ def vary_judged(
     proprio: Tensor,
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """What the success head's frame reader learns from: latents, camera -> [B, C, h, w], and proprio [B, S].
+    """Vary the training input of the success head's frame reader: latents, camera -> [B, C, h, w], and proprio [B, S].
 
-    The two frames of a camera are shifted together, each camera apart. Target and proprio get noise whose level is
-    drawn per row. Without shifts the reader learns a few hundred episodes by heart.
+    Both frames of a camera get the same shift; cameras get different ones. Target and proprio get noise with a level
+    drawn per row. Without shifts the reader memorises a few hundred episodes.
     """
     shifted = {}
     for camera, latents in target.items():

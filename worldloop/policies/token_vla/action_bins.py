@@ -1,4 +1,4 @@
-"""Actions as tokens: uniform bins per dimension, as in OpenVLA (arXiv:2406.09246), with zero as a bin centre."""
+"""Actions as tokens: uniform bins per dimension, as in OpenVLA (arXiv:2406.09246)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from worldloop.core.specs import RobotSpec
 class ActionBins(nn.Module):
     """Maps actions f32 [..., A] to tokens int64 [..., A] in 0..num_bins-1 and back to bin centres.
 
-    Each dimension's centres are evenly spaced over [low, high] cut to the robot's bounds; a dimension whose name
-    starts with one of ``full_range`` (a gripper) uses the robot's whole range. ``decode`` is the exact right
-    inverse of ``encode``: ``encode(decode(token)) == token``.
+    Each dimension's centres are evenly spaced over [low, high], clipped to the robot's bounds. A dimension whose name
+    starts with one of ``full_range`` (e.g. a gripper) uses the robot's whole range. With a symmetric range and an odd
+    ``num_bins``, zero is a centre. ``encode(decode(token)) == token`` holds exactly. Raises ``ValueError`` where no
+    range is left.
     """
 
     centres: Tensor
@@ -34,13 +35,13 @@ class ActionBins(nn.Module):
                 )
             rows.append(torch.linspace(first, last, num_bins, dtype=torch.float64))
         self.num_bins = num_bins
-        # linspace leaves ~1e-17 where a centre should be exactly zero.
+        # linspace gives about 1e-17 where a centre should be exactly zero.
         centres = torch.stack(rows)
         centres = torch.where(centres.abs() < 1e-9, torch.zeros_like(centres), centres)
         self.register_buffer("centres", centres.float(), persistent=False)
 
     def encode(self, actions: Tensor) -> Tensor:
-        """The token of the nearest centre; actions outside the range take the outermost bins."""
+        """Tokens of the nearest centres; an action outside the range gets the outermost bin."""
         first, last = self.centres[:, 0], self.centres[:, -1]
         position = (actions - first) / (last - first) * (self.num_bins - 1)
         return position.round().clamp(0, self.num_bins - 1).long()

@@ -1,13 +1,13 @@
-"""The policy's eye: a small convolutional stem for each camera, that says *where* things are, from few demonstrations.
+"""The policy's image encoder: a small convolutional stem per camera that learns *where* things are from few episodes.
 
-- The background (mean image of the demonstrations) is taken off and the contrast set to one. In a fixed camera's view
-  most pixels never change, and otherwise they dominate the features: with 25 demonstrations the error in the first
-  chunk's lateral motion fell from 34 to 24 mm, with keypoints to 15 mm (PushCube-v1, 25 held out, one seed).
-- A camera on the wrist has no fixed background. Its mean image shows what moves along with it (the fingers) on a blur
-  of everything else. It is taken off all the same: fingers that are always there are a background, and the blur only
-  centres the pixels. More varies in such a view than in a fixed one, so each camera has a contrast of its own.
-- Keypoints by spatial softmax (Levine et al. 2016, arXiv:1504.00702): the expected place of each feature map.
-- Flattened features keep what a keypoint cannot say, with weights of their own for each place in the image.
+- The background (the mean image of the demonstrations) is subtracted, and the contrast is scaled to one. In a fixed
+  camera's view most pixels never change; without this they dominate the features. With 25 demonstrations the error in
+  the first chunk's lateral motion fell from 34 to 24 mm, with keypoints to 15 mm (PushCube-v1, 25 held out, one seed).
+- A wrist camera has no fixed background. Its mean image shows the fingers, which move with it, on a blur. It is
+  subtracted too: the fingers are always there, and the blur only centres the pixels. Each camera has its own contrast,
+  because a wrist view varies more than a fixed one.
+- Keypoints are the expected positions of feature maps by spatial softmax (Levine et al. 2016, arXiv:1504.00702).
+- Flattened features keep what keypoints cannot express, with separate weights for each position in the image.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from worldloop.networks.embeddings import find_points
 
 
 class ImageStem(nn.Module):
-    """Frames [B, K, 3, h, w] of ``camera`` in [-1, 1] -> tokens [B, num_tokens, width]; the first is of keypoints.
+    """Frames [B, K, 3, h, w] of ``camera`` in [-1, 1] -> tokens [B, num_tokens, width]; keypoints give the first.
 
-    Every entry of ``channels`` is a stride-2 convolution; keypoints are found one layer before the last (or after the
-    only one), where the grid is finer. Raises ``ValueError`` where the camera's size does not halve that often.
+    Every entry of ``channels`` is a stride-2 convolution. Keypoints are read one layer before the last (or after the
+    only one), where the grid is finer. Raises ``ValueError`` if the camera's size cannot be halved that often.
     """
 
     background: Tensor

@@ -1,16 +1,20 @@
-"""A small vision-language-action policy in the manner of OpenVLA-OFT (arXiv:2502.19645).
+"""A small vision-language-action policy, after OpenVLA-OFT (arXiv:2502.19645).
 
 Image tokens, an instruction token, an optional proprio token and H x A learned action queries attend to each other in
-one bidirectional transformer; every action token of the chunk is decoded in the same forward pass. Actions are bins,
-so log-probabilities are exact, which GRPO needs.
+one bidirectional transformer. One forward pass decodes all action tokens of a chunk. Actions are bins, so
+log-probabilities are exact, as GRPO needs.
 
     image u8 of each camera -> its own stem -> keypoints, flattened features -> tokens  \\
     instruction -> hashed words -> token                                                 >  Llama blocks,
     proprio (chosen dimensions, normalised) -> token                                    /   full attention
     H x A action queries                                                               /    -> logits [B, H, A, bins]
 
-Two departures from OpenVLA-OFT: images enter through convolutional stems that keep absolute position (from few
-demonstrations this beats patches by far; see `image_stem`), and the blocks are trained from scratch.
+Departures from OpenVLA-OFT:
+
+1. Images enter through convolutional stems that keep absolute position. From few demonstrations this is much better
+   than patches; see `image_stem`.
+2. The transformer is trained from scratch.
+
 Shapes: B rows, H actions a chunk, A action dimensions, L tokens, C width.
 """
 
@@ -40,25 +44,25 @@ from worldloop.policies.token_vla.image_stem import ImageStem
 class TokenVLAConfig:
     """The token VLA's shape, its action bins and how it learns from demonstrations."""
 
-    cameras: tuple[str, ...] = ()  # that the policy reads, by name; (): all of the robot's
+    cameras: tuple[str, ...] = ()  # cameras that the policy reads, by name; empty: all of the robot's
     width: int = 128  # channels of every token
     num_layers: int = 2  # transformer blocks
     num_heads: int = 4  # attention heads; divides width
     mlp_width: int = 256  # hidden channels of a block's gated MLP
-    stem_channels: tuple[int, ...] = (32, 48, 32)  # output channels of each stride-2 convolution, every camera's
-    num_image_tokens: int = 4  # of each camera: one of keypoints, the rest of the flattened stem features
-    num_keypoints: int = 32  # spatial-softmax keypoints of each keypoint token
-    num_frames: int = 1  # latest frames the policy sees, 1 to 3; with 1 it cannot see speed
-    use_proprio: bool = True  # whether the proprio token is there
-    proprio_prefixes: tuple[str, ...] = ("tcp",)  # proprio dimensions used, by the beginning of their names; "" is all
+    stem_channels: tuple[int, ...] = (32, 48, 32)  # output channels of each stride-2 convolution
+    num_image_tokens: int = 4  # per camera: one from keypoints, the others from flattened stem features
+    num_keypoints: int = 32  # spatial-softmax keypoints per camera
+    num_frames: int = 1  # latest frames that the policy sees, 1 to 3; from 1 it cannot tell speed
+    use_proprio: bool = True  # whether there is a proprio token
+    proprio_prefixes: tuple[str, ...] = ("tcp",)  # proprio dimensions used, by prefix of their names; "": all
     action_low: float = -0.6  # lowest bin centre, environment units
     action_high: float = 0.6  # highest bin centre, environment units
-    full_range_actions: tuple[str, ...] = ("gripper",)  # actions (by prefix) binned over the robot's whole range
+    full_range_actions: tuple[str, ...] = ("gripper",)  # actions, by prefix, with bins over the robot's range
     num_bins: int = 13  # bins per action dimension; odd, so that zero is a bin centre
-    temperature: float = 1.0  # softmax temperature when sampling, and of every log-probability
-    label_smoothing: float = 0.3  # cloning: probability given to the neighbouring bins, 0 to below 1
-    augment_shift_px: int = 1  # cloning: largest random shift of each image, pixels
-    augment_brightness: float = 0.1  # cloning: largest relative change of brightness, 0 to below 1
+    temperature: float = 1.0  # softmax temperature of sampling and of every log-probability
+    label_smoothing: float = 0.3  # cloning: probability of the neighbouring bins together, in [0, 1); 0: none
+    augment_shift_px: int = 1  # cloning: largest random shift of an image, in pixels; 0: none
+    augment_brightness: float = 0.1  # cloning: largest relative change of brightness, in [0, 1); 0: none
 
     def __post_init__(self) -> None:
         for key in ("width", "num_layers", "num_heads", "mlp_width", "num_keypoints"):
@@ -94,7 +98,7 @@ class TokenVLAConfig:
 
 
 def make_transformer(config: TokenVLAConfig) -> nn.Module:
-    """Llama blocks of `transformers` that take embeddings; the caller supplies the (full) attention mask."""
+    """Llama blocks of `transformers` that take embeddings; the caller passes the attention mask."""
     from transformers import LlamaConfig, LlamaModel
 
     shape: dict[str, Any] = {
@@ -110,7 +114,7 @@ def make_transformer(config: TokenVLAConfig) -> nn.Module:
         "attn_implementation": "eager",
     }
     llama = LlamaModel(LlamaConfig(**shape))
-    # Never used, and a parameter without a gradient would stop data-parallel training.
+    # Unused; a parameter without a gradient would break data-parallel training.
     llama.embed_tokens = nn.Identity()  # type: ignore[assignment]
     return llama
 
@@ -118,11 +122,11 @@ def make_transformer(config: TokenVLAConfig) -> nn.Module:
 class TokenVLA(LikelihoodPolicy):
     """A `LikelihoodPolicy` on discretised actions. A chunk's ``trace["tokens"]`` is int64 [B, H, A].
 
-    Initial weights come from torch's global generator: seed it before constructing. There is no dropout, so the
-    same weights give the same log-probabilities in training and in evaluation mode. Before cloning, call
-    `prepare` once. ``spec`` has the cameras that it reads; an observation may have more.
+    Initial weights come from torch's global generator: seed it before construction. There is no dropout, so
+    log-probabilities are the same in training and evaluation mode. Call `prepare` once before cloning. ``spec`` has
+    only the cameras that the policy reads; an observation may have more.
 
-    ``temperature`` (sampling, and every log-probability) and ``version`` may be set.
+    The caller may set ``temperature`` (of sampling and of every log-probability) and ``version``.
     """
 
     Config = TokenVLAConfig
@@ -165,15 +169,15 @@ class TokenVLA(LikelihoodPolicy):
             )
         num_prefix = len(spec.robot.cameras) * config.num_image_tokens + 1 + int(config.use_proprio)
         self.prefix_type = nn.Parameter(0.02 * torch.randn(num_prefix, config.width))
-        # Unit scale, as wide as what they attend to: at 0.02 the queries start out indistinguishable.
+        # Unit scale, like the tokens that they attend to: at scale 0.02 all queries start nearly equal.
         self.queries = nn.Parameter(torch.randn(chunk_length * spec.robot.action_dim, config.width))
         self.transformer = make_transformer(config)
         self.head = nn.Linear(config.width, config.num_bins)
 
     def prepare(self, dataset: ImitationSource) -> None:
-        """Freeze every camera's background and contrast of the frames to imitate, which join the state dict.
+        """Fit every camera's background and contrast to the frames of ``dataset``; both are part of the state dict.
 
-        Without this call the background is mid-grey and the contrast 1. Raises ``ValueError`` for a missing camera.
+        Without this call the background is mid-grey and the contrast is 1. Raises ``ValueError`` for a missing camera.
         """
         frames = dataset.images()
         for camera, stem in self.stems.items():
@@ -182,17 +186,17 @@ class TokenVLA(LikelihoodPolicy):
             stem.fit(images.to_network(frames[camera]))
 
     def forward(self, observation: Observation) -> Tensor:
-        """Logits f32 [B, H, A, num_bins], before any temperature."""
+        """Logits f32 [B, H, A, num_bins] before the temperature."""
         seen = observation.with_cameras(self.spec.robot.camera_names)
         tokens = self._embed(seen.to(self.queries.device))
-        # Additive zeros: a 4D mask is used as it is, so every token sees every other; None would mean causal.
+        # A 4D mask is added as it is: zeros let every token see every other; None would mean causal.
         full_attention = tokens.new_zeros(1, 1, 1, 1)
         hidden = self.transformer(inputs_embeds=tokens, attention_mask=full_attention).last_hidden_state
         hidden = hidden[:, -self.queries.shape[0] :]
         return self.head(hidden).float().unflatten(1, (self.chunk_length, self.spec.robot.action_dim))
 
     def _embed(self, observation: Observation) -> Tensor:
-        """Prefix (image, instruction, proprio) and action queries: [B, L, C]."""
+        """Tokens [B, L, C]: images, instruction, proprio, then action queries."""
         K, latest = observation.num_frames, slice(-self.config.num_frames, None)
         if self.config.num_frames > K:
             raise ValueError(
@@ -211,7 +215,7 @@ class TokenVLA(LikelihoodPolicy):
                 "the policy needs proprio but the observation has none; set policy.token_vla.use_proprio=false"
             )
         chosen = observation.proprio[:, list(self.proprio_index)]
-        # Imagined proprio can drift far outside what training saw.
+        # Imagined proprio can drift far outside the training data.
         return ((chosen - self.proprio_mean) / self.proprio_std.clamp_min(1e-6)).clamp(-5, 5)
 
     def _log_softmax(self, observation: Observation) -> Tensor:
@@ -219,9 +223,9 @@ class TokenVLA(LikelihoodPolicy):
 
     @torch.no_grad()
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
-        """Sample by inverse CDF with uniforms that depend on (noise_key [B], env_step), or take the likeliest bins.
+        """Sample bins by inverse CDF with uniforms from (noise_key [B], env_step), or take the most likely bins.
 
-        ``log_probs`` are exact under ``temperature``, in the greedy case too.
+        ``log_probs`` are exact under ``temperature``, also for the most likely bins.
         """
         log_p = self._log_softmax(observation)
         if noise_key is None:
@@ -230,7 +234,7 @@ class TokenVLA(LikelihoodPolicy):
             shape = (self.chunk_length, self.spec.robot.action_dim)
             uniform = randomness.row_uniform(noise_key, observation.env_step, shape).to(log_p.device)
             cdf = log_p.double().exp().cumsum(dim=-1)
-            # The first bin whose CDF exceeds u; scaling by the last value removes the rounding of the sum.
+            # The first bin whose CDF exceeds u; the last CDF value may differ from 1 by rounding, so u is scaled by it.
             tokens = (cdf <= uniform.double()[..., None] * cdf[..., -1:]).sum(dim=-1).clamp_max(self.bins.num_bins - 1)
         log_probs = log_p.gather(-1, tokens[..., None]).squeeze(-1).sum(dim=-1)
         return ActionChunk(self.bins.decode(tokens).cpu(), log_probs.cpu(), {"tokens": tokens.cpu()}, self.version)
@@ -246,10 +250,10 @@ class TokenVLA(LikelihoodPolicy):
     def compute_imitation_loss(
         self, batch: ImitationBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Metrics]:
-        """Cross-entropy per action dimension against the (smoothed) bins of ``batch.actions``, where valid.
+        """Cross-entropy between logits and the smoothed bins of ``batch.actions``, a mean over valid actions.
 
         Args:
-            generator: draws the image augmentation; without one there is none, and the loss is deterministic.
+            generator: draws the image augmentation; ``None``: no augmentation, and the loss is deterministic.
         """
         observation = batch.observation.with_cameras(self.spec.robot.camera_names)
         if generator is not None:
@@ -284,9 +288,9 @@ def _select_proprio(config: TokenVLAConfig, spec: SimulatorSpec) -> tuple[int, .
 
 
 def smooth_targets(tokens: Tensor, num_bins: int, smoothing: float) -> Tensor:
-    """Target probabilities f32 [..., num_bins]: 1 - smoothing on the token, the rest shared by its neighbours.
+    """Target probabilities f32 [..., num_bins]: 1 - smoothing for the token, smoothing / 2 for each neighbour.
 
-    Bins are ordered, so a neighbour is nearly right. At the ends the only neighbour takes the whole rest.
+    Bins are ordered, so a neighbour is nearly right. At the ends the only neighbour gets all of ``smoothing``.
     """
     one_hot = F.one_hot(tokens, num_bins).float()
     below = F.one_hot((tokens - 1).clamp_min(0), num_bins).float()
