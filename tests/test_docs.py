@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documented import ROOT, add_to, apply_diff, list_pages, read_overrides
+import torch
+from documented import ROOT, add_to, apply_diff, list_pages, load_module, read_overrides
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -67,6 +70,13 @@ def test_a_new_simulator_and_policy_learn(extended_run: Path) -> None:
     clone, improved = read_iterations(extended_run)
     assert clone["simulated_success"]["rate"] > 0.5
     assert improved["imagined_success"]["n"] == 40
+
+
+def test_the_new_simulator_knows_the_variants_and_no_others() -> None:
+    policy = load_module("adding_a_simulator.md", "shown_reach").ReachScriptedPolicy
+    policy(SCRIPTED_VARIANTS, torch.arange(len(SCRIPTED_VARIANTS)), 2)
+    with pytest.raises(ValueError, match="sideways"):
+        policy(("expert", "sideways"), torch.arange(2), 2)
 
 
 def test_a_diff_changes_what_stands_there_once() -> None:

@@ -31,7 +31,9 @@ from worldloop.evaluation.open_loop import imagine_episodes
 from worldloop.evaluation.visual_state import fit_probe, locate_landmarks, measure_state_errors, see
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 from worldloop.sans.store import SansStore
-from worldloop.simulators.maniskill.family import ACTION_LIMIT, CUBE_XYZ, QPOS, STEP_M, TCP_IN_PROPRIO
+from worldloop.simulators.maniskill import TASKS
+from worldloop.simulators.maniskill.family import ACTION_LIMIT
+from worldloop.simulators.maniskill.robots import ROBOTS
 from worldloop.simulators.maniskill.simulator import ManiSkillSimulator
 from worldloop.stages import check_world_model
 from worldloop.storage.run_state import LoopState
@@ -42,7 +44,8 @@ from common import CONFIGS, open_context, run_stage  # noqa: E402
 
 TASK = "PushCube-v1"
 FRAMES, LONG, TRAINING = 1000, 4, 40
-NUM_JOINTS = QPOS.stop - QPOS.start
+ROBOT, CUBE_XYZ = ROBOTS["panda"], TASKS[TASK].cube_xyz
+NUM_JOINTS = len(ROBOT.joints)
 BIN = 20  # frames that a point of the curves averages
 OVERRIDES = [
     "runtime=inline",
@@ -75,14 +78,14 @@ class ReachPushReturn:
         """One row; five actions at once, planned from the simulator's state."""
         assert observation.sim_state is not None
         assert observation.proprio is not None
-        tcp, cube = observation.proprio[0, TCP_IN_PROPRIO].clone(), observation.sim_state[0, CUBE_XYZ][:2]
+        tcp, cube = observation.proprio[0, ROBOT.tcp_in_proprio].clone(), observation.sim_state[0, CUBE_XYZ][:2]
         if observation.env_step[0] == 0:
             self.line_y, self.home = float(cube[1].clamp(-0.1, 0.1)), tcp.clone()
         target = self._target(tcp, cube)
         actions = []
         for _ in range(5):
-            delta = ((target - tcp) / STEP_M * 0.7).clamp(-ACTION_LIMIT, ACTION_LIMIT)
-            tcp = tcp + STEP_M * delta
+            delta = ((target - tcp) / ROBOT.step_m * 0.7).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+            tcp = tcp + ROBOT.step_m * delta
             actions.append(torch.cat([delta, torch.tensor([-1.0])]))
         return ActionChunk(torch.stack(actions)[None], policy_version=self.version)
 
@@ -125,8 +128,8 @@ class HomingSimulator(ManiSkillSimulator):
     def step_chunk(self, actions: Tensor) -> ChunkStep:
         step = super().step_chunk(actions)
         assert step.proprio is not None
-        tcp = step.proprio[0, -1, TCP_IN_PROPRIO]
-        if (tcp - self._home[TCP_IN_PROPRIO]).norm() < self.NEAR_M:
+        tcp = step.proprio[0, -1, ROBOT.tcp_in_proprio]
+        if (tcp - self._home[ROBOT.tcp_in_proprio]).norm() < self.NEAR_M:
             agent = self._env.agent
             agent.robot.set_qpos(self._home[None, :NUM_JOINTS])
             agent.robot.set_qvel(torch.zeros(1, NUM_JOINTS))

@@ -12,8 +12,10 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import InitialStateSource, Simulator
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.types import InitialStates
+from worldloop.simulators.maniskill import TASKS
 from worldloop.simulators.maniskill import simulator as maniskill
-from worldloop.simulators.maniskill.family import CUBE_XYZ, GOAL_XYZ
+from worldloop.simulators.maniskill.push_pull import PushPullTask
+from worldloop.simulators.maniskill.robots import ROBOTS
 from worldloop.simulators.maniskill.simulator import ManiSkillConfig, ManiSkillSimulator
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
@@ -21,6 +23,7 @@ pytest.importorskip("mani_skill")
 
 PUSH, PULL = "PushCube-v1", "PullCube-v1"
 BASE, HAND = "base_camera", "hand_camera"
+CUBE_XYZ, GOAL_XYZ = TASKS[PUSH].cube_xyz, TASKS[PUSH].goal_xyz
 BOTH = ManiSkillConfig(
     tasks=(PUSH, PULL), cameras=(BASE, HAND), image_sizes={HAND: 32}, view="table", show_goal=False, backend="cpu"
 )
@@ -92,6 +95,39 @@ def test_spec_is_the_environments(push) -> None:
     assert push._env.control_freq == push.spec.robot.hz
     assert push._env.goal_radius == push.spec.tasks[0].success_radius_m
     assert push.spec == ManiSkillSimulator.make_spec(push.config)
+
+
+def test_state_and_proprio_lie_where_family_and_robot_say(push, both) -> None:
+    robot = ROBOTS["panda"]
+    for sim in (push, both):
+        observation = sim.reset(draw(sim, 1, "train", 0))
+        agent, state, proprio = sim._env.agent, observation.sim_state, observation.proprio
+        assert len(agent.robot.active_joints) == len(robot.joints)
+        assert torch.equal(state[:, robot.qpos], agent.robot.qpos)
+        assert torch.equal(state[:, robot.qvel], agent.robot.qvel)
+        assert torch.equal(proprio[:, : 2 * len(robot.joints)], agent.robot.get_state()[:, 13:])
+        assert torch.equal(proprio[:, robot.tcp_in_proprio], agent.tcp.pose.p)
+        assert torch.equal(state[:, CUBE_XYZ], sim._env.obj.pose.p)
+        assert torch.equal(state[:, GOAL_XYZ], sim._env.goal_region.pose.p)
+
+
+def test_a_family_says_where_its_scene_has_cube_and_goal() -> None:
+    class Cluttered(PushPullTask):
+        actors = ("table", "clutter", "cube", "goal")
+
+    plain, robot = TASKS[PUSH], ROBOTS["panda"]
+    cluttered = Cluttered(**vars(plain))
+    assert (plain.cube_xyz, plain.goal_xyz, plain.state_dim(robot)) == (slice(13, 16), slice(26, 29), 71)
+    assert (cluttered.cube_xyz, cluttered.goal_xyz, cluttered.state_dim(robot)) == (slice(26, 29), slice(39, 42), 84)
+    state = torch.arange(84.0)[None]
+    assert cluttered.measure_gap(state).tolist() == [[-13.0, -13.0]]
+
+
+def test_a_scene_that_is_not_its_familys_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PushPullTask, "actors", ("table", "clutter", "cube", "goal"))
+    sim = ManiSkillSimulator(ManiSkillConfig(backend="cpu"))
+    with pytest.raises(RuntimeError, match="PushCube-v1 has states of 71 numbers, not 84"):
+        draw(sim, 1)
 
 
 def test_draws_and_frames(push) -> None:

@@ -1,36 +1,32 @@
 """What every ManiSkill task of ours says, and where each pose lies in the flat simulator state.
 
-The flat state is ManiSkill's ``get_state()`` of a tabletop scene with a Panda arm, followed by one number, the
-environment step, so that a state restarts an episode exactly, time limit included:
+The flat state is ManiSkill's ``get_state()`` of the task's scene, followed by one number, the environment step, so that
+a state restarts an episode exactly, time limit included. With a Panda and the actors of PushCube-v1 its D = 71 are:
 
-    table 13 | cube 13 | goal 13 | robot root 13, qpos 9, qvel 9 | env_step 1        (D = 71)
+    table 13 | cube 13 | goal 13 | robot root 13, qpos 9, qvel 9 | env_step 1
 
 An actor's 13 are position 3, quaternion wxyz 4, linear velocity 3, angular velocity 3. No import of mani_skill here.
 
 A family of tasks is a subclass of `ManiSkillTask` with its scripted expert, in a module of its own; a task is an
-instance of it and a line in `worldloop.simulators.maniskill.TASKS`.
+instance of it and a line in `worldloop.simulators.maniskill.TASKS`. What depends on the arm is in `robots`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Actor
+from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters
 
-MANISKILL_STATE_DIM = 70
-STATE_DIM = MANISKILL_STATE_DIM + 1
-CUBE_XYZ = slice(13, 16)
-GOAL_XYZ = slice(26, 29)
-QPOS = slice(52, 61)
-QVEL = slice(61, 70)
-TCP_IN_PROPRIO = slice(18, 21)
+POSE_DIM = 13  # numbers of an actor, or of a robot's root, in the state
 ACTION_LIMIT = 0.6  # the range of motion that scripted policies use and policies discretise
-STEP_M = 0.04  # metres the tcp moves per step and unit of action
+BASE_CAMERA = "base_camera"  # ManiSkill's name of the camera that stands beside the table
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,14 @@ TABLE_VIEW = CameraPose(eye_m=(0.0, 2.3, 2.14), target_m=(0.0, 0.0, 0.2), fov_ra
 
 @dataclass(frozen=True)
 class ManiSkillTask(ABC):
-    """One registered ManiSkill task with one cube, one goal and a Panda arm.
+    """One registered ManiSkill task with one cube and one goal.
 
     ``camera`` is the base camera's close view of this task alone; ``goal_actor`` is what marks the goal in the
-    environment. ``tells_goal``: proprio ends with the goal's position.
+    environment. ``tells_goal``: proprio ends with the goal's position. ``actors`` are those of the family's scene, in
+    the order of the simulator state, and say which of them are the ``cube`` and the ``goal``.
     """
+
+    actors: ClassVar[tuple[str, ...]] = ("table", "cube", "goal")
 
     id: str
     instructions: tuple[str, ...]
@@ -63,14 +62,32 @@ class ManiSkillTask(ABC):
     max_episode_steps: int
     tells_goal: bool = False
 
-    @abstractmethod
-    def measure_gap(self, sim_state: Tensor) -> Tensor:
-        """f32 [B, 2 or 3]: from the goal's centre to the cube's in metres, for ``sim_state`` [B, 71]."""
+    @property
+    def cube_xyz(self) -> slice:
+        """The cube's position in the simulator state."""
+        return self._find_xyz("cube")
+
+    @property
+    def goal_xyz(self) -> slice:
+        """The goal's position in the simulator state."""
+        return self._find_xyz("goal")
+
+    def state_dim(self, robot: ManiSkillRobot) -> int:
+        """Numbers in the simulator state, the environment step included."""
+        return POSE_DIM * (len(self.actors) + 1) + 2 * len(robot.joints) + 1
 
     @abstractmethod
-    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> Actor:
-        """An expert, or worse, for the rows of ``parameters``."""
+    def measure_gap(self, sim_state: Tensor) -> Tensor:
+        """f32 [B, 2 or 3]: from the goal's centre to the cube's in metres, for ``sim_state`` [B, D]."""
+
+    @abstractmethod
+    def make_scripted_policy(self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> Actor:
+        """An expert, or worse, that drives ``robot`` in the rows of ``parameters``."""
 
     def measure_distance_m(self, sim_state: Tensor) -> Tensor:
         """Distance f32 [B] of the cube's centre to the edge of the goal region, 0 inside."""
         return (torch.linalg.norm(self.measure_gap(sim_state), dim=1) - self.goal_radius_m).clamp_min(0.0)
+
+    def _find_xyz(self, actor: str) -> slice:
+        start = POSE_DIM * self.actors.index(actor)
+        return slice(start, start + 3)

@@ -14,15 +14,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.simulators.maniskill.family import (
-    ACTION_LIMIT,
-    CUBE_XYZ,
-    GOAL_XYZ,
-    STEP_M,
-    TCP_IN_PROPRIO,
-    CameraPose,
-    ManiSkillTask,
-)
+from worldloop.simulators.maniskill.family import ACTION_LIMIT, CameraPose, ManiSkillTask
+from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters, smooth_noise
 
 ABOVE_M = 0.08  # tcp above the cube before it goes down
@@ -37,10 +30,12 @@ class PickTask(ManiSkillTask):
     """Grasp the cube and hold it still at a goal in the air."""
 
     def measure_gap(self, sim_state: Tensor) -> Tensor:
-        return sim_state[:, CUBE_XYZ] - sim_state[:, GOAL_XYZ]
+        return sim_state[:, self.cube_xyz] - sim_state[:, self.goal_xyz]
 
-    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> PickScriptedPolicy:
-        return PickScriptedPolicy(parameters, chunk_length)
+    def make_scripted_policy(
+        self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
+    ) -> PickScriptedPolicy:
+        return PickScriptedPolicy(self, robot, parameters, chunk_length)
 
 
 class PickScriptedPolicy:
@@ -51,7 +46,9 @@ class PickScriptedPolicy:
 
     version = "scripted-1"
 
-    def __init__(self, parameters: VariantParameters, chunk_length: int) -> None:
+    def __init__(self, task: PickTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> None:
+        self._task = task
+        self._robot = robot
         self._p = parameters
         self._chunk_length = chunk_length
         rows = len(parameters.progress)
@@ -64,7 +61,8 @@ class PickScriptedPolicy:
         state, proprio = observation.sim_state, observation.proprio
         if state is None or proprio is None:
             raise ValueError("a scripted policy needs observation.sim_state and proprio")
-        tcp, cube, goal = proprio[:, TCP_IN_PROPRIO].clone(), state[:, CUBE_XYZ], state[:, GOAL_XYZ]
+        tcp = proprio[:, self._robot.tcp_in_proprio].clone()
+        cube, goal = state[:, self._task.cube_xyz], state[:, self._task.goal_xyz]
         starts = observation.env_step == 0
         self._phase = torch.where(starts, APPROACH, self._phase)
         self._grasped_for = torch.where(starts, 0, self._grasped_for)
@@ -77,7 +75,7 @@ class PickScriptedPolicy:
             delta, gripper = self._plan(tcp, cube, goal - held, step)
             delta = delta + self._p.noise_scale[:, None] * smooth_noise(self._p.noise_phase, step, 3)
             delta = delta.clamp(-ACTION_LIMIT, ACTION_LIMIT)
-            tcp = tcp + STEP_M * delta
+            tcp = tcp + self._robot.step_m * delta
             actions.append(torch.cat([delta, gripper[:, None]], dim=1))
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
 
@@ -96,7 +94,7 @@ class PickScriptedPolicy:
         target = torch.where(phase >= CARRY, carry, target)
         target = torch.where(p.wanders[:, None], self._wander(cube, step), target)
         cap = (ACTION_LIMIT * (p.speed + 0.4).clamp_max(1.0))[:, None]
-        delta = ((target - tcp) / STEP_M * 0.7).clamp(-cap, cap)
+        delta = ((target - tcp) / self._robot.step_m * 0.7).clamp(-cap, cap)
         waits = step < p.wait_steps
         drops = (self._phase == FINISH) & (p.progress < 1) & p.lifts_at_end
         gripper = torch.where((self._phase >= GRASP) & ~drops & ~p.wanders, CLOSED, OPEN)

@@ -13,22 +13,14 @@ import torch
 from torch import Tensor
 
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.simulators.maniskill.family import (
-    ACTION_LIMIT,
-    CUBE_XYZ,
-    GOAL_XYZ,
-    STEP_M,
-    TCP_IN_PROPRIO,
-    CameraPose,
-    ManiSkillTask,
-)
+from worldloop.simulators.maniskill.family import ACTION_LIMIT, CameraPose, ManiSkillTask
+from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters, smooth_noise
 
 TRAVEL_Z_M = 0.085  # tcp height while moving above the table
 PUSH_Z_M = 0.02  # tcp height while pushing, the cube's middle
 CONTACT_M = 0.032  # tcp to cube centre while pushing
 CLEARANCE_M = 0.055  # tcp to cube centre, behind it, before pushing
-REACH_X_M = 0.183  # inverse kinematics fails, and the arm stops without a word, when a command goes beyond
 APPROACH, DESCEND, PUSH, FINISH = range(4)
 
 
@@ -43,10 +35,12 @@ class PushPullTask(ManiSkillTask):
     goal_offset_m: float = 0.2
 
     def measure_gap(self, sim_state: Tensor) -> Tensor:
-        return (sim_state[:, CUBE_XYZ] - sim_state[:, GOAL_XYZ])[:, :2]
+        return (sim_state[:, self.cube_xyz] - sim_state[:, self.goal_xyz])[:, :2]
 
-    def make_scripted_policy(self, parameters: VariantParameters, chunk_length: int) -> PushPullScriptedPolicy:
-        return PushPullScriptedPolicy(self, parameters, chunk_length)
+    def make_scripted_policy(
+        self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
+    ) -> PushPullScriptedPolicy:
+        return PushPullScriptedPolicy(self, robot, parameters, chunk_length)
 
 
 class PushPullScriptedPolicy:
@@ -57,8 +51,11 @@ class PushPullScriptedPolicy:
 
     version = "scripted-1"
 
-    def __init__(self, task: PushPullTask, parameters: VariantParameters, chunk_length: int) -> None:
+    def __init__(
+        self, task: PushPullTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
+    ) -> None:
         self._task = task
+        self._robot = robot
         self._p = parameters
         self._chunk_length = chunk_length
         self._phase = torch.zeros(len(parameters.progress), dtype=torch.long)
@@ -68,7 +65,8 @@ class PushPullScriptedPolicy:
         state, proprio = observation.sim_state, observation.proprio
         if state is None or proprio is None:
             raise ValueError("a scripted policy needs observation.sim_state and proprio")
-        tcp, cube, goal = proprio[:, TCP_IN_PROPRIO].clone(), state[:, CUBE_XYZ], state[:, GOAL_XYZ]
+        tcp = proprio[:, self._robot.tcp_in_proprio].clone()
+        cube, goal = state[:, self._task.cube_xyz], state[:, self._task.goal_xyz]
         self._phase = torch.where(observation.env_step == 0, APPROACH, self._phase)
         actions = []
         for h in range(self._chunk_length):
@@ -78,7 +76,7 @@ class PushPullScriptedPolicy:
                 delta = torch.where(self._p.wanders[:, None], self._wander(tcp, cube, step), delta)
             delta = delta + self._p.noise_scale[:, None] * smooth_noise(self._p.noise_phase, step, 3)
             delta = self._limit(delta, tcp)
-            tcp = tcp + STEP_M * delta
+            tcp = tcp + self._robot.step_m * delta
             tcp[:, 2] = tcp[:, 2].clamp_min(0.0)
             actions.append(torch.cat([delta, torch.full((len(tcp), 1), -ACTION_LIMIT)], dim=1))
         return ActionChunk(torch.stack(actions, dim=1), policy_version=self.version)
@@ -99,7 +97,7 @@ class PushPullScriptedPolicy:
         target_z = torch.where(phase == APPROACH, travel_z, work_z)
         target_z = torch.where((phase == FINISH) & p.lifts_at_end, travel_z + 0.04, target_z)
         target_x = torch.where(phase >= PUSH, final_x, behind_x)
-        delta = (torch.stack([target_x, line_y, target_z], dim=1) - tcp) / STEP_M * 0.7
+        delta = (torch.stack([target_x, line_y, target_z], dim=1) - tcp) / self._robot.step_m * 0.7
         pushing = (phase == PUSH) & (p.progress > 1)  # no braking when the cube is to go all the way
         delta[:, 0] = torch.where(pushing, d * ACTION_LIMIT, delta[:, 0])
         cap = (ACTION_LIMIT * p.speed)[:, None]
@@ -123,13 +121,13 @@ class PushPullScriptedPolicy:
         x = (cube[:, 0] + distance * torch.cos(angle)).clamp(-0.25, 0.15)
         y = cube[:, 1] + distance * torch.sin(angle)
         z = 0.03 + 0.14 * phase[:, 3] + 0.02 * torch.sin(0.3 * step)
-        delta = (torch.stack([x, y, z], dim=1) - tcp) / STEP_M * 0.5
+        delta = (torch.stack([x, y, z], dim=1) - tcp) / self._robot.step_m * 0.5
         return delta.clamp(-ACTION_LIMIT * 0.7, ACTION_LIMIT * 0.7)
 
     def _limit(self, delta: Tensor, tcp: Tensor) -> Tensor:
         """Within the action range, and forward no further than inverse kinematics can reach."""
         delta = delta.clamp(-ACTION_LIMIT, ACTION_LIMIT)
-        reach = ((REACH_X_M - tcp[:, 0]) / 0.1).clamp(-0.2, ACTION_LIMIT)
+        reach = ((self._robot.reach_x_m - tcp[:, 0]) / 0.1).clamp(-0.2, ACTION_LIMIT)
         return torch.cat([torch.minimum(delta[:, :1], reach[:, None]), delta[:, 1:]], dim=1)
 
 

@@ -25,34 +25,19 @@ from worldloop.core.success import require_success_frames
 from worldloop.core.types import InitialStates, Split
 from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement, make_cameras, require_names
 from worldloop.simulators.maniskill import TASKS
-from worldloop.simulators.maniskill.family import (
-    CUBE_XYZ,
-    GOAL_XYZ,
-    MANISKILL_STATE_DIM,
-    QPOS,
-    QVEL,
-    STATE_DIM,
-    TABLE_VIEW,
-)
+from worldloop.simulators.maniskill.family import BASE_CAMERA, TABLE_VIEW
+from worldloop.simulators.maniskill.robots import ROBOTS, ManiSkillRobot
 from worldloop.simulators.perturbations import draw_variant_parameters
 
-CONTROL_MODE = "pd_ee_delta_pos"
 CONTROL_HZ = 20.0
-_JOINTS = (*(f"joint{i}" for i in range(1, 8)), "finger1", "finger2")
-PROPRIO_NAMES = (
-    *(f"qpos_{j}" for j in _JOINTS),
-    *(f"qvel_{j}" for j in _JOINTS),
-    *(f"tcp_{c}" for c in ("x", "y", "z", "qw", "qx", "qy", "qz")),
-)
 GOAL_NAMES = ("goal_x", "goal_y", "goal_z")
-CAMERAS = ("base_camera", "hand_camera")
 
 
 @dataclass(frozen=True)
 class ManiSkillConfig:
     """How ManiSkill tasks are simulated and seen."""
 
-    tasks: tuple[str, ...] = ("PushCube-v1",)  # one or more of PushCube-v1 | PullCube-v1 | PickCube-v1
+    tasks: tuple[str, ...] = ("PushCube-v1",)  # one or more of TASKS in simulators/maniskill/__init__.py
     cameras: tuple[str, ...] = ("base_camera",)  # base_camera | hand_camera (wrist); both: 1.5 times the rendering time
     image_size: int = 64  # pixels, height and width of every camera's images
     image_sizes: dict[str, int] = field(default_factory=dict)  # of single cameras, e.g. {hand_camera: 48}
@@ -69,7 +54,7 @@ class ManiSkillConfig:
 
     def __post_init__(self) -> None:
         require_names("simulator.maniskill.tasks", self.tasks, TASKS)
-        require_names("simulator.maniskill.cameras", self.cameras, CAMERAS)
+        require_names("simulator.maniskill.cameras", self.cameras, (BASE_CAMERA, self.robot.wrist_camera))
         require_names("simulator.maniskill.view", (self.view,), ("task", "table"))
         require_names("simulator.maniskill.backend", (self.backend,), ("auto", "cpu", "gpu"))
         require_names("simulator.maniskill.shader", (self.shader,), ("minimal", "default", "rt-fast"))
@@ -93,9 +78,19 @@ class ManiSkillConfig:
         return any(TASKS[name].tells_goal for name in self.tasks)
 
     @property
-    def robot(self) -> str:
+    def robot(self) -> ManiSkillRobot:
+        """The arm that does all tasks."""
+        return ROBOTS["panda"]
+
+    @property
+    def has_wrist_camera(self) -> bool:
+        """Whether one of the cameras is the arm's."""
+        return self.robot.wrist_camera in self.cameras
+
+    @property
+    def robot_uid(self) -> str:
         """ManiSkill's name of the arm: the wrist camera comes with one of its own."""
-        return "panda_wristcam" if "hand_camera" in self.cameras else "panda"
+        return self.robot.wrist_uid if self.has_wrist_camera else self.robot.uid
 
     def for_play(self) -> Self:
         """One row on the CPU, whose episodes neither a success nor a time limit ends."""
@@ -126,16 +121,15 @@ def check_can_render(device_name: Literal["cpu", "cuda"] = "cpu") -> None:
 class ManiSkillSimulator(ChunkedSimulator):
     """ManiSkill tasks as `TaskSimulator`; a batch holds one task.
 
-    Proprio f32 [B, 25]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4; the goal's position,
-    3 (m), comes on top where one of the tasks is to lift. ``sim_state`` f32 [B, 71]: see `family`. A restart at an
-    episode's start is bit-equal on the CPU; mid-episode it is exact to about 1e-6, because contact impulses and joint
-    drive targets are not part of the state.
+    Proprio f32 [B, S], of a Panda 25: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m) and quaternion wxyz 4; the
+    goal's position, 3 (m), comes on top where one of the tasks tells it. ``sim_state`` f32 [B, D]: see `family`. A
+    restart at an episode's start is bit-equal on the CPU; mid-episode it is exact to about 1e-6, because contact
+    impulses and joint drive targets are not part of the state.
     """
 
     Config = ManiSkillConfig
     required_package = "mani_skill"
     extra = "sim"
-    state_dim = STATE_DIM
 
     def __init__(self, config: ManiSkillConfig) -> None:
         self.require_installed()
@@ -154,6 +148,7 @@ class ManiSkillSimulator(ChunkedSimulator):
         check_can_render("cuda" if self._on_gpu else "cpu")
         self._envs: dict[tuple[str, bool], Any] = {}  # by task and whether on the GPU
         self._task = TASKS[config.tasks[0]]  # of the running batch
+        self.state_dim = self._task.state_dim(config.robot)  # `_make_env` checks it for every task
         self._num_rows = 0
 
     @staticmethod
@@ -163,20 +158,18 @@ class ManiSkillSimulator(ChunkedSimulator):
             version = importlib.metadata.version("mani_skill")
         except importlib.metadata.PackageNotFoundError:
             version = "(not installed)"
+        arm = config.robot
         robot = RobotSpec(
-            name=config.robot,
-            proprio_names=PROPRIO_NAMES + GOAL_NAMES if config.tells_goal else PROPRIO_NAMES,
-            action_names=("dx", "dy", "dz", "gripper"),
-            action_low=(-1.0,) * 4,
-            action_high=(1.0,) * 4,
-            control_mode=CONTROL_MODE,
+            name=config.robot_uid,
+            proprio_names=arm.proprio_names + GOAL_NAMES if config.tells_goal else arm.proprio_names,
+            action_names=arm.action_names,
+            action_low=(-1.0,) * len(arm.action_names),
+            action_high=(1.0,) * len(arm.action_names),
+            control_mode=arm.control_mode,
             hz=CONTROL_HZ,
             cameras=make_cameras("simulator.maniskill", config.cameras, config.image_size, config.image_sizes),
         )
-        landmarks = (
-            Landmark("object", "sim_state", tuple(range(CUBE_XYZ.start, CUBE_XYZ.stop))),
-            Landmark("effector", "proprio", tuple(PROPRIO_NAMES.index(f"tcp_{c}") for c in "xyz")),
-        )
+        effector = Landmark("effector", "proprio", _list_columns(arm.tcp_in_proprio))
         tasks = [TASKS[name] for name in config.tasks]
         return SimulatorSpec(
             robot=robot,
@@ -186,7 +179,7 @@ class ManiSkillSimulator(ChunkedSimulator):
                     instructions=task.instructions,
                     success_radius_m=task.goal_radius_m,
                     max_episode_steps=config.max_episode_steps or task.max_episode_steps,
-                    landmarks=landmarks,
+                    landmarks=(Landmark("object", "sim_state", _list_columns(task.cube_xyz)), effector),
                 )
                 for task in tasks
             ),
@@ -203,11 +196,11 @@ class ManiSkillSimulator(ChunkedSimulator):
         """
         env = self._open_env(self.spec.task(task).id, on_gpu=False)
         self._batch = None
-        states = torch.zeros(num_states, STATE_DIM)
+        states = torch.zeros(num_states, self.state_dim)
         numbers = range(first, first + num_states)
         for row, i in enumerate(numbers):
             env.reset(seed=derive_seed(task, split, seed, i) % 2**31)
-            states[row, :MANISKILL_STATE_DIM] = env.get_state()[0]
+            states[row, :-1] = env.get_state()[0]
         ids = tuple(f"{task}/{split}/{seed}-{i:06d}" for i in numbers)
         return InitialStates(split, ids, (task,) * num_states, states)
 
@@ -216,7 +209,7 @@ class ManiSkillSimulator(ChunkedSimulator):
     ) -> Actor:
         """See `ScriptedSource`; the variants are `SCRIPTED_VARIANTS`."""
         task = TASKS[self._require_one_task(tasks)]
-        return task.make_scripted_policy(draw_variant_parameters(variants, row_keys), chunk_length)
+        return task.make_scripted_policy(self.config.robot, draw_variant_parameters(variants, row_keys), chunk_length)
 
     def close(self) -> None:
         """Free the scenes; the simulator cannot be used afterwards."""
@@ -249,15 +242,15 @@ class ManiSkillSimulator(ChunkedSimulator):
             camera.name: {"width": camera.width * config.supersampling, "height": camera.height * config.supersampling}
             for camera in self.spec.robot.cameras
         }
-        if "base_camera" in sensors:
+        if BASE_CAMERA in sensors:
             view = TABLE_VIEW if config.view == "table" else task.camera
-            sensors["base_camera"] |= {"fov": view.fov_rad, "pose": look_at(view.eye_m, view.target_m)}
+            sensors[BASE_CAMERA] |= {"fov": view.fov_rad, "pose": look_at(view.eye_m, view.target_m)}
         env: Any = gymnasium.make(
             task.id,
-            robot_uids=config.robot,
+            robot_uids=config.robot_uid,
             obs_mode="none",
             reward_mode="none",
-            control_mode=CONTROL_MODE,
+            control_mode=config.robot.control_mode,
             num_envs=self.num_envs if on_gpu else 1,
             sensor_configs={"shader_pack": config.shader, **sensors},
             sim_backend="physx_cuda" if on_gpu else "physx_cpu",
@@ -265,10 +258,13 @@ class ManiSkillSimulator(ChunkedSimulator):
         ).unwrapped
         env.reset(seed=0)
         getattr(env, task.goal_actor).show_visual()  # ManiSkill hides some goals, and tells where they are instead
-        if "hand_camera" in sensors:
-            _hide_wrist_camera(env)
-        if env.get_state().shape[1] != MANISKILL_STATE_DIM:
-            raise RuntimeError(f"{task.id} has a state of {env.get_state().shape[1]} numbers, not 70")
+        if config.has_wrist_camera:
+            _hide_link(env, config.robot.wrist_link)
+        if (numbers := env.get_state().shape[1] + 1) != self.state_dim:
+            raise RuntimeError(
+                f"{task.id} has states of {numbers} numbers, not {self.state_dim}: "
+                "see `actors` of its family; the tasks of a run have states of one length"
+            )
         return env
 
     def _require_one_task(self, tasks: tuple[str, ...]) -> str:
@@ -291,7 +287,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             self._renew_physics()
         device = self._env.device
         options: dict[str, Any] = {
-            "reset_to_env_states": {"env_states": states[:, :MANISKILL_STATE_DIM].to(device)},
+            "reset_to_env_states": {"env_states": states[:, :-1].to(device)},
         }
         if len(rows) != self.num_envs:
             options["env_idx"] = rows.to(device)
@@ -337,12 +333,12 @@ class ManiSkillSimulator(ChunkedSimulator):
 
     def _measure(self) -> Measurement:
         env = self._env
-        state = torch.zeros(self.num_envs, STATE_DIM)
-        state[:, :MANISKILL_STATE_DIM] = env.get_state().cpu()
+        robot, state = self.config.robot, torch.zeros(self.num_envs, self.state_dim)
+        state[:, :-1] = env.get_state().cpu()
         tcp = env.agent.tcp.pose.raw_pose.cpu()
-        parts = [state[:, QPOS], state[:, QVEL], tcp]
+        parts = [state[:, robot.qpos], state[:, robot.qvel], tcp]
         if self.config.tells_goal:
-            parts.append(state[:, GOAL_XYZ])
+            parts.append(state[:, self._task.goal_xyz])
         proprio = torch.cat(parts, dim=1)
         success = env.evaluate()["success"].cpu()
         distance = self._task.measure_distance_m(state)
@@ -364,11 +360,15 @@ class ManiSkillSimulator(ChunkedSimulator):
         return frames
 
 
-def _hide_wrist_camera(env: Any) -> None:
-    """Do not draw the wrist camera's housing: its mesh has 1.3 million vertices, and takes three times the rest."""
+def _list_columns(part: slice) -> tuple[int, ...]:
+    return tuple(range(part.start, part.stop))
+
+
+def _hide_link(env: Any, name: str) -> None:
+    """Do not draw a wrist camera's housing: the Panda's has 1.3 million vertices, and takes three times the rest."""
     import sapien
 
-    for link in env.agent.robot.links_map["camera_link"]._objs:
+    for link in env.agent.robot.links_map[name]._objs:
         link.entity.find_component_by_type(sapien.render.RenderBodyComponent).visibility = 0
 
 
