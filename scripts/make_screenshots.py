@@ -1,6 +1,6 @@
 """Make docs/tensorboard.png and docs/report.png: a run's dashboards as a person sees them.
 
-    python scripts/make_screenshots.py RUN
+    python scripts/make_screenshots.py RUN [--out docs]
 
 TensorBoard's custom scalars and `worldloop report --html`, both in a headless Chromium on this machine alone.
 """
@@ -32,7 +32,7 @@ def save(page: Browser, path: Path, colours: int = 128) -> None:
     print(f"{path} {picture.size[0]}x{picture.size[1]}, {path.stat().st_size // 1024} KiB")
 
 
-def show_tensorboard(run: Path) -> None:
+def show_tensorboard(run: Path, out: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tensorboard.main", "--logdir=tensorboard", "--host=127.0.0.1", f"--port={port}"]
@@ -48,28 +48,29 @@ def show_tensorboard(run: Path) -> None:
             page.open(f"http://127.0.0.1:{port}/#custom_scalars")
             page.wait_for("document.querySelector('tb-webapp') !== null", START_S)
             time.sleep(DRAW_S)
-            save(page, DOCS / "tensorboard.png")
+            save(page, out / "tensorboard.png")
     finally:
         server.terminate()
         server.wait(20)
 
 
-def show_report(run: Path) -> None:
+def show_report(run: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, Browser(1100, 2300) as page:
         html = Path(folder) / "report.html"
         write_html_report(run, html)
         page.open(html.as_uri())
         page.wait_for("document.readyState === 'complete' && document.images.length > 0", START_S)
         time.sleep(1)
-        save(page, DOCS / "report.png")
+        save(page, out / "report.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
-    show_tensorboard(run)
-    show_report(run)
+    parser.add_argument("--out", type=Path, default=DOCS)
+    options = parser.parse_args()
+    show_tensorboard(options.run, options.out)
+    show_report(options.run, options.out)
 
 
 if __name__ == "__main__":

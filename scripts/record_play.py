@@ -1,6 +1,6 @@
 """Make docs/play.png and docs/play.gif: `worldloop play`, driven in a real browser.
 
-    python scripts/record_play.py RUN [--start 0]
+    python scripts/record_play.py RUN [--start 0] [--out docs]
 
 A game on the run's world model beside its simulator: the task's scripted expert, who sees the simulator, goes on until
 one frame after its success; then back to moment 2, and a branch by keys that misses. Needs Chromium.
