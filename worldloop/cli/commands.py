@@ -39,8 +39,8 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
-    """Run the loop, or its next stage, and print the table of results."""
-    # Set before torch is imported: thread pools are sized when it is.
+    """Run the loop, or only its next stage, and print the table of results."""
+    # Set before torch is imported, because the import sets the size of thread pools.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     from worldloop.config.loading import load_config
     from worldloop.loop.run import run_loop
@@ -65,7 +65,7 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
 
 
 def _reading(*runs: Path) -> AbstractContextManager[None]:
-    """Within it, what is wrong with the records of ``runs`` is one clear error."""
+    """Within this context, an error that broken records of ``runs`` cause becomes one `WorldloopError`."""
     from worldloop.core.files import malformed
 
     remedy = "restore its results.json, state.json and status.json"
@@ -149,7 +149,7 @@ def _play(options: argparse.Namespace) -> int:
 
     server = PlayServer(make_session, options.port)
     try:
-        with remember_interrupt():  # also where whoever started this ignores it, as a shell does in the background
+        with remember_interrupt():  # Ctrl-C also works if the parent ignores it, as a shell in the background
             if note:
                 print(note)
             print(f"playing {options.checkpoint} at\n{server.url}\nCtrl-C ends it", flush=True)
@@ -177,7 +177,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _label(options: argparse.Namespace) -> int:
-    """Change the labels of a recording, draw what to judge by, and say what is labelled."""
+    """Update the labels of a recording, draw its contact sheet if one is asked for, and print the labels."""
     from worldloop.sans.labels import format_numbers, read_labels, update_labels, write_labels
     from worldloop.sans.recordings import RecordingConfig, count_episodes, read_previews
 
@@ -204,7 +204,7 @@ def _label(options: argparse.Namespace) -> int:
 
 
 def _format_summary(summary: dict[str, Any]) -> str:
-    """A line for each count of the whole version; where there are several tasks, one more for each of them."""
+    """One line for each count of the whole version; with several tasks, also one line per task."""
 
     def line(name: str, *counts: dict[str, int]) -> str:
         text = "; ".join(", ".join(f"{value} {count}" for value, count in c.items()) for c in counts)

@@ -1,6 +1,6 @@
-"""`worldloop doctor`: what is there, what is missing, and the command that mends it.
+"""`worldloop doctor`: what is installed, what is missing, and the command that repairs it.
 
-Everything heavy is asked in a subprocess with a time limit, so that a crashing driver does not take the doctor down.
+Heavy checks run in subprocesses with a time limit, so that a crashing driver does not end the doctor.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MIN_DISK_GIB = 4.0  # one run with its checkpoints, shards and cache
 MIN_MEMORY_GIB = 8.0
 REINSTALL = "make setup"
 
-# Distributions without which the loop cannot run, then those that only parts of it use.
+# The loop cannot run without the first; only parts of it use the second.
 REQUIRED_PACKAGES = (
     "torch", "numpy", "gymnasium", "omegaconf", "safetensors", "scipy", "mani_skill", "sapien", "lerobot", "datasets",
     "tqdm", "transformers", "ray", "tensorboard", "torchmetrics", "matplotlib",
 )  # fmt: skip
 OPTIONAL_PACKAGES = ("jinja2", "diffusers", "peft", "pytest", "ruff", "mypy")
 
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # as in worldloop/evaluation/lpips.py, whose import would take torch
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # as in worldloop/evaluation/lpips.py, which would import torch
 
 RENDER_CODE = """
 import sapien
@@ -59,7 +59,7 @@ Status = Literal["ok", "warn", "missing", "info"]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `missing` means that the loop cannot run; `remedy` is commands, one a line."""
+    """One line of the report. `missing` means that the loop cannot run; `remedy` is commands, one per line."""
 
     name: str
     status: Status
@@ -76,7 +76,7 @@ class Probe:
 
 
 def run_probe(code: str, timeout_s: float = PROBE_SECONDS) -> Probe:
-    """Run Python code in a fresh interpreter; a crash, a hang and an exception become a `Probe` that is not ok."""
+    """Run Python code in a fresh interpreter; a crash, a hang or an exception gives a `Probe` that is not ok."""
     command = [sys.executable, "-c", code]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -89,7 +89,7 @@ def run_probe(code: str, timeout_s: float = PROBE_SECONDS) -> Probe:
 
 
 def probe_rendering(timeout_s: float = PROBE_SECONDS) -> Probe:
-    """Whether SAPIEN can render by Vulkan here; `detail` is the device's name or the reason."""
+    """Whether SAPIEN can render with Vulkan here; `detail` is the device's name, or why it cannot."""
     probe = run_probe(RENDER_CODE, timeout_s)
     if probe.ok and not probe.detail:
         return Probe(False, "no Vulkan device that SAPIEN can render on")
@@ -118,7 +118,7 @@ def _installed_version(name: str) -> str | None:
 
 
 def check_package(name: str, installed: str | None, pinned: str | None, required: bool) -> Check:
-    """Installed against pinned; a local part such as `+cpu` does not count as a difference."""
+    """Compare the installed version with the pinned one. A local part such as `+cpu` is ignored."""
     if installed is None:
         return Check(name, "missing" if required else "warn", "not installed", REINSTALL)
     if pinned is not None and installed.split("+")[0] != pinned.split("+")[0]:
@@ -159,7 +159,7 @@ def _check_torch() -> Check:
 
 
 def _driver_commands() -> str:
-    """The exact commands for this machine, from the set-up script where this is a checkout."""
+    """The commands that install a driver: in a checkout those of the set-up script for this machine, else a hint."""
     script = ROOT / "scripts" / "system_packages.py"
     if not script.is_file():
         return "install Mesa's lavapipe (Vulkan software driver) >= 24.3 and libvulkan1 libegl1 libgl1 libglx0 ffmpeg"
@@ -209,7 +209,7 @@ def _check_disk() -> Check:
 
 
 def _memory_gib() -> tuple[float, str]:
-    """Memory that this process may use: the machine's, or its control group's limit where that is smaller."""
+    """Memory that this process may use in GiB, and whose limit it is: the machine's, or its container's if smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
     texts = [path.read_text().strip() for path in limits if path.is_file()]
@@ -227,7 +227,7 @@ def _check_machine() -> list[Check]:
 
 
 def collect_checks() -> list[Check]:
-    """All checks, in the order of the report; the slow ones run beside each other. Takes some seconds."""
+    """All checks, in the order of the report. The slow ones run in parallel. Takes some seconds."""
     with ThreadPoolExecutor() as pool:
         slow = [pool.submit(function) for function in (_check_torch, _check_rendering, _check_ffmpeg)]
         quick = [_check_python(), *_check_packages()]
@@ -239,7 +239,7 @@ def can_run_loop(checks: list[Check]) -> bool:
 
 
 def _wrap_command(command: str) -> list[str]:
-    """A shell command in lines that fit, still one command when copied: a break only ever replaces a space."""
+    """A shell command in lines that fit. It can be copied as one command, because breaks replace only spaces."""
     if len(command) + 6 <= WIDTH or "'" in command:  # a quoted line break would change the command
         return ["    " + command]
     lines = textwrap.wrap(command, WIDTH - 10, break_long_words=False, break_on_hyphens=False)
@@ -247,7 +247,7 @@ def _wrap_command(command: str) -> list[str]:
 
 
 def format_table(checks: list[Check]) -> str:
-    """The report: a line a check, details wrapped within 80 columns, then each remedy once."""
+    """The report: one line per check, details wrapped within 80 columns, then each remedy once."""
     name_width = max(len(check.name) for check in checks) + 2
     indent = " " * (name_width + 9)
     lines = []
@@ -267,7 +267,7 @@ def format_table(checks: list[Check]) -> str:
 
 
 def run_doctor(as_json: bool = False) -> int:
-    """Print the report, or JSON; 0 when the loop can run here, 1 when something it needs is missing."""
+    """Print the report, or JSON. Returns 0 if the loop can run here, 1 if something that it needs is missing."""
     checks = collect_checks()
     can_run = can_run_loop(checks)
     if as_json:

@@ -1,4 +1,4 @@
-"""What can be typed at the command line. Nothing heavy is imported here, so that ``--help`` answers at once."""
+"""The commands and options of the command line. Nothing heavy is imported here, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError, first_line
 
-# Keys of earlier versions and what they are called now; the first entry that fits counts.
-# ``*`` stands for any one name, the same in both; ``key=value`` is a value that there is no more.
-# What lay below an old section lies below the new one.
+# Keys of earlier versions -> their present names; the first entry that matches counts.
+# ``*`` matches any one name, and stays the same. ``key=value`` is a value that no longer exists.
+# The keys of an old section are now keys of the new section.
 OLD_KEYS = {
     "simulator.kind=recorded": "source=recording",
     "simulator.recorded.frames_after_success": "recording.success_hold_frames and recording.success_confirm_frames",
@@ -34,14 +34,14 @@ OLD_KEYS = {
     "improve_policy.uncertainty_penalty": "improve_policy.reward.certainty",
 }
 
-# A run may be continued with other resources: no result depends on these keys.
+# A run may be continued with other values of these keys, because no result depends on them.
 _FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoopConfig:
     """Read YAML, apply ``key=value`` overrides, check everything. Raises `WorldloopError` with one clear line.
 
-    ``extends: other.yaml``, relative to the file, takes over everything of another config except its ``run_name``.
+    ``extends: other.yaml``, a path relative to the file, takes over another config except its ``run_name``.
     """
     path = Path(path)
     parts = _read(path)
@@ -55,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoopConfig:
 
 
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
-    """The YAML at ``path``, after what it extends."""
+    """The configs that ``path`` extends, the most basic first, then the YAML at ``path`` itself."""
     if path.resolve() in extended_by:
         raise WorldloopError(f"config {path} extends itself")
     if not path.is_file():
@@ -79,7 +79,7 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
 
 
 def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
-    """Merge ``parts`` over the defaults, later ones winning."""
+    """Merge ``parts`` over the defaults; later parts win. ``origin`` names them in a `WorldloopError`."""
     for part in parts:
         if renamed := list_old_keys(part):
             raise WorldloopError(f"{origin}: {'; '.join(renamed)}")
@@ -100,7 +100,7 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
 
 
 def list_old_keys(part: Any) -> list[str]:
-    """What each of `OLD_KEYS` in ``part``, YAML or a mapping, is called now: "old is now new"."""
+    """A message, "old is now new", for each of `OLD_KEYS` in ``part``, which is YAML or a mapping."""
     renamed: dict[str, str] = {}
     for key, value in _flatten(OmegaConf.to_container(OmegaConf.create(part))).items():
         for old, new in OLD_KEYS.items():
@@ -111,7 +111,7 @@ def list_old_keys(part: Any) -> list[str]:
 
 
 def _explain_old_key(key: str, value: Any, old: str, new: str) -> str:
-    """What to write instead of ``key``; "" unless the entry ``old`` of `OLD_KEYS` means it."""
+    """A message that says what to write instead of ``key``; "" if the entry ``old`` of `OLD_KEYS` does not match it."""
     pattern, _, old_value = old.partition("=")
     names, parts = pattern.split("."), key.split(".")
     if len(parts) < len(names) or any(name not in ("*", part) for name, part in zip(names, parts, strict=False)):
@@ -124,7 +124,7 @@ def _explain_old_key(key: str, value: Any, old: str, new: str) -> str:
 
 
 def _make_writable(node: Any) -> None:
-    """OmegaConf makes nodes of frozen dataclasses read-only, which would refuse the merge."""
+    """Make ``node`` and all below it writable, to merge into it: OmegaConf makes frozen dataclasses read-only."""
     OmegaConf.set_readonly(node, False)
     for key in node:
         if OmegaConf.is_dict(node._get_node(key)):
@@ -148,15 +148,16 @@ def to_yaml(config: LoopConfig) -> str:
 
 
 def list_settings(config: LoopConfig) -> dict[str, Any]:
-    """``section.key`` -> value of what differs from the defaults, and the seed."""
+    """``section.key`` -> value of the seed and of every setting that differs from its default."""
     defaults, values = _flatten_yaml(to_yaml(LoopConfig())), _flatten_yaml(to_yaml(config))
     return {k: v for k, v in values.items() if k == "seed" or v != defaults.get(k)}
 
 
 def find_differences(stored: str, other: str) -> list[str]:
-    """Keys whose values differ between two stored YAMLs, of those that results depend on, as ``key (old -> new)``.
+    """Keys whose values differ between two stored YAMLs, as ``key (old -> new)``.
 
-    A key that an earlier worldloop did not have counts as its default, which is what that did.
+    Keys on which no result depends are left out. A key that is missing, as in the YAML of an earlier worldloop, counts
+    as its default.
     """
     defaults, old, new = (_flatten_yaml(yaml) for yaml in (to_yaml(LoopConfig()), stored, other))
     old, new = defaults | old, defaults | new

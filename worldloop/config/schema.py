@@ -23,22 +23,24 @@ SOURCES = ("simulator", "recording")
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """What the loop may use. No result depends on ``num_simulators`` or on the runtime; on ``num_workers`` only in the
-    order in which floats are added.
+    """Resources that the loop may use.
+
+    No result depends on ``num_simulators`` or on the runtime. ``num_workers`` changes only the order in which floats
+    are added.
     """
 
     device: str = "auto"  # auto | cpu | cuda: where networks train and imagine
-    num_threads: int = 2  # processor threads of training and imagination
-    num_simulators: int = 2  # simulator processes; 0 simulates in the stage's own process (inline only)
-    cpus_per_simulator: float = 0.0  # what Ray reserves for a simulator actor; 0 shares the trainer's processors
-    num_workers: int = 1  # data-parallel workers of training stages (Ray Train); divides num_microbatches
-    shard_world_model: bool = False  # no worker holds the trained world model whole (FSDP2): for one that does not fit
-    trainer_cpus: float = 1.0  # what Ray reserves for the stage actor, and for each worker of a training stage
-    trainer_gpus: float = 0.0  # the same
-    max_imagination_batch: int = 0  # rows imagined together; 0: all, halved when CUDA runs out of memory
+    num_threads: int = 2  # CPU threads of training and imagination
+    num_simulators: int = 2  # simulator processes; 0 (runtime inline only): simulate in the stage's own process
+    cpus_per_simulator: float = 0.0  # CPUs that Ray reserves per simulator actor; 0: they share the trainer's CPUs
+    num_workers: int = 1  # data-parallel workers of training stages (Ray Train); must divide num_microbatches
+    shard_world_model: bool = False  # each worker holds a share of the trained world model (FSDP2): for a large one
+    trainer_cpus: float = 1.0  # CPUs that Ray reserves for the stage actor, or for each training worker
+    trainer_gpus: float = 0.0  # GPUs, reserved in the same way; 0: none
+    max_imagination_batch: int = 0  # most rows imagined together; 0: all, halved when CUDA runs out of memory
     checkpoint_every_s: float = 300.0  # seconds between checkpoints within a training stage; 0: none
-    max_retries: int = 3  # of what a process was at when it died, a simulator's block or (with Ray) the stage
-    ray_address: str = ""  # cluster to join; "" takes RAY_ADDRESS, or starts a local one
+    max_retries: int = 3  # retries of a simulator's block, or (with Ray) of a stage, after its process died
+    ray_address: str = ""  # cluster to join; "": RAY_ADDRESS, or a local cluster that the run starts
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -61,13 +63,13 @@ class ResourcesConfig:
 class LoopConfig:
     """A run's settings, and one section for every name of `worldloop.stages.STAGES`, see `section`."""
 
-    run_name: str = ""  # folder of the run under run_root; "" takes the config file's name
-    run_root: str = "runs"  # where runs are kept; must be absolute in a Ray job
+    run_name: str = ""  # folder of the run under run_root; "": the config file's name
+    run_root: str = "runs"  # folder of all runs; must be absolute in a Ray job
     mirror: str = ""  # store that the run is copied to after every stage, e.g. s3://bucket/runs; "": none
-    runtime: str = "ray"  # ray | inline (no Ray: everything in and below this process)
-    seed: int = 0  # of everything that is drawn, except validation and evaluation states
-    num_iterations: int = 2  # iterations after iteration 0, the clone
-    num_microbatches: int = 1  # parts of every training batch, gone through one after the other and shared by ranks
+    runtime: str = "ray"  # ray | inline (no Ray: this process and processes that it starts)
+    seed: int = 0  # seed of all random numbers, except for validation and evaluation states
+    num_iterations: int = 2  # iterations after iteration 0, which clones the first policy
+    num_microbatches: int = 1  # microbatches per training batch; workers share them, a worker runs its own in turn
     chunk_length: int = 5  # actions per policy call; a multiple of the simulator's actions_per_frame
     source: str = "simulator"  # simulator | recording (no simulator): where episodes come from
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)

@@ -1,7 +1,7 @@
 """Gymnasium environments of a world model: importing this package registers ``worldloop/WorldModel-v0``.
 
-As ``import mani_skill.envs`` does for ManiSkill's. `worldloop` itself does not: Gymnasium costs the command line half a
-second.
+``import mani_skill.envs`` does the same for ManiSkill's. ``import worldloop`` does not register it, because importing
+Gymnasium would delay the command line by half a second.
 """
 
 import gymnasium

@@ -1,4 +1,4 @@
-"""What may be wrong with the observations, options and actions that a caller gives, each as one `WorldloopError`."""
+"""Checks of the observations, options and actions that a caller gives. Bad ones raise `WorldloopError`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from worldloop.core.types import Observation
 
 
 def refuse_unknown(options: Mapping[str, Any], known: set[str]) -> None:
-    """Raise `WorldloopError` for an option of ``reset`` that is none of ``known``."""
+    """Raise `WorldloopError` for an option of ``reset`` that is not in ``known``."""
     if unknown := sorted(set(options) - known):
         raise WorldloopError(f"reset option {unknown[0]!r} is not known: {', '.join(sorted(known))}")
 
 
 def check_task(what: str, task: Any, spec: SimulatorSpec) -> str:
-    """``task``, which must be the id of one of the tasks of ``spec``."""
+    """Return ``task``; raises `WorldloopError` unless it is the id of a task of ``spec``."""
     if task not in spec.task_ids:
         raise WorldloopError(
             f"{what} {task!r} is not known to this world model: it imagines {', '.join(spec.task_ids)}"
@@ -31,7 +31,10 @@ def check_task(what: str, task: Any, spec: SimulatorSpec) -> str:
 
 
 def check_observation(what: str, observation: Any, num_rows: int, spec: SimulatorSpec) -> Observation:
-    """``observation`` of ``num_rows`` rows, by the cameras of ``spec`` alone; ``what`` names it in an error."""
+    """Return ``observation`` with only the cameras of ``spec``. ``what`` names it in an error.
+
+    Raises `WorldloopError` unless it has ``num_rows`` rows and fits ``spec``.
+    """
     if not isinstance(observation, Observation) or len(observation) != num_rows or observation.proprio is None:
         raise WorldloopError(f"{what} must be an Observation of {num_rows} rows with proprio")
     check_cameras(what, observation.frames, spec, allows_more=True)
@@ -49,7 +52,7 @@ def check_observation(what: str, observation: Any, num_rows: int, spec: Simulato
 
 
 def check_cameras(what: str, frames: Mapping[str, Any], spec: SimulatorSpec, allows_more: bool = False) -> None:
-    """Raise unless ``frames`` has an entry for each camera of ``spec``, and none beside where more are not allowed."""
+    """Raise unless ``frames`` has an entry for each camera of ``spec``, and no other unless ``allows_more``."""
     names = spec.robot.camera_names
     for name in names:
         if name not in frames:
@@ -71,9 +74,9 @@ def check_proprio(what: str, proprio: Tensor, spec: SimulatorSpec) -> None:
 
 
 def read_images(given: Any, spec: SimulatorSpec) -> dict[str, Tensor]:
-    """Camera name -> u8 [1, 1, h, w, 3], of what ``options["image"]`` is: an array, or one by the name of each camera.
+    """``options["image"]`` as camera name -> u8 [1, 1, h, w, 3].
 
-    An array alone is enough where there is one camera.
+    ``given`` maps each camera's name to its image. If there is only one camera, it may be the image itself.
     """
     cameras = spec.robot.cameras
     if not isinstance(given, Mapping):
@@ -94,12 +97,12 @@ def read_images(given: Any, spec: SimulatorSpec) -> dict[str, Tensor]:
 
 
 def check_actions(actions: Any, num_rows: int, box: spaces.Box, spec: SimulatorSpec) -> Tensor:
-    """f32 [num_rows, s, A], finite and inside the bounds up to rounding."""
+    """``actions`` as f32 [num_rows, s, A]; raises unless they are finite and inside the bounds, up to rounding."""
     array = np.asarray(actions, dtype=np.float32)
     if array.shape != (num_rows, *box.low.shape):
         raise WorldloopError(f"actions have the shape {array.shape}, expected {(num_rows, *box.low.shape)}")
     slack = 1e-5 * (box.high - box.low)
-    bad = ~((array >= box.low - slack) & (array <= box.high + slack))  # NaN is neither
+    bad = ~((array >= box.low - slack) & (array <= box.high + slack))  # also true for NaN
     if bad.any():
         row, _, column = (int(i[0]) for i in np.nonzero(bad))
         name, low, high = (getattr(spec.robot, f"action_{part}")[column] for part in ("names", "low", "high"))

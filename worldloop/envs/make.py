@@ -1,4 +1,4 @@
-"""Environments from the checkpoint of a checked world model: what `gymnasium.make` and ``make_vec`` call."""
+"""Make environments from the checkpoint of a checked world model; `gymnasium.make` and ``make_vec`` call this."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def make_vector_env(
 ) -> WorldModelVectorEnv:
     """``gymnasium.make_vec("worldloop/WorldModel-v0", num_envs=..., checkpoint=...)``.
 
-    - ``checkpoint``: a checked world model's directory, its name on the Hub (owner/model), or a run directory, which
-      means its latest world model
-    - ``task``: the only one of the checkpoint's tasks to do, "" for all
+    - ``checkpoint``: directory of a checked world model, its name on the Hub (owner/model), or a run directory, for
+      the run's latest world model
+    - ``task``: the only task to do; "": all tasks of the checkpoint
     - ``starts``: an `Observation` of N rows to start from instead of the checkpoint's own
-    - ``device``: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``
-    - ``pretrained``: the published pipeline that it was fine-tuned from, if that is no longer where it was
+    - ``device``: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``
+    - ``pretrained``: where the pretrained pipeline that it was fine-tuned from is now; "": where it was then
     - ``options``: those of `WorldModelVectorEnv`
 
     Raises `WorldloopError` for anything that does not fit.
@@ -60,7 +60,7 @@ def make_vector_env(
 def _load_parts(
     checkpoint: str | Path, task: str, starts: Observation | None, device: str, pretrained: str
 ) -> tuple[VideoWorldModel, Observation, Calibrations]:
-    """What both environments are made of."""
+    """The world model, start observations and calibrations of an environment."""
     world_model, card = load_checked_world_model(Path(checkpoint), pretrained)
     if task and task not in world_model.spec.task_ids:
         known = ", ".join(world_model.spec.task_ids)

@@ -1,6 +1,6 @@
-"""The flat spaces of a world model's environments, and how an `Observation` looks in them.
+"""The spaces of a world model's environments, and the conversion of an `Observation` into them.
 
-Flat, because stable-baselines3 refuses dictionaries in dictionaries. `worldloop.envs.world_model_env` lists the keys.
+They are flat, because stable-baselines3 refuses nested dictionaries. `worldloop.envs.world_model_env` lists the keys.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Obs = dict[str, np.ndarray]
 
 
 def name_images(spec: SimulatorSpec) -> dict[str, str]:
-    """Camera name -> key of its image: ``image`` where there is one camera, else ``image_<camera>``.
+    """Camera name -> key of its image: ``image`` if there is one camera, else ``image_<camera>``.
 
-    A dot in a camera's name becomes an underscore: PyTorch refuses dots in the names of modules, which
-    stable-baselines3 makes of these keys. Raises `WorldloopError` for two cameras that would then have the same key.
+    A dot in a camera's name becomes an underscore. stable-baselines3 uses the keys as names of modules, and PyTorch
+    refuses dots in them. Raises `WorldloopError` for two cameras that would then have the same key.
     """
     names = spec.robot.camera_names
     if len(names) == 1:
@@ -47,14 +47,17 @@ def make_observation_space(spec: SimulatorSpec) -> spaces.Dict:
 
 
 def make_action_space(spec: SimulatorSpec) -> spaces.Box:
-    """The s actions of one frame, [s, A]."""
+    """The s actions of one frame, f32 [s, A] within the robot's bounds."""
     bounds = (np.asarray(bound, dtype=np.float32) for bound in (spec.robot.action_low, spec.robot.action_high))
     low, high = (np.tile(bound, (spec.actions_per_frame, 1)) for bound in bounds)
     return spaces.Box(low, high, dtype=np.float32)
 
 
 def flatten_observation(observation: Observation, spec: SimulatorSpec) -> Obs:
-    """What B rows show now, as entries [B, ...] of `make_observation_space`: copies, with proprio in raw units."""
+    """The current frame, proprio and task of B rows, as arrays [B, ...] with the keys of `make_observation_space`.
+
+    The arrays are copies. Proprio is in raw units.
+    """
     assert observation.proprio is not None
     obs = {key: observation.frames[name][:, -1].numpy().copy() for name, key in name_images(spec).items()}
     obs["proprio"] = observation.proprio.float().numpy().copy()

@@ -1,4 +1,4 @@
-"""Many rows of a world model as one Gymnasium vector environment. `world_model_env` describes its spaces."""
+"""Many rows of a world model as one Gymnasium vector environment. `world_model_env` describes the spaces."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from worldloop.rollout.imagination import ImaginedRows, ImaginedSimulator
 
 RENDER_MODES = ("rgb_array", "human")
 OPTIONS = {"reset_mask", "start", "observation", "task"}
-GIVEN = -1  # the number of a start observation that the caller gave
+GIVEN = -1  # start number of an observation that the caller gave
 _MAX_KEY = 2**62
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What `WorldModelVectorEnv.save` gives: rows, starts, which rows wait for a reset, and each row's generator."""
+    """What `WorldModelVectorEnv.save` returns: rows, start numbers, which rows wait for a reset, generators."""
 
     rows: ImaginedRows
     start: np.ndarray
@@ -52,14 +52,14 @@ class WorldModelVectorEnv(VectorEnv):
 
     - ``starts``: observations that episodes start from; each reset draws one
     - ``calibrations``: how to read the heads, from the check of the world model
-    - ``task``: the only one of the world model's tasks that rows do, "" for all that it has
-    - ``autoreset_mode``: Gymnasium's next-step (default), same-step (``final_obs``, ``final_info``) or disabled, in
-      which ended rows wait for ``reset(options={"reset_mask": bool [num_envs]})``
-    - ``rows_at_once``: rows imagined together, 0 for all; halved where a GPU's memory does not hold them
+    - ``task``: the only task that the rows do; "": all tasks of the world model
+    - ``autoreset_mode``: Gymnasium's next-step (default), same-step (``final_obs``, ``final_info``) or disabled. If it
+      is disabled, ended rows wait for ``reset(options={"reset_mask": bool [num_envs]})``
+    - ``rows_at_once``: most rows that are imagined together; 0: all, halved when CUDA runs out of memory
 
-    ``reset`` takes ``seed`` as an int (row i gets seed + i) or one per row, and in ``options`` also ``start`` int [n],
-    ``task`` (an id, or n of them, to draw a start of), or ``observation`` (an `Observation` of n rows), for the n rows
-    that are reset. Bad input raises `WorldloopError`.
+    ``reset`` takes a ``seed``: an int (row i gets seed + i), or one per row. For the n rows that are reset, ``options``
+    may also hold one of ``start`` int [n], ``task`` (one id or n ids, to draw starts of), and ``observation`` (an
+    `Observation` of n rows). Bad input raises `WorldloopError`.
     """
 
     def __init__(
@@ -150,13 +150,13 @@ class WorldModelVectorEnv(VectorEnv):
         return self._observe(), np.where(again, 0.0, rewards), terminated, truncated, info
 
     def save(self) -> Snapshot:
-        """Everything that decides how the rows go on, random generators included."""
+        """The whole state of the rows, random generators included."""
         self._require_start()
         rows = self._simulator.save()
         return Snapshot(rows, self._start.copy(), self._ended.copy(), copy.deepcopy(self.generators))
 
     def restore(self, snapshot: Snapshot) -> Obs:
-        """Go on from ``snapshot``: the same actions give the same frames, bit for bit."""
+        """Continue from ``snapshot``: the same actions give the same frames, bit for bit."""
         if len(snapshot.start) != self.num_envs:
             raise WorldloopError(f"the snapshot has {len(snapshot.start)} rows, this environment {self.num_envs}")
         self._simulator.restore(snapshot.rows)
@@ -167,7 +167,10 @@ class WorldModelVectorEnv(VectorEnv):
         return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """What each row shows now, u8 [h, w, 3], views side by side; a window, which each step draws, gives none."""
+        """The current frame u8 [h, w, 3] of each row, cameras side by side. ``None`` unless the mode is ``rgb_array``.
+
+        In the mode ``human`` every step draws the frames in a window.
+        """
         return tuple(self._join_views()) if self.render_mode == "rgb_array" else None
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -186,7 +189,10 @@ class WorldModelVectorEnv(VectorEnv):
         return join_views(views).numpy()
 
     def _restart(self, mask: np.ndarray, options: dict[str, Any]) -> None:
-        """Start the rows of ``mask`` anew, each with a start and a noise key drawn by its own generator."""
+        """Restart the rows of ``mask``. Each row's own generator draws a start and a noise key.
+
+        A start that is given in ``options`` replaces the one that was drawn.
+        """
         rows = np.flatnonzero(mask)
         tasks = options.get("task", [""] * len(rows))
         drawn = np.array([self._draw_start(i, task) for i, task in zip(rows, tasks, strict=True)])
@@ -203,12 +209,12 @@ class WorldModelVectorEnv(VectorEnv):
         self._started = True
 
     def _draw_start(self, row: int, task: str) -> int:
-        """A start of ``task``, "" for any, drawn by the generator of ``row``."""
+        """The number of a start of ``task`` ("": of any task), drawn by the generator of ``row``."""
         fitting = [i for i, of_start in enumerate(self.starts.task) if task in ("", of_start)]
         return fitting[self.generators[row].integers(len(fitting))]
 
     def _finish(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Same-step autoreset: what the ended rows showed last goes into ``info``, and they start anew."""
+        """Same-step autoreset: put the last observation and info of ended rows into ``info``, then restart them."""
         done, shown = self._ended.copy(), self._observe()
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(done):
@@ -256,7 +262,7 @@ class WorldModelVectorEnv(VectorEnv):
         )
 
     def _make_info(self, mask: np.ndarray, observation: Observation, **arrays: np.ndarray) -> dict[str, Any]:
-        """Gymnasium's vector info: beside every array, which rows, ``mask``, it speaks of."""
+        """Gymnasium's vector info: each array, and under ``_name`` a copy of ``mask``, the rows for which it holds."""
         arrays["start"] = self._start.copy()
         if len(self.world_spec.tasks) > 1:
             arrays["task"] = index_tasks(observation, self.world_spec)
@@ -270,7 +276,7 @@ class WorldModelVectorEnv(VectorEnv):
         return seeds
 
     def _check_options(self, options: dict[str, Any], num_rows: int) -> dict[str, Any]:
-        """The options, tasks one per row. Refuses a start that does not fit, before anything has changed."""
+        """The options, with one task per row. Raises `WorldloopError` for a bad option, before anything has changed."""
         refuse_unknown(options, OPTIONS)
         ways = [name for name in ("observation", "start", "task") if name in options]
         if len(ways) > 1:
@@ -288,7 +294,7 @@ class WorldModelVectorEnv(VectorEnv):
         return options
 
     def _check_tasks(self, given: Any, num_rows: int) -> list[str]:
-        """One task per row that is reset, each with a start to draw."""
+        """One task per row that is reset; raises `WorldloopError` for a task without a start."""
         tasks = [given] * num_rows if isinstance(given, str) else list(np.atleast_1d(given))
         if len(tasks) != num_rows:
             raise WorldloopError(
@@ -301,7 +307,7 @@ class WorldModelVectorEnv(VectorEnv):
 
 
 def _choose_starts(starts: Observation, task: str) -> Observation:
-    """Those of ``starts`` that are of ``task``."""
+    """The rows of ``starts`` of ``task``; raises `WorldloopError` if there is none."""
     chosen = [i for i, of_start in enumerate(starts.task) if of_start == task]
     if not chosen:
         known = ", ".join(sorted(set(starts.task)))
@@ -310,7 +316,7 @@ def _choose_starts(starts: Observation, task: str) -> Observation:
 
 
 def _merge(info: dict[str, Any], other: dict[str, Any]) -> None:
-    """Write the rows that ``other`` speaks of into ``info``, in place."""
+    """Copy the rows for which ``other`` holds into ``info``, in place."""
     for name, value in other.items():
         if not name.startswith("_"):
             mask = other[f"_{name}"]

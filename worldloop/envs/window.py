@@ -1,4 +1,4 @@
-"""A window that shows the rows of an environment: what ``render_mode="human"`` opens. Needs pygame and a display."""
+"""The window of ``render_mode="human"``, which shows all rows of an environment. Needs pygame and a display."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _LONGEST_SIDE = 768  # pixels, of the whole window
 
 
 class FrameWindow:
-    """Opens with the first `show`. A person who closes it ends the showing, not the program."""
+    """A window that opens at the first `show`. If the user closes it, the program goes on without it.
+
+    Raises `WorldloopError` if pygame is not installed or there is no display.
+    """
 
     def __init__(self, title: str, fps: float) -> None:
         try:
@@ -28,7 +31,7 @@ class FrameWindow:
         self.is_closed = False
 
     def show(self, frames: np.ndarray) -> None:
-        """Draw u8 [n, h, w, 3] as a grid, magnified by a whole number, and wait until a frame's time has passed."""
+        """Draw ``frames`` u8 [n, h, w, 3] as a grid, scaled by a whole number, then wait as ``fps`` demands."""
         if self.is_closed:
             return
         pygame = self._pygame
@@ -64,7 +67,7 @@ class FrameWindow:
 
 
 def tile(frames: np.ndarray) -> np.ndarray:
-    """u8 [n, h, w, 3] -> one picture [rows * h, columns * w, 3], about as wide as high; what is left over is black."""
+    """u8 [n, h, w, 3] -> one image [rows * h, columns * w, 3], about as many columns as rows; empty cells are black."""
     n, h, w, _ = frames.shape
     columns = int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)

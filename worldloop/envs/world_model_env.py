@@ -1,16 +1,17 @@
 """The world model as Gymnasium environments: one, or many rows in one batch.
 
-One step is one frame of the world model, that is ``actions_per_frame`` s actions at once. Nothing but the world model
-runs: no simulator, no Ray. The vector environment imagines all its rows in one pass and honours every `AutoresetMode`.
+One step is one frame of the world model, for s = ``actions_per_frame`` actions. Only the world model runs: no
+simulator, no Ray. The vector environment imagines all its rows in one pass and supports every `AutoresetMode`.
 
     observation  {"image": u8 [h, w, 3], "proprio": f32 [S] in raw units}; with several cameras "image_<camera>" each;
-                 with several tasks, of which none was chosen, also "task": the index in the model's ``spec.task_ids``
+                 with several tasks, unless one was chosen, also "task": the index in the model's ``spec.task_ids``
     action       f32 [s, A] in environment units, inside the simulator's bounds
     reward       1.0 on the frame at which success is declared, else 0
     terminated   after a success; ``truncated`` at the time limit of the row's task
-    info         success bool; success_prob in [0, 1], calibrated; expected_psnr_db, the model's own estimate of how
-                 close the frame is to what would be simulated; uncertain bool, where that is below what has been shown
-                 to be imagined well; start int, the number of the start observation (-1: given); task int, as observed
+    info         success bool; success_prob in [0, 1], calibrated; expected_psnr_db, the model's own estimate of the
+                 PSNR between the frame and a simulated one; uncertain bool, true if that is below ``floor_db`` of the
+                 task's `Calibration`; start int, the number of the start observation (-1: given by the caller);
+                 task int, as in the observation
 
 ``import worldloop.envs`` registers ``worldloop/WorldModel-v0``; `worldloop.envs.make` says what `gymnasium.make` takes.
 """
@@ -41,10 +42,10 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
 
     ``reset(options=...)`` takes one of
 
-    - ``start`` int, the number of a start observation
-    - ``task``, the id of a task to draw a start of
-    - ``image`` u8 [h, w, 3], with several cameras one by the name of each, with ``proprio`` f32 [S], with ``task``
-      where there are several, and with ``instruction`` if it is not the task's first
+    - ``start`` int: the number of a start observation
+    - ``task``: the id of a task; one of its start observations is drawn
+    - ``image`` u8 [h, w, 3] (with several cameras a mapping of camera name -> image), together with ``proprio`` f32
+      [S], with ``task`` if there are several, and with ``instruction`` if it is not the task's first
     """
 
     def __init__(
@@ -82,19 +83,20 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_info(info)
 
     def save(self) -> Snapshot:
-        """Everything that decides how the episode goes on."""
+        """The whole state of the episode, random generator included."""
         return self._row.save()
 
     def restore(self, snapshot: Snapshot) -> Obs:
-        """Go on from ``snapshot``: the same actions give the same frames, bit for bit."""
+        """Continue from ``snapshot``: the same actions give the same frames, bit for bit."""
         observation = self._row.restore(snapshot)
         self.np_random = self._row.generators[0]
         return _first(observation)
 
     def fork(self, num_rows: int) -> WorldModelVectorEnv:
-        """``num_rows`` rows that go on from here, with the same noise: their futures differ by their actions alone.
+        """A vector environment whose ``num_rows`` rows continue from here, with autoreset disabled.
 
-        Autoreset is disabled in the vector environment that holds them; a window stays with this one.
+        The rows share the noise, so only their actions make them differ. It opens no window: the render mode ``human``
+        becomes ``rgb_array``.
         """
         now = self.save()
         mode = "rgb_array" if self.render_mode == "human" else self.render_mode
@@ -110,7 +112,10 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         return forked
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """What is shown now, u8 [h, w, 3], views side by side; a window, which each step draws, gives none."""
+        """The current frame u8 [h, w, 3], cameras side by side. ``None`` unless the render mode is ``rgb_array``.
+
+        In the mode ``human`` every step draws its frame in a window.
+        """
         frames = self._row.render()
         return None if frames is None else frames[0]
 
@@ -123,7 +128,7 @@ class WorldModelEnv(gymnasium.Env[Obs, np.ndarray]):
         )
 
     def _as_observation(self, options: dict[str, Any]) -> Observation:
-        """One row of what the options give. Its proprio is checked with the rest of the observation."""
+        """The options as an observation of one row. Its proprio is checked later, by `check_observation`."""
         spec = self._row.world_spec
         if "task" not in options and len(spec.tasks) > 1:
             raise WorldloopError(f"options['task'] must say what to do from there: {', '.join(spec.task_ids)}")

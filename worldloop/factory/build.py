@@ -1,4 +1,4 @@
-"""From a configuration to specs, simulators, policies and world models."""
+"""Build specs, simulators, policies and world models from a configuration."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from worldloop.world_model.model import VideoWorldModel
 
 
 def build_spec(source: str, simulator: SimulatorConfig, recording: RecordingConfig) -> SimulatorSpec:
-    """What the episodes of a run look like whose ``source`` is ``simulator`` or ``recording``; starts nothing."""
+    """The spec of a run whose ``source`` is ``simulator`` or ``recording``. Starts nothing."""
     return recording_spec(recording) if source == "recording" else build_simulator_spec(simulator)
 
 
 def build_simulator_spec(config: SimulatorConfig) -> SimulatorSpec:
-    """What the simulator will look like, without starting it."""
+    """The simulator's spec, without starting it."""
     simulator_class, settings = choose_simulator(config)
     return simulator_class.make_spec(settings)
 
@@ -36,7 +36,7 @@ def build_simulator(config: SimulatorConfig) -> TaskSimulator:
 
 
 def choose_simulator(config: SimulatorConfig) -> tuple[type[TaskSimulator], Any]:
-    """The simulator class that ``config`` names, and its ``Config``."""
+    """The simulator class that ``config`` names, and its settings, an instance of the class's ``Config``."""
     simulator_class = find_class(config.kind, SIMULATORS)
     require_members(("make_spec",), simulator_class, config.kind)
     return simulator_class, make_settings(simulator_class, config)
@@ -59,7 +59,7 @@ def make_policy(
     chunk_length: int,
     seed: int,
 ) -> Policy:
-    """A ``policy_class`` of its own ``settings``, with fresh weights drawn from ``seed``."""
+    """A ``policy_class`` with fresh weights drawn from ``seed``. ``settings`` is an instance of its ``Config``."""
     require_arguments(policy_class, settings, spec, normalisation, chunk_length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Policies and world models to checkpoints and back. A checkpoint loads without the run that made it."""
+"""Save and load policies and world models. A checkpoint loads without the run that made it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: 
 
 
 def load_policy(directory: Path) -> Policy:
-    """A policy in eval mode, from its checkpoint alone."""
+    """A policy in eval mode, from its checkpoint only."""
     checkpoint = load_checkpoint(directory, "policy")
     with _of_this_version(directory, "clone the policy again"):
         policy_class = find_class(checkpoint.name, POLICIES)
@@ -47,9 +47,9 @@ def load_policy(directory: Path) -> Policy:
 
 
 def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
-    """Write what was trained of ``world_model`` to the folder ``directory``."""
+    """Write the trained weights of ``world_model``, and all it is rebuilt from, to the folder ``directory``."""
     config = asdict(world_model.config)
-    if config["pretrained"] and Path(config["pretrained"]).exists():  # seen from elsewhere it would be another folder
+    if config["pretrained"] and Path(config["pretrained"]).exists():  # a relative path would break elsewhere
         config["pretrained"] = str(Path(config["pretrained"]).resolve())
     checkpoint = Checkpoint(
         kind="world_model",
@@ -63,9 +63,9 @@ def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
 
 
 def load_world_model(directory: Path, pretrained: str = "") -> VideoWorldModel:
-    """A world model in eval mode, from its checkpoint alone, and from the published pipeline it was fine-tuned from.
+    """A world model in eval mode, from its checkpoint, and from the pretrained pipeline if it was fine-tuned from one.
 
-    ``pretrained`` is where that pipeline is now, if it is no longer where it was.
+    ``pretrained`` is where that pipeline is now; "": where it was then.
     """
     checkpoint = load_checkpoint(directory, "world_model")
     with _of_this_version(directory, "fit the world model again"):
@@ -79,7 +79,7 @@ def load_world_model(directory: Path, pretrained: str = "") -> VideoWorldModel:
 
 @contextmanager
 def _of_this_version(directory: Path, remedy: str) -> Iterator[None]:
-    """Within it, settings of a checkpoint that this version does not know, or cannot build, become one clear error."""
+    """Within this context, an error from settings that this version does not know becomes one `WorldloopError`."""
     try:
         yield
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""Which class a config names, and its settings.
+"""Find the class that a config names, and make its settings.
 
-``kind`` is a name of a registry, `worldloop.simulators.SIMULATORS` say, or ``module:Class`` of one's own. Both follow
-the same contract: `worldloop.core.interfaces.TaskSimulator` or `Policy`. What a class of one's own lacks is named.
+``kind`` is a name in a registry, e.g. `worldloop.simulators.SIMULATORS`, or ``module:Class`` for a class of your own.
+Both follow the same contract: `worldloop.core.interfaces.TaskSimulator` or `Policy`. If your class lacks something, the
+error names it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ _EXPLAINED = "worldloop/core/interfaces.py says what it does"
 
 
 def find_class[T](kind: str, registry: Mapping[str, type[T]]) -> type[T]:
-    """The class of ``registry`` called ``kind``, or the one behind ``module:Class``, which has a ``Config``.
+    """The class called ``kind`` in ``registry``, or the class that ``module:Class`` names.
 
-    Raises `WorldloopError` where there is none.
+    Raises `WorldloopError` if that class cannot be imported, has no dataclass ``Config``, or has abstract methods.
     """
     if kind in registry:
         return registry[kind]
@@ -38,7 +39,7 @@ def find_class[T](kind: str, registry: Mapping[str, type[T]]) -> type[T]:
 
 
 def make_settings(chosen: Any, config: ClassChoice) -> Any:
-    """The ``Config`` of the class ``chosen``: the config's section of its name, or made of ``options``."""
+    """The settings of the class ``chosen``: the config's section of its name, or ``chosen.Config(**options)``."""
     section = config.chosen_section()
     if section is not None:
         return section
@@ -50,7 +51,7 @@ def make_settings(chosen: Any, config: ClassChoice) -> Any:
 
 
 def require_members(members: tuple[str, ...], part: Any, name: str) -> None:
-    """Raise `WorldloopError` that names those of ``members`` which ``part``, called ``name`` in the config, lacks."""
+    """Raise `WorldloopError` if ``part`` lacks one of ``members``, naming them. ``name``: its name in the config."""
     missing = [member for member in members if getattr(part, member, None) is None]
     if missing:
         raise WorldloopError(f"{name} lacks {', '.join(missing)}: {_EXPLAINED}")

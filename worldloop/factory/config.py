@@ -13,16 +13,17 @@ from worldloop.simulators import SIMULATORS
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """The choice of a class: a name of a registry, or ``module:Class`` of one's own.
+    """The choice of a class: a name in a registry, or ``module:Class`` for a class of your own.
 
-    A class of the registry is built from the section of its name, one's own from its ``Config(**options)``.
+    A class in the registry is built from the config's section of its name, your own class from its
+    ``Config(**options)``.
     """
 
     kind: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of your own class's Config
 
     def chosen_section(self) -> Any:
-        """The section of the chosen class, an instance of its ``Config``; ``None`` where it is one's own."""
+        """The section of the chosen class, an instance of its ``Config``; ``None`` for a class of your own."""
         return None if ":" in self.kind else getattr(self, self.kind)
 
 
@@ -31,7 +32,7 @@ class ClassChoice:
 class SimulatorConfig(ClassChoice):
     """Which simulator, and one section for every name of `worldloop.simulators.SIMULATORS`."""
 
-    kind: str = "maniskill"
+    kind: str = "maniskill"  # a name in SIMULATORS, or module:Class of your own
 
     def __post_init__(self) -> None:
         _require_kind("simulator.kind", self.kind, SIMULATORS)
@@ -42,7 +43,7 @@ class SimulatorConfig(ClassChoice):
 class PolicyConfig(ClassChoice):
     """Which policy, and one section for every name of `worldloop.policies.POLICIES`."""
 
-    kind: str = "token_vla"
+    kind: str = "token_vla"  # a name in POLICIES, or module:Class of your own
 
     def __post_init__(self) -> None:
         _require_kind("policy.kind", self.kind, POLICIES)

@@ -1,4 +1,4 @@
-"""The policies and world models of one run: new ones as its config says, and its checkpoints."""
+"""The policies and world models of one run: make new ones from its config, save and load its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from worldloop.world_model.model import VideoWorldModel
 
 
 class Models:
-    """Paths are relative to the run directory. Of several ranks the main one saves; the others wait for it."""
+    """Makes, saves and loads the policies and world models of one run.
+
+    Paths are relative to the run directory. Only the main rank saves; the other ranks wait for it.
+    """
 
     def __init__(
         self,
@@ -60,5 +63,5 @@ class Models:
         self.data_parallel.barrier()
 
     def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:
-        """Put what was found out about the world model at ``path`` beside its weights."""
+        """Write the card of the world model at ``path`` beside its weights."""
         write_card(self.run_dir / path, WorldModelCard(calibrations, figures, starts))

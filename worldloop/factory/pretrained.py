@@ -1,4 +1,4 @@
-"""A world model by the name of its run, its folder or on the Hub. `worldloop` itself offers the two public functions.
+"""Load and save world models by run, by folder, or by name on the Hub. `worldloop` offers the two public functions.
 
 model = worldloop.from_pretrained("runs/pushcube_cpu")
 worldloop.save_pretrained("runs/pushcube_cpu", "exported")
@@ -20,10 +20,10 @@ from worldloop.world_model.model import VideoWorldModel
 def from_pretrained(checkpoint: str | Path, device: str = "auto", pretrained: str = "") -> VideoWorldModel:
     """The world model called ``checkpoint``, in eval mode on ``device``.
 
-    - ``checkpoint``: a run directory, which means its latest world model, a world model's own directory, or its name on
+    - ``checkpoint``: a run directory (for the run's latest world model), a world model's own directory, or its name on
       the Hub (owner/model)
-    - ``device``: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``
-    - ``pretrained``: the published pipeline that it was fine-tuned from, if that is no longer where it was
+    - ``device``: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``
+    - ``pretrained``: where the pretrained pipeline that it was fine-tuned from is now; "": where it was then
 
     Raises `WorldloopError` for anything that does not fit.
     """
@@ -31,7 +31,7 @@ def from_pretrained(checkpoint: str | Path, device: str = "auto", pretrained: st
 
 
 def save_pretrained(checkpoint: str | Path, out: str | Path) -> None:
-    """Write a checked world model with its model card to the new folder ``out``, see `worldloop.storage.hub`."""
+    """Write a checked world model with its model card to the new folder ``out``; see `worldloop.storage.hub`."""
     export_world_model(find_world_model(Path(checkpoint)), Path(out))
 
 
@@ -46,9 +46,9 @@ def load_checked_world_model(checkpoint: Path, pretrained: str = "") -> tuple[Vi
 
 
 def find_world_model(checkpoint: Path) -> Path:
-    """``checkpoint``, or the latest world model of the run that it is, or a copy of the one of that name on the Hub.
+    """The directory of the world model ``checkpoint``, as `from_pretrained` takes it; downloads it from the Hub.
 
-    Raises `WorldloopError` where there is none.
+    Raises `WorldloopError` if the run has no world model yet, or if the download fails.
     """
     if not checkpoint.exists() and HUB_NAME.fullmatch(str(checkpoint)):
         return fetch_from_hub(str(checkpoint))

@@ -1,4 +1,4 @@
-"""The closed loop: a line of stages per iteration, each of which can be interrupted and run again."""
+"""The closed loop: each iteration is a sequence of stages. A stage can be interrupted and run again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from worldloop.training.resume import TrainingSetup
 def run_stage(
     state: LoopState, config: LoopConfig, run_dir: str, executor: Executor, display: Display
 ) -> tuple[LoopState, PeakMemory]:
-    """Execute ``state.next_stage``; returns the new state and what the stage held in memory, in this process."""
+    """Execute ``state.next_stage`` in this process; returns the new state and the stage's peak memory."""
     name = state.next_stage
     if name not in STAGES:
         raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
@@ -51,7 +51,7 @@ def run_stage(
 
 
 def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executor, display: Display) -> StageContext:
-    """What the stage called ``name`` works with in this process."""
+    """The context in which the stage called ``name`` runs in this process."""
     resources = config.resources
     torch.set_num_threads(resources.num_threads)
     data_parallel = DataParallel.of_process_group() if trains(name) else DataParallel()
@@ -97,9 +97,10 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
 
 
 def open_run(config: LoopConfig) -> RunDirectory:
-    """The locked run directory of ``config``: a new one, or the one to resume if it was made by the same config.
+    """The locked run directory of ``config``: a new one, or the one to resume.
 
-    One that is not here is fetched from ``config.mirror``.
+    A run that is not on this machine is fetched from ``config.mirror``. Raises `WorldloopError` if the run was made
+    with another config, or if a new run cannot start.
     """
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
     mirror = Mirror(config.mirror, config.run_name) if config.mirror else None
@@ -127,7 +128,7 @@ def open_run(config: LoopConfig) -> RunDirectory:
 
 
 def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
-    """Run what is left of the loop, or only its next stage, which must then be ``only_stage``."""
+    """Run the rest of the loop. With ``only_stage``, run only the next stage, which must have that name."""
     directory = open_run(config)
     display = StatusDisplay(TerminalDisplay(), directory.path)
     runtime = None
@@ -146,7 +147,7 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
             state = _run_next(config, state, directory, runtime, display)
             if only_stage:
                 break
-        if config.mirror:  # also what an earlier stage, or an earlier start, could not copy
+        if config.mirror:  # also the files that an earlier stage or start could not copy
             Mirror(config.mirror, config.run_name).push(directory.path)
         outcome = "stopped" if state.next_stage else "ended"
     except KeyboardInterrupt:
@@ -168,7 +169,7 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
 
 
 def copy_to_mirror(config: LoopConfig, directory: RunDirectory, display: Display) -> None:
-    """A store that is out of reach stops no run before its end: the next stage's copy has this one's files too."""
+    """Copy the run to its mirror. A store out of reach does not stop the run: the next stage copies these files too."""
     try:
         Mirror(config.mirror, config.run_name).push(directory.path)
     except StoreError as error:

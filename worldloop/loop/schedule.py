@@ -1,4 +1,4 @@
-"""Which stages an iteration has, and what comes next."""
+"""Which stages an iteration has, and which stage comes next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
 
 
 def list_remaining_stages(config: LoopConfig, state: LoopState) -> list[str]:
-    """What comes after ``state.next_stage``, to the end of the loop."""
+    """The stages after ``state.next_stage``, to the end of the loop."""
     here = list_stages(config, state.iteration)
     left = list(here[here.index(state.next_stage) + 1 :])
     for iteration in range(state.iteration + 1, config.num_iterations + 1):
@@ -33,9 +33,9 @@ def list_remaining_stages(config: LoopConfig, state: LoopState) -> list[str]:
 
 
 def advance(config: LoopConfig, state: LoopState) -> LoopState:
-    """The state with ``next_stage`` moved past the stage that has just ended; "" after the last.
+    """The state with ``next_stage`` set to the stage after the one that has just ended; "" after the last.
 
-    From the check back to the fit while the world model is not good enough and may be fitted again.
+    If the check does not trust the world model in every task, the fit is next again, up to ``max_fits`` fits.
     """
     max_fits = config.section(check_world_model.Config).max_fits
     is_refused = any(not trust.is_trusted for trust in state.trust.values())

@@ -1,4 +1,4 @@
-"""What is refused before a run has recorded or written anything."""
+"""Checks of a config before a run records or writes anything."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ POLICY_MEMBERS = (
 
 
 def check_run_can_start(config: LoopConfig) -> None:
-    """Read the recording's metadata or look at the simulator's class, and build the networks once.
+    """Raise `WorldloopError` if a class lacks something, a package or a video is missing, or sizes do not fit.
 
-    Raises `WorldloopError` with the reason where a class lacks something, a package is missing, or sizes do not fit.
+    Reads the recording's metadata or inspects the simulator's class, and builds the networks once. Starts no simulator.
     """
     try:
         if config.source == "recording":
@@ -66,7 +66,7 @@ def _check_policy(config: LoopConfig, spec: SimulatorSpec, normalisation: Normal
 
 
 def _check_cameras(policy: Policy, world_model: WorldModel) -> None:
-    """What the policy reads has to be imagined."""
+    """Raise `WorldloopError` unless the world model imagines every camera that the policy reads."""
     imagined = world_model.spec.robot.camera_names
     missing = [name for name in policy.spec.robot.camera_names if name not in imagined]
     if missing:

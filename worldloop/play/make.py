@@ -1,4 +1,4 @@
-"""A game from a checkpoint and, beside it, the simulator that the world model imitates."""
+"""Make a game from a checkpoint, and from the simulator that the world model imitates if there is one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from worldloop.storage.run_directory import RunDirectory
 def make_play_session(
     checkpoint: Path, simulator: SimulatorConfig | None, device: str = "auto", pretrained: str = ""
 ) -> PlaySession:
-    """A game inside a checked world model, beside the simulator of that configuration where one is given.
+    """A game inside a checked world model, beside the simulator of ``simulator`` if one is given.
 
-    ``checkpoint``, ``device`` and ``pretrained`` as for `worldloop.from_pretrained`. The simulator is started with one
-    row, and neither its time limit nor a success ends an episode. Raises `WorldloopError` where it shows something else
-    than the world model does, or cannot be started.
+    ``checkpoint``, ``device`` and ``pretrained`` are as for `worldloop.from_pretrained`. If the simulator's ``Config``
+    has ``for_play``, it runs one row, whose episodes neither a success nor a time limit ends. Raises `WorldloopError`
+    if the simulator's cameras, tasks, actions or proprio differ from the world model's.
     """
     world_model, card = load_checked_world_model(checkpoint, pretrained)
     world_model = world_model.to(choose_device(device)).for_imagination()
@@ -37,7 +37,7 @@ def make_play_session(
 def find_simulator(checkpoint: Path, config: LoopConfig | None = None) -> SimulatorConfig | None:
     """The simulator of ``config``, or else of the run that ``checkpoint`` is or lies in.
 
-    ``None`` where there is no run, or a run of a recording.
+    ``None`` if there is no run, or if the run learned from a recording.
     """
     config = config or _find_config(checkpoint)
     return config.simulator if config is not None and config.source == "simulator" else None
@@ -60,7 +60,7 @@ def _make_endless_simulator(config: SimulatorConfig, spec: SimulatorSpec) -> Tas
 
 
 def _require_same_view(simulator: SimulatorSpec, world_model: SimulatorSpec) -> None:
-    """Raise `WorldloopError` unless the simulator shows what the world model imagines: its cameras, in its tasks."""
+    """Raise `WorldloopError` unless the simulator has the world model's tasks, cameras, actions and proprio."""
     remedy = "give the config that the world model was made with"
     pairs = {
         "actions_per_frame": (simulator.actions_per_frame, world_model.actions_per_frame),

@@ -1,13 +1,14 @@
-"""The page and its four calls, on loopback alone, behind a random token.
+"""The web server of a game: a page and four calls, on loopback only, protected by a random token.
 
     GET  /?token=...      the page
-    POST /api/state       {} -> what there is to see
+    POST /api/state       {} -> the state, see `describe`
     POST /api/reset       {"start": int}
     POST /api/step        {"action": [A floats in -1..1]}
     POST /api/go_to       {"moment": int}
 
-Calls carry the token in the header ``X-Worldloop-Token`` and answer with the state, or with {"error": ...} and 400. All
-work happens in one thread, since a renderer belongs to the thread that made it; a browser that goes away costs nothing.
+Calls carry the token in the header ``X-Worldloop-Token``. They answer with the state, or with {"error": ...} and status
+400. All work is done in one thread, because a renderer belongs to the thread that made it. A browser that disconnects
+does no harm.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ _HEADERS = {
 
 
 class PlayServer:
-    """Serves the session that ``make_session`` makes, in the thread that will step it, at ``url``.
+    """Serves a game at ``url``. ``make_session`` is called in the thread that steps the game. ``port`` 0: any free one.
 
-    Raises `WorldloopError` where the port is taken, and whatever ``make_session`` raises.
+    Raises `WorldloopError` if the port is taken, and whatever ``make_session`` raises.
     """
 
     def __init__(self, make_session: Callable[[], PlaySession], port: int = 0) -> None:
@@ -78,7 +79,7 @@ class PlayServer:
         self._http.shutdown()
 
     def call(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
-        """Carry out a call in the session's thread; raises `WorldloopError` for one that does not fit."""
+        """Execute a call in the session's thread; raises `WorldloopError` for an unknown call or bad values."""
         return self._worker.submit(self._execute, name, values).result()
 
     def _execute(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _encode(frames: Frames) -> dict[str, str]:
 
 
 def _psnr_db(a: np.ndarray, b: np.ndarray) -> float | None:
-    """``None`` for equal pictures."""
+    """The PSNR between two u8 images in dB, ``None`` if they are equal."""
     error = float(np.mean((a.astype(np.float64) - b) ** 2))
     return round(10 * math.log10(255**2 / error), 2) if error else None
 
@@ -162,7 +163,10 @@ def _make_handler(server: PlayServer) -> type[BaseHTTPRequestHandler]:
             self._send(status, json.dumps(answer).encode(), "application/json")
 
         def _is_allowed(self, token: str) -> bool:
-            """A page of another site may know the port, and name it as it likes, but not the token."""
+            """Whether host and token are right; answers 403 if not.
+
+            A page of another site may reach the port, even under a host name of its own, but cannot know the token.
+            """
             hosts = (f"127.0.0.1:{server.port}", f"localhost:{server.port}")
             if self.headers.get("Host") in hosts and hmac.compare_digest(token.encode(), server.token.encode()):
                 return True
@@ -192,6 +196,6 @@ def _make_handler(server: PlayServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True  # the browser was closed
 
         def log_message(self, *arguments: Any) -> None:
-            """Nothing: the token is part of the first request."""
+            """Logs nothing, because the first request contains the token."""
 
     return Handler

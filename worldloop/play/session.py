@@ -1,7 +1,8 @@
-"""What is played: a tree of moments, each one frame after its parent, imagined and, where there is one, simulated.
+"""A game: a tree of moments. Each moment is one frame after its parent.
 
-A game does one task, that of its start. The frames of a moment are by camera, those that the world model imagines. Any
-moment can be gone back to; a step from it then starts a branch. Neither the time limit nor a success ends a game.
+The world model imagines it, and the simulator, if there is one, simulates it. A game does one task, that of its start.
+A moment has a frame for each camera that the world model imagines. The player can go back to any moment; a step from
+there starts a branch. Neither the time limit nor a success ends a game.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from worldloop.simulators.base import choose_instruction
 
 Frames = dict[str, np.ndarray]
 
-MAX_MOMENTS = 2000  # of a game: some 200 KB each for a camera of 64 px, without what a denoiser remembers
-NUM_STATES = 16  # initial states of each of the simulator's tasks that a game may begin with
+MAX_MOMENTS = 2000  # per game; about 200 KB each with one camera of 64 px, plus the denoiser's memory
+NUM_STATES = 16  # initial states per task from which a game may start
 ROOT = -1  # parent of the first moment
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """The true simulator's side of a moment: ``frames`` camera -> u8 [h, w, 3], ``state`` f32 [D], ``success``."""
+    """A moment in the true simulator: ``frames`` camera -> u8 [h, w, 3], ``state`` f32 [D], ``success`` so far."""
 
     frames: Frames
     state: Tensor
@@ -38,9 +39,13 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Moment:
-    """``frames`` camera -> u8 [h, w, 3]; ``success_prob`` calibrated; ``expected_psnr_db`` without its bias, first inf.
+    """A moment in the world model.
 
-    ``state`` is what `WorldState.to_tensors` gave, in the processor's memory.
+    - ``parent``: number of the moment before, `ROOT` for the first
+    - ``frames``: camera -> u8 [h, w, 3]
+    - ``state``: the tensors of `WorldState.to_tensors`, on the CPU
+    - ``success_prob``: calibrated; ``expected_psnr_db``: corrected by its bias, inf at the first moment
+    - ``simulated``: the moment in the simulator, ``None`` without one
     """
 
     parent: int
@@ -52,11 +57,10 @@ class Moment:
 
 
 class PlaySession:
-    """One game at a time. ``starts`` are what it may begin with where there is no simulator.
+    """One game at a time. Without a simulator, a game starts from one of ``starts``.
 
-    With a simulator it begins with initial states of all tasks of the world model, one task after the other.
-
-    Bad input raises `WorldloopError` and changes nothing.
+    With a simulator, it starts from one of the simulator's initial states: `NUM_STATES` of each of the world model's
+    tasks, one task after the other. Bad input raises `WorldloopError` and changes nothing.
     """
 
     def __init__(
@@ -74,8 +78,8 @@ class PlaySession:
         self._seed = seed
         self._observations = starts
         self._initial_states = None if simulator is None else self._draw_initial_states(simulator)
-        self._now_simulated = ROOT  # the moment at which the simulator stands
-        self._now_imagined = ROOT  # the moment at which the world model's state is at hand, `_state`
+        self._now_simulated = ROOT  # the moment that the simulator is at
+        self._now_imagined = ROOT  # the moment whose world model state is in `_state`
         self._state: Any = None
         self.moments: list[Moment] = []
         self.now = 0
@@ -85,7 +89,7 @@ class PlaySession:
 
     @property
     def starts(self) -> list[tuple[str, str]]:
-        """Task and instruction of everything that a game may begin with."""
+        """Task and instruction of every start of a game."""
         states = self._initial_states
         if states is None:
             return list(zip(self._observations.task, self._observations.instruction, strict=True))
@@ -98,7 +102,7 @@ class PlaySession:
         return self.calibrations.of(self.task)
 
     def reset(self, start: int) -> None:
-        """A new game from the start numbered ``start``."""
+        """Begin a new game from the start numbered ``start``."""
         num_starts = len(self._observations if self._initial_states is None else self._initial_states)
         if not isinstance(start, int) or not 0 <= start < num_starts:
             raise WorldloopError(f"start is {start!r}, allowed: 0 to {num_starts - 1}")
@@ -119,7 +123,7 @@ class PlaySession:
         self.task, self.instruction = observation.task[0], observation.instruction[0]
 
     def step(self, action: list[float]) -> None:
-        """One frame further by s times the same action, [A] in shares of the bounds: -1 the lowest, 1 the highest."""
+        """Go one frame further by s times the same action: A numbers, -1 for the lower bound to 1 for the upper."""
         if len(self.moments) >= MAX_MOMENTS:
             raise WorldloopError(f"this game has {MAX_MOMENTS} moments, which is as many as are kept: start a new one")
         actions = self._scale(action)
@@ -144,7 +148,7 @@ class PlaySession:
             self._now_simulated = self.now
 
     def go_to(self, moment: int) -> None:
-        """Back to the moment numbered ``moment``; the ones after it stay, and the next step starts a branch."""
+        """Go to the moment numbered ``moment``. Later moments are kept, and the next step starts a branch."""
         if not isinstance(moment, int) or not 0 <= moment < len(self.moments):
             raise WorldloopError(f"moment is {moment!r}, allowed: 0 to {len(self.moments) - 1}")
         self.now = moment
@@ -157,7 +161,7 @@ class PlaySession:
         return path[::-1]
 
     def branches(self) -> list[list[int]]:
-        """Every leaf's moments from where it left an earlier leaf's, in the order in which they were made."""
+        """For each leaf, its moments since its path left that of an earlier leaf; leaves in the order of creation."""
         parents = {moment.parent for moment in self.moments}
         taken: set[int] = set()
         branches = []
@@ -174,7 +178,7 @@ class PlaySession:
             self.simulator.close()
 
     def sim_state(self, moment: int) -> InitialStates:
-        """What to reset the simulator to for the moment numbered ``moment``; raises ``ValueError`` without one."""
+        """The state that sets the simulator to the moment numbered ``moment``; ``ValueError`` if it has none."""
         simulated = self.moments[moment].simulated
         if simulated is None or self._initial_states is None:
             raise ValueError(f"moment {moment} was not simulated")
@@ -187,11 +191,11 @@ class PlaySession:
         )
 
     def _show(self, frames: dict[str, Tensor]) -> Frames:
-        """The last of the only row's ``frames`` [1, n, h, w, 3], of the cameras that the world model imagines."""
+        """Of ``frames`` [1, n, h, w, 3], the last frame of each camera that the world model imagines."""
         return {name: frames[name][0, -1].cpu().numpy().copy() for name in self.spec.robot.camera_names}
 
     def _scale(self, action: list[float]) -> Tensor:
-        """f32 [1, s, A] in environment units."""
+        """The action, repeated s times, in environment units, f32 [1, s, A]; `WorldloopError` if it is out of range."""
         names = self.spec.robot.action_names
         if not isinstance(action, list) or len(action) != len(names):
             raise WorldloopError(f"an action is {len(names)} numbers: {', '.join(names)}")
@@ -203,7 +207,7 @@ class PlaySession:
         return (low + share * (high - low)).expand(1, self.spec.actions_per_frame, -1).contiguous()
 
     def _simulate(self, actions: Tensor) -> Simulated | None:
-        """The simulator's next moment; one that fails is left out from then on, and says why."""
+        """Step the simulator. If it fails, the game goes on without it, and ``simulator_error`` says why."""
         before = self.moments[self.now].simulated
         if self.simulator is None or before is None:
             return None
@@ -221,6 +225,6 @@ class PlaySession:
 
 
 def _keep(state: Any, before: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What there is to save of ``state``, sharing with ``before`` what has not changed (the instruction)."""
+    """The tensors of ``state`` on the CPU. Unchanged ones (e.g. the instruction) are shared with ``before``."""
     kept = {name: value.cpu() for name, value in state.to_tensors().items()}
     return {n: before[n] if n in before and torch.equal(before[n], value) else value for n, value in kept.items()}

@@ -1,9 +1,9 @@
-"""Grouped rollouts in the world model: what GRPO learns from.
+"""Grouped rollouts in the world model, from which GRPO learns.
 
-Each group starts from one real state, shares the world model's noise among its members, and differs only in the
-policy's samples. Groups take turns between the tasks. Some start at the first frame of any training episode of their
-task, others in the middle of one of the policy's own: the middle of a scripted failure is a place the policy never
-gets to.
+The members of a group start from one real state and share the world model's noise. They differ only in the policy's
+samples. Groups alternate between the tasks. Some groups start at the first frame of any training episode of their task,
+others in the middle of one of the policy's own episodes. They do not start in the middle of scripted episodes, because
+the policy never reaches the middle of a scripted failure.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from worldloop.training.resume import TrainingSetup
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """``num_groups`` per microbatch, in turn of each of ``tasks``: those in which the world model is trusted.
+    """The groups of each microbatch: ``num_groups``, which alternate between ``tasks``.
 
-    ``key`` seeds all noise. See the stage's config for the others.
+    ``tasks`` are those in which the world model is trusted. ``key`` seeds all noise. For the other fields see the
+    stage's config.
     """
 
     num_groups: int
@@ -86,9 +87,10 @@ class GroupedImagination:
         )
 
     def draw_starts(self, update: int, number: int) -> Tensor:
-        """int64 [N, 2] of (episode, frame), task after task; of each the first frames first, then those in the middle.
+        """Where the groups start, int64 [N, 2] of (episode, frame).
 
-        All groups of all rounds take turns between the tasks, so that each has its share even of the smallest batches.
+        Tasks follow one another. Within a task, starts at a first frame come before starts in the middle. Groups
+        alternate between the tasks across all rounds, so each task gets its share even if a round has few groups.
         """
         tasks, num_groups = self.settings.tasks, self.settings.num_groups
         positions = range(number * num_groups, (number + 1) * num_groups)  # within the round
@@ -100,7 +102,7 @@ class GroupedImagination:
         return torch.cat(starts)
 
     def _draw_starts_of(self, task: str, numbers: Sequence[int], generator: torch.Generator) -> Tensor:
-        """The starts of the groups of ``task`` that have ``numbers`` among all of its groups of the round."""
+        """The starts of some groups of ``task``; ``numbers`` are their numbers among the task's groups of the round."""
         policy_episodes = self.policy_episodes[task]
         share = self.settings.mid_episode_share if len(policy_episodes) else 0.0
         num_middle = sum(share_of_microbatch(1, share, group) for group in numbers)

@@ -1,14 +1,14 @@
-"""A world model as a `Simulator`: same reset, same step_chunk, so policies, rollouts and metrics need not know.
+"""A world model as a `Simulator`. Policies, rollouts and metrics treat it like the real simulator.
 
-Success is declared, and the row ends, at the first frame whose calibrated probability and that of the
-``spec.success_confirm_frames`` frames before it reach the threshold, so that no single false frame ends a row. That is
-as many frames later than in the real simulator. On the last frame before the time limit one frame is enough.
-Rows that have ended cost nothing: only running rows are imagined.
+A frame shows success if its calibrated probability reaches the threshold. Success is declared, and the row ends, at the
+first frame that shows success together with the ``spec.success_confirm_frames`` frames before it. So a single false
+frame does not end a row, and success comes that many frames later than in the real simulator. On the last frame before
+the time limit one frame is enough. Rows that have ended cost nothing, because only running rows are imagined.
 
-With ``truncates_uncertain`` a row also ends, without success, at the first frame that the model expects to be worse
-than ``floor_db``: the unknown states of MOReL (arXiv:2005.05951).
+With ``truncates_uncertain`` a row also ends, without success, at the first frame whose expected PSNR is below
+``floor_db``: the unknown states of MOReL (arXiv:2005.05951).
 
-A row's thresholds, floor and time limit are those of its task.
+A row's threshold, floor and time limit are those of its task.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from worldloop.rollout.rollout import run_rollout
 
 @dataclass(frozen=True)
 class ImaginedRows(Rows):
-    """All that an `ImaginedSimulator` remembers of its B rows; never changed in place, so it may be kept and restored.
+    """The state of an `ImaginedSimulator`'s B rows. It is never changed in place, so it can be kept and restored.
 
-    - ``observation``: what each row shows now; ``state``: the world model's own
+    - ``observation``: the current observation; ``state``: the world model's state
     - ``terminated``, ``truncated`` bool [B]
     - ``recent`` bool [B, success_confirm_frames]: which of the last frames show a success, see `declare`
     """
@@ -50,10 +50,10 @@ class ImaginedRows(Rows):
 
 
 class ImaginedSimulator:
-    """`Simulator` over a world model, for up to ``num_envs`` rows, seen by the cameras that the model imagines.
+    """A world model as a `Simulator` of up to ``num_envs`` rows, seen by the cameras that the model imagines.
 
-    Noise keys follow from ``seed`` unless `start` gives them. ``max_batch`` go through the world model together,
-    0 for all; where that is more than a GPU's memory holds, it is halved until it fits, and stays so.
+    Noise keys follow from ``seed`` unless `start` gives them. ``max_batch``: most rows that are imagined together; 0:
+    all. It is halved, for good, each time CUDA runs out of memory.
     """
 
     def __init__(
@@ -103,13 +103,16 @@ class ImaginedSimulator:
         return self.restore(fresh)
 
     def save(self) -> ImaginedRows:
-        """Where every row stands: `restore` goes on from there, ``rows`` of it forks or selects."""
+        """The state of all rows, from which `restore` continues. Its method ``rows`` selects rows or forks them."""
         if self._rows is None:
             raise ValueError("reset before saving")
         return self._rows
 
     def restore(self, rows: ImaginedRows) -> Observation:
-        """Go on from what `save` gave, bit-equal where as many rows are running; the batch becomes these rows."""
+        """Continue from what `save` returned; the batch becomes these rows.
+
+        The imagined frames are bit-equal if the same number of rows is running.
+        """
         if len(rows.terminated) > self.num_envs:
             raise ValueError(f"{len(rows.terminated)} rows do not fit into {self.num_envs} environments")
         self._rows = rows
@@ -146,7 +149,7 @@ class ImaginedSimulator:
         return torch.tensor([limits[name] for name in task])
 
     def _start(self, observation: Observation, noise_key: Tensor) -> Any:
-        """`WorldModel.start` in parts."""
+        """`WorldModel.start`, at most ``max_batch`` rows at a time."""
 
         def start(rows: Tensor) -> Any:
             if len(rows) == len(observation):
@@ -157,7 +160,7 @@ class ImaginedSimulator:
         return states[0] if len(states) == 1 else type(states[0]).cat(states)
 
     def _imagine(self, state: Any, actions: Tensor) -> tuple[Any, ImaginedChunk]:
-        """`WorldModel.imagine` in parts."""
+        """`WorldModel.imagine`, at most ``max_batch`` rows at a time."""
 
         def imagine(rows: Tensor) -> tuple[Any, ImaginedChunk]:
             if len(rows) == len(actions):
@@ -170,7 +173,10 @@ class ImaginedSimulator:
         return type(done[0][0]).cat([s for s, _ in done]), ImaginedChunk.cat([c for _, c in done])
 
     def _in_parts(self, work: Callable[[Tensor], Any], num_rows: int) -> list[Any]:
-        """``work`` on ``max_batch`` rows after the other. It changes nothing: what ran out of memory runs again."""
+        """Apply ``work`` to at most ``max_batch`` rows at a time.
+
+        If CUDA runs out of memory, ``max_batch`` is halved and all rows run again. So ``work`` must change nothing.
+        """
         while True:
             try:
                 return [work(part) for part in torch.arange(num_rows).split(self.max_batch)]
@@ -202,9 +208,10 @@ class ImaginedSimulator:
     def _write_running(
         self, step: ChunkStep, chunk: ImaginedChunk, running: Tensor, recent: Tensor
     ) -> tuple[ChunkStep, Tensor, Tensor]:
-        """``step`` filled at the running rows, ``recent`` after it, and which rows, bool [B], are too uncertain.
+        """Write ``chunk`` into ``step`` at the running rows.
 
-        Success is held from the frame that declares it.
+        Returns the step, ``recent`` after it, and which rows end because they are too uncertain, bool [B].
+        ``step.success`` stays true from the frame at which success is declared.
         """
         s, calibrations = self.spec.actions_per_frame, self.calibrations
         observation = step.observation
@@ -282,7 +289,7 @@ def imagine_rollout(
     )
 
     def begin() -> Observation:
-        """What a group has in common is computed once."""
+        """Start each row of ``start`` once, then copy it for the members of its group."""
         observation = simulator.start(start, world_key)
         return observation if group_id is None else simulator.restore(simulator.save().rows(group_id))
 

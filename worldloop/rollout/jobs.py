@@ -1,4 +1,4 @@
-"""What a simulator process does: it draws initial states, and plays blocks of them with a policy or a scripted one."""
+"""The work of a simulator process: draw initial states, and run blocks of episodes of a trained or scripted policy."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SIMULATORS: dict[str, TaskSimulator] = {}
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """A block of initial states of one task for one simulator call; picklable, and the same whoever executes it.
+    """A block of episodes of one task, for one simulator process. Picklable; any process gives the same result.
 
     Exactly one of ``policy`` (a checkpoint directory) and ``variants`` (scripted, one name per state) is given.
     ``temperature`` None acts greedily. ``splits``: the split each episode is stored under. ``told_task``: the policy is
-    told to do this task instead of the states' own; "": the truth.
+    given the instruction of this task; "": of the states' own task.
     """
 
     states: InitialStates
@@ -47,7 +47,7 @@ class RolloutJob:
 
 
 class ToldOtherwise:
-    """An `Actor` that hears of another task than the one it is in: the control for whether it listens."""
+    """An `Actor` that is given another task's id and instruction: a control for whether it follows instructions."""
 
     def __init__(self, actor: Actor, task: TaskSpec) -> None:
         self.actor, self.task, self.version = actor, task, actor.version
@@ -84,7 +84,7 @@ def _cached_policy(directory: str, modified_ns: int) -> Policy:
 
 
 def execute_rollout_job(job: RolloutJob) -> list[Episode]:
-    """The work of one simulator process on one block: episodes in the order of the block's states."""
+    """Run one block; returns its episodes in the order of the block's states."""
     threads = torch.get_num_threads()
     torch.set_num_threads(job.num_threads)
     try:
@@ -140,6 +140,6 @@ def _source_of(variant: str) -> Source:
 
 
 def draw_initial_states(job: InitialStatesJob) -> InitialStates:
-    """The work of one simulator process: states of one task's and split's list."""
+    """Draw the states that ``job`` asks for."""
     simulator = _simulator_of(job.simulator)
     return simulator.draw_initial_states(job.task, job.split, job.num_states, job.seed, job.first)

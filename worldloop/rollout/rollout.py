@@ -1,4 +1,4 @@
-"""The one rollout loop: any policy in any simulator, real or imagined; and rollouts made into stored episodes."""
+"""The only rollout loop: any policy in any simulator, real or imagined. It also turns rollouts into stored episodes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def rollout_to_episodes(
 ) -> list[Episode]:
     """The rows of a simulated rollout as stored episodes, each cut after the chunk in which it ended.
 
-    Every camera is stored; the task and the instruction are the row's.
+    Every camera is stored; the task and the instruction are the row's. Raises ``ValueError`` for an imagined rollout.
     """
     if rollout.steps[0].sim_states is None or rollout.steps[0].distances_m is None:
         raise ValueError("only a simulated rollout, which knows the simulator's state, can be stored")
@@ -120,7 +120,7 @@ def rollout_to_episodes(
 def _row_arrays(
     rollout: Rollout, row: int, s: int, max_episode_steps: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The frames by camera and the other arrays of `Episode`, of one row over the chunks in which it was running."""
+    """One row, over the chunks in which it was running: frames by camera, and the other arrays of `Episode`."""
     count = 1 + sum(not bool(step.done[row]) for step in rollout.steps[:-1])
     steps, start = rollout.steps[:count], rollout.observations[0]
     if start.proprio is None or start.sim_state is None:

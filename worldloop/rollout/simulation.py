@@ -1,4 +1,4 @@
-"""What a stage asks of the real simulator: initial states, and episodes of a policy or of scripted variants."""
+"""What stages need from the real simulator: initial states, and episodes of a policy or of scripted variants."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Executor(Protocol):
 
 
 def choose_split(state_id: str, validation_share: float) -> Split:
-    """Train or validation, a fixed function of the state's id."""
+    """``train`` or ``validation``, a fixed function of the state's id."""
     return "validation" if derive_seed("split", state_id) % 10_000 < validation_share * 10_000 else "train"
 
 
 class Simulation:
-    """The simulators of a run, ``config``; work is cut into fixed blocks, so that no result depends on their number.
+    """The simulators of a run, all of the same ``config``.
 
-    A block holds one task.
+    Work is cut into blocks of fixed size, each of one task. So no result depends on the number of simulators.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Simulation:
         return build_simulator_spec(self.config).task_ids
 
     def initial_states(self, split: Split, num_states: int, first: int = 0) -> InitialStates:
-        """``num_states`` of each task, all of the first task first: of its list of ``split``, from ``first`` on.
+        """``num_states`` initial states of each task, from position ``first`` of the task's list for ``split``.
 
-        What is not stored yet is drawn.
+        Tasks follow one another. States that are not stored yet are drawn, and stored.
         """
         directory, wanted = RunDirectory(self.run_dir), first + num_states
         lists = {task: directory.read_initial_states(split, task) for task in self.tasks}
@@ -93,10 +93,12 @@ class Simulation:
         variants: tuple[str, ...] | None = None,
         swaps_instructions: bool = False,
     ) -> list[Episode]:
-        """One episode per state, in order: of the ``policy`` (a checkpoint), or of a scripted variant for each state.
+        """Run one episode per state, and return them in the order of the states.
 
-        ``temperature`` ``None`` acts greedily; ``splits`` default to that of the states. With ``swaps_instructions``
-        the policy is told to do the task after the row's own.
+        - ``policy``: path of its checkpoint in the run directory; or ``variants``: a scripted variant for each state
+        - ``temperature``: ``None`` acts greedily
+        - ``splits``: the split that each episode is stored under; ``None``: that of the states
+        - ``swaps_instructions``: give the policy the instruction of the task after the row's own
         """
         jobs, rows = [], []
         for task in dict.fromkeys(states.tasks):
@@ -131,7 +133,7 @@ class Simulation:
         return self.tasks[(self.tasks.index(task) + 1) % len(self.tasks)]
 
     def _make_keys(self, num_rows: int, task: str, iteration: int, purpose: str) -> Tensor:
-        """One noise key for each of the rows of ``task``, by its place among them."""
+        """One noise key for each row of ``task``, derived from the row's position among them."""
         of_task = (task,) if len(self.tasks) > 1 else ()
         return make_row_keys(num_rows, self.seed, iteration, purpose, *of_task)
 
@@ -146,7 +148,8 @@ class Simulation:
     ) -> list[Episode]:
         """Greedy episodes of ``policy`` on the first ``num_states`` states of each task's ``split``, in order.
 
-        One per state, all of the first task first. With ``swaps_instructions`` the policy is told to do the next task.
+        There is one episode per state. Tasks follow one another. With ``swaps_instructions`` the policy is given the
+        instruction of the next task.
         """
         return self.run(
             self.initial_states(split, num_states),

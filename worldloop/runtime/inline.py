@@ -1,4 +1,4 @@
-"""The runtime without Ray: stages in this process, simulators in a few spawned ones (or here, with none)."""
+"""The runtime without Ray: stages run in this process, simulators in a few spawned ones or in this one too."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _initialise_worker(driver: int) -> None:
-    """Workers leave Ctrl-C to the process ``driver`` and die with it, also when it is killed."""
+    """Make a worker ignore Ctrl-C, and end when the process ``driver`` ends, also if it is killed (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != driver:  # it was killed while this process started
+    if os.getppid() != driver:  # the driver was killed while this process started
         os._exit(1)
 
 
 class InlineRuntime:
-    """``num_simulators`` 0 runs simulator work in this process.
+    """Runs stages in this process, and simulator work in ``num_simulators`` processes; 0: in this process.
 
-    Where a simulator process dies, all are started anew and do again what was not done, ``max_retries`` times a block.
+    If a simulator process dies, all are started again and repeat what is not done, up to ``max_retries`` times per
+    block. Then `map` raises `WorldloopError`.
     """
 
     def __init__(self, num_simulators: int, max_retries: int, display: Display) -> None:
@@ -74,7 +75,7 @@ class InlineRuntime:
         return self._pool
 
     def close(self) -> None:
-        """End the workers at once: whatever they still do is not needed."""
+        """End the workers at once. Work that they have not finished is dropped."""
         if self._pool is not None:
             processes = list((self._pool._processes or {}).values())
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -15,7 +15,7 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def begin_peak() -> None:
-    """What was held before no longer counts. Where the system cannot forget it (no Linux), it still does."""
+    """Reset the peaks. Without Linux, the process's peak cannot be reset and includes earlier use."""
     with suppress(OSError):
         _CLEAR.write_text("5")  # man 5 proc: resets VmHWM
     if torch.cuda.is_available():
@@ -23,7 +23,7 @@ def begin_peak() -> None:
 
 
 def read_peak() -> PeakMemory:
-    """The most that was held at once since `begin_peak`."""
+    """Peak memory since `begin_peak` in MiB, of this process and of its GPU."""
     gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
     try:
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))

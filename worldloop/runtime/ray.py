@@ -1,12 +1,11 @@
 """The Ray runtime: every stage runs in an actor, simulator work on a pool of simulator actors, training on workers.
 
-Ray is imported here and in `worldloop.runtime.ray_train` alone. Stages alternate and never compute at the same time, so
-simulator actors may share the processors of the training actor: ``resources.cpus_per_simulator`` is what Ray is told to
-reserve for each. Several training workers take the place of the stage actor, see `worldloop.runtime.ray_train`.
+Ray is imported only here and in `worldloop.runtime.ray_train`. Training and simulation never compute at the same time,
+so simulator actors may share the CPUs of the stage actor: ``resources.cpus_per_simulator`` is what Ray reserves for
+each. Several training workers replace the stage actor, see `worldloop.runtime.ray_train`.
 
-An actor that dies (killed, out of memory, its node lost) is started again by Ray, and does again what it was at: a
-simulator its block, the stage actor its stage, from what that has kept. Both give what they would have given, see
-`worldloop.loop.run`.
+If an actor dies (killed, out of memory, its node lost), Ray starts it again, and it repeats its work: a simulator its
+block, the stage actor its stage, from the last checkpoint. The results are the same as without the failure.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from worldloop.runtime.inline import SIMULATOR_DIED
 from worldloop.runtime.ray_train import Coordinator, TrainingGroup, run_alone
 
 POLL_INTERVAL_S = 0.5
-WAIT_S = 15.0  # for an actor that is being started again, before a person is told
+WAIT_S = 15.0  # how long an actor may take to start before the user is told
 MAX_RESTARTS = 100  # of one actor within a run
 
 Needs = dict[str, float]  # "CPU" and "GPU" that an actor reserves, or a node has
 
 
 class _SimulatorActor:
-    """Executes one simulator block after the other; keeps its simulator between blocks."""
+    """Executes simulator blocks one after the other, and keeps its simulator between blocks."""
 
     def execute(self, function: Callable[[Any], Any], item: Any) -> Any:
         return function(item)
@@ -40,9 +39,9 @@ class _SimulatorActor:
 
 
 class _ActorExecutor:
-    """`map` over a pool of simulator actors, results in order.
+    """`map` over a pool of simulator actors, with results in order.
 
-    Not Ray's own retries: while a lost node has not been found out, calls fail at once, and those would be used up.
+    Why not Ray's own retries: until Ray notices that a node is lost, calls fail at once and would use them up.
     """
 
     def __init__(self, actors: list[Any], max_retries: int) -> None:
@@ -56,7 +55,7 @@ class _ActorExecutor:
         retries = [0] * len(waiting)
         results: dict[int, Any] = {}
         idle = deque(self._actors)
-        running: dict[Any, tuple[Any, int, Any]] = {}  # a call -> its actor, the item's number (-1: a question), item
+        running: dict[Any, tuple[Any, int, Any]] = {}  # call -> its actor, the item's number (-1: `is_there`), item
         for number in range(len(waiting)):
             while number not in results:
                 while waiting and idle:
@@ -81,7 +80,7 @@ class _ActorExecutor:
 
 
 class _StageActor:
-    """Runs stages; a second thread of it answers `drain` while a stage runs."""
+    """Runs stages. Its second thread answers `drain` while a stage runs."""
 
     def __init__(self) -> None:
         self._display = RemoteDisplay()
@@ -129,7 +128,8 @@ class RayRuntime:
         self._starting = [actor.is_there.remote() for actor in self._simulators]
         self._began = time.monotonic()
         if num_workers > 1:
-            # every worker may be waiting in a call of its own; beside the driver it dies no more often than that
+            # Each worker may wait in a call of its own, in a thread of this actor. The actor runs on the driver's node,
+            # so that the loss of another node does not end it.
             coordinator: Any = ray.remote(Coordinator).options(
                 num_cpus=0,
                 max_concurrency=num_workers + 4,
@@ -145,7 +145,7 @@ class RayRuntime:
             self._stage = stage.remote()
 
     def _require(self, trainers: list[Needs], simulators: list[Needs]) -> None:
-        """Raise where the cluster could never hold all actors at once: Ray would wait forever."""
+        """Raise `WorldloopError` if the cluster can never hold all actors at once. Ray would wait forever."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         missing = find_missing(trainers, simulators, nodes)
         if missing:
@@ -153,15 +153,15 @@ class RayRuntime:
             raise WorldloopError(f"the config asks Ray for {missing}: lower resources.* or join a larger cluster")
 
     def run_stage(self, function: Callable[..., Any], *arguments: Any, trains: bool = False) -> Any:
-        """``function(*arguments, executor, display)`` in the stage actor; its progress is shown here.
+        """Run ``function(*arguments, executor, display)`` in the stage actor, and show its progress here.
 
-        Where there are several training workers: on all of them if the stage ``trains``, else on the first.
+        With several training workers it runs on all of them if the stage ``trains``, else on the first.
         """
         executor = _ActorExecutor(self._simulators, self._max_retries)
         for attempt in range(self._max_retries + 1):
             if attempt:
                 self.display.log(f"  the stage's process is gone; attempt {attempt + 1} of {self._max_retries + 1}")
-                self._ray.kill(self._stage, no_restart=False)  # out of reach is not dead: never two at one stage
+                self._ray.kill(self._stage, no_restart=False)  # it may be alive but out of reach: never run two
             self._wait_for_stage_actor()
             try:
                 value = self._watch(self._stage.run.remote(function, arguments, executor, trains))
@@ -175,7 +175,7 @@ class RayRuntime:
         )
 
     def _watch(self, result: Any) -> Any:
-        """What the stage returns; meanwhile its progress is shown."""
+        """Wait for the stage's result, and show its progress meanwhile."""
         ray = self._ray
         done: list[Any] = []
         while not done:
@@ -188,7 +188,7 @@ class RayRuntime:
         return value
 
     def _tell_of_simulators(self) -> None:
-        """Once, where other programs of the cluster leave no room for some of them."""
+        """Tell the user, once, if some simulators cannot start because other programs use the cluster."""
         if not self._starting or time.monotonic() - self._began < WAIT_S:
             return
         _, waiting = self._ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
@@ -197,7 +197,7 @@ class RayRuntime:
         self._starting = []
 
     def _wait_for_stage_actor(self) -> None:
-        """Until Ray has started it, which may want a processor that is in use, or a node that is still to come."""
+        """Wait until Ray has started the stage actor. It may need a CPU in use, or a node that has not joined yet."""
         began, told = time.monotonic(), False
         while True:
             try:
@@ -231,7 +231,10 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def find_missing(trainers: list[Needs], simulators: list[Needs], nodes: list[Needs]) -> str:
-    """What ``nodes`` lack to hold all actors at once, "" if nothing. Trainers are alike, and so are simulators."""
+    """What ``nodes`` lack to hold all actors at once, "" if nothing.
+
+    All trainers need the same resources, and so do all simulators.
+    """
     actors = [*trainers, *simulators]
     for name in ("CPU", "GPU"):
         largest = max(actor.get(name, 0) for actor in actors)
@@ -252,7 +255,7 @@ def find_missing(trainers: list[Needs], simulators: list[Needs], nodes: list[Nee
 
 
 def _most_simulators(trainers: list[Needs], simulators: list[Needs], nodes: list[Needs]) -> int:
-    """How many simulators fit at most beside all trainers, over every way to spread those; -1 where they do not."""
+    """Most simulators that fit beside all trainers, over all placements of the trainers; -1 if these do not fit."""
     best = {0: 0}  # trainers placed so far -> simulators that fit beside them
     for node in nodes:
         room = {}
@@ -269,7 +272,7 @@ def _most_simulators(trainers: list[Needs], simulators: list[Needs], nodes: list
 
 
 def _fit(node: Needs, actor: Needs) -> int:
-    """How many such actors ``node`` holds; a large number for those that need nothing."""
+    """How many actors like ``actor`` fit on ``node``; a large number if it needs nothing."""
     return min([int(node.get(name, 0) / need + 1e-6) for name, need in actor.items() if need > 0], default=10**6)
 
 

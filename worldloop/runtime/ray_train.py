@@ -1,9 +1,9 @@
 """Several data-parallel workers instead of one stage actor: a worker group of Ray Train that lives as long as the run.
 
 Ray Train places the workers, sets up their `torch.distributed` process group, and starts all of them again when one
-dies; that takes it half a minute, so the group is kept from stage to stage, and begins to start with the run. A
-training stage runs on every worker (`worldloop.training.data_parallel`); any other stage runs on the first alone, or
-beside the driver as long as there is no group. Begun again, a stage goes on from its checkpoint
+dies. A start takes half a minute. So the group starts with the run, and is kept from stage to stage. A training stage
+runs on every worker (`worldloop.training.data_parallel`). Any other stage runs on the first worker only, or in the
+coordinator while there is no group. A stage that is started again continues from its checkpoint
 (`worldloop.training.resume`).
 """
 
@@ -22,13 +22,13 @@ from worldloop.reporting.progress import Display, RemoteDisplay, SilentDisplay
 
 BACKEND = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 SHOW_INTERVAL_S = 0.5
-START_S = 90.0  # that a group may take to start before a person is told that it does not
-MAX_REASON = 300  # characters
+START_S = 90.0  # how long a group may take to start before the user is told
+MAX_REASON = 300  # characters of an error that are shown
 
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """How many workers there are, what Ray reserves for each, and how often one stage may lose one of them."""
+    """How many workers there are, what Ray reserves for each, and how many lost workers one stage survives."""
 
     num_workers: int
     cpus: float
@@ -38,7 +38,7 @@ class TrainingGroup:
 
 @dataclass(frozen=True)
 class _Task:
-    """A stage: ``function(*arguments, executor, display)`` on every worker, or on the first."""
+    """A stage to run: ``function(*arguments, executor, display)`` on every worker, or on the first only."""
 
     number: int
     function: Callable[..., Any]
@@ -48,7 +48,7 @@ class _Task:
 
 
 def run_alone(function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, display: Display) -> Any:
-    """What a stage returns in this process, or the `WorldloopError` that ended it."""
+    """Run a stage in this process; returns its result, or the `WorldloopError` that ended it."""
     try:
         return function(*arguments, executor, display)
     except WorldloopError as error:
@@ -56,7 +56,7 @@ def run_alone(function: Callable[..., Any], arguments: tuple[Any, ...], executor
 
 
 class Coordinator:
-    """An actor that stands where the stage actor stands for one worker: it hands stages to the group."""
+    """The actor that replaces the stage actor if there are several workers: it hands stages to the group."""
 
     def __init__(self, group: TrainingGroup) -> None:
         self._group = group
@@ -64,24 +64,24 @@ class Coordinator:
         self._changed = threading.Condition()
         self._task: _Task | None = None  # None while there is nothing to do
         self._number = 0
-        self._starts = 0  # of the group, within the task's time: the one that runs already counts as the first
+        self._starts = 0  # of the group during the task; a group that is already up counts as the first
         self._is_up = False
-        self._asking: dict[int, object] = {}  # rank -> its latest question: a worker that died leaves its own behind
-        self._reason = ""  # what a worker said of its death, if it could
+        self._asking: dict[int, object] = {}  # rank -> its latest call of `take`; a dead worker's call stays
+        self._reason = ""  # error that the last dead worker reported, "" if it could not
         self._value: Any = None
         self._server: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Have the group started, if it is not there or starting already; does not wait for it."""
+        """Start the group, unless it is up or starting. Does not wait for it."""
         with self._changed:
             if self._server is None:
                 self._server = threading.Thread(target=self._serve, daemon=True)
                 self._server.start()
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
-        """What the stage returns on the first worker, or the `WorldloopError` that ended it."""
+        """Run a stage; returns its result on the first worker, or the `WorldloopError` that ended it."""
         with self._changed:
-            self.begin()  # a group that ends at once finds the task to end: it has to wait for the lock
+            self.begin()  # if the group fails at once, its thread waits for the lock, so it finds the task to end
             if trains or self._is_up or self._group.gpus:
                 self._number, self._starts = self._number + 1, int(self._is_up)
                 self._task = _Task(self._number, function, arguments, executor, trains)
@@ -93,10 +93,10 @@ class Coordinator:
         return run_alone(function, arguments, executor, self._display)
 
     def take(self, rank: int, done: int) -> _Task | None:
-        """From a worker: the next stage that it has a part in, after the one with the number ``done``.
+        """A worker calls it to wait for its next stage, after the one with the number ``done``.
 
-        ``None`` once the worker's successor asks. Ray lets the call of a worker that died wait on, in one of this
-        actor's few threads: without an end to it, the others would soon find none.
+        Returns ``None`` when a new worker of the same rank calls. Ray does not end the call of a worker that died, and
+        each call holds one of this actor's few threads. If such calls went on, no thread would be left.
         """
         question = object()
 
@@ -112,13 +112,13 @@ class Coordinator:
             return self._task if self._asking[rank] is question else None
 
     def start(self) -> None:
-        """From the first worker of a group that has just been started."""
+        """The first worker of a group that has just started calls it."""
         with self._changed:
             self._is_up = True
             if self._task is None:
                 return
             self._starts += 1
-            reason, self._reason = self._reason, ""  # of this death; the next may be another's
+            reason, self._reason = self._reason, ""  # of this death; the next one has its own
             if self._starts > 1:
                 said = f" ({reason})" if reason else ""
                 self._display.log(f"  a worker died{said}; attempt {self._starts} of {self._group.max_retries + 1}")
@@ -131,7 +131,7 @@ class Coordinator:
                 )
 
     def deliver(self, number: int, value: Any) -> None:
-        """From a worker: what stage ``number`` returned, or the error that ended it, and the group with it."""
+        """A worker calls it with the result of stage ``number``, or with the error that ended stage and group."""
         with self._changed:
             if isinstance(value, WorldloopError):
                 self._is_up = False
@@ -139,12 +139,12 @@ class Coordinator:
                 self._end(value)
 
     def explain(self, reason: str) -> None:
-        """From a worker that ends by an error: its own, or that of losing another worker."""
+        """A worker that ends with an error calls it. The error is its own, or comes from losing another worker."""
         with self._changed:
             self._reason = reason
 
     def show(self, events: list[tuple[str, tuple[Any, ...]]]) -> None:
-        """From the first worker: what it shows."""
+        """The first worker calls it with events to display."""
         self._display.extend(events)
 
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
@@ -158,7 +158,7 @@ class Coordinator:
         self._changed.notify_all()
 
     def _serve(self) -> None:
-        """Keep a group of workers until this actor ends; whatever ends it, the waiting stage must not wait forever."""
+        """Run a group of workers until it ends. Whatever ends it, end the waiting stage, which would wait forever."""
         try:
             _run_group(self._group)
             reason = "its workers ended"
@@ -170,12 +170,12 @@ class Coordinator:
 
 
 def _run_group(group: TrainingGroup) -> None:
-    """From within the coordinator's actor: `_work` on workers, which Ray Train starts again as often as one dies."""
+    """Run `_work` on the workers; Ray Train starts all again whenever one dies. Called in the coordinator's actor."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process more to start; we go on without a warning
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one process less to start; we need no warning
     _free_placement_groups(ray.get_runtime_context().get_job_id())
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
@@ -192,8 +192,10 @@ def _run_group(group: TrainingGroup) -> None:
 
 
 def _free_placement_groups(job_id: str) -> None:
-    """Those of this job, which the group of a coordinator that died had reserved: Ray carries them over to other nodes,
-    where the next group would wait for them in vain. (Ray Train's own cleaner wants Ray's dashboard.)
+    """Remove the placement groups that the group of a dead coordinator of this job reserved.
+
+    Ray moves them to other nodes, and the next group would wait forever for these resources. Ray Train's own cleaner
+    needs Ray's dashboard.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
@@ -204,7 +206,7 @@ def _free_placement_groups(job_id: str) -> None:
 
 
 class _SentDisplay(RemoteDisplay):
-    """Sends its events to the coordinator, twice a second."""
+    """Sends its events to the coordinator, at most twice a second while a progress bar advances."""
 
     def __init__(self, coordinator: Any) -> None:
         super().__init__()
@@ -245,7 +247,7 @@ def _work(config: dict[str, Any]) -> None:
                 value = task.function(*task.arguments, task.executor, display)
             except WorldloopError as error:
                 ray.get(coordinator.deliver.remote(task.number, error))
-                raise  # the others may be waiting for this worker: all of them begin anew
+                raise  # the others may be waiting for this worker: all must start again
             except RayActorError:
                 raise
             except Exception as error:

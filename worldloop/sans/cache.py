@@ -1,8 +1,8 @@
-"""The decoded, memory-mapped form of a version: what training reads.
+"""The decoded, memory-mapped form of a version. Training reads it.
 
-One directory per shard, keyed by the shard's hash, so a new shard costs only its own decoding and versions share
-parts. Arrays of all episodes lie end to end: frame arrays have F + 1 rows per episode, step arrays F. A cache can be
-deleted at any time; it is built again from the shards, also where its files no longer match their hashes.
+Each shard has one directory, a part, named by the shard's hash. So a new shard needs only its own decoding, and
+versions share parts. An array holds all episodes end to end: a frame array has F + 1 rows per episode, a step array F.
+A cache can be deleted at any time. Missing parts, and parts that do not match their hashes, are built again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worldloop.sans.shard import ShardRef, meta_to_json
 CACHE_SCHEMA_VERSION = 2
 _FRAME_ARRAYS = ("proprio", "sim_state")
 _STEP_ARRAYS = ("actions", "valid", "rewards", "success", "distances_m")
-_HEADER_BYTES = 128  # of an .npy file of ours
+_HEADER_BYTES = 128  # header of an .npy file that `_open_npy` writes
 _LOOP_BYTES = 2048  # rows at least this large are copied one by one, straight from the map into the batch
 
 
@@ -54,7 +54,7 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
 def build_part(cache_root: Path, ref: ShardRef, episodes: Iterable[Episode]) -> None:
     """Write the part of ``ref`` from its episodes, read from the shard or still in memory.
 
-    Plain sequential writes, not a writable memory map: on a full disk the former raises, the latter kills the process.
+    Files are written sequentially, not through a memory map: on a full disk a write raises, a map kills the process.
     """
     directory = part_directory(cache_root, ref)
     with whole_directory(directory, f"the cache of shard {ref.name!r}") as partial:
@@ -102,7 +102,7 @@ class CachePart:
 
 
 def open_part(cache_root: Path, ref: ShardRef, verify: bool = True) -> CachePart | None:
-    """Map the part of ``ref``; ``None`` where it is absent, from another schema or damaged (then build it).
+    """Map the part of ``ref``; ``None`` if it is absent, damaged or of another schema, and must be built.
 
     Without ``verify`` only its index is compared with its hash, not the arrays.
     """
@@ -116,21 +116,21 @@ def open_part(cache_root: Path, ref: ShardRef, verify: bool = True) -> CachePart
         if verify and any(hash_file(directory / f"{name}.npy") != known for name, known in index["arrays"].items()):
             return None
         arrays = {name: _map_npy(directory / f"{name}.npy") for name in index["arrays"]}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, tokenize.TokenError):  # the last: numpy, a bad header
+    except (OSError, EOFError, ValueError, KeyError, TypeError, tokenize.TokenError):  # numpy: bad header
         return None
     return CachePart(arrays, tuple(index["episodes"]))
 
 
 def _map_npy(path: Path) -> np.ndarray:
     """A plain array over the map: indexing np.memmap itself costs three times as much per row."""
-    array = np.load(path, mmap_mode=None if path.stat().st_size <= _HEADER_BYTES else "r")  # nothing cannot be mapped
+    array = np.load(path, mmap_mode=None if path.stat().st_size <= _HEADER_BYTES else "r")  # empty: not mappable
     return array.view(np.ndarray)
 
 
 def ensure_part(
     cache_root: Path, ref: ShardRef, read_episodes: Callable[[], Iterable[Episode]], verify: bool = True
 ) -> CachePart:
-    """The part of ``ref``, built from ``read_episodes()`` where absent or damaged; safe among several processes."""
+    """The part of ``ref``, built from ``read_episodes()`` if absent or damaged. Safe in several processes at once."""
     part = open_part(cache_root, ref, verify)
     if part is not None:
         return part
@@ -149,7 +149,7 @@ def ensure_part(
 
 
 class VersionCache:
-    """All parts of a version behind one episode numbering (shards in the version's order).
+    """All parts of a version, with one numbering of the episodes (shards in the version's order).
 
     - ``metas``: E `EpisodeMeta`; ``num_steps`` int64 [E]: F of each episode
     - ``cameras`` by name, sorted; ``actions_per_frame``, ``proprio_dim``, ``action_dim``
@@ -180,7 +180,7 @@ class VersionCache:
         return len(self._records)
 
     def check_cameras(self, names: Sequence[str]) -> tuple[str, ...]:
-        """``names``; raises ``ValueError`` where there is none, or one that the dataset does not have."""
+        """Return ``names``; raises ``ValueError`` if it is empty or names a camera that the dataset does not have."""
         for name in names:
             if name not in self.cameras:
                 raise ValueError(f"camera {name!r} is not in the dataset, allowed: {', '.join(self.cameras)}")
@@ -189,7 +189,7 @@ class VersionCache:
         return tuple(names)
 
     def images(self, cameras: Sequence[str], episode: np.ndarray, row: np.ndarray) -> dict[str, Tensor]:
-        """Camera name -> u8 [*row.shape, h, w, 3], see `frames`, in the order of ``cameras``."""
+        """Camera name -> images u8 [*row.shape, h, w, 3], in the order of ``cameras``; see `frames`."""
         return {name: torch.from_numpy(self.frames(f"frames.{name}", episode, row)) for name in cameras}
 
     def frames(self, name: str, episode: np.ndarray, row: np.ndarray) -> np.ndarray:

@@ -27,9 +27,9 @@ def _context_rows(now: np.ndarray, num_frames: int) -> np.ndarray:
 def make_observation(
     cache: VersionCache, cameras: Sequence[str], index: np.ndarray, num_context_frames: int = NUM_CONTEXT_FRAMES
 ) -> Observation:
-    """The `Observation` by ``cameras`` at ``index`` int64 [B, 2] = (episode, frame 0..F).
+    """The observation at ``index`` int64 [B, 2] = (episode, frame 0..F), seen by ``cameras``.
 
-    K = ``num_context_frames`` is 1 or at least 3.
+    K = ``num_context_frames`` is 1 or at least 3, else ``ValueError``.
     """
     if num_context_frames != 1 and num_context_frames < NUM_CONTEXT_FRAMES:
         raise ValueError(f"num_context_frames is {num_context_frames}, allowed: 1, or {NUM_CONTEXT_FRAMES} and more")
@@ -48,12 +48,14 @@ def make_observation(
 
 
 class ClipDataset:
-    """Clips of one ``split``, seen by ``cameras``. An index row is (episode of the version, frame step of "now").
+    """Clips of one ``split``, seen by ``cameras``.
 
-    - ``candidates`` int64 [N, 2]: every frame step that was simulated
-    - ``candidate_motion`` f64 [N]: how much the images change in it, as a multiple of the split's average: 0 is no
-      change; the mean over cameras, each measured against its own average
-    - ``num_open_steps`` int64 [E]: frame steps of each episode of the version that began before its success
+    An index row is (episode of the version, frame step at which the clip starts).
+
+    - ``candidates`` int64 [N, 2]: index rows of all frame steps of the split
+    - ``candidate_motion`` f64 [N]: how much the images change in the frame step. The change of each camera is divided
+      by its average over the split; the value is the mean over cameras. 0: no change, 1: average
+    - ``num_open_steps`` int64 [E]: for each episode of the version, the frame steps that began before its success
 
     Raises ``ValueError`` for a camera that the dataset does not have.
     """
@@ -117,15 +119,15 @@ class ClipDataset:
         return make_observation(self.cache, self.cameras, index.numpy())
 
     def success_before(self, index: Tensor) -> Tensor:
-        """bool [B]: the episode had already succeeded at or before the frame ``index`` points at."""
+        """bool [B]: whether the episode succeeded at or before the frame at ``index`` int64 [B, 2]."""
         episode, now = index.numpy().T
         succeeded = self.cache.steps("succeeded", episode, np.maximum(now - 1, 0))
         return torch.from_numpy(succeeded & (now > 0))
 
     def landmark_positions(self, spec: SimulatorSpec, index: Tensor) -> Tensor:
-        """f32 [B, P] metres: the landmarks' coordinates, one after the other, at ``index`` int64 [B, 2].
+        """The landmarks' P coordinates in metres, f32 [B, P], one after the other, at ``index`` int64 [B, 2].
 
-        Every row follows the landmarks of its episode's task in ``spec``.
+        The landmarks of a row are those of its episode's task in ``spec``.
         """
         episode, now = index.numpy().T
         names = np.array([self.cache.metas[i].task for i in episode.tolist()])
@@ -150,12 +152,12 @@ class ClipDataset:
 
 @dataclass(frozen=True)
 class ClipSamplingConfig:
-    """How clips are drawn, from every task equally often."""
+    """How clips are drawn. All tasks are drawn equally often."""
 
-    on_policy_share: float = 0.5  # share of clips from the policy's own episodes, 0..1, where there are any
-    motion_weight: float = 1.0  # extra weight of a frame step whose images move as much as the average one, >= 0
-    outcome_balance: bool = True  # success, near-success and failure equally often within each source
-    near_success: bool = True  # control: false draws no clip of a near-success episode
+    on_policy_share: float = 0.5  # share of clips from the policy's own episodes, 0 to 1, if there are any
+    motion_weight: float = 1.0  # extra weight of a frame step with average motion, >= 0; 0: motion does not count
+    outcome_balance: bool = True  # draw success, near-success and failure equally often within each source
+    near_success: bool = True  # false, a control: draw no clip of a near-success episode
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.on_policy_share <= 1.0:
@@ -168,9 +170,9 @@ class BalancedClipSampler:
     """Draws clip indices: first the task, then the source (policy or scripted), the outcome, and the frame step.
 
     Tasks are drawn equally often, and so are the outcomes of a source. Experts and perturbed experts count as one
-    source, "scripted": experts hold successes only, so that balancing each of them alone would balance nothing. Within
-    an outcome, a frame step weighs ``1 + motion_weight * motion`` (`ClipDataset.candidate_motion`). A missing task,
-    source or outcome leaves its share to the others. Pure: what is drawn depends on the generator alone.
+    source, "scripted": experts have only successes, so balancing their outcomes alone would change nothing. Within an
+    outcome, a frame step has the weight ``1 + motion_weight * motion`` (`ClipDataset.candidate_motion`). A missing
+    task, source or outcome leaves its share to the others. The draws depend on the generator only.
     """
 
     def __init__(self, dataset: ClipDataset, config: ClipSamplingConfig) -> None:
@@ -215,10 +217,13 @@ class BalancedClipSampler:
 
 
 def _share_groups(has: np.ndarray, on_policy_share: float) -> np.ndarray:
-    """f64 [tasks, 2, 3], sums to 1: the share of each task, source (scripted, policy) and outcome that ``has`` any."""
+    """The share of each task, source (scripted, policy) and outcome in the draws: f64 [tasks, 2, 3], sums to 1.
+
+    ``has`` bool [tasks, 2, 3] says which of them have a frame step.
+    """
     has_source = has.any(axis=2)
     share = np.array([1.0 - on_policy_share, on_policy_share]) * has_source
-    # The only source that a task has may have a share of 0: it is used rather than nothing.
+    # If a task has only one source and its share is 0, that source is used all the same.
     share = np.where(share.any(axis=1, keepdims=True), share, has_source)
     share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
     share = share[:, :, None] * has / np.maximum(has.sum(axis=2, keepdims=True), 1)

@@ -1,4 +1,4 @@
-"""A picture of many episodes at once: first, middle and last frame of each camera, with number and label."""
+"""One image of many episodes: first, middle and last frame of each camera, with the episode's number and label."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import numpy as np
 
 from worldloop.core.files import write_file
 
-_PICTURES = 9  # side by side; an episode of one camera has 3 of them
+_PICTURES = 9  # images in a row of the sheet; an episode has 3 per camera
 _CAPTION, _MARGIN = 14, 8  # pixels
 _COLOURS = {True: (30, 130, 60), False: (190, 40, 40), None: (90, 90, 90)}
 _NAMES = {True: "success", False: "failure", None: "no label"}
 
 
 def draw_contact_sheet(path: Path, episodes: Iterable[np.ndarray], labels: dict[int, bool]) -> None:
-    """Write a PNG; ``episodes`` are u8 [k, h, w, 3] each, numbered from 0, all of one shape."""
+    """Write the contact sheet of ``episodes`` to the PNG file ``path``.
+
+    - ``episodes``: images u8 [k, h, w, 3] of each episode, all of one shape; episodes are numbered from 0
+    - ``labels``: episode number -> whether it succeeds; an episode may have none
+    """
     from PIL import Image, ImageDraw
 
     episodes = list(episodes)

@@ -18,13 +18,13 @@ from worldloop.sans.clips import make_observation
 
 @dataclass(frozen=True)
 class EpisodeSelection:
-    """Which episodes are imitated. The default is the clone's: successful expert demonstrations."""
+    """Which episodes are imitated. The default is that of `clone_policy`: successful expert demonstrations."""
 
-    sources: tuple[Source, ...] = ("expert",)  # any of expert, perturbed, policy
-    outcomes: tuple[Outcome, ...] = ("success",)  # any of success, near_success, failure
-    split: Split = "train"  # train; validation only to measure
-    tasks: tuple[str, ...] = ()  # ids; (): all
-    max_episodes: int | None = None  # of each task, the first so many in the version's order; None: all
+    sources: tuple[Source, ...] = ("expert",)  # one or more of expert, perturbed, policy, recorded
+    outcomes: tuple[Outcome, ...] = ("success",)  # one or more of success, near_success, failure
+    split: Split = "train"  # train | validation (only to measure)
+    tasks: tuple[str, ...] = ()  # task ids; (): all
+    max_episodes: int | None = None  # per task, the first ones in the version's order; None: all
 
     def __post_init__(self) -> None:
         for key, chosen, allowed in (("sources", self.sources, SOURCES), ("outcomes", self.outcomes, OUTCOMES)):
@@ -39,10 +39,13 @@ EVERY_SUCCESS = EpisodeSelection(sources=SOURCES)
 
 
 class ImitationDataset:
-    """Chunks that start at the stored frames of the selected episodes, seen by ``cameras``.
+    """Action chunks of the selected episodes, each with the observation by ``cameras`` at its start.
 
-    ``episodes`` int64 [n] are the selected ones. Tasks are drawn equally often, and each start of a task is equally
-    likely. Raises ``WorldloopError`` where no episode matches, ``ValueError`` for a camera that is not in the dataset.
+    - ``episodes`` int64 [n]: numbers of the selected episodes
+    - ``starts`` int64 [N, 2] = (episode, frame): stored frames that are followed by at least one valid action
+
+    `sample` draws all tasks equally often, and all starts of a task equally often. Raises ``WorldloopError`` if no
+    episode matches, ``ValueError`` for a camera that is not in the dataset.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class ImitationDataset:
         return self.cache.images(self.cameras, self.starts[:, 0], self.starts[:, 1])
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
-        """B chunks of H = ``chunk_length`` actions, drawn with replacement; H must be a multiple of s."""
+        """B chunks of H = ``chunk_length`` actions, drawn with replacement; see `load`."""
         if len(self._rows_by_task) == 1:
             chosen = torch.randint(len(self.starts), (batch_size,), generator=generator).numpy()
         else:
@@ -84,7 +87,11 @@ class ImitationDataset:
         return self.load(self.starts[chosen], chunk_length)
 
     def load(self, index: np.ndarray, chunk_length: int) -> ImitationBatch:
-        """The chunks at ``index`` int64 [B, 2]; past the end, and after the first success, ``valid`` is false."""
+        """The chunks of H = ``chunk_length`` actions that start at ``index`` int64 [B, 2] = (episode, frame).
+
+        ``valid`` is false past the episode's end and after its first success. Raises ``ValueError`` unless H is a
+        multiple of ``actions_per_frame``.
+        """
         s = self.cache.actions_per_frame
         if chunk_length < 1 or chunk_length % s:
             raise ValueError(f"chunk_length is {chunk_length}, allowed: multiples of actions_per_frame = {s}")

@@ -1,4 +1,4 @@
-"""A person's verdicts on recorded episodes: a small JSON file beside the recording, which itself is never touched."""
+"""Success labels that a person gives to recorded episodes: a JSON file. The recording itself never changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _REMEDY = "write it again with worldloop sans label"
 
 
 def read_labels(path: Path, num_episodes: int) -> dict[int, bool]:
-    """Episode -> whether it succeeds, in order; raises `WorldloopError` where the file does not fit the recording."""
+    """Episode number -> whether it succeeds, sorted.
+
+    Raises `WorldloopError` if the file is missing, broken, or made for another number of episodes.
+    """
     if not path.is_file():
         raise WorldloopError(f"there are no labels {path}: {_REMEDY}")
     stored = read_json(path, f"labels {path}", LABELS_SCHEMA_VERSION, _REMEDY)
@@ -38,8 +41,9 @@ def write_labels(path: Path, labels: dict[int, bool], num_episodes: int) -> None
 
 
 def update_labels(labels: dict[int, bool], num_episodes: int, success: str, failure: str) -> dict[int, bool]:
-    """``labels`` with the episodes of two lists changed, e.g. ``0,3,5-9``; ``rest`` means all without a label.
+    """``labels`` after the episodes in the lists ``success`` and ``failure`` are labelled so.
 
+    A list is like ``0,3,5-9``. ``rest`` means all episodes that have no label then.
     Raises `WorldloopError` for a number outside the recording or in both lists.
     """
     given = {True: success, False: failure}

@@ -1,8 +1,8 @@
-"""Writes the LeRobotDataset v3.0 layout with pyarrow alone.
+"""Writes the LeRobotDataset v3.0 layout with pyarrow only.
 
-Why not LeRobot's own writer: it takes 48 s for 600 episodes of 11 frames (it writes every frame as a PNG file, reads
-it back twice and rewrites all statistics per episode), after an import of 15 s, in every process that appends. This
-takes about 7 s and is deterministic byte for byte. `tests/sans` opens the result with LeRobot's own loader.
+LeRobot's own writer is slow: 48 s for 600 episodes of 11 frames, after an import of 15 s in every process that appends.
+It writes every frame as a PNG file, reads it back twice and rewrites all statistics per episode. This writer takes
+about 7 s, and the same input gives the same bytes. `tests/sans` opens the result with LeRobot's own loader.
 
 Layout: ``meta/info.json``, ``meta/stats.json``, ``meta/tasks.parquet``, ``meta/episodes/chunk-000/file-000.parquet``,
 ``data/chunk-000/file-000.parquet``. One parquet row group is one episode; an image is a PNG in the table.
@@ -38,7 +38,7 @@ Stats = dict[str, np.ndarray]
 
 
 def require_data_extra() -> None:
-    """Raise ``WorldloopError`` with the remedy where the packages that read and write shards are not installed."""
+    """Raise ``WorldloopError`` with the remedy if a package that reads and writes shards is not installed."""
     for package in ("pyarrow", "pandas", "PIL"):
         if find_spec(package) is None:
             raise WorldloopError(f"SANS shards need {package}, which is not installed: pip install 'worldloop[data]'")
@@ -55,7 +55,7 @@ def vector_feature(dtype: str, size: int, names: list[str] | None = None) -> dic
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """u8 [h, w, 3] -> PNG; level 1, since the size gained by a higher level costs several times the time."""
+    """u8 [h, w, 3] -> PNG. Compression level 1: higher levels give smaller files, but take several times as long."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -93,7 +93,10 @@ def _image_stats(histogram: np.ndarray, num_frames: int) -> Stats:
 
 
 def _vector_stats(values: np.ndarray) -> Stats:
-    """LeRobot's statistics of [n, d] over the n that are known; zeros where none is. JSON has no NaN."""
+    """LeRobot's statistics of ``values`` [n, d] over the rows without NaN; zeros if there is none.
+
+    JSON has no NaN.
+    """
     values = values.reshape(len(values), -1).astype(np.float64)
     known = values[np.isfinite(values).all(axis=1)]
     count, values = len(known), known if len(known) else np.zeros((1, values.shape[1]))
@@ -118,7 +121,7 @@ def _huggingface_metadata(features: Features) -> dict[bytes, bytes]:
 class LeRobotWriter:
     """Writes one dataset: `add_episode` for each episode, then `finish`.
 
-    ``features`` are the user's; the five index features are added. ``fps`` is an integer because LeRobot wants one.
+    ``features`` are the user's; the five index features are added. ``fps`` is an integer, as LeRobot requires.
     """
 
     root: Path

@@ -24,9 +24,10 @@ when a later policy opens it by 40 mm; with the floor they come out at 4.
 
 
 def compute_normalisation(proprio: Iterable[np.ndarray]) -> Normalisation:
-    """Statistics over all rows of the arrays f32 [n, S], accumulated in double precision.
+    """Mean and standard deviation over all rows of the arrays f32 [n, S], accumulated in double precision.
 
-    Raises ``WorldloopError`` when there is no row, ``ValueError`` for a value that is not finite.
+    Standard deviations are at least `MIN_STD`. Raises ``WorldloopError`` when there is no row, ``ValueError`` for a
+    value that is not finite.
     """
     count, total, squares = 0, np.float64(0.0), np.float64(0.0)
     for rows in proprio:

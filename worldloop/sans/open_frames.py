@@ -1,4 +1,4 @@
-"""Frames whose episode was still undecided: what a critic of the policy learns from."""
+"""Frames of the policy's episodes from before any success: the training data of a critic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worldloop.sans.clips import ClipDataset
 
 
 class OpenFrames:
-    """The frames of the policy's own episodes before a success, and how their episodes ended.
+    """The frames of the policy's own episodes before a success, and whether each episode succeeded.
 
     ``index`` int64 [N, 2] = (episode, frame); ``label`` bool [N]: the episode succeeded.
     """

@@ -1,7 +1,7 @@
-"""The files of a LeRobot dataset that was recorded elsewhere: metadata, and rows and pictures by LeRobot's readers.
+"""Read the metadata, rows and images of a LeRobot dataset that was recorded elsewhere.
 
-Why not LeRobot's own dataset class: it decodes every camera of a row, and refuses a dataset that lacks the video of one
-that nobody asked for.
+Rows and images are read with LeRobot's functions, but not with its dataset class. That class decodes every camera of a
+row, and refuses a dataset that lacks the video of a camera which is not used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.images import resize
 from worldloop.sans.lerobot_format import IMAGE_PREFIX, require_data_extra
 
-_TOLERANCE_S = 1e-4  # between the time of a row and that of its frame in a video
-_PICTURES_AT_ONCE = 32  # decoded before they are scaled, which bounds the memory
+_TOLERANCE_S = 1e-4  # largest difference between the time of a row and the time of its video frame
+_PICTURES_AT_ONCE = 32  # images decoded before they are resized; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class VideoPart:
 
 @dataclass(frozen=True)
 class RecordedEpisodes:
-    """The episodes of a dataset, N in order.
+    """The N episodes of a dataset, in order.
 
-    ``rows`` int64 [N, 2]: the first row of each, and the one after its last; ``instructions``: N strings; ``videos``:
-    camera feature -> N parts, of the cameras that are kept as video.
+    - ``rows`` int64 [N, 2]: the first row of each episode, and the row after its last
+    - ``instructions``: N strings
+    - ``videos``: camera feature -> N parts, only for cameras that are stored as video
     """
 
     rows: np.ndarray
@@ -50,7 +51,7 @@ class RecordedEpisodes:
 
 @contextmanager
 def naming_damage(root: Path) -> Iterator[None]:
-    """Within it, whatever the readers of a LeRobot dataset raise at one that is broken becomes one `WorldloopError`."""
+    """Within this context, an error that a broken LeRobot dataset causes becomes one `WorldloopError`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -61,7 +62,7 @@ def naming_damage(root: Path) -> Iterator[None]:
 
 
 def read_meta(root: Path, name: str) -> dict[str, Any]:
-    """The JSON file ``name`` of ``root``'s metadata; raises `WorldloopError` where there is none."""
+    """The JSON file ``meta/name`` of the dataset ``root``; raises `WorldloopError` if it cannot be read."""
     try:
         value = json.loads((root / "meta" / name).read_bytes())
     except (OSError, ValueError) as error:
@@ -72,7 +73,7 @@ def read_meta(root: Path, name: str) -> dict[str, Any]:
 def list_cameras(features: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Camera name, e.g. ``top`` -> its feature, e.g. ``observation.images.top``, in the dataset's order.
 
-    Depth maps are no pictures and are left out.
+    Depth maps are left out.
     """
     cameras = [
         key
@@ -92,7 +93,10 @@ def _is_depth(info: dict[str, Any]) -> bool:
 
 
 def name_dimensions(feature: dict[str, Any], kind: str) -> tuple[str, ...]:
-    """Names of the dimensions of a vector feature; LeRobot keeps a list, a mapping to one, or nothing."""
+    """Names of the dimensions of a vector feature. LeRobot stores a list, a mapping to lists, or nothing.
+
+    If there is not one name per dimension, the names are ``kind_0``, ``kind_1``, ...
+    """
     names, size = feature.get("names"), int(np.prod(feature["shape"]))
     if isinstance(names, dict):
         names = [name for values in names.values() for name in (values if isinstance(values, list) else [values])]
@@ -102,9 +106,9 @@ def name_dimensions(feature: dict[str, Any], kind: str) -> tuple[str, ...]:
 
 
 def read_episodes(root: Path, info: dict[str, Any], cameras: Sequence[str]) -> RecordedEpisodes:
-    """The episodes, and where the videos of the features ``cameras`` are; ``info`` is ``meta/info.json``.
+    """Read the table of episodes, and where the videos of the camera features ``cameras`` are.
 
-    Raises `WorldloopError` where their table is missing or broken.
+    ``info`` is the content of ``meta/info.json``. Raises `WorldloopError` if ``meta/episodes`` is missing or broken.
     """
     require_data_extra()
     import pyarrow as pa
@@ -135,7 +139,7 @@ def read_episodes(root: Path, info: dict[str, Any], cameras: Sequence[str]) -> R
 
 
 def require_videos(root: Path, episodes: RecordedEpisodes) -> None:
-    """Raise `WorldloopError` naming the first video that is missing."""
+    """Raise `WorldloopError` if a video is missing, naming the first."""
     for key, parts in episodes.videos.items():
         for path in dict.fromkeys(part.path for part in parts):
             if not path.is_file():
@@ -146,9 +150,9 @@ def require_videos(root: Path, episodes: RecordedEpisodes) -> None:
 
 
 class RowReader:
-    """Rows of a dataset, and pictures of the cameras that are asked for alone.
+    """Reads rows of a dataset, and images of only the camera that is asked for.
 
-    Raises `WorldloopError` where LeRobot is not installed or cannot open the dataset.
+    Raises `WorldloopError` if LeRobot is not installed or cannot open the dataset.
     """
 
     def __init__(self, root: Path, episodes: RecordedEpisodes) -> None:
@@ -156,12 +160,15 @@ class RowReader:
         self._table = _open_table(root)
 
     def numbers(self, keys: Sequence[str], begin: int, end: int) -> dict[str, np.ndarray]:
-        """Feature -> [end - begin, ...] of the rows ``begin`` to ``end``."""
+        """Feature -> its values [end - begin, ...] in the rows ``begin`` to ``end - 1``."""
         rows = self._table.with_format("numpy", columns=list(keys))[begin:end]
         return {key: np.stack(list(rows[key])) for key in keys}
 
     def pictures(self, camera: str, episode: int, rows: np.ndarray, size: int) -> np.ndarray:
-        """u8 [n, size, size, 3]: of the feature ``camera`` at ``rows`` int64 [n], counted from the episode's first."""
+        """Images u8 [n, size, size, 3] of the feature ``camera`` at ``rows`` int64 [n].
+
+        Rows are counted from the episode's first.
+        """
         begin = int(self.episodes.rows[episode, 0])
         blocks = np.split(rows, range(_PICTURES_AT_ONCE, len(rows), _PICTURES_AT_ONCE))
         return np.concatenate([self._read_block(camera, episode, begin + block, size) for block in blocks])

@@ -1,12 +1,13 @@
-"""Episodes of a LeRobot dataset that was recorded elsewhere, on a real robot say, as SANS episodes.
+"""Turn a LeRobot dataset that was recorded elsewhere, e.g. on a real robot, into SANS episodes.
 
-A recording has T = (rows - 1) actions that lead somewhere: the last row's action has no frame after it. Every s-th row
-becomes a stored frame, and the last row the last one. What a recording does not tell stays open: ``sim_state`` has no
-columns, ``distances_m`` and ``margin_m`` are NaN before success, and no episode is a near-success.
+A recording has T = (rows - 1) usable actions: the last row's action has no frame after it. Every s-th row becomes a
+stored frame, and so does the last row. An episode ends ``success_hold_frames`` stored frames after its success.
+``sim_state`` has no columns. ``distances_m`` is NaN before success, ``margin_m`` is NaN in a failure, and no episode is
+a near-success, because a recording does not contain distances.
 
-Success comes from a boolean column, or from a file of labels (`worldloop.sans.labels`). A column is true on the row
-whose action brings success about, LeRobot's ``next.success``; true on the last row alone, it counts for the last action
-that leads somewhere.
+Success comes from a boolean column, or from a file of labels (`worldloop.sans.labels`). The column is true on the row
+whose action causes the success, like LeRobot's ``next.success``. If it is true only on the last row, the success counts
+for the last usable action.
 """
 
 from __future__ import annotations
@@ -38,26 +39,28 @@ from worldloop.sans.recorded_rows import (
 )
 
 VARIANT = "recorded"
-_MIN_WIDTH = 1e-3  # of an action's range, so that an action that was never moved can still be normalised
+_MIN_WIDTH = 1e-3  # smallest range of an action, in its unit: one that never moved can still be normalised
 _MIN_SIZE = 8  # pixels
-_MAX_SLUG = 40  # characters of an instruction that name its task
+_MAX_SLUG = 40  # characters of an instruction that are used in its task's id
 
 
 @dataclass(frozen=True)
 class RecordingConfig:
+    """Where a recording is, and how its episodes are read."""
+
     root: str = ""  # folder of the LeRobotDataset (v3.0)
-    task: str = ""  # what checkpoints call the task, or put before each of several; "" takes the folder's name
+    task: str = ""  # the task's id, or the first part of several tasks' ids; "": the folder's name
     cameras: tuple[str, ...] = ()  # image features, e.g. top or observation.images.top; (): all
-    state_key: str = "observation.state"  # what becomes proprio
-    action_key: str = "action"
-    success_key: str = ""  # boolean column, e.g. next.success
-    labels: str = ""  # file written by `worldloop sans label`, where there is no such column
-    image_size: int = 64  # pixels, height and width; the whole picture is scaled to it
-    image_sizes: dict[str, int] = field(default_factory=dict)  # of single cameras, e.g. {wrist: 48}
-    actions_per_frame: int = 5  # rows between two stored frames
-    success_hold_frames: int = 1  # stored frames that still show success after the first that does
+    state_key: str = "observation.state"  # feature that becomes proprio
+    action_key: str = "action"  # feature that holds the actions
+    success_key: str = ""  # boolean column, e.g. next.success; "": the file `labels` says what succeeds
+    labels: str = ""  # file written by `worldloop sans label`; not read if success_key is given
+    image_size: int = 64  # pixels, height and width; the whole image is resized to it
+    image_sizes: dict[str, int] = field(default_factory=dict)  # pixels, for single cameras, e.g. {wrist: 48}
+    actions_per_frame: int = 5  # rows from one stored frame to the next
+    success_hold_frames: int = 1  # stored frames that are kept after the first one that shows success
     success_confirm_frames: int = 1  # further frames that must agree before imagination declares a success
-    validation_share: float = 0.15  # share of the episodes of each task and outcome that is held out
+    validation_share: float = 0.15  # held-out share of each task's successes and of its failures, 0 to below 1
 
     def __post_init__(self) -> None:
         if min([self.image_size, *self.image_sizes.values()]) < _MIN_SIZE or self.actions_per_frame < 1:
@@ -73,7 +76,7 @@ class RecordingConfig:
 class Recording:
     """The metadata of a recording of N episodes.
 
-    ``cameras``: name -> feature, of those that are used; ``tasks``: the id of each episode's task.
+    ``cameras``: name -> feature, only the cameras in use; ``tasks``: N task ids, one per episode.
     """
 
     root: Path
@@ -89,7 +92,7 @@ class Recording:
 
 
 def open_recording(config: RecordingConfig) -> Recording:
-    """Read the metadata alone; raises `WorldloopError` naming what is missing and what there is."""
+    """Read the metadata only. Raises `WorldloopError` that names what is missing, and what there is instead."""
     if not config.root:
         raise WorldloopError("recording.root is not given: the folder of a LeRobotDataset")
     root = Path(config.root)
@@ -129,7 +132,7 @@ def open_recording(config: RecordingConfig) -> Recording:
 
 
 def _choose_cameras(config: RecordingConfig, known: dict[str, str]) -> dict[str, str]:
-    """Those of ``known``, name -> feature, that ``config`` uses, in its order."""
+    """The cameras that ``config`` uses, name -> feature, in its order; all of ``known`` if it names none."""
     chosen = [name_camera(camera) for camera in config.cameras] or list(known)
     for key, names in (("cameras", chosen), ("image_sizes", list(config.image_sizes))):
         for name in names:
@@ -144,9 +147,9 @@ def _choose_cameras(config: RecordingConfig, known: dict[str, str]) -> dict[str,
 
 
 def name_tasks(name: str, instructions: Sequence[str]) -> dict[str, str]:
-    """Instruction -> id of its task: ``name`` where all are the same, else ``name/SLUG``, e.g. ``arm/open-the-door``.
+    """Instruction -> id of its task: ``name`` if all are the same, else ``name/SLUG``, e.g. ``arm/open-the-door``.
 
-    Distinct instructions have distinct ids, in the order in which they come.
+    Different instructions get different ids. They are in the order of their first appearance.
     """
     distinct = list(dict.fromkeys(instructions))
     if len(distinct) == 1:
@@ -163,7 +166,7 @@ def name_tasks(name: str, instructions: Sequence[str]) -> dict[str, str]:
 
 
 def recording_spec(config: RecordingConfig) -> SimulatorSpec:
-    """What a world model of the recording must know; actions are bounded by the smallest and largest recorded."""
+    """The spec of the recording. Its action bounds are the smallest and the largest recorded values."""
     recording = open_recording(config)
     with naming_damage(recording.root):
         sizes = {name: config.image_sizes.get(name, config.image_size) for name in recording.cameras}
@@ -187,7 +190,7 @@ def recording_spec(config: RecordingConfig) -> SimulatorSpec:
 
 
 def _describe_task(recording: Recording, task: str) -> TaskSpec:
-    """As long as its longest episode."""
+    """The spec of ``task``. Its time limit is the length of its longest episode."""
     numbers = [number for number, name in enumerate(recording.tasks) if name == task]
     rows = recording.episodes.rows[numbers]
     return TaskSpec(
@@ -199,12 +202,12 @@ def _describe_task(recording: Recording, task: str) -> TaskSpec:
 
 
 def count_episodes(config: RecordingConfig) -> int:
-    """Episodes of the recording."""
+    """Number of episodes in the recording."""
     return len(open_recording(config).episodes)
 
 
 def check_recording(config: RecordingConfig) -> Recording:
-    """`open_recording`, and `WorldloopError` too where nothing says what succeeds or a video is missing."""
+    """Like `open_recording`; also raises `WorldloopError` if a video is missing or nothing says what succeeds."""
     recording = open_recording(config)
     require_videos(recording.root, recording.episodes)
     if not config.success_key and not config.labels:
@@ -220,9 +223,9 @@ def check_recording(config: RecordingConfig) -> Recording:
 
 
 def read_recording(config: RecordingConfig, spec: SimulatorSpec) -> Iterator[Episode]:
-    """The recording's labelled episodes in order; those without a label, or of one row, are left out.
+    """The recording's labelled episodes, in order. Episodes without a label or with fewer than two rows are left out.
 
-    A share of each task's successes and failures is held out for validation, by hash of the episode's id.
+    A share of each task's successes and failures is held out for validation, chosen by a hash of the episode's id.
     """
     recording = check_recording(config)
     reader = RowReader(recording.root, recording.episodes)
@@ -264,7 +267,10 @@ def _make_episode(
     recording: Recording,
     spec: SimulatorSpec,
 ) -> Episode:
-    """``state`` f32 [T + 1, S] and ``action`` f32 [T + 1, A]; ``first_success`` is the action that brought it about."""
+    """The episode of ``state`` f32 [T + 1, S] and ``action`` f32 [T + 1, A].
+
+    ``first_success`` is the index of the action that causes the success, ``None`` for a failure.
+    """
     s, T = spec.actions_per_frame, len(state) - 1
     F = -(-T // s)
     if first_success is not None:
@@ -272,7 +278,7 @@ def _make_episode(
         T = min(T, F * s)
     row = np.minimum(np.arange(F + 1) * s, T)
     step = np.arange(F * s).reshape(F, s)
-    actions = action[np.minimum(step, T - 1)].astype(np.float32)  # held where there are none: 0 may be a place to go
+    actions = action[np.minimum(step, T - 1)].astype(np.float32)  # past the end the last one repeats: 0 may be a target
     began = len(step.reshape(-1)) if first_success is None else first_success
     success = step >= began
     is_success = first_success is not None
@@ -311,7 +317,7 @@ def _make_episode(
 
 
 def _find_success(config: RecordingConfig, recording: Recording, reader: RowReader) -> dict[int, int | None]:
-    """Labelled episode -> the action that brought success about, or ``None`` for a failure."""
+    """Number of each labelled episode -> index of the action that causes the success, ``None`` for a failure."""
     rows = recording.episodes.rows
     last_action = rows[:, 1] - rows[:, 0] - 2
     usable = [i for i in range(len(last_action)) if last_action[i] >= 0]

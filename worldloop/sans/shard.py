@@ -1,7 +1,7 @@
 """One shard: a list of episodes as a LeRobotDataset v3 directory plus ``worldloop.json``, its manifest.
 
-A row is a frame. Row f holds ``frames[f]``, ``proprio[f]`` and the s stacked actions that lead to row f + 1; the last
-row of an episode carries a hold action (zeros) and ``is_terminal_frame``. Everything of `EpisodeMeta` is a
+A row is a frame. Row f holds ``frames[f]``, ``proprio[f]`` and the s = ``actions_per_frame`` actions that lead to row
+f + 1. The last row of an episode has a hold action (zeros) and ``is_terminal_frame``. Each field of `EpisodeMeta` is a
 ``worldloop/<field>`` column of ``meta/episodes``. Images are lossless. The same episodes always give the same bytes.
 """
 
@@ -49,7 +49,7 @@ _META_TYPES: dict[str, type] = {
 
 @dataclass(frozen=True)
 class ShardRef:
-    """A shard as a version names it: ``sha256`` covers its manifest, which lists the hash of every file."""
+    """A version's reference to a shard. ``sha256`` is the hash of its manifest, which lists the hash of every file."""
 
     name: str
     sha256: str
@@ -59,7 +59,7 @@ class ShardRef:
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """What all episodes of a version share: ``cameras`` name -> (h, w), dimensions, s and the control rate."""
+    """What all episodes of a version share. ``cameras``: name -> (height, width); ``hz``: rate of environment steps."""
 
     cameras: dict[str, tuple[int, int]]
     proprio_dim: int
@@ -85,12 +85,12 @@ class ShardLayout:
 
 
 def meta_to_json(meta: EpisodeMeta) -> dict[str, Any]:
-    """Plain JSON types (a NumPy scalar becomes a Python one)."""
+    """``meta`` as plain JSON types; a NumPy scalar becomes a Python one."""
     return {key: kind(getattr(meta, key)) for key, kind in _META_TYPES.items()}
 
 
 def check_episode(episode: Episode, layout: ShardLayout) -> None:
-    """Raise ``ValueError`` naming the field where ``episode`` cannot be stored bit for bit beside the others."""
+    """Raise ``ValueError`` naming the field unless ``episode`` has the dtypes of a shard and the layout ``layout``."""
     for name in ("proprio", "actions", "sim_state"):
         check_dtype(f"Episode.{name}", getattr(episode, name), np.float32)
     for name, dtype in _STEP_DTYPES.items():
@@ -102,7 +102,7 @@ def check_episode(episode: Episode, layout: ShardLayout) -> None:
 
 
 def hash_episodes(episodes: Iterable[Episode]) -> str:
-    """sha256 of what the episodes say, whatever the file format."""
+    """sha256 of the episodes' content, independent of the file format."""
     digest = hashlib.sha256()
     for episode in episodes:
         digest.update(to_json([meta_to_json(episode.meta), bool(episode.terminated), bool(episode.truncated)]))
@@ -144,7 +144,7 @@ def _features(layout: ShardLayout, meta: EpisodeMeta, spec: SimulatorSpec | None
 def _add(writer: LeRobotWriter, episode: Episode, drop_terminal: bool) -> None:
     F = episode.num_frame_steps
     n = F if drop_terminal else F + 1
-    # The last row holds: no action, no reward, not valid; where the task stands stays what it was.
+    # The last row is a hold: zero action, zero reward, not valid. Success and distance keep their last values.
     steps = {"action": episode.actions, **{key: getattr(episode, key) for key in _STEP_DTYPES}}
     vectors = {}
     for key, values in steps.items():
@@ -164,9 +164,9 @@ def _add(writer: LeRobotWriter, episode: Episode, drop_terminal: bool) -> None:
 def _write_lerobot(
     root: Path, episodes: Iterable[Episode], features: Features | None, spec: SimulatorSpec | None, drop_terminal: bool
 ) -> tuple[ShardLayout, int, int]:
-    """Write into the existing directory ``root``; (layout, episodes, rows).
+    """Write ``episodes`` into the existing directory ``root``; returns (layout, number of episodes, number of rows).
 
-    LeRobot's fps is an integer: the nearest to hz / s, at least 1; ``worldloop/hz`` keeps the true rate.
+    LeRobot needs an integer fps: hz / s rounded, at least 1. ``worldloop/hz`` keeps the exact rate.
     """
     require_data_extra()
     writer: LeRobotWriter | None = None
@@ -200,7 +200,7 @@ def export_for_training(root: Path, episodes: Iterable[Episode], features: Featu
 
 
 def write_shard(directory: Path, episodes: list[Episode], spec: SimulatorSpec | None = None) -> ShardRef:
-    """Write the shard ``directory`` (its name is the shard's name); it appears whole or not at all."""
+    """Write ``episodes`` as the shard ``directory``, whose name becomes the shard's. It appears whole or not at all."""
     what = f"shard {directory.name!r}"
     with whole_directory(directory, what) as partial:
         layout, num_episodes, num_rows = _write_lerobot(partial, episodes, None, spec, drop_terminal=False)
@@ -237,7 +237,10 @@ def shard_ref(directory: Path) -> ShardRef:
 
 
 def find_damage(directory: Path, ref: ShardRef | None) -> str | None:
-    """The first file of the shard that is missing, changed or foreign, or ``None``; reads every byte."""
+    """Name of the first file of the shard that is missing, changed or not in its manifest; ``None`` if all is well.
+
+    Reads every byte.
+    """
     if ref is not None and hash_file(directory / MANIFEST) != ref.sha256:
         return MANIFEST
     files = read_manifest(directory)["files"]
@@ -265,7 +268,7 @@ def verify_shard(directory: Path, ref: ShardRef) -> None:
 
 
 def read_metas(directory: Path) -> list[tuple[EpisodeMeta, bool, bool]]:
-    """(meta, terminated, truncated) of every episode, without touching a frame."""
+    """(meta, terminated, truncated) of every episode, without reading any frame."""
     require_data_extra()
     import pyarrow.parquet as pq
 
@@ -287,7 +290,7 @@ def read_metas(directory: Path) -> list[tuple[EpisodeMeta, bool, bool]]:
 
 @contextmanager
 def _damage(directory: Path) -> Iterator[None]:
-    """What pyarrow and our own types say of broken bytes, as one clear error."""
+    """Within this context, an error that a broken file causes becomes one `WorldloopError`."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Which observations of a dataset a checked world model carries, for environments and games to start from."""
+"""Choose the observations that are stored with a checked world model. Environments and games start from them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import torch
 from worldloop.core.types import Observation
 from worldloop.sans.clips import ClipDataset
 
-NUM_STARTS = 64  # of all tasks
+NUM_STARTS = 64  # over all tasks together
 
 
 def choose_starts(dataset: ClipDataset) -> Observation:
-    """First observations of the latest episodes of ``dataset``, the policy's own where there are any.
+    """The first observations of the latest episodes of ``dataset``, up to `NUM_STARTS`, with an equal part per task.
 
-    They are spread evenly over its tasks, one task after the other.
+    A task's starts come from the policy's own episodes if it has any, else from all its episodes. Tasks follow one
+    another.
     """
     metas = dataset.cache.metas
     tasks = sorted({metas[e].task for e in dataset.episode_index().tolist()})

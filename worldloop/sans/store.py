@@ -38,7 +38,7 @@ _SUMMARY_KEYS_OF_TASK = ("source", "outcome", "split")
 
 @dataclass(frozen=True)
 class SansVersion:
-    """A named list of shards; ``normalisation`` is that of the first version of its lineage."""
+    """A named list of shards. ``normalisation`` is that of its oldest ancestor."""
 
     name: str
     parent: str | None
@@ -57,7 +57,7 @@ class SansVersion:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything the version says: equal fingerprints mean equal data."""
+        """sha256 of the version's JSON: equal fingerprints mean equal data."""
         return hashlib.sha256(to_json(self.to_json())).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -84,8 +84,8 @@ class SansVersion:
 class SansStore:
     """A SANS dataset in the directory ``root``. Nothing is ever edited in place.
 
-    Appending is for one writer per shard name at a time. ``write_cache`` builds the decoded cache of a shard while
-    its episodes are still in memory.
+    Only one process at a time may append a shard of a given name. ``write_cache`` builds the decoded cache of a shard
+    while its episodes are still in memory.
     """
 
     def __init__(self, root: Path, write_cache: bool = True) -> None:
@@ -100,9 +100,9 @@ class SansStore:
     def append(self, episodes: Sequence[Episode], name: str, spec: SimulatorSpec | None = None) -> ShardRef:
         """Store ``episodes`` as the shard ``name``; ``spec`` supplies the action and proprio names.
 
-        Repeating an append with the same episodes gives the same shard; one that is damaged, or that no version has
-        taken in, is written again. Other episodes under the name of a version's shard, evaluation episodes and an
-        empty list raise ``WorldloopError``.
+        Appending the same episodes again gives the same shard. A shard that exists is written again if it is damaged,
+        or if it has other episodes and no version contains it. Raises ``WorldloopError`` for an empty list, for
+        evaluation episodes, and for other episodes under the name of a shard that a version contains.
         """
         check_name("shard", name)
         episodes = list(episodes)
@@ -141,10 +141,11 @@ class SansStore:
         parent: SansVersion | None = None,
         normalisation: Normalisation | None = None,
     ) -> SansVersion:
-        """Write the version ``name``: the parent's shards, then those of ``shards`` it does not have yet.
+        """Write the version ``name``: the parent's shards, then those of ``shards`` that it does not have yet.
 
-        Normalisation is the parent's; without a parent the one given, else that of the training episodes. Repeating
-        a snapshot is harmless; a different one under the same name raises ``WorldloopError``.
+        The version's normalisation is the parent's. Without a parent it is ``normalisation``, or else computed from
+        the training episodes. Repeating a snapshot changes nothing. A different one under the same name raises
+        ``WorldloopError``.
         """
         check_name("version", name)
         known = parent.shards if parent is not None else ()
@@ -193,7 +194,7 @@ class SansStore:
         return sorted(path.stem for path in (self.root / "versions").glob("[!.]*.json"))
 
     def version(self, name: str) -> SansVersion:
-        """Read a version; raises ``WorldloopError`` where there is none or a newer worldloop wrote it."""
+        """Read a version; raises ``WorldloopError`` if it does not exist, is broken, or a newer worldloop wrote it."""
         path = self._version_path(name)
         if not path.is_file():
             known = ", ".join(self.list_versions()) or "none"
@@ -204,7 +205,7 @@ class SansStore:
             return SansVersion.from_json(value)
 
     def verify(self, version: SansVersion) -> None:
-        """Hash every file of every shard; the first that differs raises ``WorldloopError`` naming its shard."""
+        """Compare every file of every shard with its hash. The first that differs raises ``WorldloopError``."""
         for ref in version.shards:
             verify_shard(self.shard_path(ref.name), ref)
 
@@ -214,13 +215,14 @@ class SansStore:
             yield from read_shard(self.shard_path(ref.name))
 
     def metas(self, version: SansVersion) -> list[EpisodeMeta]:
-        """Of all episodes, in their order, without touching a frame."""
+        """The meta of every episode, in order, without reading any frame."""
         return [meta for ref in version.shards for meta, _, _ in read_metas(self.shard_path(ref.name))]
 
     def open_cache(self, version: SansVersion, verify: bool = True) -> VersionCache:
-        """The decoded cache, built where absent; with ``verify`` a corrupt shard is refused by name first.
+        """The decoded cache of ``version``. Missing parts are built.
 
-        So is a damaged cache built again; without ``verify`` only its index is looked at.
+        With ``verify`` all hashes are compared: a corrupt shard raises ``WorldloopError``, a damaged part is built
+        again. Without it only the hash of each part's index is compared.
         """
         if verify:
             self.verify(version)
@@ -233,9 +235,9 @@ class SansStore:
         return VersionCache([ensure(ref) for ref in refs])
 
     def merge(self, version: SansVersion, out_dir: Path) -> None:
-        """Write the version as one LeRobotDataset v3 for training elsewhere: terminal rows are dropped.
+        """Write the version as one LeRobotDataset v3 for training elsewhere, without terminal rows.
 
-        Feature names are those of the first shard. Raises ``WorldloopError`` where ``out_dir`` exists.
+        Feature names are those of the first shard. Raises ``WorldloopError`` if ``out_dir`` exists.
         """
         out_dir = Path(out_dir)
         if out_dir.exists():

@@ -1,10 +1,10 @@
-"""What every simulator of ours does with an action chunk: time limit, success, ``valid``, context frames.
+"""The base of our simulators: time limit, success, ``valid`` and context frames of an action chunk.
 
-A simulator says how to load states, advance one action, measure and render; `ChunkedSimulator` turns that into
-`worldloop.core.interfaces.Simulator`. The rules live here once:
+A subclass says how to load states, advance one action, measure and render. `ChunkedSimulator` makes a
+`worldloop.core.interfaces.Simulator` of it, by these rules:
 
-- After the first success the row goes on for ``spec.success_hold_frames`` frames and then to the end of the chunk, so
-  that frames show the scene after all their actions and what success looks like, but those steps are not ``valid``.
+- After its first success a row goes on for ``spec.success_hold_frames`` frames, and then to the end of the chunk. So
+  frames show the scene after all their actions, and what success looks like. These steps are not ``valid``.
 - A step past the time limit of the row's task is not executed. A row that has ended keeps its frames, proprio and
   state.
 - ``Observation.frames`` are (first of the episode, previous stored frame, now) of each camera; all equal after a reset.
@@ -63,7 +63,7 @@ def make_cameras(
 
 @dataclass
 class Measurement:
-    """What can be read off a batch without rendering.
+    """What is measured in a batch of B rows without rendering.
 
     ``proprio`` f32 [B, S], ``sim_state`` f32 [B, D] (its last entry is overwritten with the environment step),
     ``success`` bool [B], ``distance_m`` f32 [B].
@@ -77,7 +77,7 @@ class Measurement:
 
 @dataclass
 class _Batch(Rows):
-    """The rows that are running: their tasks, context frames, last measurement, clocks. Every field has B rows."""
+    """The rows of the batch: their tasks, context frames, last measurement and step counts. Every field has B rows."""
 
     task: tuple[str, ...]
     instruction: tuple[str, ...]
@@ -96,9 +96,10 @@ class _Batch(Rows):
 
 
 class ChunkedSimulator(ABC):
-    """Base of ManiSkill and the toy. Subclasses set ``spec`` and ``num_envs``; tensors are on the CPU.
+    """Base of the ManiSkill and toy simulators. Subclasses set ``spec``, ``num_envs`` and ``state_dim``.
 
-    ``required_package`` is a module without which it cannot start, "" for none; ``extra`` of worldloop installs it.
+    ``required_package``: module without which the simulator cannot start; "": none. ``extra``: the extra of worldloop
+    that installs it. All tensors are on the CPU.
     """
 
     required_package = ""
@@ -134,8 +135,8 @@ class ChunkedSimulator(ABC):
     def reset(self, initial_states: InitialStates | Observation, rows: Tensor | None = None) -> Observation:
         """See `worldloop.core.interfaces.Simulator.reset`.
 
-        From an `Observation` its ``sim_state`` is restored; its instruction, and its first and previous frame as
-        context, stay.
+        An `Observation` is restored from its ``sim_state``. It keeps its instruction and, if it has three frames, its
+        first and previous frame.
         """
         if isinstance(initial_states, Observation):
             states, tasks, instructions = initial_states.sim_state, initial_states.task, initial_states.instruction
@@ -197,7 +198,7 @@ class ChunkedSimulator(ABC):
         )
 
     def _run_frame(self, batch: _Batch, actions: Tensor) -> list[tuple[Tensor, ...]]:
-        """Run the s actions of one stored frame; per action (reward, valid, success, distance), each [B]."""
+        """Run the s actions of one stored frame; returns (reward, valid, success, distance) per action, each [B]."""
         results: list[tuple[Tensor, ...]] = []
         shown: dict[str, Tensor] | None = None  # this frame's images; a row that hit its limit early keeps its own
         moved = torch.zeros_like(batch.has_ended)
@@ -221,7 +222,7 @@ class ChunkedSimulator(ABC):
         return results
 
     def _record(self, batch: _Batch, running: Tensor) -> None:
-        """Take over the measurement after one environment step in the rows that ran."""
+        """After one environment step, measure and write the result into the rows that ran."""
         batch.env_step = batch.env_step + running.long()
         measured = self._measure()
         measured.sim_state[:, -1] = batch.env_step.float()
@@ -231,7 +232,7 @@ class ChunkedSimulator(ABC):
     def _start_rows(
         self, states: Tensor, tasks: tuple[str, ...], instructions: tuple[str, ...], limits: Tensor, index: Tensor
     ) -> _Batch:
-        """The N rows at ``index`` of what was just loaded, at their episodes' start."""
+        """A batch of the N rows at ``index`` that were just loaded, at the start of their episodes."""
         frames, measured = {camera: images[index] for camera, images in self._render().items()}, self._measure()
         env_step = states[:, -1].round().long()
         measured.sim_state = measured.sim_state[index]
@@ -276,7 +277,7 @@ def _stack_frames(images: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _select(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
-    """``new`` where ``mask`` [B], else ``old``; a copy, so that nothing returned earlier changes."""
+    """``new`` where ``mask`` [B] is true, else ``old``. A copy, so that nothing returned earlier changes."""
     if old is None:
         return new.clone()
     return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)

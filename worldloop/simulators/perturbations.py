@@ -1,6 +1,6 @@
-"""The scripted variants: an expert and seven ways to be worse, with per-row parameters from a noise key.
+"""The scripted variants: an expert, and seven worse variants of it. Each row's parameters come from its noise key.
 
-Near-success data is what teaches a world model where the border of success lies; each variant makes another kind.
+Near-success data teaches a world model where the border of success lies. Each variant makes another kind of it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ SCRIPTED_VARIANTS: tuple[str, ...] = (
 
 @dataclass
 class VariantParameters:
-    """Per row, each [B]. Lengths in units of the task (metres; the toy scales them).
+    """Parameters of B rows, each [B] but ``noise_phase``. Lengths are in metres; the toy scales them.
 
-    ``progress`` is the share of the way to the goal region after which pushing stops (above 1: never short),
-    ``lateral_m`` and ``height_m`` shift the path, ``wait_steps`` passes before it begins, ``noise_scale`` is the
-    amplitude of smooth action noise, ``wanders`` marks rows that stay away from the object.
+    - ``progress``: share of the way to the goal region after which pushing stops; above 1: it never stops short
+    - ``lateral_m``, ``height_m``: shift of the path
+    - ``wait_steps``: environment steps before the motion begins
+    - ``noise_scale``: amplitude of the smooth action noise; ``noise_phase`` [B, 6]: its phases, see `smooth_noise`
+    - ``wanders``: the row stays away from the object; ``lifts_at_end``: the hand lifts at the end of a push
+    - ``speed``: largest action, as a share of the scripted policy's limit
     """
 
     progress: Tensor
@@ -50,7 +53,10 @@ class VariantParameters:
 
 
 def draw_variant_parameters(variants: tuple[str, ...], row_keys: Tensor) -> VariantParameters:
-    """Parameters of ``variants[b]`` from ``row_keys[b]`` int64 alone; an unknown variant is a ``ValueError``."""
+    """Parameters of the rows. Row b depends on ``variants[b]`` and ``row_keys[b]`` int64 only.
+
+    Raises ``ValueError`` for an unknown variant.
+    """
     for variant in variants:
         if variant not in SCRIPTED_VARIANTS:
             raise ValueError(f"scripted variant {variant!r} is not one of {', '.join(SCRIPTED_VARIANTS)}")

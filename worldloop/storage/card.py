@@ -1,9 +1,9 @@
-"""What stands beside a world model's weights once it has been checked: how to read it, how good it is, where to start.
+"""The card of a checked world model: how to read its heads, how good it is, and observations to start from.
 
     DIRECTORY/card.json            calibrations, the check's figures, sha256 of the weights and starts they belong to
     DIRECTORY/starts.safetensors   observations that training episodes began with, seen by every camera
 
-With its card a checkpoint is an environment by itself, away from the run that made it.
+With its card, a checkpoint can be used as an environment without the run that made it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _REMEDY = "check the world model again, or restore its directory from a copy"
 class WorldModelCard:
     """How to read a checked world model.
 
-    - ``calibrations``: of its success head, by task
-    - ``figures``: what the check measured, plain values: source -> figures. With several tasks those are the means, and
-      ``figures["tasks"]`` has the same for each task.
+    - ``calibrations``: how to read its heads, by task
+    - ``figures``: what the check measured, as plain values: source -> figures. With several tasks these are means over
+      the tasks, and ``figures["tasks"]`` holds the same for each task.
     - ``starts``: N observations of one frame, with proprio
     """
 
@@ -64,7 +64,11 @@ def write_card(directory: Path, card: WorldModelCard) -> None:
 
 
 def read_card(directory: Path) -> WorldModelCard:
-    """Raises `WorldloopError` where the world model is not checked, or the card is damaged, old or of other weights."""
+    """Read the card in ``directory``.
+
+    Raises `WorldloopError` if the world model was not checked, or if the card is damaged, of another schema, or of
+    other weights.
+    """
     what = f"the card of checkpoint {directory}"
     if not (directory / "card.json").is_file():
         raise WorldloopError(
@@ -94,7 +98,7 @@ def read_card(directory: Path) -> WorldModelCard:
 
 
 def _read_strings(value: dict[str, Any], key: str) -> tuple[str, ...]:
-    """Raises ``TypeError`` where ``value[key]`` is no list of strings."""
+    """The strings in the list ``value[key]``; raises ``TypeError`` if it is not a list of strings."""
     strings = value[key]
     if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
         raise TypeError(f"{key} is {strings}")

@@ -1,7 +1,7 @@
 """Self-contained checkpoints: weights and normalisation in safetensors, everything else in one JSON file.
 
     DIRECTORY/model.safetensors      state_dict, and normalisation.proprio_mean / .proprio_std
-    DIRECTORY/checkpoint.json        schema_version, kind, class, config, spec, extra, sha256 of the weights
+    DIRECTORY/checkpoint.json        schema_version, kind, name, config, spec, extra, sha256 of the weights
 
 Nothing is unpickled. A checkpoint loads without the run that made it.
 """
@@ -32,7 +32,11 @@ _REMEDY = "restore it, or delete the run directory and run again"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model is rebuilt from: ``kind`` is ``policy`` or ``world_model``, ``name`` the class as in configs."""
+    """Everything that a model is rebuilt from.
+
+    ``kind`` is ``policy`` or ``world_model``. ``name`` is the policy's ``kind`` in the config, or
+    ``video_world_model``.
+    """
 
     kind: str
     name: str
@@ -44,7 +48,7 @@ class Checkpoint:
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically, replacing what an interrupted stage may have left at ``directory``."""
+    """Write ``checkpoint`` to ``directory`` atomically. An existing directory, e.g. of a killed stage, is replaced."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.weights.items()}
     tensors[_PREFIX + "proprio_mean"] = checkpoint.normalisation.proprio_mean.clone()
     tensors[_PREFIX + "proprio_std"] = checkpoint.normalisation.proprio_std.clone()
@@ -63,7 +67,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raises ``OSError`` where the disk does not take them, which safetensors says in an error of its own."""
+    """Save ``tensors`` to ``path``. A disk error, which safetensors wraps in an error of its own, is an ``OSError``."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -74,7 +78,10 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
-    """Raises `WorldloopError`, naming the directory, for anything missing, damaged, newer or of another kind."""
+    """Read the checkpoint in ``directory``.
+
+    Raises `WorldloopError`, naming the directory, if it is missing, damaged, of another ``kind`` or of another schema.
+    """
     if not directory.is_dir():
         raise WorldloopError(f"checkpoint {directory} does not exist: give the folder of a run, or of a checkpoint")
     what = f"checkpoint {directory}"
@@ -101,13 +108,13 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
 
 
 def read_description(directory: Path) -> dict[str, Any]:
-    """What ``checkpoint.json`` holds; raises `WorldloopError` where it is broken, or of another schema."""
+    """The content of ``checkpoint.json``; raises `WorldloopError` if it is broken or of another schema."""
     what = f"checkpoint {directory}"
     return read_current_json(directory / "checkpoint.json", what, CHECKPOINT_SCHEMA_VERSION, _REMEDY)
 
 
 def read_current_json(path: Path, what: str, schema: int, remedy: str) -> dict[str, Any]:
-    """`read_json`, and `WorldloopError` too for a ``schema_version`` below ``schema``: of one camera and one task."""
+    """Like `read_json`; also raises `WorldloopError` for a lower ``schema_version``, of one camera and one task."""
     value = read_json(path, what, schema, remedy)
     if value["schema_version"] < schema:
         raise WorldloopError(
@@ -118,9 +125,10 @@ def read_current_json(path: Path, what: str, schema: int, remedy: str) -> dict[s
 
 
 def rebuild_dataclass[T](cls: type[T], values: dict[str, Any]) -> T:
-    """Inverse of ``dataclasses.asdict`` after JSON: nested dataclasses and tuples come back as their fields' types say.
+    """A ``cls`` from the JSON of ``dataclasses.asdict``, nested dataclasses and tuples included.
 
-    Raises ``TypeError`` for a field that ``cls`` does not have, and where a dataclass or a tuple belongs but is none.
+    Raises ``TypeError`` for a field that ``cls`` does not have, and for a value that should be a dataclass or a tuple
+    but is not.
     """
     if not isinstance(values, dict):
         raise TypeError(f"{values!r} is no {cls.__name__}")
@@ -141,9 +149,10 @@ def _rebuild(expected: Any, value: Any) -> Any:
 def load_weights(
     module: torch.nn.Module, checkpoint: Checkpoint, directory: Path, frozen: frozenset[str] = frozenset()
 ) -> None:
-    """Raises `WorldloopError` when names or shapes differ from the architecture that the config describes.
+    """Load the checkpoint's weights into ``module``, which was built from the checkpoint's config.
 
-    What is ``frozen`` stays as the module has it: a checkpoint does not store it.
+    Weights named in ``frozen`` are not stored in a checkpoint, and stay as they are in ``module``. Raises
+    `WorldloopError` if names or shapes differ from those of ``module``.
     """
     try:
         load_trained(module, checkpoint.weights, frozen)

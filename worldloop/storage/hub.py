@@ -1,8 +1,9 @@
-"""World models away from home: a folder with a model card that says how good it is, and the Hugging Face Hub.
+"""Export a world model to a folder with a model card; upload it to the Hugging Face Hub, and download it again.
 
-DIRECTORY/README.md   the model card: what it imagines, the check's figures, how to use it
-and the files of `worldloop.storage.checkpoint` and `worldloop.storage.card`, unchanged but for the folder of a
-published pipeline on this machine, of which only the name goes along
+    DIRECTORY/README.md   the model card: what the model imagines, the check's figures, how to use it
+
+The other files are those of `worldloop.storage.checkpoint` and `worldloop.storage.card`, with one change: if the
+pretrained pipeline is a folder on this machine, only the folder's name is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from worldloop.storage.checkpoint import read_description, rebuild_dataclass
 
 FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What a card shows of a source's figures: name, what it means, unit.
+# The figures that a model card shows for each source: key, meaning, unit.
 _SHOWN = (
     ("auc", "success head over whole episodes, AUC", ""),
     ("balanced_accuracy", "success head, balanced accuracy", ""),
@@ -38,7 +39,7 @@ _SHOWN = (
 def export_world_model(checkpoint: Path, out: Path) -> None:
     """Copy the checked world model in ``checkpoint`` to the new folder ``out``, with a model card.
 
-    Raises `WorldloopError` where ``out`` exists or the checkpoint was not checked or is damaged.
+    Raises `WorldloopError` if ``out`` exists, or if the world model was not checked or is damaged.
     """
     if out.exists():
         raise WorldloopError(f"{out} exists: export into a folder that does not exist yet")
@@ -106,7 +107,7 @@ def _list_cameras(spec: SimulatorSpec) -> str:
 
 
 def _draw_table(figures: dict[str, Any]) -> list[str]:
-    """One column for each source of ``figures``, see `WorldModelCard`."""
+    """A Markdown table of ``figures`` (see `WorldModelCard`), with one column per source."""
     sources = [source for source, values in figures.items() if isinstance(values, dict) and source != "tasks"]
     lines = ["| | " + " | ".join(f"{s.replace('_', '-')}, n {figures[s]['n']}" for s in sources) + " |"]
     lines.append("|---|" + "---|" * len(sources))
@@ -129,7 +130,7 @@ def _tell_of_base(pretrained: str) -> list[str]:
 
 
 def push_to_hub(directory: Path, name: str, private: bool = True) -> str:
-    """Upload an exported world model to the Hub as ``name`` (owner/model); returns its address."""
+    """Upload an exported world model to the Hub as ``name`` (owner/model); returns its URL."""
     hub = _import_hub()
     if not HUB_NAME.fullmatch(name):
         raise WorldloopError(f"{name!r} is no name on the Hub: owner/model")
@@ -145,7 +146,10 @@ def push_to_hub(directory: Path, name: str, private: bool = True) -> str:
 
 
 def fetch_from_hub(name: str) -> Path:
-    """A local copy of the world model called ``name`` on the Hub, downloaded once; raises `WorldloopError`."""
+    """A local copy of the world model called ``name`` on the Hub, downloaded once.
+
+    Raises `WorldloopError` if it cannot be downloaded.
+    """
     hub = _import_hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=[*FILES, "README.md"]))

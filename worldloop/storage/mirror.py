@@ -1,11 +1,12 @@
-"""A copy of a run in an object store (S3, GCS, Azure, HDFS; or a folder), which outlives the machine the run is on.
+"""A copy of a run in an object store (S3, GCS, Azure, HDFS, or a folder), in case the run's machine is lost.
 
-    URI/RUN_NAME/manifest.json       the run's files and their hashes: it alone says what counts, and is written last
-    URI/RUN_NAME/objects/SHA256      their contents
+    URI/RUN_NAME/manifest.json       the run's files and their hashes, written last: only files listed here count
+    URI/RUN_NAME/objects/SHA256      the contents of the files
 
-A run is worked on in a folder. After every stage `Mirror.push` copies what is new; on a machine that does not have the
-run `Mirror.fetch` brings it. What can be made again stays behind: the decoded cache, and what a stage has half done.
-Every copy has an id and counts its generations, and the folder notes both: one that is behind overwrites nothing.
+The run works in a local folder. After every stage `Mirror.push` copies new and changed files to the store. On a machine
+that does not have the run, `Mirror.fetch` downloads it. The decoded cache and the checkpoints of an unfinished stage
+are not copied, because they can be made again. Every copy has an id, and a generation that counts its pushes. The local
+folder stores both, so a folder that is behind its copy cannot overwrite it.
 """
 
 from __future__ import annotations
@@ -25,24 +26,28 @@ from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import disk_errors, malformed, read_json, to_json, write_file
 
 MANIFEST_SCHEMA_VERSION = 1
-LOCAL = ".mirror.json"  # in the run: which generation of which copy it is, and the hashes of its files
-_INCOMING = ".incoming"  # in the run: what is being fetched
+LOCAL = ".mirror.json"  # in the run's folder: id and generation of its copy, and the hashes of its files
+_INCOMING = ".incoming"  # in the run's folder: files that are being downloaded
 _LEFT_OUT = ("sans/cache/", "partial/", "status.json")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 2**20
 
-Print = tuple[int, int, str]  # a file's size, time of change in ns, and sha256
+Print = tuple[int, int, str]  # a file's size in bytes, time of its last change in ns, and sha256
 
 
 class StoreError(WorldloopError):
-    """The store cannot be reached, or does not do what it is asked to."""
+    """The store cannot be reached, or refuses an operation."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class _Version:
-    """``token`` is that of a generation which may have been written after this one, by this folder."""
+    """A generation of a copy: the manifest in the store, or the note `LOCAL` in the run's folder.
+
+    ``files``: name -> sha256 in a manifest, name -> `Print` in a note. ``token`` names a push. In a note it is the push
+    that this folder began last and may have completed, "" if it has noted the end.
+    """
 
     copy: str = ""
     generation: int = 0
@@ -61,7 +66,7 @@ class _Version:
 class Mirror:
     """The copy of the run ``run_name`` below ``uri``, e.g. ``s3://bucket/runs``, through `pyarrow.fs`.
 
-    Every method raises `StoreError` where the store cannot be used.
+    Every method raises `StoreError` if the store cannot be used.
     """
 
     def __init__(self, uri: str, run_name: str) -> None:
@@ -83,10 +88,10 @@ class Mirror:
         return self._read_manifest() is not None
 
     def fetch(self, run: Path) -> bool:
-        """Bring the copy to the locked folder ``run`` where there is no run yet; returns whether it did.
+        """Download the copy into the locked folder ``run``, unless a run is there already; returns whether it did.
 
-        Raises `WorldloopError` where the run there is behind its copy, with which another machine has gone on, or
-        where the folder holds something else.
+        Raises `WorldloopError` if the run there is behind its copy because another machine has continued the run, if it
+        belongs to another copy, or if the folder holds other files.
         """
         manifest = self._read_manifest()
         if manifest is None:
@@ -100,7 +105,7 @@ class Mirror:
         shutil.rmtree(incoming, ignore_errors=True)
         files = {name: self._download(digest, incoming / name, name) for name, digest in manifest.files.items()}
         with disk_errors(str(run)):
-            # the config last: until it is there, there is no run
+            # config.yaml is moved last: a folder without it does not count as a run
             for path in sorted(incoming.iterdir(), key=lambda path: path.name == "config.yaml"):
                 target = run / path.name
                 if target.is_dir():
@@ -112,9 +117,9 @@ class Mirror:
         return True
 
     def push(self, run: Path) -> None:
-        """Copy what is new or has changed since the last time, and forget what is gone.
+        """Copy new and changed files to the store, and delete there what the run no longer has.
 
-        Raises `WorldloopError` where another machine has gone on with the copy.
+        Raises `WorldloopError` if another machine has continued the run from the copy.
         """
         manifest = self._read_manifest()
         if manifest is not None:
@@ -131,11 +136,12 @@ class Mirror:
             infos = self._store.get_file_info(self._selector(f"{self._path}/objects"))
             stored = {info.base_name: info.size for info in infos if info.type == self._file}
             for name, (size, _, digest) in files.items():
-                if stored.get(digest) != size:  # one that was cut short has another size
+                if stored.get(digest) != size:  # an incomplete upload has another size
                     with (run / name).open("rb") as source, self._store.open_output_stream(self._object(digest)) as out:
                         shutil.copyfileobj(source, out, _BLOCK)
                     stored[digest] = size
-        # noted before it is done: cut in between, the new generation is known to be this folder's
+        # Note the token before the manifest is replaced. If the process is killed in between, this folder still knows
+        # that the new generation is its own.
         write_file(run / LOCAL, _Version(copy, generation, token, files).to_json(), str(run / LOCAL))
         with self._reaching():
             with self._store.open_output_stream(f"{self._path}/manifest.partial") as out:
@@ -175,7 +181,7 @@ class Mirror:
             )
 
     def _download(self, digest: str, target: Path, name: str) -> Print:
-        """Bring one object; raises `WorldloopError` where it is not what its name says."""
+        """Download one object to ``target``; raises `WorldloopError` if its sha256 is not ``digest``."""
         found = hashlib.sha256()
         with self._reaching():
             source = self._store.open_input_stream(self._object(digest))
@@ -200,7 +206,7 @@ class Mirror:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's derive from these
+        except (OSError, ValueError, KeyError, NotImplementedError) as error:  # bases of pyarrow's errors
             raise StoreError(f"the store {self.place} cannot be used: {first_line(error)}; see `mirror`") from error
 
 
@@ -216,7 +222,10 @@ def _stat(path: Path, digest: str) -> Print:
 
 
 def _hash(path: Path, known: Any) -> Print | None:
-    """The hash is ``known`` where size and time of change are; ``None`` for a file that has just gone."""
+    """The `Print` of ``path``, with the hash of ``known`` if size and time are unchanged.
+
+    ``None`` if the file has just been deleted.
+    """
     try:
         size, changed, _ = _stat(path, "")
         if known and [size, changed] == list(known[:2]):

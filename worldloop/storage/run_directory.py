@@ -2,10 +2,10 @@
 
     config.yaml  state.json  results.json  timings.json  environment.json
     tensorboard/  checkpoints/iteration_NNN/{world_model,policy}/  sans/  initial_states/SPLIT/TASK.safetensors
-    partial/  of the training stage that runs: what it has done so far
+    partial/  checkpoints within the training stage that is running
 
-``state.json`` is the truth about how far the run is; it is replaced after every stage. ``results.json`` follows from
-it and holds no timings, so that an interrupted and an uninterrupted run can be compared byte for byte.
+``state.json`` says how far the run is. It is replaced after every stage. ``results.json`` is derived from it. It holds
+no timings, so that an interrupted and an uninterrupted run can be compared byte for byte.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TIMING = {
     "peak_gpu_memory_mib": int | float,
     "finished": str,
 }
-_SINCE = {"peak_gpu_memory_mib": 0}  # for runs of before there was one
+_SINCE = {"peak_gpu_memory_mib": 0}  # value for stages that were recorded before the key existed
 _REMEDY = "restore it, or delete the run directory and run again"
 _PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", "numpy", "worldloop")
 
@@ -64,7 +64,7 @@ class RunDirectory:
         return (self.path / "config.yaml").is_file()
 
     def lock(self) -> None:
-        """Raises `WorldloopError` when another process is running this run."""
+        """Lock the run for this process; raises `WorldloopError` if another process holds the lock."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
@@ -82,7 +82,7 @@ class RunDirectory:
             self._lock = None
 
     def read_config(self) -> str:
-        """The YAML that the run was made with; raises `WorldloopError` where the file is gone or no mapping."""
+        """The YAML that the run was made with; raises `WorldloopError` if it is missing or not a mapping."""
         path = self.path / "config.yaml"
         try:
             text = path.read_text()
@@ -93,7 +93,7 @@ class RunDirectory:
         return text
 
     def create(self, config_yaml: str) -> None:
-        """Store what the run is made of: resolved config, git commit, package versions."""
+        """Store what the run was made with: resolved config, git commit, package versions."""
         write_file(self.path / "environment.json", to_json(_describe_environment()), "environment.json")
         write_file(self.path / "config.yaml", config_yaml.encode(), "config.yaml")
 
@@ -105,7 +105,7 @@ class RunDirectory:
         return LoopState.from_dict(read_json(path, f"run state {path}", STATE_SCHEMA_VERSION, _REMEDY))
 
     def write_state(self, state: LoopState) -> None:
-        """Results first: the stage counts as done only once ``state.json`` says so."""
+        """Write ``results.json``, then ``state.json``: the stage counts as done only when ``state.json`` says so."""
         write_file(self.path / "results.json", to_json(make_results(state)), "results.json")
         write_file(self.path / "state.json", to_json(state.to_dict()), "state.json")
 

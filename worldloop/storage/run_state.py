@@ -10,26 +10,28 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Calibration, Calibrations, Trust
 
 STATE_SCHEMA_VERSION = 3
-UNNAMED_TASK = ""  # the one task of a state of before tasks had names
+UNNAMED_TASK = ""  # the only task of a state that was stored before tasks had names
 
 
 @dataclass(frozen=True)
 class LoopState:
     """Stored as ``state.json`` after every stage. Paths are relative to the run directory.
 
-    - ``iteration`` and ``next_stage``: where the loop stands; ``next_stage`` "" means that it has ended
+    - ``iteration`` and ``next_stage``: where the loop is; ``next_stage`` "" means that the loop has ended
     - ``dataset``: name of the SANS version
     - ``clone``, ``policy``, ``world_model``: checkpoint directories ("" before there is one); ``clone`` is iteration
       0's policy
-    - ``candidates``: checkpoints of the last improvement, in the order of training, that await promotion
-    - ``teacher``: what was fitted, and fits go on from; ``world_model`` is that, or its student of fewer sampler steps
+    - ``candidates``: checkpoints of the last improvement that await promotion, in the order of training
+    - ``teacher``: the fitted world model, from which the next fit continues; ``world_model`` is the teacher, or its
+      student with fewer sampler steps
     - ``world_model_steps``: optimizer steps on world models so far; ``num_fits``: fits of this iteration so far
-    - ``calibrations``: how the check of ``world_model`` reads its heads, ``None`` before there was one; ``trust`` by
-      task: what the check found, empty before there was one
+    - ``calibrations``: how to read the heads of ``world_model``, ``None`` until it has been checked; ``trust``: task ->
+      what the check found, empty until then
     - ``validation_success``: task -> outcomes of ``policy`` on the validation states, for the paired promotion test
-    - ``evaluation_success``: the same of every iteration's policy on the evaluation states, by iteration. Recorded
-      for the report's paired gains; no decision reads it
-    - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes start from states after them
+    - ``evaluation_success``: for each iteration, task -> outcomes of its policy on the evaluation states. Recorded for
+      the report's paired gains; no decision reads it
+    - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
+      theirs
     - ``env_steps``: simulator steps that entered SANS so far
     - ``records``: one dictionary of figures per iteration, for `results.json`; no stage reads them
     """
@@ -54,7 +56,7 @@ class LoopState:
     schema_version: int = STATE_SCHEMA_VERSION
 
     def record(self, **figures: Any) -> LoopState:
-        """The state with ``figures`` merged into this iteration's record, those of ``tasks`` task by task."""
+        """The state with ``figures`` merged into this iteration's record; ``tasks`` is merged task by task."""
         records = list(self.records)
         while len(records) <= self.iteration:
             records.append({"iteration": len(records)})
@@ -77,7 +79,7 @@ class LoopState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoopState:
-        """Inverse of `to_dict` after a trip through JSON, of this schema version or an earlier one.
+        """The state in ``values``, read from the JSON of `to_dict` of this schema version or an earlier one.
 
         A state of an earlier version has one task, `UNNAMED_TASK`. Raises `WorldloopError` on anything else.
         """
@@ -100,7 +102,7 @@ def _read_outcomes(by_task: Mapping[str, Sequence[bool]]) -> dict[str, tuple[boo
 
 
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of ``values`` with the fields of schema version 1 or 2, if they are that, under today's names."""
+    """A copy of ``values`` in the present schema version; converts versions 1 and 2."""
     values = dict(values)
     if values["schema_version"] == 1:
         reason, records = values.pop("distrust", ""), values["records"]

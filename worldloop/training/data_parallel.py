@@ -1,11 +1,11 @@
-"""Data parallelism: which rank goes through which microbatch, and what the ranks add up.
+"""Data parallelism: how the ranks share microbatches, and how they sum gradients and metrics.
 
-A training batch falls into ``num_microbatches`` microbatches, each with random draws of its own. The ranks share them
-out, every rank goes through its own one after the other, and gradients add up over all of them. So the number of ranks
-changes the order in which floats are added and nothing else; a single rank accumulates gradients.
+A training batch is split into ``num_microbatches`` microbatches, each with its own random numbers. Every rank processes
+its share of them one after the other, and gradients are summed over all of them. So the number of ranks changes only
+the order in which floats are added. A single rank accumulates gradients.
 
-Why not `DistributedDataParallel`: losses are several methods of one module, whole heads have no gradient in some of
-them, and a rank whose GRPO groups were all dropped has no row left to push through a wrapper.
+Why not `DistributedDataParallel`: a loss uses several methods of one module, some losses give whole heads no gradient,
+and a rank whose GRPO groups were all dropped has no row left to pass through a wrapper.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from worldloop.training.sharding import is_sharded
 
 @dataclass(frozen=True)
 class DataParallel:
-    """Rank ``rank`` of ``world_size``. More than one need an initialised `torch.distributed` process group.
+    """Rank ``rank`` of ``world_size``. Several ranks need an initialised `torch.distributed` process group.
 
-    Every rank has to call the other methods but `microbatches` (and what is made of them) equally often, in the same
-    order.
+    Methods that communicate must be called by every rank, equally often and in the same order. Only `is_main` and
+    `microbatches` do not communicate.
     """
 
     rank: int = 0
@@ -34,7 +34,7 @@ class DataParallel:
 
     @classmethod
     def of_process_group(cls) -> DataParallel:
-        """This process among those of `torch.distributed`; the only one where no group was initialised."""
+        """This process in the `torch.distributed` process group; the only rank if no group is initialised."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
@@ -45,7 +45,7 @@ class DataParallel:
         return self.rank == 0
 
     def microbatches(self, num_microbatches: int) -> range:
-        """The numbers of the microbatches that this rank goes through; as many as every other's.
+        """The numbers of this rank's microbatches. All ranks have equally many.
 
         Raises ``ValueError`` unless ``num_microbatches`` is a multiple of ``world_size``.
         """
@@ -55,19 +55,19 @@ class DataParallel:
         return range(self.rank * share, (self.rank + 1) * share)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """The sum of every rank's ``values``, of one shape."""
+        """The sum of all ranks' ``values``, which have one shape."""
         return self._all_reduce(values, dist.ReduceOp.SUM) if self.world_size > 1 else values
 
     def all_reduce_max(self, values: Tensor) -> Tensor:
-        """The largest of every rank's ``values``, element by element."""
+        """The maximum over all ranks' ``values``, element by element."""
         return self._all_reduce(values, dist.ReduceOp.MAX) if self.world_size > 1 else values
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on one of the ranks."""
+        """Whether ``flag`` is true on at least one rank."""
         return bool(self.all_reduce_sum(torch.tensor(int(flag))))
 
     def all_gather[T](self, value: T) -> list[T]:
-        """Every rank's ``value``, which can be pickled, in the order of the ranks."""
+        """All ranks' ``value``, in rank order. It must be picklable."""
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -75,22 +75,22 @@ class DataParallel:
         return values  # type: ignore[return-value]
 
     def sum_metrics(self, metrics: Mapping[str, float]) -> Metrics:
-        """The sums over all ranks; what one of them lacks counts as 0."""
+        """``metrics`` summed over all ranks. A metric that a rank lacks counts as 0."""
         total: Metrics = {}
         for own in self.all_gather(dict(metrics)):
             add_metrics(total, own)
         return total
 
     def weigh(self, counts: Sequence[Tensor]) -> list[Tensor]:
-        """What each of this rank's ``counts`` (scalars) is of the sum of all ranks'; zeros where that is zero."""
+        """Each of this rank's ``counts`` (scalars) divided by the sum over all ranks; zeros if that sum is zero."""
         total = self.all_reduce_sum(torch.tensor(float(sum(map(int, counts)))))
         return [count.float() / total.clamp_min(1) for count in counts]
 
     @torch.no_grad()
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up what every rank's backward passes left in ``grad``; FSDP2 has done so for sharded parameters.
+        """Sum ``grad`` over all ranks, in place. Sharded parameters are skipped, since FSDP2 has summed theirs.
 
-        A parameter that got no gradient on any rank still has none, so that weight decay leaves it alone too.
+        A parameter without a gradient on any rank keeps ``grad`` ``None``, so that weight decay does not change it.
         """
         parameters = [p for p in parameters if not is_sharded(p)]
         if self.world_size == 1 or not parameters:
@@ -126,6 +126,6 @@ def add_metrics(total: Metrics, metrics: Mapping[str, float], weight: float = 1.
 def share_of_microbatch(count: int, share: float, number: int) -> int:
     """How many of the ``count`` rows of microbatch ``number`` are of a kind that has ``share`` of all rows.
 
-    Rounded over the microbatches together, so that many small ones have as many as a large one.
+    Rounding runs over all microbatches, so that many small ones have as many of these rows as one large one.
     """
     return round((number + 1) * count * share) - round(number * count * share)

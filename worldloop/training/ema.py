@@ -1,4 +1,4 @@
-"""Exponential moving average of a module's weights; the averaged copy is what imagines."""
+"""Exponential moving average of a module's weights. World models imagine with the averaged weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from worldloop.training.sharding import to_local
 
 
 class EmaWeights[ModuleT: nn.Module]:
-    """``module`` holds the average of ``source``'s weights with ``decay`` per update.
+    """``module`` holds the average of ``source``'s weights, with ``decay`` in [0, 1) per update.
 
-    The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not dominated by
-    the initial weights. Integer buffers are copied. What is frozen in ``source`` is shared with it: one copy in memory.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that the initial weights do not dominate a short
+    run. Integer buffers are copied. Frozen parameters are shared with ``source``, to have one copy in memory.
     """
 
     def __init__(self, source: ModuleT, decay: float) -> None:
@@ -29,7 +29,7 @@ class EmaWeights[ModuleT: nn.Module]:
         self.frozen = frozenset(frozen)
 
     def copy(self) -> ModuleT:
-        """The average as it is now, in the processor's memory but for what is frozen, which is shared here too."""
+        """A copy of the current average, on the CPU. Frozen parameters are shared, not copied."""
         shared: dict[int, object] = {id(p): p for name, p in self.module.named_parameters() if name in self.frozen}
         copied: ModuleT = copy.deepcopy(self.module, shared)
         for name, tensor in (*copied.named_parameters(), *copied.named_buffers()):
@@ -38,7 +38,7 @@ class EmaWeights[ModuleT: nn.Module]:
         return copied
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Without what is frozen."""
+        """The number of updates and the averaged weights, without frozen parameters."""
         averaged = {name: value for name, value in self.module.state_dict().items() if name not in self.frozen}
         return {"num_updates": torch.tensor(self.num_updates), **prefix("module", averaged)}
 
@@ -48,7 +48,7 @@ class EmaWeights[ModuleT: nn.Module]:
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
-        """Move the average towards ``source``'s present weights."""
+        """Move the average towards the current weights of ``source``."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         averaged, present = (

@@ -1,4 +1,4 @@
-"""The optimizer recipes: AdamW with warm-up and cosine decay for training stages, one cycle for small instruments."""
+"""AdamW with two schedules: warm-up and cosine decay for training stages, one cycle for small networks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Optimizer:
-    """``backward(loss)`` once or more, for microbatches whose losses add up, then ``step()``.
+    """AdamW for training stages: call ``backward(loss)`` for each microbatch, then ``step()``.
 
-    AdamW (betas .9, .95), linear warm-up, cosine decay to a tenth of ``learning_rate`` over ``num_steps``; no decay
-    where ``num_steps`` is ``None``. A step adds up the gradients of all ranks, clips their norm and updates. Weight
-    decay leaves out vectors (biases, norms, embeddings' gains). Raises `WorldloopError` on a loss that is not finite,
-    naming ``name``, before the weights are touched.
+    Betas (0.9, 0.95), linear warm-up, cosine decay to a tenth of ``learning_rate`` over ``num_steps``; ``None``: no
+    decay. A step sums the gradients of all ranks, clips their norm and updates. Weight decay skips vectors (biases,
+    norms, embeddings' gains). Raises `WorldloopError` on a loss that is not finite, naming ``name``, before the weights
+    change.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Optimizer:
         return float(gather({"norm": norm})["norm"])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors only: the optimizer's, of each parameter by its number, and the count of steps."""
+        """The optimizer's tensors of each parameter, by the parameter's number, and the number of steps."""
         tensors = {"num_steps": torch.tensor(self.scheduler.last_epoch)}
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{number}.{name}": value for name, value in values.items()}
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from the `state_dict` of an optimizer of the same parameters and settings."""
+        """Continue from the `state_dict` of an optimizer with the same parameters and settings."""
         state: dict[int, dict[str, Tensor]] = {}
         numbered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for key, value in tensors.items():
@@ -111,7 +111,7 @@ class Optimizer:
 
 
 class OneCycleOptimizer(Optimizer):
-    """For the short fit of a small network from nothing: torch's AdamW under a one-cycle schedule, nothing clipped.
+    """AdamW with a one-cycle schedule and no clipping, to fit a small network from scratch in few steps.
 
     The learning rate rises over the first tenth and then falls to almost nothing (Smith and Topin 2017,
     arXiv:1708.07120).
@@ -129,7 +129,7 @@ class OneCycleOptimizer(Optimizer):
     ) -> None:
         self.parameters = list(parameters)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay)
-        rise = 0.1 if num_steps != 10 else 0.2  # torch divides by zero where the rise would end with the first step
+        rise = 0.1 if num_steps != 10 else 0.2  # 10 steps: 0.1 would end the rise at once, torch divides by its length
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, learning_rate, total_steps=num_steps, pct_start=rise
         )

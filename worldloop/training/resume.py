@@ -1,10 +1,10 @@
-"""Checkpoints within a long training stage: one that is cut in its middle goes on there.
+"""Checkpoints within a long training stage: an interrupted stage continues from the last one.
 
     partial/NAME/partial.json                  how many steps are done, hashes of the files that belong to them
-    partial/NAME/shared_STEPS.safetensors      what every rank holds alike
-    partial/NAME/part_I_STEPS.safetensors      what belongs to microbatch I: its generator, its self-rollout pool
+    partial/NAME/shared_STEPS.safetensors      state that is equal on all ranks
+    partial/NAME/part_I_STEPS.safetensors      state of microbatch I: its generator, its self-rollout pool
 
-Results depend neither on whether a stage was cut, nor on how often it writes a checkpoint.
+Results depend neither on whether a stage was interrupted, nor on how often it writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PARTIAL_SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Where a stage trains, and how it is cut into microbatches and checkpoints.
+    """Where a stage trains, and how it is split into microbatches and checkpoints.
 
     - ``device``: where networks train and imagine
-    - ``num_microbatches``: parts of every batch, shared out among the ranks
-    - ``checkpoint_root``: folder of checkpoints within stages, ``None``: none are written
-    - ``checkpoint_every_s``: seconds between two of them, 0: none are written
-    - ``shard_world_model``: no rank holds the trained world model whole (FSDP2)
+    - ``num_microbatches``: microbatches of every batch, shared by the ranks
+    - ``checkpoint_root``: folder of checkpoints within stages; ``None``: none are written
+    - ``checkpoint_every_s``: seconds between two checkpoints; 0: none are written
+    - ``shard_world_model``: each rank holds only a share of the trained world model (FSDP2)
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -55,17 +55,17 @@ class TrainingSetup:
         return {number: make_generator(*self.name_draws(number, *parts)) for number in numbers}
 
     def name_draws(self, number: int, *parts: int | str) -> tuple[int | str, ...]:
-        """What the draws of microbatch ``number`` are derived from."""
-        # not respelled: another word would be other draws
+        """What the random numbers of microbatch ``number`` are derived from."""
+        # "micro-batch" keeps its old spelling: another word would give other random numbers
         return parts if self.num_microbatches == 1 else (*parts, "micro-batch", number)
 
     def has_checkpoint(self, name: str) -> bool:
-        """Whether the training called ``name`` would go on in its middle."""
+        """Whether the training called ``name`` has a checkpoint to continue from."""
         directory = self.locate(name)
         return self.data_parallel.any(directory is not None and (directory / "partial.json").is_file())
 
     def drop_checkpoint(self, name: str) -> None:
-        """Delete the checkpoint of ``name``, once the stage's result has been saved."""
+        """Delete the checkpoint of ``name``; call it after the stage's result has been saved."""
         directory = self.locate(name)
         if directory is not None and self.data_parallel.is_main and directory.exists():
             with disk_errors(str(directory)):
@@ -77,7 +77,7 @@ class TrainingSetup:
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps of a part of the training: as a `torch.nn.Module`, but of tensors only."""
+    """A part of the training whose state a checkpoint stores. The methods are those of `torch.nn.Module`."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -98,7 +98,7 @@ class GeneratorState:
 
 
 class TrainableState:
-    """`Stateful` of what is trained of a module; the rest is as it was loaded."""
+    """`Stateful` of a module without its frozen parameters, which never change."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -112,9 +112,10 @@ class TrainableState:
 
 
 class TrainingCheckpoint:
-    """``restore()`` once, then ``save(num_steps)`` after every step; see `TrainingSetup.drop_checkpoint` for the end.
+    """The checkpoint of one training: call ``restore()`` once, then ``save(num_steps)`` after every step.
 
-    ``shared`` is alike on every rank, ``by_microbatch`` holds what belongs to each of this rank's microbatches.
+    ``shared`` is the state that is equal on all ranks, ``by_microbatch`` the state of each of this rank's microbatches.
+    `TrainingSetup.drop_checkpoint` deletes the checkpoint at the end.
     """
 
     def __init__(
@@ -130,9 +131,9 @@ class TrainingCheckpoint:
         self.files |= {f"part_{number}": states for number, states in by_microbatch.items()}
 
     def restore(self) -> int:
-        """How many steps are done already; what they led to is restored.
+        """Load the checkpoint; returns the number of steps that are done, 0 if there is no checkpoint.
 
-        Raises `WorldloopError` where the checkpoint is damaged, or is not of this training.
+        Raises `WorldloopError` if the checkpoint is damaged, of an older worldloop, or of another training.
         """
         if self.directory is None or not (self.directory / "partial.json").is_file():
             return 0
@@ -158,9 +159,10 @@ class TrainingCheckpoint:
         return self.num_steps
 
     def save(self, num_steps: int, always: bool = False) -> None:
-        """Write a checkpoint if ``checkpoint_every_s`` have passed since the last one; all ranks together.
+        """Write a checkpoint if ``checkpoint_every_s`` have passed since the last one. Every rank must call it.
 
-        ``always``: in any case, since others follow that could otherwise not begin without it.
+        ``always``: write it even if less time has passed, for a training that another one follows. Nothing is ever
+        written without a ``checkpoint_root`` or with ``checkpoint_every_s`` 0.
         """
         data_parallel, every_s = self.setup.data_parallel, self.setup.checkpoint_every_s
         if self.directory is None or every_s == 0:

@@ -1,9 +1,10 @@
-"""Weights that no rank holds whole: FSDP2 (`torch.distributed.fsdp.fully_shard`) for networks that do not fit.
+"""Sharding with FSDP2 (`torch.distributed.fsdp.fully_shard`), for networks that do not fit on one device.
 
-Between steps every rank holds a share of a sharded module's weights, and so of its optimizer state and average. For the
-time of a forward and backward pass the weights are gathered, and gradients are added up over the ranks into the shares.
-One group for the whole module: our denoisers call the parts of their blocks, which FSDP2's hooks on a block would not
-see. A sharded module is called through its ``forward``, which returns its loss in a plain tuple.
+Between steps every rank holds only a share of a sharded module's weights, optimizer state and averaged weights. For a
+forward and backward pass the weights are gathered. Gradients are summed over the ranks, and each rank keeps its share.
+The whole module is one FSDP2 group: our denoisers call parts of their blocks directly, and FSDP2's hooks on a block
+would miss these calls. A sharded module must be called through its ``forward``, which returns the loss in a plain
+tuple.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def shard(module: nn.Module, names: Set[str], device: torch.device) -> None:
-    """Share the parameters of ``names`` out among all ranks, in place; the others stay whole."""
+    """Shard the parameters called ``names`` over all ranks, in place. Other parameters stay whole."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -32,25 +33,25 @@ def shard(module: nn.Module, names: Set[str], device: torch.device) -> None:
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    # told by its method, since importing DTensor takes two seconds, also of processes that never share weights out
+    # checks for the method because importing DTensor takes two seconds, also in processes that never shard weights
     return hasattr(tensor, "to_local")
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """This rank's share, a view; the tensor itself where it is whole."""
+    """This rank's share as a view, or the tensor itself if it is not sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The whole tensors, those that were sharded in the processor's memory; every rank has to call it.
+    """The whole tensors. Sharded ones are gathered on the CPU. Every rank must call it.
 
-    By name, since the ranks may hold them in different orders.
+    Tensors are gathered in the order of their names, because the ranks may hold them in different orders.
     """
     return {n: t.full_tensor().cpu() if is_sharded(t) else t for n, t in sorted(tensors.items())}
 
 
 def share_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `gather`: of whole ``tensors`` this rank takes its share where those of ``like`` are sharded."""
+    """Inverse of `gather`: shard each of the whole ``tensors`` whose namesake in ``like`` is sharded."""
     shared = dict(tensors)
     for name, reference in like.items():
         if name in shared and is_sharded(reference):

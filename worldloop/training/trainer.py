@@ -1,8 +1,8 @@
 """The one training loop.
 
 An algorithm writes an `Objective`: where batches come from, and their loss. `Trainer` does the rest: microbatches,
-data parallelism, sharding, the moving average of the weights, gradient norms, progress, TensorBoard, and going on in
-the middle of a stage that was cut.
+data parallelism, sharding, the moving average of the weights, gradient norms, progress, TensorBoard, and continuing an
+interrupted stage.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ class Objective[BatchT](ABC):
     ``generators`` are those of this rank's microbatches, by number: all randomness of the training comes from them.
     """
 
-    progress_metric = "loss"  # of the metrics, shown beside the progress bar
+    progress_metric = "loss"  # the metric that is shown beside the progress bar
     log_every = 20  # steps between two points in TensorBoard
 
     def __init__(self, generators: Mapping[int, torch.Generator]) -> None:
         self.generators = generators
-        self.step_metrics: Metrics = {}  # what `batches` measures, this rank's part of a sum over ranks
+        self.step_metrics: Metrics = {}  # measured by `batches`: this rank's part of sums over ranks
 
     @abstractmethod
     def batches(self, step: int) -> Iterable[Mapping[int, BatchT]]:
-        """The updates of ``step``: for each, the batches of this rank's microbatches, by number.
+        """Yield the updates of ``step``, each as microbatch number -> batch, for this rank's microbatches.
 
-        All ranks yield equally many updates; a microbatch that has no row left may be missing from one.
+        All ranks must yield equally many updates. A microbatch that has no rows may be missing from an update.
         """
 
     @abstractmethod
     def count(self, batch: BatchT) -> Tensor:
-        """A scalar: over how many elements the loss of ``batch`` is a mean. Microbatches weigh by it."""
+        """The number of elements over which the loss of ``batch`` is a mean, a scalar; the microbatch's weight."""
 
     @abstractmethod
     def compute_loss(self, batch: BatchT, number: int) -> tuple[Tensor, Metrics]:
-        """The scalar to minimise for microbatch ``number``, and metrics, which are averaged with the same weights."""
+        """The scalar loss of microbatch ``number``, and metrics, which are averaged with the same weights."""
 
     def prepare_update(self, batches: Mapping[int, BatchT]) -> None:
         """Called on every rank before the losses of an update; may all_reduce."""
@@ -58,16 +58,17 @@ class Objective[BatchT](ABC):
     def end_step(self, step: int, metrics: Metrics) -> Metrics:
         """Called after every step; returns what is shown and logged.
 
-        ``metrics`` are sums over all ranks in the steps that are logged (every ``log_every``), else this rank's.
+        In steps that are logged (every ``log_every``) ``metrics`` are summed over all ranks, else they are this rank's
+        part.
         """
         return metrics
 
     def state(self) -> dict[str, Stateful]:
-        """What a checkpoint keeps beside weights and optimizer, alike on every rank."""
+        """What a checkpoint stores besides weights and optimizer; equal on every rank."""
         return {}
 
     def microbatch_state(self) -> dict[int, dict[str, Stateful]]:
-        """What a checkpoint keeps of each microbatch of this rank."""
+        """What a checkpoint stores for each microbatch of this rank."""
         return {number: {"generator": GeneratorState(g)} for number, g in self.generators.items()}
 
 
@@ -76,9 +77,9 @@ class Trainer[ModuleT: nn.Module]:
 
     - ``make_optimizer(parameters, name=, data_parallel=)`` gives the `Optimizer`
     - ``name``: folder of the checkpoint and of the TensorBoard writer; ``tag`` begins its tags (default: ``name``)
-    - ``unit``: what a step is called beside the progress bar; ``first_step``: of the curves in TensorBoard
-    - ``ema_decay``: of the averaged weights that `fit` returns; ``None`` returns ``module`` itself
-    - ``sharded``: names of parameters that the ranks share out among them (FSDP2), which wants ``ema_decay``
+    - ``unit``: what a step is called beside the progress bar; ``first_step``: number of the first step in TensorBoard
+    - ``ema_decay``: decay of the averaged weights, which `fit` returns; ``None``: `fit` returns ``module`` itself
+    - ``sharded``: names of the parameters that are sharded over the ranks (FSDP2); needs ``ema_decay``
     - ``checkpoints_end``: write a checkpoint after the last step too, for a training that another one follows
     """
 
@@ -110,9 +111,9 @@ class Trainer[ModuleT: nn.Module]:
         self._checkpoints_end = checkpoints_end
 
     def fit[BatchT](self, objective: Objective[BatchT], num_steps: int) -> ModuleT:
-        """Run what is left of ``num_steps``; returns the averaged weights, or the module where nothing is averaged.
+        """Run the rest of ``num_steps`` steps; returns a module with the averaged weights, or ``module`` without any.
 
-        The checkpoint stays until the caller has saved the result and drops it.
+        The checkpoint stays until the caller drops it, after saving the result.
         """
         state = self._state() | objective.state()
         checkpoint = TrainingCheckpoint(self.setup, self.name, state, objective.microbatch_state())
@@ -138,11 +139,11 @@ class Trainer[ModuleT: nn.Module]:
 
     @property
     def averaged(self) -> ModuleT:
-        """The averaged weights as they are now, in place; the module where nothing is averaged."""
+        """The module with the current averaged weights, not a copy; ``module`` itself if nothing is averaged."""
         return self.module if self.ema is None else self.ema.module
 
     def _step[BatchT](self, objective: Objective[BatchT], step: int) -> Metrics:
-        """All updates of one step; returns the mean of their metrics and the step's own, this rank's part of them."""
+        """Run all updates of one step; returns this rank's part of the mean of their metrics, and of the step's own."""
         objective.step_metrics = {}
         updates = [self._update(objective, batches) for batches in objective.batches(step)]
         metrics = objective.step_metrics
@@ -160,7 +161,7 @@ class Trainer[ModuleT: nn.Module]:
             loss, own = objective.compute_loss(batch, number)
             self.optimizer.backward(loss * weight.to(loss.device))
             add_metrics(metrics, own, float(weight))
-        # every rank has the same norm, and metrics are added up over the ranks
+        # divided because all ranks have the same norm, and metrics are summed over the ranks
         metrics["grad_norm"] = self.optimizer.step() / data_parallel.world_size
         if self.ema is not None:
             self.ema.update(self.module)
@@ -178,7 +179,7 @@ class Trainer[ModuleT: nn.Module]:
 
 
 class BatchObjective[BatchT](Objective[BatchT]):
-    """An `Objective` with one update a step, on batches that do not depend on one another."""
+    """An `Objective` with one update per step, on batches that do not depend on one another."""
 
     def batches(self, step: int) -> Iterable[Mapping[int, BatchT]]:
         yield {number: self.draw(generator) for number, generator in self.generators.items()}
@@ -198,7 +199,7 @@ def fit_small[ModuleT: nn.Module, BatchT](
     weight_decay: float,
     unit: str,
 ) -> ModuleT:
-    """Fit a small network from nothing, on this rank alone and without checkpoints; returns it in eval mode."""
+    """Fit a small network from scratch, on this rank only and without checkpoints; returns it in eval mode."""
     make_optimizer = partial(
         OneCycleOptimizer, learning_rate=learning_rate, num_steps=num_steps, weight_decay=weight_decay
     )

@@ -1,4 +1,4 @@
-"""The toy simulator, in pure torch, for tests that take seconds; and its tasks by their names in configs."""
+"""The toy simulator in pure torch, for tests that take seconds. `TASKS` lists its tasks by their names in configs."""
 
 from worldloop.simulators.toy.push import PUSH
 from worldloop.simulators.toy.reach import REACH

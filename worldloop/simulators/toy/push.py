@@ -21,13 +21,13 @@ from worldloop.simulators.toy.scene import (
 
 
 class PushTask(ToyTask):
-    """The block's centre has to be in the goal region."""
+    """Success: the block's centre is in the goal region."""
 
     def measure_gap(self, state: Tensor) -> Tensor:
         return measure_distance(state[:, BLOCK], state[:, GOAL]) - GOAL_RADIUS
 
     def plan(self, parameters: VariantParameters, state: Tensor, agent: Tensor) -> Tensor:
-        """Get onto the line behind the block, then along it; ``too_high`` and ``far`` keep off the block."""
+        """Move to the line behind the block, then along the line. ``too_high`` and ``far`` do not touch the block."""
         p, start = parameters, state[:, BLOCK_START]
         # lateral offsets are given in ManiSkill's metres for a 4 cm cube; the toy's block is 0.36 units wide
         offset = p.lateral_m / 0.04 * 2 * BLOCK_RADIUS + torch.where(p.height_m > 0, 0.5 + 2 * p.height_m, 0.0)

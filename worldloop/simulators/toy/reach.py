@@ -20,14 +20,14 @@ from worldloop.simulators.toy.scene import (
     measure_distance,
 )
 
-_CLEARANCE = CONTACT + 0.08  # units between the way around and the block's row
-_PAST = 0.05  # units beyond the block at which the way around turns to the goal
+_CLEARANCE = CONTACT + 0.08  # units in y between the path around the block and the block's centre
+_PAST = 0.05  # units in x beyond the block's centre at which the path turns to the goal
 
 
 class ReachTask(ToyTask):
-    """The agent's centre has to be in the goal region, and the block must not have been pushed there first.
+    """Success: the agent's centre is in the goal region, and the block has not been pushed to the region.
 
-    It was not where it is less than the way to the region from where it began, which the state tells.
+    The block counts as not pushed there if it is at most `WAY` from its start, which the state holds.
     """
 
     def measure_gap(self, state: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ class ReachTask(ToyTask):
         return torch.maximum(agent, pushed_too_far)
 
     def plan(self, parameters: VariantParameters, state: Tensor, agent: Tensor) -> Tensor:
-        """To the side of the block, past it, and then straight to the goal.
+        """Move to the side of the block, past it, and then straight to the goal.
 
-        A lateral offset brings the way that much nearer to the block, which is then pushed along or aside; ``too_high``
-        ends beside the goal, ``stops_short`` before it, and ``far`` stays at the plane's edge.
+        A lateral offset brings the path that much nearer to the block, so that the agent pushes it along or aside.
+        ``too_high`` ends beside the goal, ``stops_short`` before it, and ``far`` stays at the plane's edge.
         """
         p, start, goal = parameters, state[:, BLOCK_START], state[:, GOAL]
         side = torch.where(agent[:, 1] >= start[:, 1], 1.0, -1.0)
@@ -47,7 +47,7 @@ class ReachTask(ToyTask):
         line_y = start[:, 1] + side * clearance
         corner_x = start[:, 0] + _PAST
         final_x = torch.where(p.progress < 1, start[:, 0] + p.progress * WAY, goal[:, 0])
-        # how far along the last leg, from the corner to the goal, the row ends
+        # where the row ends on the last leg, as a share of the way from the corner to the goal
         share = ((final_x - corner_x) / (goal[:, 0] - corner_x)).clamp(0, 1)
         beside = torch.where(p.height_m > 0, side * (0.5 + 2 * p.height_m), 0.0)
         final_y = line_y + share * (goal[:, 1] - line_y) + beside
@@ -63,7 +63,7 @@ class ReachTask(ToyTask):
         return torch.stack([target_x - agent[:, 0], target_y - agent[:, 1]], dim=1)
 
     def limit_speed(self, parameters: VariantParameters) -> Tensor:
-        """Faster than pushing: the way is twice as long."""
+        """The largest action f32 [B]; larger than for pushing, because the path is twice as long."""
         return ACTION_LIMIT * (parameters.speed + 0.4).clamp_max(1.0)
 
 

@@ -1,10 +1,10 @@
-"""The toy's plane, its flat state, and what a task of it must say.
+"""The toy's plane, its flat state, and the interface of its tasks.
 
-The plane is [-1, 1]^2 and one unit counts as one tenth of a metre wherever metres are reported, so that margins
-compare with ManiSkill's. All maths is elementwise per row: a row's result is bit-identical whatever the batch.
+The plane is [-1, 1]^2. Where metres are reported, one unit counts as 0.1 m, so that margins compare with ManiSkill's.
+All maths is elementwise per row, so a row's result is bit-identical in any batch.
 
 State f32 [B, 11]: agent xy, agent velocity xy, block xy, goal xy, start-of-episode block xy, env_step.
-Action f32 [B, 2]: (dx, dy) in [-1, 1], of which 1 moves the agent 0.2 units. Proprio: agent xy, agent velocity xy.
+Action f32 [B, 2]: (dx, dy) in [-1, 1]; 1 moves the agent 0.2 units. Proprio: agent xy, agent velocity xy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEP = 0.2  # units the agent moves per step at full action
 AGENT_RADIUS, BLOCK_RADIUS, GOAL_RADIUS = 0.16, 0.18, 0.3
 CONTACT = AGENT_RADIUS + BLOCK_RADIUS
 WAY = 0.5  # units the block has to move to reach the goal region
-ACTION_LIMIT = 0.6  # of what scripted policies command
+ACTION_LIMIT = 0.6  # largest action of scripted policies
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ToyTask(ABC):
 
     @abstractmethod
     def plan(self, parameters: VariantParameters, state: Tensor, agent: Tensor) -> Tensor:
-        """The way f32 [B, 2] in units that a scripted row with its agent at ``agent`` [B, 2] wants to go next."""
+        """The move f32 [B, 2], in units, that a scripted row wants to make from ``agent`` [B, 2], its agent's place."""
 
     @abstractmethod
     def limit_speed(self, parameters: VariantParameters) -> Tensor:
@@ -47,6 +47,6 @@ class ToyTask(ABC):
 
 
 def measure_distance(a: Tensor, b: Tensor) -> Tensor:
-    """f32 [B] between points [B, 2]."""
+    """Distance f32 [B] between the points ``a`` and ``b``, each [B, 2]."""
     gap = a - b
     return (gap[:, 0] * gap[:, 0] + gap[:, 1] * gap[:, 1]).sqrt()

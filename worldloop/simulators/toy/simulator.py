@@ -1,4 +1,7 @@
-"""The toy: two discs and a goal on a plane (`worldloop.simulators.toy.scene`), seen from above. Rows mix tasks."""
+"""The toy: two discs and a goal on a plane (`worldloop.simulators.toy.scene`), seen from above.
+
+The rows of a batch may have different tasks.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,9 @@ from worldloop.simulators.toy.scene import (
 )
 
 CAMERAS = ("base_camera", "hand_camera")
-HAND_VIEW = 0.5  # units from the agent to each side of what the hand camera sees
+HAND_VIEW = 0.5  # units that the hand camera sees on each side of the agent
 _BACKGROUND = (0.35, 0.28, 0.2)
-_DISCS = (  # place in the state, radius, colour; later ones are drawn over earlier ones
+_DISCS = (  # columns of the state, radius, colour; later ones are drawn over earlier ones
     (GOAL, GOAL_RADIUS, (0.85, 0.25, 0.25)),
     (BLOCK, BLOCK_RADIUS, (0.15, 0.3, 0.85)),
     (AGENT, AGENT_RADIUS, (0.95, 0.95, 0.95)),
@@ -50,11 +53,11 @@ class ToyConfig:
     tasks: tuple[str, ...] = ("ToyPush-v1",)  # ToyPush-v1 | ToyReach-v1, one or both
     cameras: tuple[str, ...] = ("base_camera",)  # base_camera (the whole plane) | hand_camera (around the agent)
     image_size: int = 16  # pixels, height and width
-    image_sizes: dict[str, int] = field(default_factory=dict)  # of single cameras, e.g. {hand_camera: 12}
-    actions_per_frame: int = 2  # environment steps (10 Hz) between two stored frames
+    image_sizes: dict[str, int] = field(default_factory=dict)  # pixels, for single cameras, e.g. {hand_camera: 12}
+    actions_per_frame: int = 2  # environment steps (10 Hz) from one stored frame to the next
     num_envs: int = 64  # most rows that run at once
     max_episode_steps: int = 20  # environment steps before an episode is truncated
-    success_hold_frames: int = 0  # frames an episode goes on for after its success
+    success_hold_frames: int = 0  # stored frames for which an episode goes on after its success
     success_confirm_frames: int = 0  # further frames that must agree before imagination declares a success
 
     def __post_init__(self) -> None:
@@ -174,7 +177,7 @@ class ToySimulator(ChunkedSimulator):
         }
 
     def _draw(self, centre: Tensor, reach: float, size: int) -> Tensor:
-        """u8 [B, size, size, 3]: the plane from ``centre`` [B, 2] to ``reach`` units on each side."""
+        """Images u8 [B, size, size, 3] of the plane, ``reach`` units to each side of ``centre`` [B, 2]."""
         axis = ((torch.arange(size).float() + 0.5) / size * 2 - 1) * reach
         x, y = axis[None, None, :] + centre[:, 0, None, None], axis[None, :, None] + centre[:, 1, None, None]
         image = torch.tensor(_BACKGROUND).expand(len(self._state), size, size, 3)
@@ -187,7 +190,7 @@ class ToySimulator(ChunkedSimulator):
 
 
 class ToyScriptedPolicy:
-    """The tasks' experts and perturbations; memoryless: a function of state, step and the rows' parameters."""
+    """The tasks' experts and perturbations. Actions depend only on state, step and the rows' parameters."""
 
     version = "scripted-1"
 
@@ -221,7 +224,7 @@ class ToyScriptedPolicy:
 
 
 def _by_task(tasks: tuple[str, ...], compute: Callable[[ToyTask], Tensor]) -> Tensor:
-    """[B, ...]: of each row what ``compute`` says for its task; ``compute`` gives all B rows."""
+    """[B, ...]: for each row the result of ``compute`` for its task. ``compute`` returns values for all B rows."""
     names = list(dict.fromkeys(tasks))
     result = compute(TASKS[names[0]])
     for name in names[1:]:
