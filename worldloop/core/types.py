@@ -115,7 +115,7 @@ class Episode:
     - ``frames``: camera name -> u8 [F+1, h, w, 3]
     - ``proprio`` f32 [F+1, S]
     - ``sim_state`` f32 [F+1, D], privileged: only for exact restart and labels; D = 0 without a simulator
-    - ``actions`` f32 [F, s, A] in environment units; zeros where no step was executed
+    - ``actions`` f32 [F, s, A] in environment units; where no step was executed zeros, in a recording the last action
     - ``valid`` bool [F, s]: executed, and not after the first success
     - ``rewards`` f32 [F, s]: 1.0 on the step of the first success, else 0
     - ``success`` bool [F, s]: the simulator's own flag at that step
