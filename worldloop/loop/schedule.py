@@ -13,12 +13,12 @@ from worldloop.storage.run_state import LoopState
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The names of the stages of one iteration, in order."""
     has_simulator = config.source == "simulator"
-    method = config.section(improve_policy.Config).method
+    method = improve_policy.METHODS[config.section(improve_policy.Config).method]
     schedule = Schedule(
         iteration=iteration,
         num_iterations=config.num_iterations,
         has_simulator=has_simulator,
-        uses_world_model=method != "imitate_successes" or not has_simulator,
+        uses_world_model=method.uses_world_model or not has_simulator,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
 

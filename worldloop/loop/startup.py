@@ -6,7 +6,7 @@ import torch
 
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import LikelihoodPolicy, Policy, WorldModel
+from worldloop.core.interfaces import Policy, WorldModel
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
 from worldloop.factory.build import build_policy, build_spec, build_world_model, choose_simulator
@@ -39,8 +39,9 @@ def check_run_can_start(config: LoopConfig) -> None:
         normalisation = Normalisation(torch.zeros(spec.robot.proprio_dim), torch.ones(spec.robot.proprio_dim))
         world_model = build_world_model(config.world_model, spec, normalisation, seed=0)
         if config.source == "simulator":
-            policy = _check_policy(config, spec, normalisation)
-            if config.section(improve_policy.Config).method != "imitate_successes":
+            method = improve_policy.METHODS[config.section(improve_policy.Config).method]
+            policy = _check_policy(config, spec, normalisation, method.interface)
+            if method.uses_world_model:
                 _check_cameras(policy, world_model)
     except ValueError as error:
         raise WorldloopError(f"the config does not fit its {config.source}: {error}") from error
@@ -54,14 +55,14 @@ def _check_simulator(config: LoopConfig) -> None:
         simulator_class.require_installed()
 
 
-def _check_policy(config: LoopConfig, spec: SimulatorSpec, normalisation: Normalisation) -> Policy:
+def _check_policy(
+    config: LoopConfig, spec: SimulatorSpec, normalisation: Normalisation, interface: type[Policy]
+) -> Policy:
     policy = build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
-    needs_likelihood = config.section(improve_policy.Config).method == "grpo"
-    members = (*POLICY_MEMBERS, "log_prob") if needs_likelihood else POLICY_MEMBERS
+    members = (*POLICY_MEMBERS, *sorted(interface.__abstractmethods__ - Policy.__abstractmethods__))
     require_members(members, policy, config.policy.kind)
-    expected: type = LikelihoodPolicy if needs_likelihood else Policy
-    if not isinstance(policy, expected):
-        raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{expected.__name__}")
+    if not isinstance(policy, interface):
+        raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{interface.__name__}")
     return policy
 
 

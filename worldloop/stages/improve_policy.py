@@ -6,6 +6,7 @@ chooses the start.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -13,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from worldloop.core.errors import WorldloopError, require_choice, require_range
-from worldloop.core.interfaces import LikelihoodPolicy
+from worldloop.core.interfaces import LikelihoodPolicy, Policy
 from worldloop.core.randomness import make_generator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibrations
@@ -31,7 +32,6 @@ from worldloop.training.trainer import Trainer
 from worldloop.value.success_critic import Critic, fit_critic
 
 NAME = "improve_policy"
-METHODS = ("grpo", "imitate_successes")
 STARTS = ("policy", "clone", "successes")
 CRITIC_BATCH_SIZE = 64
 
@@ -41,7 +41,7 @@ class Config(GrpoConfig):
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("groups_per_update", "minibatch_size")
 
-    method: str = "grpo"  # grpo, or imitate_successes (control: clone every success in SANS)
+    method: str = "grpo"  # an entry of METHODS: grpo, or imitate_successes (control: clone every success in SANS)
     restart_from: str = "successes"  # successes (clone of all in SANS), policy (the current) or clone (iteration 0's)
     mid_episode_share: float = 0.25  # share of groups that start in the middle of a policy episode, in [0, 1]
     imagination_horizon: int = 6  # most chunks of an imagined rollout; drift grows with each chunk
@@ -52,7 +52,7 @@ class Config(GrpoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("improve_policy.method", self.method, METHODS)
+        require_choice("improve_policy.method", self.method, tuple(METHODS))
         require_choice("improve_policy.restart_from", self.restart_from, STARTS)
         for name in ("imagination_horizon", "num_imitation_steps"):
             if getattr(self, name) < 1:
@@ -70,22 +70,28 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Make ``state.candidates``: by GRPO in the world model, or one that imitates all successes (imitate_successes).
+    """Make ``state.candidates`` by ``config.method``."""
+    return METHODS[config.method].run(state, config, context)
 
-    GRPO uses the tasks in which the check trusts the world model; without such a task it does not run. With
-    ``restart_from: successes`` the policy that imitates all successes is a candidate too, even if GRPO does not run.
+
+def imitate_successes(state: LoopState, config: Config, context: StageContext) -> LoopState:
+    """The one candidate imitates every success in SANS."""
+    candidate = name_checkpoint(state.iteration, "policy")
+    _imitate(state, config, context, candidate)
+    return replace(state, candidates=(candidate,))
+
+
+def run_grpo(state: LoopState, config: Config, context: StageContext) -> LoopState:
+    """GRPO in the tasks in which the check trusts the world model; without such a task it does not run.
+
+    With ``restart_from: successes`` the policy that imitates all successes is a candidate too, even without GRPO.
     """
     start = state.clone if config.restart_from == "clone" else state.policy
     imitated: tuple[str, ...] = ()
-    if config.method == "imitate_successes" or config.restart_from == "successes":
-        name = "policy" if config.method == "imitate_successes" else "policy_of_successes"
-        start = name_checkpoint(state.iteration, name)
-        if not context.setup.has_checkpoint(NAME):
-            cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_imitation_steps)
-            clone_policy.imitate(state, cloning, context, EVERY_SUCCESS, start)
+    if config.restart_from == "successes":
+        start = name_checkpoint(state.iteration, "policy_of_successes")
+        _imitate(state, config, context, start)
         imitated = (start,)
-    if config.method == "imitate_successes":
-        return replace(state, candidates=imitated)
     distrusted = {task: trust.reason for task, trust in state.trust.items() if not trust.is_trusted}
     trusted = tuple(task for task in context.spec.task_ids if task not in distrusted)
     if distrusted:
@@ -97,6 +103,28 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         return replace(state, candidates=imitated)
     state, candidates = improve_in_imagination(state, config, context, trusted, start)
     return replace(state, candidates=(*imitated, *candidates))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to improve a policy: what it does, whether it needs a world model, and the interface a policy must have."""
+
+    run: Callable[[LoopState, Config, StageContext], LoopState]
+    uses_world_model: bool
+    interface: type[Policy]
+
+
+METHODS = {
+    "grpo": Method(run_grpo, uses_world_model=True, interface=LikelihoodPolicy),  # type: ignore[type-abstract]
+    "imitate_successes": Method(imitate_successes, uses_world_model=False, interface=Policy),  # type: ignore[type-abstract]
+}
+
+
+def _imitate(state: LoopState, config: Config, context: StageContext, path: str) -> None:
+    """Clone every success in SANS into the checkpoint ``path``, unless a GRPO that is resumed has done so."""
+    if not context.setup.has_checkpoint(NAME):
+        cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_imitation_steps)
+        clone_policy.imitate(state, cloning, context, EVERY_SUCCESS, path)
 
 
 def describe_distrust(reasons: dict[str, str], num_tasks: int) -> str:
