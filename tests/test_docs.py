@@ -49,7 +49,11 @@ def read_iterations(run: Path) -> list[dict[str, Any]]:
 def test_a_new_stage_runs_and_records(extended_run: Path) -> None:
     """A success takes some steps of the 16 there are."""
     first, last = read_iterations(extended_run)
-    assert 0 < first["steps_to_success"]["Reach-v0"] <= 16
+    assert 0 < first["steps_to_success"] <= 16
+    events = EventAccumulator(str(extended_run / "tensorboard/loop"))
+    events.Reload()
+    (shown,) = events.Scalars("loop/steps_to_success")
+    assert (shown.step, shown.value) == (0, pytest.approx(first["steps_to_success"]))
     assert "steps_to_success" not in last
     assert "time_successes" in (extended_run / "config.yaml").read_text()
 
