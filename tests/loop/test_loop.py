@@ -143,7 +143,8 @@ def test_ray_and_simulator_pool_give_the_same_results(finished: Path, tmp_path: 
     assert "gain over clone" in result.stdout
 
 
-def test_ctrl_c_ends_cleanly_and_the_run_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_cleanly_and_the_run_resumes(tmp_path: Path, sent: signal.Signals) -> None:
     command = [sys.executable, "-m", "worldloop", "run", str(DEBUG), f"run_root={tmp_path}", "num_iterations=0"]
     command += ["clone_policy.num_steps=100000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -152,10 +153,11 @@ def test_ctrl_c_ends_cleanly_and_the_run_resumes(tmp_path: Path) -> None:
             if "imitating" in line:
                 break
         time.sleep(1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, rest = process.communicate(timeout=15)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert "Traceback" not in rest
+    assert "leaked" not in rest
     assert "the same command continues" in rest
     state = json.loads((tmp_path / "debug/state.json").read_text())
     assert state["next_stage"] == "clone_policy"

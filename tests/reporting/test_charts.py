@@ -76,7 +76,7 @@ def test_each_of_several_tasks_has_a_line(recwarn: pytest.WarningsRecorder) -> N
     axes = Figure().subplots()
     assert draw_auc_by_task(axes, records)
     assert axes.lines[0].get_xydata().tolist() == [[1.0, 0.9]]
-    assert axes.get_ylabel() == "AUC of the reward head, on_policy"
+    assert axes.get_ylabel() == "AUC of the success head, on_policy"
     alone = [{"iteration": 0, "simulated_success": push["simulated_success"], "reward_alignment": _auc(0.7)}]
     assert draw(draw_success_by_task, alone) == draw(draw_auc_by_task, alone) == ""
     assert not [warning for warning in recwarn if warning.category is UserWarning], "no legend without a line"

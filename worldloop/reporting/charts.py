@@ -92,7 +92,7 @@ def draw_auc(axes: Axes, records: list[Record]) -> bool:
                 points.setdefault(source, []).append((record["iteration"], figures["auc"]))
     for source, values in points.items():
         _draw_auc_line(axes, values, source, LINES[source])
-    _label_auc(axes, records, "AUC of the reward head")
+    _label_auc(axes, records, "AUC of the success head")
     return bool(points)
 
 
@@ -106,7 +106,7 @@ def draw_auc_by_task(axes: Axes, records: list[Record]) -> bool:
     for colour, task in zip(_colour(tasks), tasks, strict=True):
         own = [(r["iteration"], dict(list_judged_sources(list_tasks(r).get(task, {}))).get(source)) for r in checked]
         _draw_auc_line(axes, [(i, figures["auc"]) for i, figures in own if figures and figures["auc"]], task, colour)
-    _label_auc(axes, records, f"AUC of the reward head, {source}")
+    _label_auc(axes, records, f"AUC of the success head, {source}")
     return True
 
 

@@ -119,7 +119,7 @@ def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dic
         if figures["auc"]:
             note = f"{source}, {show(figures['auc'], 'value')}, n {figures['n']}"
             note += _name_worst(checked[-1], partial(read_auc, source=source), ".3f")
-            cards.append(("the reward head's AUC", f"{figures['auc']['value']:.3f}", note))
+            cards.append(("the success head's AUC", f"{figures['auc']['value']:.3f}", note))
     optimism = [r["imagined_minus_simulated"] for r in records if r.get("imagined_minus_simulated")]
     if optimism:
         note = f"95 %: {optimism[-1]['low']:+.3f} to {optimism[-1]['high']:+.3f}"

@@ -16,24 +16,28 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 LINE_INTERVAL_S = 15.0
-_interrupted = threading.Event()
+_interrupts: list[int] = []  # the signals of this run
 
 
 @contextmanager
 def remember_interrupt() -> Iterator[None]:
-    """Make Ctrl-C raise at once, and again at the next progress in case a library has caught the first one."""
+    """Make Ctrl-C and SIGTERM raise ``KeyboardInterrupt(signal number)`` at once.
+
+    It is raised again at the next progress, in case a library has caught the first one.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
-        _interrupted.set()
-        raise KeyboardInterrupt
+        _interrupts.append(number)
+        raise KeyboardInterrupt(number)
 
-    _interrupted.clear()
-    before = signal.signal(signal.SIGINT, interrupt)
+    _interrupts.clear()
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        _interrupted.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _interrupts.clear()
 
 
 class Display(Protocol):
@@ -76,8 +80,8 @@ class TerminalDisplay:
             self._bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr)
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
-        if _interrupted.is_set():
-            raise KeyboardInterrupt
+        if _interrupts:
+            raise KeyboardInterrupt(*_interrupts[-1:])
         self._count += count
         if self._bar is not None:
             self._bar.set_postfix_str(_format(figures), refresh=False)
