@@ -15,6 +15,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
+    RAY_worker_niceness="0",  # not the usual 15, at which actors wait for the tests of the other process
 )
 
 LONGEST = "test_loop.py"  # a process runs a file as a whole
