@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +28,33 @@ from worldloop.storage.run_state import LoopState
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EPISODES_AT_ONCE = 64  # imagined together
+
+
+def run_or_report(
+    doc: str,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    configure: Callable[[str, int, list[str]], LoopConfig],
+    report: Callable[[list[str]], None],
+) -> None:
+    """The command line of whole loops: ``run NAME ... [key=value ...] [--seeds ...]``, ``report [key=value ...]``."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("arguments", nargs="*", metavar="NAME, key=value", help=f"names: {', '.join(names)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    options = parser.parse_intermixed_args()
+    overrides = [a for a in options.arguments if "=" in a]
+    if options.command == "report":
+        report(overrides)
+        return
+    wanted = [a for a in options.arguments if "=" not in a]
+    if unknown := [name for name in wanted if name not in names]:
+        raise SystemExit(f"unknown name {unknown[0]!r}, allowed: {', '.join(names)}")
+    if not wanted:
+        raise SystemExit(f"nothing to run: name some of {', '.join(names)}")
+    for name in wanted:
+        for seed in options.seeds:
+            run_loop(configure(name, seed, overrides))
 
 
 def locate_run(config: LoopConfig) -> RunDirectory:

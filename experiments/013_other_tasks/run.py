@@ -9,7 +9,6 @@ goes on. ``report`` reads the loops that have ended under run_root.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -20,12 +19,11 @@ import numpy as np
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.statistics import paired_gain
-from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import CONFIGS, average_over_seeds, has_ended, locate_run, read_success  # noqa: E402
+from common import CONFIGS, average_over_seeds, has_ended, locate_run, read_success, run_or_report  # noqa: E402
 
 TASKS = {"pullcube": "PullCube-v1", "pickcube": "PickCube-v1"}
 COMMON = ["runtime=inline", "resources.num_threads=1", "resources.num_simulators=1", "run_root=runs/013_other_tasks"]
@@ -119,23 +117,5 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report"])
-    parser.add_argument("arguments", nargs="*", metavar="TASK, key=value")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    options = parser.parse_intermixed_args()
-    overrides = [a for a in options.arguments if "=" in a]
-    names = [a for a in options.arguments if "=" not in a]
-    if options.command == "report":
-        report(overrides)
-        return
-    for task in names:
-        if task not in TASKS:
-            raise SystemExit(f"unknown task {task!r}; tasks: {', '.join(TASKS)}")
-        for seed in options.seeds:
-            run_loop(configure(task, seed, overrides))
-
-
 if __name__ == "__main__":
-    main()
+    run_or_report(__doc__, tuple(TASKS), SEEDS, configure, report)

@@ -10,7 +10,6 @@ go on. ``report`` reads the loops under run_root, up to the last iteration that 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,12 +20,11 @@ import numpy as np
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.statistics import Rate, paired_gain
-from worldloop.loop.run import run_loop
 from worldloop.storage.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import CONFIGS, average_over_seeds, locate_run, subtract  # noqa: E402
+from common import CONFIGS, average_over_seeds, locate_run, run_or_report, subtract  # noqa: E402
 
 TASKS = {"push": "PushCube-v1", "pull": "PullCube-v1"}
 ARMS = ("both", *TASKS)
@@ -165,23 +163,5 @@ def plot(arms: dict[str, list[dict[str, Any]]], last: int, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report"])
-    parser.add_argument("arguments", nargs="*", metavar="ARM, key=value")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    options = parser.parse_intermixed_args()
-    overrides = [a for a in options.arguments if "=" in a]
-    names = [a for a in options.arguments if "=" not in a]
-    if options.command == "report":
-        report(overrides)
-        return
-    for arm in names:
-        if arm not in ARMS:
-            raise SystemExit(f"unknown arm {arm!r}; arms: {', '.join(ARMS)}")
-        for seed in options.seeds:
-            run_loop(configure(arm, seed, overrides))
-
-
 if __name__ == "__main__":
-    main()
+    run_or_report(__doc__, ARMS, SEEDS, configure, report)
