@@ -14,9 +14,11 @@ from worldloop.core.statistics import (
     bootstrap_interval,
     bootstrap_mean,
     compute_reliability,
+    count_ordered_pairs,
     estimate,
     estimate_by_label,
     estimate_mean,
+    estimate_within_group_auc,
     expected_calibration_error,
     fit_temperature,
     paired_gain,
@@ -227,3 +229,30 @@ def test_the_mean_of_estimates_has_the_interval_of_independent_errors() -> None:
     unknown = average_estimates([first, Estimate(0.6, np.nan, np.nan, n=2)])
     assert unknown.value == pytest.approx(0.7)
     assert not unknown.has_interval
+
+
+def test_pairs_are_counted_within_groups_alone() -> None:
+    scores = np.array([0.9, 0.1, 0.5, 0.2, 0.8, 0.8, 0.3])
+    labels = np.array([1, 0, 0, 1, 0, 1, 1], dtype=bool)
+    groups = np.array([0, 0, 0, 1, 1, 1, 2])
+    ordered, pairs = count_ordered_pairs(scores, labels, groups)
+    # group 0: .9 over .1 and .5; group 1: .2 under .8, .8 equal to .8; group 2: no failure
+    assert ordered.tolist() == [2, 0.5, 0]
+    assert pairs.tolist() == [2, 2, 0]
+    found = estimate_within_group_auc(scores, labels, groups)
+    assert found is not None
+    assert (found.value, found.n) == (2.5 / 4, 2)
+    assert (found.low, found.high) == (0.25, 1.0), "of two groups one may be drawn twice"
+
+
+def test_with_one_group_the_auc_within_it_is_the_auc() -> None:
+    generator = np.random.default_rng(1)
+    scores, labels = generator.random(40).round(1), generator.random(40) < 0.4
+    found = estimate_within_group_auc(scores, labels, np.zeros(40))
+    assert found is not None
+    assert found.value == pytest.approx(auc(scores, labels), abs=1e-4)
+
+
+def test_groups_that_all_end_alike_have_no_auc_within_them() -> None:
+    assert estimate_within_group_auc(np.array([0.1, 0.9]), np.array([True, False]), np.array([0, 1])) is None
+    assert estimate_within_group_auc(np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0)) is None

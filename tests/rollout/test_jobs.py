@@ -62,5 +62,5 @@ def test_the_number_of_threads_is_the_jobs_and_then_what_it_was() -> None:
 
 def test_a_job_has_a_policy_or_variants_and_not_both(tmp_path: Path) -> None:
     for changes in ({"variants": None}, {"policy": str(tmp_path)}):
-        with pytest.raises(ValueError, match="a policy or scripted variants, and not both"):
+        with pytest.raises(ValueError, match="only one of them"):
             replace(make_job(), **changes)  # type: ignore[arg-type]

@@ -243,6 +243,38 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
+def count_ordered_pairs(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ordered f [G], pairs int [G]) of the G groups: pairs of one positive and one negative row of the same group.
+
+    A pair is ordered if the positive row has the higher score; ties count half. All arguments have shape [n].
+    """
+    scores, labels, groups = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool), np.asarray(groups)
+    ordered, pairs = [], []
+    for group in np.unique(groups):
+        own = groups == group
+        difference = scores[own & labels][:, None] - scores[own & ~labels][None, :]
+        ordered.append(float((difference > 0).sum() + (difference == 0).sum() / 2))
+        pairs.append(difference.size)
+    return np.array(ordered), np.array(pairs)
+
+
+def estimate_within_group_auc(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, digits: int = 4
+) -> Estimate | None:
+    """The share of ordered pairs, see `count_ordered_pairs`, over all groups; ``None`` without a pair.
+
+    It is the AUC of a score that is only compared within groups. Which groups are easy does not help it. The interval
+    resamples groups with a pair; ``n`` is their number.
+
+    Example: scores [.9, .1, .2, .8], labels [1, 0, 1, 0], groups [0, 0, 1, 1] -> .5, n 2.
+    """
+    ordered, pairs = count_ordered_pairs(scores, labels, groups)
+    has_pair = pairs > 0
+    if not has_pair.any():
+        return None
+    return estimate(lambda o, p: float(o.sum() / p.sum()), ordered[has_pair], pairs[has_pair], digits=digits)
+
+
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's rank correlation in [-1, 1]; NaN if ``x`` or ``y`` is constant."""
     if len(x) < 2 or x.min() == x.max() or y.min() == y.max():

@@ -1,4 +1,7 @@
-"""The work of a simulator process: draw initial states, and run blocks of episodes of a trained or scripted policy."""
+"""The work of a simulator process: draw initial states, and run blocks of episodes.
+
+A trained policy acts, or a scripted one, or recorded actions are replayed.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from worldloop.core.types import ActionChunk, Episode, InitialStates, Observatio
 from worldloop.factory.build import build_simulator
 from worldloop.factory.checkpoints import load_policy
 from worldloop.factory.config import SimulatorConfig
+from worldloop.rollout.replay import RecordedActions, Replay
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 
 _SIMULATORS: dict[str, TaskSimulator] = {}
@@ -24,9 +28,15 @@ _SIMULATORS: dict[str, TaskSimulator] = {}
 class RolloutJob:
     """A block of episodes of one task, for one simulator process. Picklable; any process gives the same result.
 
-    Exactly one of ``policy`` (a checkpoint directory) and ``variants`` (scripted, one name per state) is given.
-    ``temperature`` None acts greedily. ``splits``: the split each episode is stored under. ``told_task``: the policy is
-    given the instruction of this task; "": of the states' own task.
+    Exactly one of these acts:
+
+    - ``policy``: a checkpoint directory; ``temperature`` ``None`` acts greedily. ``told_task``: the policy is given the
+      instruction of this task; "": of the states' own task
+    - ``variants``: scripted policies, one name per state
+    - ``replay``: recorded actions
+
+    ``splits``: the split each episode is stored under. ``row_chunks`` int64 [N]: each episode ends after so many
+    chunks; ``None``: no limit.
     """
 
     states: InitialStates
@@ -38,12 +48,14 @@ class RolloutJob:
     policy: str | None = None
     temperature: float | None = None
     variants: tuple[str, ...] | None = None
+    replay: Replay | None = None
+    row_chunks: Tensor | None = None
     told_task: str = ""
     num_threads: int = 1
 
     def __post_init__(self) -> None:
-        if (self.policy is None) == (self.variants is None):
-            raise ValueError("a rollout job needs a policy or scripted variants, and not both")
+        if sum(actor is not None for actor in (self.policy, self.variants, self.replay)) != 1:
+            raise ValueError("a rollout job needs a policy, scripted variants or a replay, and only one of them")
 
 
 class ToldOtherwise:
@@ -108,6 +120,9 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
     if job.variants is not None:
         variants = tuple(job.variants[i] for i in index)
         actor = simulator.make_scripted_policy(states.tasks, variants, keys, job.chunk_length)
+    elif job.replay is not None:
+        variants = ("replay",) * len(index)
+        actor = RecordedActions(job.replay.rows(index), job.chunk_length)
     else:
         assert job.policy is not None
         modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns
@@ -122,6 +137,7 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
         states,
         keys if job.temperature is not None else None,
         initial_state_id=states.ids,
+        row_chunks=None if job.row_chunks is None else job.row_chunks[index],
     )
     return rollout_to_episodes(
         rollout,
@@ -134,9 +150,8 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
 
 
 def _source_of(variant: str) -> Source:
-    if variant in ("policy", "expert"):
-        return variant  # type: ignore[return-value]
-    return "perturbed"
+    by_name: dict[str, Source] = {"policy": "policy", "replay": "policy", "expert": "expert"}
+    return by_name.get(variant, "perturbed")
 
 
 def draw_initial_states(job: InitialStatesJob) -> InitialStates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -34,14 +35,17 @@ def run_rollout(
     initial_state_id: tuple[str, ...],
     group_id: Tensor | None = None,
     max_chunks: int | None = None,
+    row_chunks: Tensor | None = None,
     origin: Literal["imagined", "simulated"] = "simulated",
     reset: Callable[[], Observation] | None = None,
     on_chunk: Callable[[], None] | None = None,
 ) -> Rollout:
     """Act until every row has ended or ``max_chunks`` are done.
 
-    ``start``: B initial states or an observation of B rows; ``noise_key`` int64 [B] or None for greedy;
-    ``reset`` replaces ``simulator.reset(start)`` where the caller must give more than a start (shared noise).
+    - ``start``: B initial states or an observation of B rows
+    - ``noise_key`` int64 [B], or ``None`` for greedy
+    - ``row_chunks`` int64 [B]: after so many chunks a row is truncated; ``None``: no limit
+    - ``reset`` replaces ``simulator.reset(start)`` where the caller must give more than a start (shared noise)
     """
     observation = reset() if reset is not None else simulator.reset(start)
     observations: list[Observation] = []
@@ -50,6 +54,9 @@ def run_rollout(
     while max_chunks is None or len(steps) < max_chunks:
         chunk = policy.act(observation, noise_key)
         step = simulator.step_chunk(chunk.actions)
+        if row_chunks is not None:
+            is_over = ~step.terminated & (len(steps) + 1 >= row_chunks)
+            step = replace(step, truncated=step.truncated | is_over)
         observations.append(observation)
         chunks.append(chunk)
         steps.append(step)
@@ -70,6 +77,12 @@ def run_rollout(
     )
 
 
+def count_chunks(rollout: Rollout) -> Tensor:
+    """int64 [B]: the chunks of each row, up to and with the one in which it ended."""
+    running = [~step.done for step in rollout.steps[:-1]]
+    return 1 + torch.stack([torch.zeros_like(rollout.steps[0].done), *running]).sum(0)
+
+
 def rollout_to_episodes(
     rollout: Rollout,
     spec: SimulatorSpec,
@@ -85,11 +98,11 @@ def rollout_to_episodes(
     """
     if rollout.steps[0].sim_states is None or rollout.steps[0].distances_m is None:
         raise ValueError("only a simulated rollout, which knows the simulator's state, can be stored")
-    start = rollout.observations[0]
+    start, num_chunks = rollout.observations[0], count_chunks(rollout)
     episodes = []
     for row, state_id in enumerate(rollout.initial_state_id):
         task = spec.task(start.task[row])
-        frames, arrays = _row_arrays(rollout, row, spec.actions_per_frame, task.max_episode_steps)
+        frames, arrays = _row_arrays(rollout, row, int(num_chunks[row]), spec.actions_per_frame, task.max_episode_steps)
         terminated = bool(arrays["success"].any())
         outcome, margin_m = classify_outcome(
             terminated,
@@ -118,10 +131,9 @@ def rollout_to_episodes(
 
 
 def _row_arrays(
-    rollout: Rollout, row: int, s: int, max_episode_steps: int
+    rollout: Rollout, row: int, count: int, s: int, max_episode_steps: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """One row, over the chunks in which it was running: frames by camera, and the other arrays of `Episode`."""
-    count = 1 + sum(not bool(step.done[row]) for step in rollout.steps[:-1])
+    """One row, over its first ``count`` chunks: frames by camera, and the other arrays of `Episode`."""
     steps, start = rollout.steps[:count], rollout.observations[0]
     if start.proprio is None or start.sim_state is None:
         raise ValueError("storing an episode needs proprio and the simulator's state")

@@ -16,6 +16,7 @@ from worldloop.core.types import Episode, InitialStates, Split
 from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
+from worldloop.rollout.replay import Replay
 from worldloop.storage.run_directory import RunDirectory
 
 # Validation and evaluation states are the same for every run and seed; training states follow the run's seed.
@@ -91,12 +92,16 @@ class Simulation:
         policy: str | None = None,
         temperature: float | None = None,
         variants: tuple[str, ...] | None = None,
+        replay: Replay | None = None,
+        row_chunks: Tensor | None = None,
         swaps_instructions: bool = False,
     ) -> list[Episode]:
         """Run one episode per state, and return them in the order of the states.
 
-        - ``policy``: path of its checkpoint in the run directory; or ``variants``: a scripted variant for each state
+        - ``policy``: path of its checkpoint in the run directory; or ``variants``: a scripted variant for each state;
+          or ``replay``: recorded actions, one row for each state
         - ``temperature``: ``None`` acts greedily
+        - ``row_chunks`` int64 [n]: each episode ends after so many chunks; ``None``: no limit
         - ``splits``: the split that each episode is stored under; ``None``: that of the states
         - ``swaps_instructions``: give the policy the instruction of the task after the row's own
         """
@@ -118,6 +123,8 @@ class Simulation:
                         policy=None if policy is None else str(self.run_dir / policy),
                         temperature=temperature,
                         variants=tuple(variants[i] for i in block) if variants else None,
+                        replay=None if replay is None else replay.rows(block),
+                        row_chunks=None if row_chunks is None else row_chunks[block],
                         told_task=self._next_task(task) if swaps_instructions else "",
                     )
                 )

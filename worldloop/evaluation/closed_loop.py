@@ -1,0 +1,339 @@
+"""Closed-loop alignment: does imagined success agree with what the same actions do in the simulator?
+
+The policy acts on imagined frames, several times from each start. The simulator then replays the actions of every
+rollout from the same state. The open-loop check (`evaluation.open_loop`) imagines recorded actions instead. Those were
+chosen on true frames, so they carry the outcome with them, and its AUC says little about imagined rollouts.
+
+Three success rates belong together:
+
+- ``own``: the policy itself in the simulator
+- ``replay``: its imagined actions in the simulator; own minus replay is what imagined *pictures* cost the policy
+- ``declared``: what the imagination says; declared against replay is what the *reward* gets wrong
+
+GRPO compares rollouts from one start, so ``within_group_auc`` is all that it sees. The floor of ``auc`` is
+``start_only_auc``: the AUC of the success rate of the *other* replays from the same start. It shows what one knows from
+the start alone. The floor of ``within_group_auc`` is .5.
+
+Shapes: n rollouts (N starts x G members), C chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldloop.core.interfaces import Actor, WorldModel
+from worldloop.core.randomness import make_row_keys
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.statistics import (
+    Estimate,
+    auc,
+    average_estimates,
+    balanced_accuracy,
+    estimate,
+    estimate_by_label,
+    estimate_within_group_auc,
+    expected_calibration_error,
+)
+from worldloop.core.success import Calibrations
+from worldloop.core.types import Episode, InitialStates, Rollout, Split
+from worldloop.evaluation.outcomes import observe_start
+from worldloop.rl.reward_context import RewardContext
+from worldloop.rl.rewards import score_success
+from worldloop.rollout.imagination import imagine_rollout
+from worldloop.rollout.replay import Replay
+from worldloop.rollout.rollout import count_chunks
+from worldloop.rollout.simulation import Simulation
+
+STARTS_AT_ONCE = 50  # starts imagined together; a change changes the noise
+
+
+@dataclass(frozen=True)
+class ReplayedRollouts:
+    """n imagined rollouts of a policy and their replays; cumulative over chunks, so the last column is the whole.
+
+    - ``task``: n task ids; ``start`` int [n]: the number of the start, from which ``own`` is indexed
+    - ``score`` f [n, C]: what GRPO is paid within so many chunks: 1 if a success is declared, else the highest
+      confirmed success probability
+    - ``declared``, ``replayed`` bool [n, C]: a success within so many chunks, in imagination and in the replay
+    - ``own`` bool [N]: success of the policy itself in the simulator, from each start
+    - ``episodes``: the n replays
+    """
+
+    task: tuple[str, ...]
+    start: np.ndarray
+    score: np.ndarray
+    declared: np.ndarray
+    replayed: np.ndarray
+    own: np.ndarray
+    episodes: tuple[Episode, ...] = ()
+
+    def of_task(self, task: str) -> ReplayedRollouts:
+        """The rollouts of one task."""
+        rows = np.array([other == task for other in self.task], dtype=bool)
+        starts, start = np.unique(self.start[rows], return_inverse=True)
+        return ReplayedRollouts(
+            (task,) * int(rows.sum()),
+            start,
+            self.score[rows],
+            self.declared[rows],
+            self.replayed[rows],
+            self.own[starts],
+            tuple(e for e, is_chosen in zip(self.episodes, rows, strict=bool(self.episodes)) if is_chosen),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[ReplayedRollouts]) -> ReplayedRollouts:
+        """All rollouts of ``parts``, which have different starts."""
+        offsets = np.cumsum([0, *(len(part.own) for part in parts[:-1])])
+
+        def join(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        return cls(
+            task=tuple(task for part in parts for task in part.task),
+            start=np.concatenate([part.start + offset for part, offset in zip(parts, offsets, strict=True)]),
+            score=join("score"),
+            declared=join("declared"),
+            replayed=join("replayed"),
+            own=join("own"),
+            episodes=tuple(episode for part in parts for episode in part.episodes),
+        )
+
+
+def replay_imagination(
+    policy: Actor,
+    checkpoint: str,
+    world_model: WorldModel,
+    calibrations: Calibrations,
+    simulation: Simulation,
+    states: InitialStates,
+    *,
+    group_size: int,
+    num_chunks: int,
+    temperature: float,
+    block_size: int,
+    iteration: int,
+    key: tuple[int | str, ...],
+    splits: tuple[Split, ...] | None = None,
+    max_batch: int = 0,
+) -> ReplayedRollouts:
+    """Imagine ``group_size`` rollouts of ``policy`` from each of N ``states`` and replay them in the simulator.
+
+    ``policy`` is the one in ``checkpoint``, at ``temperature``. It also acts once from each state in the simulator,
+    which gives the real first frames. Everything ends after ``num_chunks`` chunks. ``splits``: for each state the split
+    of its replays. ``key`` seeds all draws. For ``max_batch`` see `ImaginedSimulator`.
+    """
+    parts = []
+    for first in range(0, len(states), STARTS_AT_ONCE):
+        rows = list(range(first, min(first + STARTS_AT_ONCE, len(states))))
+        block, group = states.select(rows), torch.arange(len(rows)).repeat_interleave(group_size)
+        purpose = "/".join(str(part) for part in (*key, first))
+        own = simulation.run(
+            block,
+            block_size=block_size,
+            purpose=f"{purpose}/own",
+            iteration=iteration,
+            policy=checkpoint,
+            temperature=temperature,
+            row_chunks=torch.full((len(block),), num_chunks),
+        )
+        rollout = imagine_rollout(
+            policy,
+            world_model,
+            calibrations,
+            observe_start(own, world_model.spec.robot.camera_names),
+            noise_key=make_row_keys(len(group), *key, first, "policy"),
+            world_key=make_row_keys(len(block), *key, first, "world_model"),
+            initial_state_id=tuple(block.ids[i] for i in group.tolist()),
+            group_id=group,
+            max_chunks=num_chunks,
+            max_batch=max_batch,
+        )
+        replays = simulation.run(
+            block.select(group),
+            block_size=block_size,
+            purpose=f"{purpose}/replay",
+            iteration=iteration,
+            splits=None if splits is None else tuple(splits[first + i] for i in group.tolist()),
+            replay=Replay.of(rollout),
+            row_chunks=count_chunks(rollout),
+        )
+        parts.append(pair_outcomes(rollout, replays, own, num_chunks, world_model.spec))
+    return ReplayedRollouts.cat(parts)
+
+
+def pair_outcomes(
+    rollout: Rollout, replays: Sequence[Episode], own: Sequence[Episode], num_chunks: int, spec: SimulatorSpec
+) -> ReplayedRollouts:
+    """What ``rollout`` declares beside its ``replays``, one per row, over ``num_chunks`` chunks.
+
+    ``own``: the policy's own episode from each start, in the order of the rollout's groups.
+    """
+    chunk_length = rollout.steps[0].valid.shape[1]
+    score, declared = score_by_chunk(rollout, spec)
+    missing = ((0, 0), (0, num_chunks - score.shape[1]))
+    return ReplayedRollouts(
+        task=rollout.observations[0].task,
+        start=rollout.group_id.numpy(),
+        score=np.pad(score, missing, mode="edge"),
+        declared=np.pad(declared, missing, mode="edge"),
+        replayed=np.stack([_succeed_by_chunk(episode, num_chunks, chunk_length) for episode in replays]),
+        own=np.array([episode.is_success for episode in own]),
+        episodes=tuple(replays),
+    )
+
+
+def score_by_chunk(rollout: Rollout, spec: SimulatorSpec) -> tuple[np.ndarray, np.ndarray]:
+    """(score f [n, C], declared bool [n, C]) within so many chunks; see `ReplayedRollouts`."""
+    context = RewardContext(spec, Calibrations())
+    score, declared = [], []
+    for end in range(1, len(rollout.steps) + 1):
+        begun = replace(
+            rollout,
+            observations=rollout.observations[:end],
+            chunks=rollout.chunks[:end],
+            steps=rollout.steps[:end],
+        )
+        score.append(score_success(begun, context))
+        declared.append(begun.success)
+    return torch.stack(score, 1).double().numpy(), torch.stack(declared, 1).numpy()
+
+
+def _succeed_by_chunk(episode: Episode, num_chunks: int, chunk_length: int) -> np.ndarray:
+    """bool [C]: ``episode`` succeeded within so many chunks."""
+    steps = (episode.success & episode.valid).reshape(-1)
+    first = int(steps.argmax()) if steps.any() else num_chunks * chunk_length
+    return np.arange(1, num_chunks + 1) * chunk_length > first
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """The figures of ``n`` imagined rollouts from ``num_starts`` starts; intervals resample starts.
+
+    - ``own``, ``replay``, ``declared``: success rates, see the module; ``own`` has one episode per start
+    - ``own_minus_replay``, ``imagined_minus_simulated`` (declared minus own): means over starts
+    - ``auc``, ``within_group_auc``, ``start_only_auc``: of the score, see the module
+    - ``true_negative_rate``: the share of failing replays without a declared success; ``balanced_accuracy`` and
+      ``expected_calibration_error`` are of the declaration and of the score
+    - ``by_chunks``: (within_group_auc, auc) within 1, 2, ... chunks
+
+    A figure is ``None`` if its replays all ended alike.
+    """
+
+    n: int
+    num_starts: int
+    own: Estimate
+    replay: Estimate
+    declared: Estimate
+    own_minus_replay: Estimate
+    imagined_minus_simulated: Estimate
+    auc: Estimate | None
+    within_group_auc: Estimate | None
+    start_only_auc: Estimate | None
+    true_negative_rate: Estimate | None
+    balanced_accuracy: Estimate | None
+    expected_calibration_error: Estimate | None
+    by_chunks: tuple[tuple[Estimate | None, Estimate | None], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry ``closed_loop`` in results.json; figures that cannot be had have a reason beside them."""
+        names = ("own", "replay", "declared", "own_minus_replay", "imagined_minus_simulated", *_BY_OUTCOME)
+        figures: dict[str, Any] = {"n": self.n, "num_starts": self.num_starts}
+        for name in names:
+            value: Estimate | None = getattr(self, name)
+            figures[name] = value and value.to_dict()
+            if value is None:
+                figures[f"{name}_reason"] = _REASONS.get(name, "the replays all ended alike")
+        figures["by_chunks"] = [
+            {"chunks": chunks, "within_group_auc": within and within.to_dict(), "auc": pooled and pooled.to_dict()}
+            for chunks, (within, pooled) in enumerate(self.by_chunks, start=1)
+        ]
+        return figures
+
+
+_BY_OUTCOME = (
+    "auc",
+    "within_group_auc",
+    "start_only_auc",
+    "true_negative_rate",
+    "balanced_accuracy",
+    "expected_calibration_error",
+)
+_REASONS = {
+    "within_group_auc": "the replays from each start all ended alike",
+    "true_negative_rate": "no replay failed",
+    "start_only_auc": "one replay per start, or the replays all ended alike",
+}
+
+
+def judge_closed_loop(rollouts: ReplayedRollouts) -> ClosedLoop:
+    """The figures of the rollouts of one task, at least one of them."""
+    start, truth, said = rollouts.start, rollouts.replayed[:, -1], rollouts.declared[:, -1]
+    score = rollouts.score[:, -1]
+    own = rollouts.own[start]
+
+    def average(values: np.ndarray) -> Estimate:
+        return estimate(lambda v: float(v.mean()), values.astype(float), clusters=start)
+
+    def compare(statistic: Any, values: np.ndarray) -> Estimate | None:
+        return estimate_by_label(statistic, values, truth, clusters=start)
+
+    has_groups = len(truth) > len(rollouts.own)
+    return ClosedLoop(
+        n=len(truth),
+        num_starts=len(rollouts.own),
+        own=average(own),
+        replay=average(truth),
+        declared=average(said),
+        own_minus_replay=average(own.astype(float) - truth),
+        imagined_minus_simulated=average(said.astype(float) - own),
+        auc=compare(auc, score),
+        within_group_auc=estimate_within_group_auc(score, truth, start),
+        start_only_auc=compare(auc, rate_other_members(truth, start)) if has_groups else None,
+        true_negative_rate=None if truth.all() else _rate_true_negatives(said, truth, start),
+        balanced_accuracy=compare(balanced_accuracy, said),
+        expected_calibration_error=compare(expected_calibration_error, score),
+        by_chunks=tuple(
+            (
+                estimate_within_group_auc(rollouts.score[:, c], rollouts.replayed[:, c], start),
+                estimate_by_label(auc, rollouts.score[:, c], rollouts.replayed[:, c], clusters=start),
+            )
+            for c in range(rollouts.score.shape[1])
+        ),
+    )
+
+
+def rate_other_members(success: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """f [n]: for each row the success rate of the other rows of its group, the overall rate if there are none."""
+    total, size = (np.bincount(group, weights)[group] for weights in (success.astype(float), None))
+    return np.where(size > 1, (total - success) / np.maximum(size - 1, 1), success.mean())
+
+
+def _rate_true_negatives(declared: np.ndarray, replayed: np.ndarray, start: np.ndarray) -> Estimate:
+    failed = ~replayed
+    return estimate(lambda said: float(1 - said.mean()), declared[failed].astype(float), clusters=start[failed])
+
+
+def average_closed_loops(judged: Sequence[ClosedLoop]) -> ClosedLoop:
+    """Means over tasks, each with the same weight; a task without a figure is left out of it."""
+    if len(judged) == 1:
+        return judged[0]
+
+    def average(name: str) -> Any:
+        return average_estimates([getattr(one, name) for one in judged])
+
+    names = ("own", "replay", "declared", "own_minus_replay", "imagined_minus_simulated", *_BY_OUTCOME)
+    return ClosedLoop(
+        n=sum(one.n for one in judged),
+        num_starts=sum(one.num_starts for one in judged),
+        **{name: average(name) for name in names},
+        by_chunks=tuple(
+            (average_estimates([w for w, _ in column]), average_estimates([p for _, p in column]))
+            for column in zip(*(one.by_chunks for one in judged), strict=True)
+        ),
+    )
