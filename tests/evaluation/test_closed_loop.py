@@ -22,6 +22,7 @@ from worldloop.core.success import Calibrations
 from worldloop.core.tensors import Rows
 from worldloop.core.types import InitialStates, Observation
 from worldloop.evaluation.closed_loop import (
+    ClosedLoop,
     ReplayedRollouts,
     average_closed_loops,
     judge_closed_loop,
@@ -41,19 +42,21 @@ def make_rollouts(
     replayed: list[int],
     start: list[int],
     own: list[int],
-    declared: list[int] | None = None,
     task: str = "push",
 ) -> ReplayedRollouts:
-    """One chunk. A success is declared from a score of .5 on, unless ``declared`` says otherwise."""
-    scores = np.array(score)[:, None]
+    """One chunk."""
     return ReplayedRollouts(
         task=(task,) * len(score),
         start=np.array(start),
-        score=scores,
-        declared=scores >= 0.5 if declared is None else np.array(declared, dtype=bool)[:, None],
+        score=np.array(score)[:, None],
         replayed=np.array(replayed, dtype=bool)[:, None],
         own=np.array(own, dtype=bool),
     )
+
+
+def judge(rollouts: ReplayedRollouts) -> ClosedLoop:
+    """A success is declared from a score of .5 on."""
+    return judge_closed_loop(rollouts, threshold=0.5)
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -61,9 +64,7 @@ def make_rollouts(
 
 def test_the_figures_of_six_rollouts_by_hand() -> None:
     """Start 0: pair (.9 won, .2 lost) ordered; start 1: (.3 won, .8 lost) not; start 2: both won, no pair."""
-    judged = judge_closed_loop(
-        make_rollouts([0.9, 0.2, 0.3, 0.8, 0.7, 0.6], [1, 0, 1, 0, 1, 1], [0, 0, 1, 1, 2, 2], own=[1, 0, 1])
-    )
+    judged = judge(make_rollouts([0.9, 0.2, 0.3, 0.8, 0.7, 0.6], [1, 0, 1, 0, 1, 1], [0, 0, 1, 1, 2, 2], own=[1, 0, 1]))
     assert (judged.n, judged.num_starts) == (6, 3)
     assert judged.own.value == pytest.approx(2 / 3, abs=1e-4)
     assert judged.replay.value == pytest.approx(4 / 6, abs=1e-4)
@@ -88,7 +89,7 @@ def test_a_reward_that_only_knows_the_start_has_a_high_auc_and_none_within_group
     chance = generator.random(60).round()[start] * 0.6 + 0.2
     truth = generator.random(480) < chance
     rollouts = make_rollouts(chance.tolist(), truth.tolist(), start.tolist(), own=[1] * 60)
-    judged = judge_closed_loop(rollouts)
+    judged = judge(rollouts)
     assert judged.auc is not None
     assert judged.within_group_auc is not None
     assert judged.start_only_auc is not None
@@ -99,7 +100,7 @@ def test_a_reward_that_only_knows_the_start_has_a_high_auc_and_none_within_group
 
 def test_a_perfect_reward_in_hard_and_easy_starts() -> None:
     truth = [1, 0, 1, 1, 0, 0, 1, 0]
-    judged = judge_closed_loop(make_rollouts([float(t) for t in truth], truth, [0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 0, 0]))
+    judged = judge(make_rollouts([float(t) for t in truth], truth, [0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 0, 0]))
     for name in ("auc", "within_group_auc", "true_negative_rate", "balanced_accuracy"):
         assert getattr(judged, name).value == 1, name
     assert judged.expected_calibration_error is not None
@@ -108,7 +109,7 @@ def test_a_perfect_reward_in_hard_and_easy_starts() -> None:
 
 def test_means_are_over_starts_that_all_have_as_many_rollouts() -> None:
     """Own 1 of 2, replays 1 of 4, declared 3 of 4."""
-    judged = judge_closed_loop(make_rollouts([0.9, 0.9, 0.9, 0.1], [1, 0, 0, 0], [0, 0, 1, 1], own=[1, 0]))
+    judged = judge(make_rollouts([0.9, 0.9, 0.9, 0.1], [1, 0, 0, 0], [0, 0, 1, 1], own=[1, 0]))
     assert judged.own_minus_replay.value == pytest.approx(0.25)
     assert judged.imagined_minus_simulated.value == pytest.approx(0.25)
     assert judged.own.low == 0
@@ -117,7 +118,7 @@ def test_means_are_over_starts_that_all_have_as_many_rollouts() -> None:
 
 @pytest.mark.parametrize("outcome", [0, 1])
 def test_what_replays_that_all_end_alike_cannot_tell_is_none_with_a_reason(outcome: int) -> None:
-    record = judge_closed_loop(make_rollouts([0.9, 0.2], [outcome] * 2, [0, 0], own=[1])).to_dict()
+    record = judge(make_rollouts([0.9, 0.2], [outcome] * 2, [0, 0], own=[1])).to_dict()
     for name in ("auc", "within_group_auc", "start_only_auc", "balanced_accuracy", "expected_calibration_error"):
         assert record[name] is None
         assert record[f"{name}_reason"]
@@ -126,7 +127,7 @@ def test_what_replays_that_all_end_alike_cannot_tell_is_none_with_a_reason(outco
 
 
 def test_one_rollout_per_start_has_no_groups() -> None:
-    judged = judge_closed_loop(make_rollouts([0.9, 0.2], [1, 0], [0, 1], own=[1, 0]))
+    judged = judge(make_rollouts([0.9, 0.2], [1, 0], [0, 1], own=[1, 0]))
     assert judged.within_group_auc is None
     assert judged.start_only_auc is None
     assert judged.auc is not None
@@ -142,8 +143,8 @@ def test_tasks_are_judged_apart_and_averaged() -> None:
     bad = make_rollouts([0.9, 0.2, 0.9, 0.1], [0, 1, 0, 1], [0, 0, 1, 1], own=[0, 0], task="pull")
     both = ReplayedRollouts.cat([good, bad])
     assert both.start.tolist() == [0, 0, 1, 1, 2, 2]
-    apart = [judge_closed_loop(both.of_task(task)) for task in ("push", "pull")]
-    assert apart == [judge_closed_loop(good), judge_closed_loop(bad)]
+    apart = [judge(both.of_task(task)) for task in ("push", "pull")]
+    assert apart == [judge(good), judge(bad)]
     mean = average_closed_loops(apart)
     assert (mean.n, mean.num_starts) == (6, 3)
     assert mean.within_group_auc is not None
@@ -155,21 +156,14 @@ def test_tasks_are_judged_apart_and_averaged() -> None:
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def test_the_score_after_the_last_chunk_is_what_grpo_is_paid() -> None:
-    steps = [
-        make_step([[0.1], [0.2], [0.9]], [[True, True]] * 3),
-        make_step([[0.3], [0.95], [0.4]], [[True, True]] * 3, 1),
-        make_step([[0.2], [0.0], [0.5]], [[True, True], [False, False], [True, True]], 1),
-    ]
+def test_the_score_after_so_many_chunks_is_what_grpo_is_paid_for_them() -> None:
+    steps = [make_step([[p] for p in column], [[True, True]] * 3) for column in ([0.1, 0.2, 0.9], [0.3, 0.95, 0.4])]
     rollout = make_rollout(*steps)
-    spec = replace(make_spec(), success_confirm_frames=1)
-    score, declared = score_by_chunk(rollout, spec)
-    assert declared.tolist() == [[False, False, False], [False, True, True], [False, False, False]]
-    assert score[:, -1].tolist() == score_success(rollout, RewardContext(spec, Calibrations())).tolist()
-    # a frame counts together with the next; the last one by itself
-    assert score[0].tolist() == pytest.approx([0.1, 0.3, 0.2])
-    assert score[1].tolist() == pytest.approx([0.2, 1, 1])
-    assert score[2].tolist() == pytest.approx([0.9, 0.4, 0.5])
+    score = score_by_chunk(rollout, replace(make_spec(), success_confirm_frames=0))
+    assert score.tolist() == [pytest.approx(row) for row in ([0.1, 0.3], [0.2, 0.95], [0.9, 0.9])]
+    confirmed = score_by_chunk(rollout, make_spec())
+    assert confirmed[:, -1].tolist() == score_success(rollout, RewardContext(make_spec(), Calibrations())).tolist()
+    assert confirmed.tolist() == [pytest.approx(row) for row in ([0, 0.1], [0, 0.2], [0, 0.4])]
 
 
 # --- the whole way ------------------------------------------------------------------------------------------------
@@ -255,8 +249,8 @@ def test_in_a_perfect_world_model_every_figure_is_perfect(debug_run: Path) -> No
     rollouts = replay(debug_run)
     assert rollouts.replayed[:, -1].any()
     assert not rollouts.replayed[:, -1].all()
-    assert np.array_equal(rollouts.declared, rollouts.replayed)
-    judged = judge_closed_loop(rollouts)
+    assert np.array_equal(rollouts.score > 0.5, rollouts.replayed)
+    judged = judge(rollouts)
     assert judged.n == 48
     assert judged.auc is not None
     assert judged.within_group_auc is not None
@@ -269,15 +263,13 @@ def test_in_a_perfect_world_model_every_figure_is_perfect(debug_run: Path) -> No
     assert [e.is_success for e in rollouts.episodes] == rollouts.replayed[:, -1].tolist()
 
 
-def test_a_blind_reward_shows_in_every_figure_but_not_in_own(debug_run: Path) -> None:
-    """It declares a success at once, so each replay ends after one chunk and fails."""
-    blind = judge_closed_loop(replay(debug_run, is_blind=True))
-    seeing = judge_closed_loop(replay(debug_run))
+def test_a_blind_reward_shows_in_what_is_declared_alone(debug_run: Path) -> None:
+    """It shows a success until there is one."""
+    blind, seeing = judge(replay(debug_run, is_blind=True)), judge(replay(debug_run))
     assert blind.declared.value == 1
-    assert blind.replay.value == 0
     assert blind.true_negative_rate is not None
     assert blind.true_negative_rate.value == 0
-    assert blind.own == seeing.own
+    assert (blind.own, blind.replay) == (seeing.own, seeing.replay)
 
 
 def test_no_rollout_is_longer_than_the_horizon(debug_run: Path) -> None:

@@ -47,7 +47,15 @@ def test_success_counts_one_and_anything_else_its_best_probability() -> None:
     later = make_step([[0.3], [0.9], [0.05]], [[True], [False], [True]], 1)
     rollout = make_rollout(three_rows(), later)
     assert score_success(rollout, make_context()).tolist() == pytest.approx([0.3, 1.0, 0.1])
-    assert score_success(rollout, make_context(confirm_frames=1)).tolist() == pytest.approx([0.3, 1.0, 0.05])
+
+
+def test_a_frame_at_the_cut_is_worth_nothing_until_another_confirms_it() -> None:
+    """One bright last frame is a cheap way to please the head; a row that has ended has no later frame to ask."""
+    last = make_step([[0.9], [0.9], [0.2]], [[True]] * 3)
+    ended = replace(last, truncated=torch.tensor([False, True, False]))
+    rollout = make_rollout(make_step([[0.3], [0.1], [0.4]], [[True]] * 3), ended)
+    assert score_success(rollout, make_context(confirm_frames=1)).tolist() == pytest.approx([0.3, 0.9, 0.2])
+    assert score_success(make_rollout(last), make_context(confirm_frames=1)).tolist() == [0, 0, 0]
 
 
 def test_a_probability_is_confirmed_across_chunks_and_only_by_frames_that_count() -> None:

@@ -155,6 +155,18 @@ def test_a_single_false_frame_ends_nothing() -> None:
     assert not steps[-1].truncated.any()
 
 
+def test_rows_can_go_on_past_a_success() -> None:
+    simulator = ImaginedSimulator(
+        _Scripted(CONFIRMED), Calibrations(), num_envs=1, ends_at_success=False  # type: ignore[arg-type]
+    )  # fmt: skip
+    simulator.reset(_observation([0.0]))
+    steps = [simulator.step_chunk(torch.tensor(m)[:, None, None].expand(1, 2, 1)) for m in ([0.5], [0.0], [0.0], [0.0])]
+    assert all((step.success_prob > 0.5).all() for step in steps)
+    assert not any(step.success.any() or step.terminated.any() or step.rewards.any() for step in steps)
+    assert [bool(step.truncated) for step in steps] == [False, False, False, True], "the time limit ends it"
+    assert all(step.valid.all() for step in steps)
+
+
 def test_what_confirms_a_success_is_forgotten_where_a_row_starts_anew() -> None:
     simulator = ImaginedSimulator(_Scripted(CONFIRMED), Calibrations(), num_envs=2)  # type: ignore[arg-type]
     simulator.reset(_observation([0.0, 0.0]))

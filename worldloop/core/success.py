@@ -159,9 +159,11 @@ def declare(shows: Tensor, is_last: Tensor, recent: Tensor) -> tuple[Tensor, Ten
     return declared.cummax(1).values, seen[:, M:]
 
 
-def find_highest_confirmed(values: Tensor, valid: Tensor, confirm_frames: int) -> Tensor:
+def find_highest_confirmed(values: Tensor, valid: Tensor, confirm_frames: int, counts: Tensor | None = None) -> Tensor:
     """f [N]: the highest confirmed value (see `confirm`) among the ``valid`` bool [N, M] ones of ``values`` [N, M].
 
-    A row without valid frames gives -inf.
+    Where ``counts`` bool [N, M] is false, a valid value only confirms earlier ones. A row without values that count
+    gives -inf.
     """
-    return confirm(values.masked_fill(~valid, torch.inf), confirm_frames).masked_fill(~valid, -torch.inf).amax(1)
+    among = valid if counts is None else valid & counts
+    return confirm(values.masked_fill(~valid, torch.inf), confirm_frames).masked_fill(~among, -torch.inf).amax(1)

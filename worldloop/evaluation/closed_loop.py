@@ -10,6 +10,9 @@ Three success rates belong together:
 - ``replay``: its imagined actions in the simulator; own minus replay is what imagined *pictures* cost the policy
 - ``declared``: what the imagination says; declared against replay is what the *reward* gets wrong
 
+Rollouts do not end at a declared success here, so that a threshold can be chosen on them. Those of GRPO end there and
+are the same up to that frame.
+
 GRPO compares rollouts from one start, so ``within_group_auc`` is all that it sees. The floor of ``auc`` is
 ``start_only_auc``: the AUC of the success rate of the *other* replays from the same start. It shows what one knows from
 the start alone. The floor of ``within_group_auc`` is .5.
@@ -57,9 +60,9 @@ class ReplayedRollouts:
     """n imagined rollouts of a policy and their replays; cumulative over chunks, so the last column is the whole.
 
     - ``task``: n task ids; ``start`` int [n]: the number of the start, from which ``own`` is indexed
-    - ``score`` f [n, C]: what GRPO is paid within so many chunks: 1 if a success is declared, else the highest
-      confirmed success probability
-    - ``declared``, ``replayed`` bool [n, C]: a success within so many chunks, in imagination and in the replay
+    - ``score`` f [n, C]: the highest confirmed success probability within so many chunks; from its threshold on a
+      success is declared
+    - ``replayed`` bool [n, C]: the replay succeeded within so many chunks
     - ``own`` bool [N]: success of the policy itself in the simulator, from each start
     - ``episodes``: the n replays
     """
@@ -67,7 +70,6 @@ class ReplayedRollouts:
     task: tuple[str, ...]
     start: np.ndarray
     score: np.ndarray
-    declared: np.ndarray
     replayed: np.ndarray
     own: np.ndarray
     episodes: tuple[Episode, ...] = ()
@@ -80,7 +82,6 @@ class ReplayedRollouts:
             (task,) * int(rows.sum()),
             start,
             self.score[rows],
-            self.declared[rows],
             self.replayed[rows],
             self.own[starts],
             tuple(e for e, is_chosen in zip(self.episodes, rows, strict=bool(self.episodes)) if is_chosen),
@@ -98,7 +99,6 @@ class ReplayedRollouts:
             task=tuple(task for part in parts for task in part.task),
             start=np.concatenate([part.start + offset for part, offset in zip(parts, offsets, strict=True)]),
             score=join("score"),
-            declared=join("declared"),
             replayed=join("replayed"),
             own=join("own"),
             episodes=tuple(episode for part in parts for episode in part.episodes),
@@ -152,6 +152,7 @@ def replay_imagination(
             initial_state_id=tuple(block.ids[i] for i in group.tolist()),
             group_id=group,
             max_chunks=num_chunks,
+            ends_at_success=False,
             max_batch=max_batch,
         )
         replays = simulation.run(
@@ -175,23 +176,21 @@ def pair_outcomes(
     ``own``: the policy's own episode from each start, in the order of the rollout's groups.
     """
     chunk_length = rollout.steps[0].valid.shape[1]
-    score, declared = score_by_chunk(rollout, spec)
-    missing = ((0, 0), (0, num_chunks - score.shape[1]))
+    score = score_by_chunk(rollout, spec)
     return ReplayedRollouts(
         task=rollout.observations[0].task,
         start=rollout.group_id.numpy(),
-        score=np.pad(score, missing, mode="edge"),
-        declared=np.pad(declared, missing, mode="edge"),
+        score=np.pad(score, ((0, 0), (0, num_chunks - score.shape[1])), mode="edge"),
         replayed=np.stack([_succeed_by_chunk(episode, num_chunks, chunk_length) for episode in replays]),
         own=np.array([episode.is_success for episode in own]),
         episodes=tuple(replays),
     )
 
 
-def score_by_chunk(rollout: Rollout, spec: SimulatorSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(score f [n, C], declared bool [n, C]) within so many chunks; see `ReplayedRollouts`."""
+def score_by_chunk(rollout: Rollout, spec: SimulatorSpec) -> np.ndarray:
+    """f [n, C]: what GRPO is paid for a rollout that ends after so many chunks."""
     context = RewardContext(spec, Calibrations())
-    score, declared = [], []
+    score = []
     for end in range(1, len(rollout.steps) + 1):
         begun = replace(
             rollout,
@@ -200,8 +199,7 @@ def score_by_chunk(rollout: Rollout, spec: SimulatorSpec) -> tuple[np.ndarray, n
             steps=rollout.steps[:end],
         )
         score.append(score_success(begun, context))
-        declared.append(begun.success)
-    return torch.stack(score, 1).double().numpy(), torch.stack(declared, 1).numpy()
+    return torch.stack(score, 1).double().numpy()
 
 
 def _succeed_by_chunk(episode: Episode, num_chunks: int, chunk_length: int) -> np.ndarray:
@@ -271,11 +269,10 @@ _REASONS = {
 }
 
 
-def judge_closed_loop(rollouts: ReplayedRollouts) -> ClosedLoop:
-    """The figures of the rollouts of one task, at least one of them."""
-    start, truth, said = rollouts.start, rollouts.replayed[:, -1], rollouts.declared[:, -1]
-    score = rollouts.score[:, -1]
-    own = rollouts.own[start]
+def judge_closed_loop(rollouts: ReplayedRollouts, threshold: float) -> ClosedLoop:
+    """The figures of the rollouts of one task, at least one of them; a score >= ``threshold`` declares a success."""
+    start, truth, score = rollouts.start, rollouts.replayed[:, -1], rollouts.score[:, -1]
+    said, own = score >= threshold, rollouts.own[start]
 
     def average(values: np.ndarray) -> Estimate:
         return estimate(lambda v: float(v.mean()), values.astype(float), clusters=start)

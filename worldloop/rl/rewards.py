@@ -21,15 +21,19 @@ from worldloop.rl.reward_context import RewardContext, RewardTerm
 def score_success(rollout: Rollout, context: RewardContext) -> Tensor:
     """f32 [B]: 1 for rows with a declared success, else their highest confirmed success probability.
 
-    A row without success that was cut off gets ``last_value`` instead, if it is given. A declared success gets 1, not
-    the head's probability: else the policy would learn to please the head in groups where every row succeeds.
+    In a row that was cut off before its end, no frame follows that could confirm the last ones, so they do not count.
+    Such a row gets ``last_value`` instead, if it is given. A declared success gets 1, not the head's probability: else
+    the policy would learn to please the head in groups where every row succeeds.
     """
     probability = torch.cat([step.success_prob for step in rollout.steps], dim=1)
     stride = rollout.valid.shape[1] // probability.shape[1]
+    has_ended, confirm_frames = rollout.steps[-1].done, context.spec.success_confirm_frames
+    is_confirmable = torch.arange(probability.shape[1]) < probability.shape[1] - confirm_frames
     valid = rollout.valid[:, ::stride]
-    best = find_highest_confirmed(probability, valid, context.spec.success_confirm_frames).clamp_min(0)
+    best = find_highest_confirmed(probability, valid, confirm_frames, counts=has_ended[:, None] | is_confirmable)
+    best = best.clamp_min(0)
     if context.last_value is not None:
-        best = torch.where(rollout.steps[-1].done, best, context.last_value)
+        best = torch.where(has_ended, best, context.last_value)
     return torch.where(rollout.success, 1.0, best)
 
 

@@ -52,7 +52,8 @@ class ImaginedRows(Rows):
 class ImaginedSimulator:
     """A world model as a `Simulator` of up to ``num_envs`` rows, seen by the cameras that the model imagines.
 
-    Noise keys follow from ``seed`` unless `start` gives them. ``max_batch``: most rows that are imagined together; 0:
+    Noise keys follow from ``seed`` unless `start` gives them. Without ``ends_at_success`` no success is declared, and
+    rows go on to their time limit. ``max_batch``: most rows that are imagined together; 0:
     all. It is halved, for good, each time CUDA runs out of memory.
     """
 
@@ -63,6 +64,7 @@ class ImaginedSimulator:
         num_envs: int,
         seed: int = 0,
         truncates_uncertain: bool = False,
+        ends_at_success: bool = True,
         max_batch: int = 0,
     ) -> None:
         self.world_model = world_model
@@ -70,6 +72,7 @@ class ImaginedSimulator:
         self.calibrations = calibrations
         self.num_envs = num_envs
         self.truncates_uncertain = truncates_uncertain
+        self.ends_at_success = ends_at_success
         self.max_batch = max_batch or num_envs
         self._seed = seed
         self._num_resets = 0
@@ -225,7 +228,7 @@ class ImaginedSimulator:
         probability = probability.masked_fill(ends, 0.0)
         steps_left = self._time_limits(task) - observation.env_step[running]
         past = s * torch.arange(probability.shape[1]) >= steps_left[:, None]
-        shows = (probability >= calibrations.column("threshold", task)[:, None]) & ~past
+        shows = (probability >= calibrations.column("threshold", task)[:, None]) & ~past & self.ends_at_success
         is_last = s * torch.arange(1, probability.shape[1] + 1) >= steps_left[:, None]
         succeeded, running_recent = declare(shows, is_last, recent[running])
         recent = recent.index_copy(0, running, running_recent)
@@ -273,6 +276,7 @@ def imagine_rollout(
     group_id: Tensor | None = None,
     max_chunks: int | None = None,
     truncates_uncertain: bool = False,
+    ends_at_success: bool = True,
     max_batch: int = 0,
     on_chunk: Callable[[], None] | None = None,
 ) -> Rollout:
@@ -285,7 +289,12 @@ def imagine_rollout(
     """
     num_rows = len(start) if group_id is None else len(group_id)
     simulator = ImaginedSimulator(
-        world_model, calibrations, num_rows, truncates_uncertain=truncates_uncertain, max_batch=max_batch
+        world_model,
+        calibrations,
+        num_rows,
+        truncates_uncertain=truncates_uncertain,
+        ends_at_success=ends_at_success,
+        max_batch=max_batch,
     )
 
     def begin() -> Observation:
