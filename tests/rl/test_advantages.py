@@ -2,10 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
 from worldloop.core.randomness import make_generator
-from worldloop.rl.advantages import compute_group_advantages, shuffle_returns
+from worldloop.rl.advantages import compute_group_advantages, shuffle_rows
 
 
 def test_advantages_by_hand() -> None:
@@ -41,10 +42,28 @@ def test_advantages_of_kept_groups_are_standardised() -> None:
     assert torch.allclose(advantages.std(dim=0, correction=0), torch.ones(5), atol=1e-5)
 
 
-def test_shuffled_returns_are_a_permutation_over_all_rows() -> None:
-    returns = torch.arange(50.0)
-    shuffled = shuffle_returns(returns, make_generator(0, "shuffle"))
-    assert sorted(shuffled.tolist()) == returns.tolist()
-    assert (shuffled != returns).sum() > 40
-    assert (shuffled[:10] >= 10).any()  # rows leave their group
-    assert torch.equal(shuffled, shuffle_returns(returns, make_generator(0, "shuffle")))
+def test_groups_without_a_success_are_dropped_however_their_returns_differ() -> None:
+    """Group 0: .1 and .3 of the head's doubts; group 1: a success; group 2: successes alone."""
+    returns, groups = torch.tensor([0.1, 0.3, 1.0, 0.5, 1.0, 1.0]), torch.tensor([0, 0, 1, 1, 2, 2])
+    success = torch.tensor([False, False, True, False, True, True])
+    soft = compute_group_advantages(returns, groups)
+    assert soft.advantages.tolist() == pytest.approx([-1, 1, 1, -1, 0, 0])
+    result = compute_group_advantages(returns, groups, success=success)
+    assert result.advantages.tolist() == pytest.approx([0, 0, 1, -1, 0, 0])
+    assert result.keep.tolist() == [False, False, True, True, False, False]
+    assert result.num_dropped == 2
+
+
+def test_advantages_that_are_not_divided_keep_the_size_of_the_difference() -> None:
+    returns, groups = torch.tensor([1.0, 0.5, 1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1, 2, 2])
+    result = compute_group_advantages(returns, groups, normalises=False)
+    assert result.advantages.tolist() == pytest.approx([0.25, -0.25, 0.5, -0.5, 0, 0])
+    assert result.keep.tolist() == [True, True, True, True, False, False]
+
+
+def test_rows_are_shuffled_over_all_groups() -> None:
+    order = shuffle_rows(50, make_generator(0, "shuffle"))
+    assert sorted(order.tolist()) == list(range(50))
+    assert (order != torch.arange(50)).sum() > 40
+    assert (order[:10] >= 10).any()  # rows leave their group
+    assert torch.equal(order, shuffle_rows(50, make_generator(0, "shuffle")))

@@ -225,6 +225,20 @@ def test_where_all_groups_are_alike_nothing_is_learnt() -> None:
     assert "improve_policy/loss" not in values
 
 
+@pytest.mark.parametrize("requires", [True, False])
+def test_groups_in_which_no_success_is_declared_teach_nothing_unless_asked(requires: bool) -> None:
+    step = make_step([[0.1], [0.4]], [[True, True]] * 2)
+    rollout = make_rollout(step, chunks=[toss([[0, 0], [1, 1]])])
+    objective = make_objective({0: rollout}, replace(CONFIG, require_success=requires, normalise_advantages=False))
+    updates = list(objective.batches(0))
+    assert objective.step_metrics["groups_dropped"] == float(requires)
+    if requires:
+        assert not updates
+    else:
+        ((update,),) = [tuple(update.values()) for update in updates]
+        assert sorted(update.advantages.tolist()) == pytest.approx([-0.15, 0.15])
+
+
 def test_returns_are_permuted_where_the_control_asks_for_it() -> None:
     """Of sixteen rows one succeeds; permuted over all rows it is another that gets its advantage."""
     step = make_step([[0.1]] * 16, [[True, True]] * 16, 0)

@@ -115,6 +115,22 @@ def test_kl_penalty_by_hand_and_unbiased() -> None:
     assert estimate.item() == pytest.approx((p * (p / q).log()).sum().item(), abs=1e-6)
 
 
+def test_the_gradient_of_the_penalty_is_that_of_the_kl_from_the_reference() -> None:
+    """Expected over the policy's own actions; its value estimates KL(policy || reference)."""
+    logits = torch.tensor([0.4, -0.3, 0.1], requires_grad=True)
+    reference = torch.tensor([0.2, 0.2, 0.6])
+    sampled = torch.softmax(logits, 0).detach()
+    log_p = torch.log_softmax(logits, 0)
+    penalties = [compute_kl_penalty(log_p[i].reshape(1, 1), reference[i].log().reshape(1, 1), ALL) for i in range(3)]
+    (found,) = torch.autograd.grad(sum(sampled[i] * penalties[i] for i in range(3)), logits, retain_graph=True)
+    reverse = (reference * (reference.log() - log_p)).sum()
+    forward = (log_p.exp() * (log_p - reference.log())).sum()
+    (of_reverse,) = torch.autograd.grad(reverse, logits, retain_graph=True)
+    (of_forward,) = torch.autograd.grad(forward, logits)
+    assert torch.allclose(found, of_reverse, atol=1e-6)
+    assert not torch.allclose(found, of_forward, atol=1e-2)
+
+
 def test_policy_gradient_raises_the_probability_of_good_actions() -> None:
     logits = torch.zeros(2, requires_grad=True)
     actions = torch.tensor([0, 1, 0, 1])

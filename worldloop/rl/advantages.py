@@ -1,7 +1,9 @@
 """Advantages of grouped rollouts.
 
 They are GRPO's with outcome supervision (DeepSeekMath, arXiv:2402.03300, section 4.1.2). Groups without variance are
-dropped (DAPO, arXiv:2503.14476, eq. 11). Shapes: B rows (N groups x G members).
+dropped (DAPO, arXiv:2503.14476, eq. 11). So can be groups without a success: their returns are probabilities of the
+success head, and the division by their standard deviation would make small differences as large as real ones.
+Shapes: B rows (N groups x G members).
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ class GroupAdvantages:
     num_dropped: int
 
 
-def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float = 1e-6) -> GroupAdvantages:
+def compute_group_advantages(
+    returns: Tensor,
+    group_id: Tensor,
+    min_std: float = 1e-6,
+    *,
+    success: Tensor | None = None,
+    normalises: bool = True,
+) -> GroupAdvantages:
     """A_i = (R_i - mean(R of its group)) / std(R of its group), GRPO's outcome supervision.
 
     std is the population's standard deviation. A group with std <= ``min_std`` (all succeed, all fail, or one member)
@@ -32,6 +41,8 @@ def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float =
     Args:
         returns: f32 [B].
         group_id: int64 [B]; any numbering, rows in any order.
+        success: bool [B]; if given, groups without a success are dropped too.
+        normalises: false: A_i = R_i - mean(R of its group), as in Dr. GRPO (arXiv:2503.20783).
 
     Example: returns [1, 0, 1, 1], groups [0, 0, 1, 1] -> advantages [1, -1, 0, 0], keep [1, 1, 0, 0], 1 dropped.
     """
@@ -46,15 +57,18 @@ def compute_group_advantages(returns: Tensor, group_id: Tensor, min_std: float =
     centred = returns - mean[row_group]
     std = (zeros.index_add(0, row_group, centred.square()) / size).sqrt()
     keep_group = std > min_std
+    if success is not None:
+        check_shape("success", success, tuple(returns.shape))
+        keep_group &= zeros.index_add(0, row_group, success.to(zeros)) > 0
     keep = keep_group[row_group]
-    advantages = torch.where(keep, centred / std[row_group].clamp_min(1e-12), torch.zeros_like(centred))
+    scale = std[row_group].clamp_min(1e-12) if normalises else torch.ones_like(centred)
+    advantages = torch.where(keep, centred / scale, torch.zeros_like(centred))
     return GroupAdvantages(advantages.float(), keep, num_groups - int(keep_group.sum()))
 
 
-def shuffle_returns(returns: Tensor, generator: torch.Generator) -> Tensor:
-    """Permute ``returns`` [B] over *all* rows: a control in which the reward says nothing about the actions.
+def shuffle_rows(num_rows: int, generator: torch.Generator) -> Tensor:
+    """A permutation of *all* rows, int64 [B]: with it the reward says nothing about the actions, for a control.
 
     The distribution of returns stays the same. So a gain under this control was not learned from the reward.
     """
-    order = torch.randperm(len(returns), generator=generator, device=generator.device)
-    return returns[order.to(returns.device)]
+    return torch.randperm(num_rows, generator=generator, device=generator.device)

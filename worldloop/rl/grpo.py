@@ -14,6 +14,9 @@ Departures:
 4. A share of the groups starts in the middle of real episodes. Rollouts end after ``imagination_horizon`` chunks, and a
    critic may value the state where they were cut off.
 5. Candidates have moving averages of the weights.
+6. Groups in which no success is declared are dropped: their returns are only probabilities of the success head.
+7. The KL penalty has GRPO's k3 estimator. Its value estimates KL(policy || start). Its gradient, on the policy's own
+   actions, is that of KL(start || policy), see `compute_kl_penalty`.
 
 Shapes: B rows (N groups x G members), N decisions, T actions a row (chunks x H). Log-probabilities are summed over
 action dimensions.
@@ -34,7 +37,7 @@ from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.success import Calibrations
 from worldloop.core.tensors import check_shape
 from worldloop.core.types import Observation, Rollout
-from worldloop.rl.advantages import compute_group_advantages, shuffle_returns
+from worldloop.rl.advantages import compute_group_advantages, shuffle_rows
 from worldloop.rl.decisions import Decisions, flatten_decisions
 from worldloop.rl.reward_context import RewardContext
 from worldloop.rl.rewards import check_reward, score_rollout
@@ -57,6 +60,8 @@ class GrpoConfig:
     clip_ratio_high: float = 0.28  # the probability ratio is clipped above 1 + this
     kl_coefficient: float = 0.01  # weight of the KL to the policy at the start of the stage; 0: none
     min_group_std: float = 0.02  # groups with a std of returns up to this are dropped
+    require_success: bool = True  # drop groups in which no rollout declares a success
+    normalise_advantages: bool = True  # divide by the std of the group's returns; false: as in Dr. GRPO
     reward: dict[str, float] = field(default_factory=lambda: {"success": 1.0})  # weights of terms in rl/rewards.py
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
@@ -170,9 +175,17 @@ class GrpoObjective(Objective[Decisions]):
         config, spec = self.config, self.policy.spec
         last_value = None if self.value is None else self.value(rollout.steps[-1].observation)
         returns, terms = score_rollout(rollout, config.reward, RewardContext(spec, self.calibrations, last_value))
+        success = rollout.success
         if config.shuffle_rewards:
-            returns = shuffle_returns(returns, self.generators[number])
-        groups = compute_group_advantages(returns, rollout.group_id, config.min_group_std)
+            order = shuffle_rows(len(returns), self.generators[number])
+            returns, success = returns[order], success[order]
+        groups = compute_group_advantages(
+            returns,
+            rollout.group_id,
+            config.min_group_std,
+            success=success if config.require_success else None,
+            normalises=config.normalise_advantages,
+        )
         means = {"return_mean": float(returns.mean()), "imagined_success_rate": float(rollout.success.float().mean())}
         means |= {f"reward_{name}": value for name, value in terms.items()}
         if (lowest := rollout.lowest_expected_psnr_db) is not None:
@@ -278,8 +291,10 @@ def _policy_metrics(log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, valid:
 def compute_kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, valid: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || reference), GRPO eq. 4: mean of q - log q - 1 with q = pi_ref / pi.
 
-    It is unbiased on the policy's own actions, never negative, and zero where both agree. Shapes are as in
-    `compute_policy_loss`; the reference gets no gradient.
+    On the policy's own actions its value is an unbiased estimate of KL(policy || reference). The expected gradient is
+    another: (1 - q) grad log pi has the mean -E_ref[grad log pi], which is the gradient of KL(reference || policy). So
+    the penalty keeps the policy from giving up what the reference does. It is never negative, and zero where both
+    agree. Shapes are as in `compute_policy_loss`; the reference gets no gradient.
     """
     check_shape("reference_log_probs", reference_log_probs, tuple(log_probs.shape))
     log_q = torch.where(valid, reference_log_probs.detach() - log_probs, torch.zeros_like(log_probs))
