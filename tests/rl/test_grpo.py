@@ -213,6 +213,22 @@ def test_a_critic_values_where_rows_are_cut_off() -> None:
     assert objective.step_metrics["return_mean"] == pytest.approx((1.0 + 0.5 + 0.7 + 0.9) / 4)
 
 
+class ForgetfulCoin(Coin):
+    """It has dropout."""
+
+    def log_prob(self, observation: Observation, chunk: ActionChunk) -> Tensor:
+        kept = nn.functional.dropout(torch.ones(2), 0.5, self.training)
+        return (self.logits + kept).log_softmax(0)[chunk.trace["tokens"]]
+
+
+def test_the_ratios_of_the_first_update_are_one_even_with_dropout() -> None:
+    torch.manual_seed(0)
+    objective = make_objective({0: two_groups()}, policy=ForgetfulCoin().train())
+    for update in objective.batches(0):
+        _, metrics = objective.compute_loss(update[0], 0)
+        assert (metrics["ratio_min"], metrics["ratio_max"]) == (1.0, 1.0)
+
+
 def test_where_all_groups_are_alike_nothing_is_learnt() -> None:
     step = make_step([[0.4], [0.4]], [[True, True]] * 2)
     policy, reporter = Coin(), RecordingReporter()
@@ -301,7 +317,7 @@ def test_tosses_that_succeeded_become_likelier() -> None:
     tails, heads = policy.logits.softmax(0).tolist()
     assert heads > 0.6 > tails
     assert modes == [False] * 4, "rollouts are imagined in evaluation mode"
-    assert policy.training
+    assert not policy.training, "and so are the updates"
     assert told == [1, 2]
     assert objective.history.success == pytest.approx([3 / 8, 3 / 8])
     assert objective.history.num_frames == 2 * 7

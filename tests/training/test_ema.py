@@ -22,6 +22,21 @@ def test_ema_by_hand() -> None:
         EmaWeights(source, decay=1.0)
 
 
+def test_statistics_of_the_data_are_copied_not_averaged() -> None:
+    """E.g. the range of proprio: averaged, it would cut off what the data have."""
+    source = nn.Linear(1, 1)
+    source.register_buffer("reach", torch.tensor([3.0]))
+    ema = EmaWeights(source, decay=0.9)
+    source.reach.fill_(8.0)
+    with torch.no_grad():
+        source.weight.add_(1.0)
+    before = ema.module.weight.clone()
+    ema.update(source)
+    assert ema.module.reach.tolist() == [8.0]
+    assert not torch.equal(ema.module.weight, before)
+    assert not torch.equal(ema.module.weight, source.weight)
+
+
 def test_ema_shares_what_is_frozen_and_does_not_keep_it() -> None:
     source = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     source[0].requires_grad_(False)

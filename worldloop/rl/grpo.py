@@ -117,7 +117,7 @@ class GrpoObjective(Objective[Decisions]):
         self._seconds = 0.0
 
     def batches(self, step: int) -> Iterable[Mapping[int, Decisions]]:
-        # imagine
+        # imagine: in eval mode, as all of the round. With dropout the ratios of the first update would not be 1
         began = time.perf_counter()
         self.policy.eval()
         rollouts = {number: self.imagine(step, number) for number in self.generators}
@@ -131,7 +131,6 @@ class GrpoObjective(Objective[Decisions]):
         size = self.config.minibatch_size // self.num_microbatches
         longest = torch.tensor(max((math.ceil(len(d) / size) for d in decisions.values()), default=0))
         num_minibatches = int(self.data_parallel.all_reduce_max(longest))
-        self.policy.train()
         for _ in range(self.config.num_epochs):
             orders = {
                 number: torch.randperm(len(d), generator=self.generators[number]).split(size)

@@ -15,7 +15,8 @@ class EmaWeights[ModuleT: nn.Module]:
     """``module`` holds the average of ``source``'s weights, with ``decay`` in [0, 1) per update.
 
     After n updates the decay is min(decay, (1 + n) / (10 + n)), so that the initial weights do not dominate a short
-    run. Integer buffers are copied. Frozen parameters are shared with ``source``, to have one copy in memory.
+    run. Only parameters are averaged. Buffers are copied: they are statistics with rules of their own, e.g. a largest
+    value. Frozen parameters are shared with ``source``, to have one copy in memory.
     """
 
     def __init__(self, source: ModuleT, decay: float) -> None:
@@ -55,7 +56,7 @@ class EmaWeights[ModuleT: nn.Module]:
             {name: to_local(value) for name, value in module.state_dict().items() if name not in self.frozen}
             for module in (self.module, source)
         )
-        floats = [name for name, value in averaged.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averaged[n] for n in floats], [present[n] for n in floats], 1 - decay)
-        for name in averaged.keys() - set(floats):
+        parameters = [name for name, _ in self.module.named_parameters() if name not in self.frozen]
+        torch._foreach_lerp_([averaged[n] for n in parameters], [present[n] for n in parameters], 1 - decay)
+        for name in averaged.keys() - set(parameters):
             averaged[name].copy_(present[name])
