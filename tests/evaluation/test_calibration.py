@@ -36,7 +36,7 @@ def test_eight_episodes_of_each_outcome_are_enough(num_failures: int, num_succes
     wrong = make_episodes([4.0] * num_failures + [-4.0] * num_successes, [0] * num_failures + [1] * num_successes)
     by_source = {"scripted": RIGHT, "on_policy": wrong}
     assert choose_sources(by_source) == (("on_policy",) if is_enough else ("scripted", "on_policy"))
-    assert judge_trust({"on_policy": wrong}, 0.7).is_trusted != is_enough
+    assert judge_trust({"on_policy": wrong}, 0.7).can_improve == is_enough
 
 
 def test_without_episodes_of_the_policy_all_sources_count() -> None:
@@ -86,6 +86,22 @@ def test_distrust_names_the_figure_and_needs_enough_episodes() -> None:
     assert not refused.is_trusted
     assert refused.reason == "AUC 0.000 is below check_world_model.required_auc 0.7"
     assert judge_trust({"scripted": wrong, "on_policy": RIGHT}, 0.7).is_trusted, "the policy's own episodes decide"
-    assert judge_trust({"on_policy": make_episodes([4.0] * 3 + [-4.0] * 3, [0] * 3 + [1] * 3)}, 0.7).is_trusted
+    assert refused.can_improve
     assert judge_trust({"on_policy": RIGHT}, 1.0).is_trusted, "an AUC of exactly what is required will do"
-    assert judge_trust({}, 0.7).is_trusted
+    assert judge_trust({"on_policy": wrong}, 0.0).is_trusted, "nothing is required"
+
+
+@pytest.mark.parametrize("required", [0.7, 0.0])
+def test_where_too_few_episodes_of_the_policy_are_held_out_nothing_is_trusted(required: float) -> None:
+    """However well the scripted ones are told apart: they are easier."""
+    few = make_episodes([-4.0] * 9 + [4.0] * 7, [0] * 9 + [1] * 7)
+    trust = judge_trust({"scripted": RIGHT, "on_policy": few}, required)
+    if required:
+        assert trust.reason == (
+            "too few held-out episodes of the policy: 7 successes and 9 failures, at least 8 of each"
+        )
+    assert trust.is_trusted == (required == 0)
+    assert not trust.can_improve, "a further fit does not help"
+    assert judge_trust({"scripted": RIGHT}, required).is_trusted == (required == 0)
+    assert judge_trust({"recorded": RIGHT}, required).is_trusted, "there is no policy"
+    assert judge_trust({}, required).is_trusted == (required == 0)

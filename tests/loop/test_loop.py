@@ -227,8 +227,9 @@ def test_a_full_disk_is_explained_and_nothing_is_lost(tmp_path: Path, monkeypatc
 
 
 def test_no_policy_is_improved_in_a_model_that_is_not_good_enough(tmp_path: Path) -> None:
-    enough = "seed_dataset.episodes.noisy=100"  # held-out successes to judge by
-    overrides = [f"run_root={tmp_path}", "check_world_model.required_auc=1.0", "num_iterations=1", enough, *SMALL]
+    # Enough held-out successes and failures of the policy to judge by.
+    enough = ["clone_policy.num_steps=100", "collect_episodes.num_episodes=80", "collect_episodes.validation_share=0.7"]
+    overrides = [f"run_root={tmp_path}", "check_world_model.required_auc=1.0", "num_iterations=1", *SMALL, *enough]
     directory = run_loop(load_config(DEBUG, [*overrides, "improve_policy.restart_from=policy"]))
     state, entry = directory.read_state(), directory.read_results()["iterations"][1]
     assert entry["num_fits"] == 2

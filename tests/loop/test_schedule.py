@@ -130,13 +130,14 @@ def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> 
         if state.next_stage == "fit_world_model":
             state = replace(state, num_fits=state.num_fits + 1, trust={})
         if state.next_stage == "check_world_model":
-            state = replace(state, trust={"a": Trust(True), "b": Trust(False, "too low")})
+            state = replace(state, trust={"a": Trust(True), "b": Trust(False, "too low", can_improve=True)})
         state = advance(config, state)
     assert seen == [*["fit_world_model", "check_world_model"] * 3, *list_stages(config, 1)[2:]]
     assert state.num_fits == 0  # a new iteration has fits of its own
 
 
-def test_a_model_that_is_good_enough_is_fitted_once() -> None:
+@pytest.mark.parametrize("trust", [Trust(True), Trust(False, "too few episodes to judge")])
+def test_a_model_that_is_good_enough_or_cannot_be_judged_is_fitted_once(trust: Trust) -> None:
     config = load("check_world_model.max_fits=3")
-    state = LoopState(iteration=1, next_stage="check_world_model", num_fits=1, trust={"a": Trust(True)})
+    state = LoopState(iteration=1, next_stage="check_world_model", num_fits=1, trust={"a": trust})
     assert advance(config, state).next_stage == "improve_policy"

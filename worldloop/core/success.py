@@ -119,11 +119,14 @@ class Calibrations:
 class Trust:
     """Whether the check of a world model allows a policy to be improved in it; ``reason`` says why not.
 
+    ``can_improve``: a further fit may mend what is wrong; it cannot where too few episodes were held out to judge.
+
     Raises ``ValueError`` for a refusal without a reason, or a reason without a refusal.
     """
 
     is_trusted: bool
     reason: str = ""
+    can_improve: bool = False
 
     def __post_init__(self) -> None:
         if self.is_trusted == bool(self.reason):

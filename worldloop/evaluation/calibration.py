@@ -1,7 +1,7 @@
 """Calibrate a world model's heads on held-out episodes, and decide whether to trust the model.
 
-The policy's own episodes are used if there are enough of both outcomes, since the success head will judge such
-episodes; else all episodes are used.
+Calibration uses the policy's own episodes if there are enough of both outcomes, since the success head will judge such
+episodes; else it uses all. Trust needs the policy's own episodes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CalibratedSuccess:
 
 
 def choose_sources(by_source: Mapping[str, ImaginedEpisodes]) -> tuple[str, ...]:
-    """The sources for calibration and trust: ``on_policy`` if it has `MIN_EPISODES` of each outcome, else all."""
+    """The sources for calibration: ``on_policy`` if it has `MIN_EPISODES` of each outcome, else all."""
     own = by_source.get("on_policy")
     is_enough = own is not None and min(own.is_success.sum(), (~own.is_success).sum()) >= MIN_EPISODES
     return ("on_policy",) if is_enough else tuple(by_source)
@@ -97,16 +97,21 @@ def apply_calibration(episodes: ImaginedEpisodes, calibration: Calibration, cros
 
 
 def judge_trust(by_source: Mapping[str, ImaginedEpisodes], required_auc: float) -> Trust:
-    """Trust the model if its success head's AUC is at least ``required_auc``, or if there are too few episodes to tell.
+    """Trust the model if its success head's AUC over the policy's own episodes is at least ``required_auc``.
 
-    Too few means fewer than `MIN_EPISODES` of an outcome in the sources of `choose_sources`.
+    With fewer than `MIN_EPISODES` of an outcome the model is not trusted: scripted episodes are easier to judge. A
+    recording's episodes stand for those of a policy. ``required_auc`` 0 trusts every model.
     """
-    chosen = [by_source[name] for name in choose_sources(by_source)]
+    if required_auc == 0:
+        return Trust(True)
+    chosen = [by_source[name] for name in ("on_policy", "recorded") if name in by_source]
     logit = np.concatenate([np.zeros(0), *(e.logit for e in chosen)])
     is_success = np.concatenate([np.zeros(0, dtype=bool), *(e.is_success for e in chosen)])
-    if min(is_success.sum(), (~is_success).sum()) < MIN_EPISODES:
-        return Trust(True)
+    num_successes, num_failures = int(is_success.sum()), int((~is_success).sum())
+    if min(num_successes, num_failures) < MIN_EPISODES:
+        counts = f"{num_successes} successes and {num_failures} failures"
+        return Trust(False, f"too few held-out episodes of the policy: {counts}, at least {MIN_EPISODES} of each")
     reached = auc(logit, is_success)
     if reached >= required_auc:
         return Trust(True)
-    return Trust(False, f"AUC {reached:.3f} is below check_world_model.required_auc {required_auc}")
+    return Trust(False, f"AUC {reached:.3f} is below check_world_model.required_auc {required_auc}", can_improve=True)

@@ -35,11 +35,12 @@ def list_remaining_stages(config: LoopConfig, state: LoopState) -> list[str]:
 def advance(config: LoopConfig, state: LoopState) -> LoopState:
     """The state with ``next_stage`` set to the stage after the one that has just ended; "" after the last.
 
-    If the check does not trust the world model in every task, the fit is next again, up to ``max_fits`` fits.
+    If the check does not trust the world model in a task and a further fit may help, the fit is next again, up to
+    ``max_fits`` fits.
     """
     max_fits = config.section(check_world_model.Config).max_fits
-    is_refused = any(not trust.is_trusted for trust in state.trust.values())
-    if state.next_stage == "check_world_model" and is_refused and state.num_fits < max_fits:
+    can_improve = any(trust.can_improve for trust in state.trust.values())
+    if state.next_stage == "check_world_model" and can_improve and state.num_fits < max_fits:
         return replace(state, next_stage="fit_world_model")
     stages = list_stages(config, state.iteration)
     position = stages.index(state.next_stage) + 1

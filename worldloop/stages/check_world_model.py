@@ -5,10 +5,10 @@ confirmed success probability; its label is the simulator's outcome. A second pa
 every few chunks and shows how trust falls with the horizon. Tasks are judged separately, and so are scripted and
 on-policy episodes.
 
-The model is good enough in a task if the AUC of its success head reaches ``required_auc`` over whole on-policy episodes
-(over all episodes while there are too few): reinforcement learning needs to tell the policy's successes from its
-failures. If it is not, the loop fits again, up to ``max_fits`` fits. After that the policy does not improve in
-imagination in this task.
+The model is good enough in a task if the AUC of its success head reaches ``required_auc`` over whole on-policy
+episodes: reinforcement learning needs to tell the policy's successes from its failures. If it does not, the loop fits
+again, up to ``max_fits`` fits. After that the policy does not improve in imagination in this task. Nor does it if too
+few on-policy episodes of either outcome are held out.
 """
 
 from __future__ import annotations
