@@ -25,7 +25,9 @@ from worldloop.evaluation.closed_loop import (
     ClosedLoop,
     ReplayedRollouts,
     average_closed_loops,
+    choose_threshold,
     judge_closed_loop,
+    judge_closed_loop_trust,
     rate_other_members,
     replay_imagination,
     score_by_chunk,
@@ -241,7 +243,6 @@ def replay(
         block_size=5,
         iteration=1,
         key=(0, "test"),
-        splits=("train",) * 12,
     )
 
 
@@ -257,7 +258,8 @@ def test_in_a_perfect_world_model_every_figure_is_perfect(debug_run: Path) -> No
     assert judged.true_negative_rate is not None
     assert judged.auc.value == judged.within_group_auc.value == judged.true_negative_rate.value == 1
     assert abs(judged.own_minus_replay.value) < 0.2
-    assert [e.meta.split for e in rollouts.episodes] == ["train"] * 48
+    assert [e.meta.split for e in rollouts.episodes] == ["validation"] * 48
+    assert [e.is_success for e in rollouts.own_episodes] == rollouts.own.tolist()
     assert {e.meta.variant for e in rollouts.episodes} == {"replay"}
     assert len({e.meta.initial_state_id for e in rollouts.episodes}) == 12
     assert [e.is_success for e in rollouts.episodes] == rollouts.replayed[:, -1].tolist()
@@ -281,3 +283,35 @@ def test_no_rollout_is_longer_than_the_horizon(debug_run: Path) -> None:
     assert sum(len(job.states) for job in own) == 12
     assert all((job.row_chunks == 4).all() and job.temperature == 1.0 for job in own)
     assert np.array_equal(short.replayed, long.replayed[:, :4])
+
+
+# --- what follows from it -----------------------------------------------------------------------------------------
+
+
+def test_a_threshold_lets_few_failures_pass() -> None:
+    score = np.array([0.1, 0.3, 0.6, 0.9, 0.05, 0.95])
+    success = np.array([0, 0, 0, 0, 1, 1], dtype=bool)
+    for rate, highest_refused in ((0.0, 0.9), (0.24, 0.9), (0.25, 0.6), (0.5, 0.3)):
+        threshold = choose_threshold(score, success, rate)
+        assert threshold is not None
+        assert threshold == pytest.approx(highest_refused, abs=1e-9)
+        assert (score[~success] >= threshold).mean() <= rate
+    assert choose_threshold(score, success, 0.75) == 0.2, "no lower than that"
+    assert choose_threshold(score, success, 1.0) == 0.2
+    assert choose_threshold(np.array([1.0, 0.5]), np.array([False, True]), 0.0) == 0.99
+    assert choose_threshold(score, np.ones(6, dtype=bool), 0.05) is None
+
+
+def test_trust_needs_an_auc_within_groups() -> None:
+    good = judge(make_rollouts([0.9, 0.2, 0.8, 0.1], [1, 0, 1, 0], [0, 0, 1, 1], own=[1, 1]))
+    bad = judge(make_rollouts([0.9, 0.2, 0.1, 0.8], [1, 0, 1, 0], [0, 0, 1, 1], own=[1, 1]))
+    alike = judge(make_rollouts([0.9, 0.2], [1, 1], [0, 0], own=[1]))
+    assert judge_closed_loop_trust(good, 1.0).is_trusted
+    assert judge_closed_loop_trust(bad, 0.5).is_trusted
+    assert judge_closed_loop_trust(bad, 0.6).reason == (
+        "closed-loop AUC within groups 0.500 is below check_closed_loop.required_auc 0.6"
+    )
+    assert judge_closed_loop_trust(alike, 0.6).reason == (
+        "in the closed loop the replays from each start all ended alike (1.00 successes)"
+    )
+    assert judge_closed_loop_trust(alike, 0.0).is_trusted, "nothing is required"

@@ -11,7 +11,7 @@ import pytest
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.success import Trust
-from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
+from worldloop.loop.schedule import advance, assume_done, list_remaining_stages, list_stages
 from worldloop.stages import STAGES
 from worldloop.stages.context import Schedule
 from worldloop.storage.run_state import LoopState
@@ -19,7 +19,8 @@ from worldloop.storage.run_state import LoopState
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
 FITTING = ("fit_world_model", "check_world_model")
-POLICY = ("improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
+POLICY = ("improve_policy", "check_closed_loop", "promote_policy", "evaluate_policy", "collect_episodes")
+IMITATION = ("improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
 CONTROL = ["improve_policy.method=imitate_successes"]
 STUDENT = ["distil_world_model.num_steps=5", "world_model.num_sampler_steps=4"]
 
@@ -48,8 +49,8 @@ def without_collecting(stages: tuple[str, ...]) -> tuple[str, ...]:
                 without_collecting(("fit_world_model", "distil_world_model", "check_world_model", *POLICY)),
             ),
         ),
-        (CONTROL, (FIRST, POLICY, without_collecting(POLICY))),
-        ([*CONTROL, *STUDENT], (FIRST, POLICY, without_collecting(POLICY))),  # nothing to distil
+        (CONTROL, (FIRST, IMITATION, without_collecting(IMITATION))),
+        ([*CONTROL, *STUDENT], (FIRST, IMITATION, without_collecting(IMITATION))),  # nothing to distil
         (["num_iterations=0"], (without_collecting(FIRST),)),
         (["num_iterations=1"], (FIRST, without_collecting((*FITTING, *POLICY)))),
     ],
@@ -80,6 +81,7 @@ TAKES_PART = {
     "distil_world_model": (".12", "...", ".1"),
     "check_world_model": (".12", "...", ".1"),
     "improve_policy": (".12", ".12", ".."),
+    "check_closed_loop": (".12", "...", ".."),
     "promote_policy": (".12", ".12", ".."),
     "evaluate_policy": ("012", "012", ".."),
     "collect_episodes": ("01.", "01.", ".."),
@@ -110,16 +112,51 @@ def test_a_student_is_off_unless_it_has_steps() -> None:
 # --- what comes next ----------------------------------------------------------------------------------------------
 
 
-def test_the_loop_goes_through_all_stages_and_ends() -> None:
-    config, state, seen = load(), LoopState(), []
+ROUND = ("improve_policy", "check_closed_loop")
+
+
+def unfold(stages: tuple[str, ...], num_rounds: int = 2) -> list[str]:
+    """``stages`` in the order in which they run: the policy that GRPO starts from is made and checked, then rounds."""
+    first = stages.index("improve_policy")
+    round_ = [name for name in stages if name in ROUND]
+    return [*stages[:first], *round_ * (1 + num_rounds), *stages[first + len(round_) :]]
+
+
+@pytest.mark.parametrize("overrides", [[], ["check_closed_loop.num_states=0"]])
+def test_the_loop_goes_through_all_stages_and_ends(overrides: list[str]) -> None:
+    """The debug loop has two rounds of GRPO in each iteration."""
+    config, state, seen = load(*overrides), LoopState(), []
+    assert ("check_closed_loop" in list_stages(config, 1)) == (not overrides)
     while state.next_stage:
         seen.append((state.iteration, state.next_stage))
         left = list_remaining_stages(config, state)
-        assert len(seen) + len(left) == 4 + 6 + 5
-        state = advance(config, state)
-        assert state.next_stage == (left[0] if left else "")
-    assert seen == [(i, name) for i in range(3) for name in list_stages(config, i)]
+        state = advance(config, assume_done(state))
+        assert left[:1] == ([state.next_stage] if state.next_stage else [])
+    expected = [(0, name) for name in list_stages(config, 0)]
+    expected += [(i, name) for i in (1, 2) for name in unfold(list_stages(config, i))]
+    assert seen == expected
+    assert list_remaining_stages(config, LoopState()) == [name for _, name in expected[1:]]
     assert seen[-1] == (2, "evaluate_policy")
+
+
+def test_rounds_end_where_the_closed_loop_is_trusted_in_no_task() -> None:
+    config = load()
+    trust = {"a": Trust(False, "AUC too low"), "b": Trust(True)}
+    checked = LoopState(iteration=1, next_stage="check_closed_loop", start="start", num_rounds=1, trust=trust)
+    assert advance(config, checked).next_stage == "improve_policy", "task b goes on"
+    nowhere = replace(checked, trust=trust | {"b": Trust(False, "AUC too low")})
+    assert advance(config, nowhere).next_stage == "promote_policy"
+    made = replace(nowhere, next_stage="improve_policy", num_rounds=0)
+    assert advance(config, made).next_stage == "promote_policy", "without trust nothing is checked in the closed loop"
+
+
+def test_the_control_that_imitates_has_one_round() -> None:
+    config = load(*CONTROL)
+    state = assume_done(LoopState(iteration=1, next_stage="improve_policy"))
+    assert advance(config, state).next_stage == "promote_policy"
+    assert list_remaining_stages(config, LoopState(iteration=2, next_stage="improve_policy")) == [
+        "promote_policy", "evaluate_policy",
+    ]  # fmt: skip
 
 
 def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> None:
@@ -131,8 +168,8 @@ def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> 
             state = replace(state, num_fits=state.num_fits + 1, trust={})
         if state.next_stage == "check_world_model":
             state = replace(state, trust={"a": Trust(True), "b": Trust(False, "too low", can_improve=True)})
-        state = advance(config, state)
-    assert seen == [*["fit_world_model", "check_world_model"] * 3, *list_stages(config, 1)[2:]]
+        state = advance(config, assume_done(state))
+    assert seen == [*["fit_world_model", "check_world_model"] * 3, *unfold(list_stages(config, 1))[2:]]
     assert state.num_fits == 0  # a new iteration has fits of its own
 
 

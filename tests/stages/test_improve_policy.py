@@ -16,6 +16,7 @@ from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibration, Calibrations, Trust
 from worldloop.factory import checkpoints
 from worldloop.loop.run import make_context, run_loop
+from worldloop.loop.schedule import advance
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.sans.imitation import EVERY_SUCCESS
@@ -37,6 +38,7 @@ SMALL = (
     "improve_policy.restart_from=successes",
 )
 FRESH = (
+    "check_closed_loop.num_states=0",
     "seed_dataset.episodes={expert: 6, far: 6}",
     "improve_policy.restart_from=policy",
     "improve_policy.num_critic_steps=0",
@@ -94,11 +96,15 @@ class Improvement:
         return replace(context, reporter=RecordingReporter())
 
     def run(self, *overrides: str, spec: SimulatorSpec | None = None, **changes: Any) -> LoopState:
+        """Run the stage as often as the loop does."""
         config = load_config(DEBUG, [*FRESH, *overrides])
         context = self.make_context(config)
         self.context = replace(context, spec=spec or context.spec)
-        state = replace(self.state, **changes)
-        return improve_policy.run(state, config.section(improve_policy.Config), self.context)
+        state = replace(self.state, next_stage="improve_policy", **changes)
+        while state.next_stage == "improve_policy":
+            state = improve_policy.run(state, config.section(improve_policy.Config), self.context)
+            state = advance(config, state)
+        return state
 
     @property
     def reporter(self) -> RecordingReporter:
@@ -124,8 +130,7 @@ def test_candidates_are_saved_after_evenly_spaced_rounds(improvement: Improvemen
     # 5 rounds of 8 groups of 4 rows, each of at most 3 chunks of one frame
     assert 0 < state.records[1]["imagined_frames"] <= 5 * 8 * 4 * 3
     assert set(state.records[1]["imagined_success_in_training"]) == {"first_update", "last_update"}
-    (bar,) = improvement.reporter.bars
-    assert (bar.total, bar.unit) == (5, "update")
+    assert [(bar.total, bar.unit) for bar in improvement.reporter.bars] == [(2, "update"), (3, "update")]
     assert list(improvement.reporter.curves["improve_policy"]) == [0, 1, 2, 3, 4]
     assert not improvement.context.setup.has_checkpoint("improve_policy")
 
@@ -157,7 +162,8 @@ def test_a_policy_without_likelihoods_is_sent_to_imitation(
 
 def test_a_critic_needs_episodes_of_the_policy_that_ended_differently(improvement: Improvement) -> None:
     """There are scripted ones alone: none is fitted, and GRPO does without."""
-    state = improvement.run("improve_policy.num_critic_steps=5", "improve_policy.num_updates=2")
+    one_round = ("improve_policy.num_updates=2", "improve_policy.num_candidates=1")
+    state = improvement.run("improve_policy.num_critic_steps=5", *one_round)
     assert state.records[1]["value_reason"] == "the policy's own episodes all ended alike"
     assert [bar.unit for bar in improvement.reporter.bars] == ["update"]
 
@@ -171,9 +177,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         assert config == replace(context.config_of(clone_policy.Config), num_steps=100)
         calls.append(("imitate", select, path))
 
-    def improve(state: LoopState, config: Any, context: StageContext, tasks: Any, start: str) -> Any:
-        calls.append(("improve", start, *(tasks if len(context.spec.tasks) > 1 else ())))
-        return state, (f"{NAME}_after_004",)
+    def improve(state: LoopState, config: Any, context: StageContext, tasks: Any, path: str) -> LoopState:
+        calls.append(("improve", state.newest, path, *(tasks if len(context.spec.tasks) > 1 else ())))
+        return state
 
     monkeypatch.setattr(clone_policy, "imitate", imitate)
     monkeypatch.setattr(improve_policy, "improve_in_imagination", improve)
@@ -183,23 +189,35 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 NAME = "checkpoints/iteration_001/policy"
 
 
-@pytest.mark.parametrize(
-    ("start", "expected", "candidates"),
-    [
-        ("policy", [("improve", "policy")], (f"{NAME}_after_004",)),
-        ("clone", [("improve", "clone")], (f"{NAME}_after_004",)),
-        (
-            "successes",
-            [("imitate", EVERY_SUCCESS, f"{NAME}_of_successes"), ("improve", f"{NAME}_of_successes")],
-            (f"{NAME}_of_successes", f"{NAME}_after_004"),
-        ),
-    ],
-)
-def test_where_grpo_starts(
-    improvement: Improvement, calls: list[Any], start: str, expected: list[Any], candidates: tuple[str, ...]
+@pytest.mark.parametrize("start", ["policy", "clone"])
+def test_grpo_starts_from_an_earlier_policy_and_each_round_from_the_newest_candidate(
+    improvement: Improvement, calls: list[Any], start: str
 ) -> None:
-    assert improvement.run(f"improve_policy.restart_from={start}").candidates == candidates
-    assert calls == expected
+    state = improvement.run(f"improve_policy.restart_from={start}")
+    first, last = f"{NAME}_after_002", f"{NAME}_after_004"
+    assert calls == [("improve", start, first), ("improve", first, last)]
+    assert (state.start, state.newest, state.candidates) == (start, last, (first, last))
+    assert (state.num_rounds, state.next_stage) == (2, "promote_policy")
+
+
+def test_grpo_starts_from_an_imitation_of_all_successes(improvement: Improvement, calls: list[Any]) -> None:
+    state = improvement.run("improve_policy.restart_from=successes", "improve_policy.num_candidates=1")
+    start, last = f"{NAME}_of_successes", f"{NAME}_after_004"
+    assert calls == [("imitate", EVERY_SUCCESS, start), ("improve", start, last)]
+    assert (state.start, state.candidates) == (start, (start, last))
+
+
+def test_the_reference_of_every_round_is_the_start(improvement: Improvement, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = improve_policy.load_likelihood_policy
+
+    def note(path: str, config: Any, context: Any) -> Any:
+        loaded.append(path)
+        return load(path, config, context)
+
+    monkeypatch.setattr(improve_policy, "load_likelihood_policy", note)
+    improvement.run("improve_policy.num_updates=2")
+    assert loaded == ["policy", "policy", f"{NAME}_after_001", "policy"]
 
 
 def test_the_control_imitates_and_imagines_nothing(improvement: Improvement, calls: list[Any]) -> None:
@@ -215,7 +233,7 @@ def test_the_control_imitates_and_imagines_nothing(improvement: Improvement, cal
         (
             "successes",
             (f"{NAME}_of_successes",),
-            "no GRPO, the imitation of all successes is the only candidate: too low",
+            "no GRPO, the only candidate is policy_of_successes: too low",
         ),
     ],
 )
@@ -232,8 +250,8 @@ def test_nothing_is_imagined_in_a_model_that_is_not_trusted(
 def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Improvement, calls: list[Any]) -> None:
     spec = make_spec(tasks=("push", "pull", "lift"))
     trust = {"push": Trust(True), "pull": Trust(False, "too low"), "lift": Trust(True)}
-    state = improvement.run(spec=spec, trust=trust)
-    assert calls == [("improve", "policy", "push", "lift")]
+    state = improvement.run("improve_policy.num_candidates=1", spec=spec, trust=trust)
+    assert calls == [("improve", "policy", f"{NAME}_after_004", "push", "lift")]
     assert state.records[1]["improvement_skipped"] == "pull: too low"
     assert improvement.reporter.lines == ["improved without: pull: too low"]
 

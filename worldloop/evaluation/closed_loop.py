@@ -42,8 +42,8 @@ from worldloop.core.statistics import (
     estimate_within_group_auc,
     expected_calibration_error,
 )
-from worldloop.core.success import Calibrations
-from worldloop.core.types import Episode, InitialStates, Rollout, Split
+from worldloop.core.success import Calibrations, Trust
+from worldloop.core.types import Episode, InitialStates, Rollout
 from worldloop.evaluation.outcomes import observe_start
 from worldloop.rl.reward_context import RewardContext
 from worldloop.rl.rewards import score_success
@@ -52,6 +52,7 @@ from worldloop.rollout.replay import Replay
 from worldloop.rollout.rollout import count_chunks
 from worldloop.rollout.simulation import Simulation
 
+MIN_THRESHOLD, MAX_THRESHOLD = 0.2, 0.99  # probabilities; bounds, because few replays may give any threshold
 STARTS_AT_ONCE = 50  # starts imagined together; a change changes the noise
 
 
@@ -64,7 +65,7 @@ class ReplayedRollouts:
       success is declared
     - ``replayed`` bool [n, C]: the replay succeeded within so many chunks
     - ``own`` bool [N]: success of the policy itself in the simulator, from each start
-    - ``episodes``: the n replays
+    - ``episodes``: the n replays; ``own_episodes``: the N episodes of the policy itself
     """
 
     task: tuple[str, ...]
@@ -73,9 +74,10 @@ class ReplayedRollouts:
     replayed: np.ndarray
     own: np.ndarray
     episodes: tuple[Episode, ...] = ()
+    own_episodes: tuple[Episode, ...] = ()
 
     def of_task(self, task: str) -> ReplayedRollouts:
-        """The rollouts of one task."""
+        """The rollouts of one task, without their episodes."""
         rows = np.array([other == task for other in self.task], dtype=bool)
         starts, start = np.unique(self.start[rows], return_inverse=True)
         return ReplayedRollouts(
@@ -84,7 +86,6 @@ class ReplayedRollouts:
             self.score[rows],
             self.replayed[rows],
             self.own[starts],
-            tuple(e for e, is_chosen in zip(self.episodes, rows, strict=bool(self.episodes)) if is_chosen),
         )
 
     @classmethod
@@ -102,6 +103,7 @@ class ReplayedRollouts:
             replayed=join("replayed"),
             own=join("own"),
             episodes=tuple(episode for part in parts for episode in part.episodes),
+            own_episodes=tuple(episode for part in parts for episode in part.own_episodes),
         )
 
 
@@ -119,14 +121,13 @@ def replay_imagination(
     block_size: int,
     iteration: int,
     key: tuple[int | str, ...],
-    splits: tuple[Split, ...] | None = None,
     max_batch: int = 0,
 ) -> ReplayedRollouts:
     """Imagine ``group_size`` rollouts of ``policy`` from each of N ``states`` and replay them in the simulator.
 
     ``policy`` is the one in ``checkpoint``, at ``temperature``. It also acts once from each state in the simulator,
-    which gives the real first frames. Everything ends after ``num_chunks`` chunks. ``splits``: for each state the split
-    of its replays. ``key`` seeds all draws. For ``max_batch`` see `ImaginedSimulator`.
+    which gives the real first frames. Everything ends after ``num_chunks`` chunks. ``key`` seeds all draws. For
+    ``max_batch`` see `ImaginedSimulator`.
     """
     parts = []
     for first in range(0, len(states), STARTS_AT_ONCE):
@@ -160,7 +161,6 @@ def replay_imagination(
             block_size=block_size,
             purpose=f"{purpose}/replay",
             iteration=iteration,
-            splits=None if splits is None else tuple(splits[first + i] for i in group.tolist()),
             replay=Replay.of(rollout),
             row_chunks=count_chunks(rollout),
         )
@@ -184,6 +184,7 @@ def pair_outcomes(
         replayed=np.stack([_succeed_by_chunk(episode, num_chunks, chunk_length) for episode in replays]),
         own=np.array([episode.is_success for episode in own]),
         episodes=tuple(replays),
+        own_episodes=tuple(own),
     )
 
 
@@ -303,6 +304,39 @@ def judge_closed_loop(rollouts: ReplayedRollouts, threshold: float) -> ClosedLoo
             for c in range(rollouts.score.shape[1])
         ),
     )
+
+
+def judge_closed_loop_trust(judged: ClosedLoop, required_auc: float) -> Trust:
+    """Trust the model if its AUC within groups is at least ``required_auc``; 0 trusts every model.
+
+    Without two rollouts from one start that ended differently there is nothing to judge by, and it is not trusted.
+    """
+    if required_auc == 0:
+        return Trust(True)
+    reached = judged.within_group_auc
+    if reached is None:
+        return Trust(False, f"in the closed loop {_REASONS['within_group_auc']} ({judged.replay.value:.2f} successes)")
+    if reached.value >= required_auc:
+        return Trust(True)
+    return Trust(
+        False,
+        f"closed-loop AUC within groups {reached.value:.3f} is below check_closed_loop.required_auc {required_auc}",
+    )
+
+
+def choose_threshold(score: np.ndarray, success: np.ndarray, max_false_positive_rate: float) -> float | None:
+    """The lowest threshold in `MIN_THRESHOLD`..`MAX_THRESHOLD` with so few of the failures at or above it.
+
+    ``score`` f [n], ``success`` bool [n]. ``None`` without a failure.
+
+    Example: failures score .1, .3, .6 and .9; a rate of .25 allows one of them, so the threshold is just above .6.
+    """
+    failures = np.sort(score[~success])
+    if not len(failures):
+        return None
+    num_allowed = min(int(max_false_positive_rate * len(failures)), len(failures) - 1)
+    threshold = np.nextafter(failures[len(failures) - 1 - num_allowed], 1)
+    return float(np.clip(threshold, MIN_THRESHOLD, MAX_THRESHOLD))
 
 
 def rate_other_members(success: np.ndarray, group: np.ndarray) -> np.ndarray:

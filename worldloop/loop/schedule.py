@@ -24,25 +24,35 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
 
 
 def list_remaining_stages(config: LoopConfig, state: LoopState) -> list[str]:
-    """The stages after ``state.next_stage``, to the end of the loop."""
-    here = list_stages(config, state.iteration)
-    left = list(here[here.index(state.next_stage) + 1 :])
-    for iteration in range(state.iteration + 1, config.num_iterations + 1):
-        left += list_stages(config, iteration)
+    """The stages after ``state.next_stage``, to the end of the loop, if the world model is trusted."""
+    left = []
+    while (state := advance(config, assume_done(state))).next_stage:
+        left.append(state.next_stage)
     return left
+
+
+def assume_done(state: LoopState) -> LoopState:
+    """``state`` as if ``state.next_stage`` had run, as far as `advance` reads it."""
+    if state.next_stage == "improve_policy":
+        return replace(state, start=state.start or "start", num_rounds=state.num_rounds + bool(state.start))
+    return replace(state, start="", num_rounds=0) if state.next_stage == "promote_policy" else state
 
 
 def advance(config: LoopConfig, state: LoopState) -> LoopState:
     """The state with ``next_stage`` set to the stage after the one that has just ended; "" after the last.
 
-    If the check does not trust the world model in a task and a further fit may help, the fit is next again, up to
-    ``max_fits`` fits.
+    - If the check does not trust the world model in a task and a further fit may help, the fit is next again, up to
+      ``max_fits`` fits.
+    - `improve_policy` and `check_closed_loop` alternate until all rounds are done, or until the world model is trusted
+      in no task any more.
     """
     max_fits = config.section(check_world_model.Config).max_fits
     can_improve = any(trust.can_improve for trust in state.trust.values())
     if state.next_stage == "check_world_model" and can_improve and state.num_fits < max_fits:
         return replace(state, next_stage="fit_world_model")
     stages = list_stages(config, state.iteration)
+    if state.next_stage in ("improve_policy", "check_closed_loop"):
+        return replace(state, next_stage=_continue_improvement(config, state, stages))
     position = stages.index(state.next_stage) + 1
     if position < len(stages):
         return replace(state, next_stage=stages[position])
@@ -50,3 +60,13 @@ def advance(config: LoopConfig, state: LoopState) -> LoopState:
         return replace(state, next_stage="")
     iteration = state.iteration + 1
     return replace(state, iteration=iteration, num_fits=0, next_stage=list_stages(config, iteration)[0])
+
+
+def _continue_improvement(config: LoopConfig, state: LoopState, stages: tuple[str, ...]) -> str:
+    improvement = config.section(improve_policy.Config)
+    uses_world_model = improve_policy.METHODS[improvement.method].uses_world_model
+    if not uses_world_model or state.is_distrusted:
+        return "promote_policy"
+    if state.next_stage == "improve_policy" and "check_closed_loop" in stages:
+        return "check_closed_loop"
+    return "improve_policy" if state.num_rounds < improvement.num_candidates else "promote_policy"

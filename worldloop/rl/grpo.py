@@ -87,7 +87,6 @@ class GrpoObjective(Objective[Decisions]):
     - ``policy`` is trained; ``reference`` is the policy at the start of the stage, for the KL penalty
     - ``imagine(update, number) -> Rollout``: the grouped rollouts of one microbatch
     - ``value(observation) -> f32 [B]``: a critic that values the last states, or ``None``
-    - ``on_update(num_updates)`` is called after every round, e.g. to save a candidate
     """
 
     progress_metric = "imagined_success_rate"
@@ -106,13 +105,12 @@ class GrpoObjective(Objective[Decisions]):
         data_parallel: DataParallel,
         device: torch.device,
         value: Callable[[Observation], Tensor] | None = None,
-        on_update: Callable[[int], None] = lambda num_updates: None,
     ) -> None:
         super().__init__(generators)
         self.policy, self.reference, self.config, self.imagine = policy, reference, config, imagine
         self.calibrations, self.num_microbatches = calibrations, num_microbatches
         self.data_parallel, self.device = data_parallel, device
-        self.value, self.on_update = value, on_update
+        self.value = value
         self.history = GrpoHistory()
         self._seconds = 0.0
 
@@ -163,7 +161,6 @@ class GrpoObjective(Objective[Decisions]):
             metrics[f"imagined_success_rate/{name.removeprefix('num_rows/')}"] /= metrics.pop(name)
         frames = metrics.pop("imagined_frames")
         self.history.add(metrics["imagined_success_rate"], frames)
-        self.on_update(step + 1)
         return metrics | {"imagined_frames_per_s": frames / self._seconds}
 
     def state(self) -> dict[str, Stateful]:

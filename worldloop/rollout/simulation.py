@@ -81,6 +81,19 @@ class Simulation:
             directory.write_initial_states(complete[task])
         return InitialStates.cat([states.select(range(first, wanted)) for states in complete.values()])
 
+    def draw_fresh_states(self, split: Split, num_states: int, *key: int | str) -> InitialStates:
+        """``num_states`` initial states of each task that no other ``key`` gives; they are not stored.
+
+        Tasks follow one another. Training states also follow the run's seed.
+        """
+        seed = derive_seed(self.seed if split == "train" else FIXED_SEED, "fresh", *key)
+        jobs = [
+            InitialStatesJob(self.config, task, split, min(STATES_PER_JOB, num_states - begin), seed, begin)
+            for task in self.tasks
+            for begin in range(0, num_states, STATES_PER_JOB)
+        ]
+        return InitialStates.cat(list(self.executor.map(draw_initial_states, jobs)))
+
     def run(
         self,
         states: InitialStates,

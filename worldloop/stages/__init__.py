@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from worldloop.stages import (
+    check_closed_loop,
     check_world_model,
     clone_policy,
     collect_episodes,
@@ -49,6 +50,7 @@ STAGES: dict[str, Stage] = {
     "distil_world_model": distil_world_model,
     "check_world_model": check_world_model,
     "improve_policy": improve_policy,
+    "check_closed_loop": check_closed_loop,
     "promote_policy": promote_policy,
     "evaluate_policy": evaluate_policy,
     "collect_episodes": collect_episodes,

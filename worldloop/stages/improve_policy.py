@@ -1,7 +1,10 @@
 """Improve the policy: by GRPO inside the world model, or by imitating every success in SANS (the control).
 
-GRPO starts from a policy that imitates every success in SANS; World-VLA-Loop starts from the clone. ``restart_from``
-chooses the start.
+The stage runs several times in an iteration. The first run makes the policy that GRPO starts from: one that imitates
+every success in SANS (World-VLA-Loop starts from the clone; ``restart_from`` chooses). Each further run is a round of
+updates and leaves a candidate. After every run `check_closed_loop` may find that the world model is not trusted any
+more for the newest policy; then no round follows. A round goes on from the averaged weights of the newest candidate,
+the policy that was checked, with a fresh optimizer.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Config(GrpoConfig):
     imagination_horizon: int = 6  # most chunks of an imagined rollout; drift grows with each chunk
     num_critic_steps: int = 0  # optimizer steps of a critic for rollouts that are cut off; 0: no critic
     truncates_uncertain: bool = False  # end a rollout, as a failure, at its first uncertain frame (floor_db)
-    num_candidates: int = 3  # checkpoints for promotion, evenly spaced over the updates
+    num_candidates: int = 3  # rounds, among which the updates are divided; each gives a candidate for promotion
     num_imitation_steps: int = 900  # optimizer steps of imitating successes (the clone has fewer episodes)
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Make ``state.candidates`` by ``config.method``."""
+    """Make ``state.start``, or add a candidate to ``state.candidates``, by ``config.method``."""
     return METHODS[config.method].run(state, config, context)
 
 
@@ -78,31 +81,59 @@ def imitate_successes(state: LoopState, config: Config, context: StageContext) -
     """The one candidate imitates every success in SANS."""
     candidate = name_checkpoint(state.iteration, "policy")
     _imitate(state, config, context, candidate)
-    return replace(state, candidates=(candidate,))
+    return replace(state, start=candidate, newest=candidate, candidates=(candidate,))
 
 
 def run_grpo(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """GRPO in the tasks in which the check trusts the world model; without such a task it does not run.
+    """Choose where GRPO starts, then one round of it in the tasks in which the last check trusts the world model.
 
     With ``restart_from: successes`` the policy that imitates all successes is a candidate too, even without GRPO.
     """
-    start = state.clone if config.restart_from == "clone" else state.policy
-    imitated: tuple[str, ...] = ()
-    if config.restart_from == "successes":
+    if not state.start:
+        return choose_start(state, config, context)
+    distrusted = {task: trust.reason for task, trust in state.trust.items() if not trust.is_trusted}
+    tasks = tuple(task for task in context.spec.task_ids if task not in distrusted)
+    if distrusted:
+        context.reporter.log(f"improved without: {describe_distrust(distrusted, len(context.spec.tasks))}")
+    path = name_checkpoint(state.iteration, f"policy_after_{divide_updates(config)[state.num_rounds + 1]:03d}")
+    state = improve_in_imagination(state, config, context, tasks, path)
+    return replace(state, candidates=(*state.candidates, path), newest=path, num_rounds=state.num_rounds + 1)
+
+
+def choose_start(state: LoopState, config: Config, context: StageContext) -> LoopState:
+    """Set ``state.start``; with ``restart_from: successes`` it is a new policy and the first candidate."""
+    start = {"clone": state.clone, "policy": state.policy}.get(config.restart_from, "")
+    candidates: tuple[str, ...] = ()
+    if not start:
         start = name_checkpoint(state.iteration, "policy_of_successes")
         _imitate(state, config, context, start)
-        imitated = (start,)
+        candidates = (start,)
+    return note_distrust(replace(state, start=start, newest=start, candidates=candidates), context)
+
+
+def note_distrust(state: LoopState, context: StageContext) -> LoopState:
+    """Record and log why GRPO leaves tasks out, or ends; nothing if every task is trusted."""
     distrusted = {task: trust.reason for task, trust in state.trust.items() if not trust.is_trusted}
-    trusted = tuple(task for task in context.spec.task_ids if task not in distrusted)
-    if distrusted:
-        reason = describe_distrust(distrusted, len(context.spec.tasks))
-        left = "the imitation of all successes is the only candidate" if imitated else "the policy stays"
-        context.reporter.log(f"improved without: {reason}" if trusted else f"no GRPO, {left}: {reason}")
-        state = state.record(improvement_skipped=reason)
-    if not trusted:
-        return replace(state, candidates=imitated)
-    state, candidates = improve_in_imagination(state, config, context, trusted, start)
-    return replace(state, candidates=(*imitated, *candidates))
+    if not distrusted:
+        return state
+    reason = describe_distrust(distrusted, len(context.spec.tasks))
+    if state.is_distrusted:
+        what = "no further round" if state.num_rounds else "no GRPO"
+        context.reporter.log(f"{what}, {describe_candidates(state.candidates)}: {reason}")
+    return state.record(improvement_skipped=reason)
+
+
+def describe_candidates(candidates: tuple[str, ...]) -> str:
+    """What is left for promotion to choose from."""
+    if not candidates:
+        return "the policy stays"
+    names = [candidate.rsplit("/", 1)[-1] for candidate in candidates]
+    return f"the only candidate is {names[0]}" if len(names) == 1 else f"the candidates are {', '.join(names)}"
+
+
+def divide_updates(config: Config) -> tuple[int, ...]:
+    """The updates done after 0, 1, ... rounds, e.g. (0, 14, 28): evenly divided."""
+    return tuple(np.linspace(0, config.num_updates, config.num_candidates + 1).round().astype(int).tolist())
 
 
 @dataclass(frozen=True)
@@ -121,10 +152,9 @@ METHODS = {
 
 
 def _imitate(state: LoopState, config: Config, context: StageContext, path: str) -> None:
-    """Clone every success in SANS into the checkpoint ``path``, unless a GRPO that is resumed has done so."""
-    if not context.setup.has_checkpoint(NAME):
-        cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_imitation_steps)
-        clone_policy.imitate(state, cloning, context, EVERY_SUCCESS, path)
+    """Clone every success in SANS into the checkpoint ``path``."""
+    cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_imitation_steps)
+    clone_policy.imitate(state, cloning, context, EVERY_SUCCESS, path)
 
 
 def describe_distrust(reasons: dict[str, str], num_tasks: int) -> str:
@@ -132,11 +162,16 @@ def describe_distrust(reasons: dict[str, str], num_tasks: int) -> str:
     return "; ".join(reason if num_tasks == 1 else f"{task}: {reason}" for task, reason in reasons.items())
 
 
+def count_updates(state: LoopState, config: Config) -> int:
+    """The updates of GRPO so far, over all iterations."""
+    return (state.iteration - 1) * config.num_updates + divide_updates(config)[state.num_rounds]
+
+
 def improve_in_imagination(
-    state: LoopState, config: Config, context: StageContext, tasks: tuple[str, ...], start: str
-) -> tuple[LoopState, tuple[str, ...]]:
-    """Run GRPO in ``tasks`` from the checkpoint ``start``: (state with its figures, checkpoints of the candidates)."""
-    policy, reference = (load_likelihood_policy(start, config, context) for _ in range(2))
+    state: LoopState, config: Config, context: StageContext, tasks: tuple[str, ...], path: str
+) -> LoopState:
+    """One round of GRPO in ``tasks`` from ``state.newest``, into the checkpoint ``path``; returns its figures."""
+    policy, reference = (load_likelihood_policy(start, config, context) for start in (state.newest, state.start))
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     calibrations = state.calibrations or Calibrations()
     dataset = context.open_clips(state.dataset, "train")
@@ -144,7 +179,8 @@ def improve_in_imagination(
     if config.num_critic_steps:
         state, critic = fit_policy_critic(state, config, context, policy.spec)
     setup = context.setup
-    generators = setup.make_generators(context.seed, state.iteration, NAME)
+    key = (context.seed, state.iteration, NAME, state.num_rounds)
+    generators = setup.make_generators(*key)
     groups = GroupedImagination(
         policy,
         world_model,
@@ -158,11 +194,12 @@ def improve_in_imagination(
             imagination_horizon=config.imagination_horizon,
             truncates_uncertain=config.truncates_uncertain,
             max_imagination_batch=context.max_imagination_batch,
-            key=(context.seed, state.iteration, NAME),
+            key=key,
         ),
         setup,
         generators,
     )
+    done, end = divide_updates(config)[state.num_rounds : state.num_rounds + 2]
     trainer = Trainer(
         policy,
         partial(Optimizer, learning_rate=config.learning_rate, num_steps=None, weight_decay=0.0, warmup_steps=4),
@@ -170,17 +207,9 @@ def improve_in_imagination(
         context.reporter,
         name=NAME,
         unit="update",
-        first_step=(state.iteration - 1) * config.num_updates,
+        first_step=count_updates(state, config),
         ema_decay=config.ema_decay,
     )
-    evenly = np.linspace(0, config.num_updates, config.num_candidates + 1).round()[1:].astype(int)
-    candidates = {n: name_checkpoint(state.iteration, f"policy_after_{n:03d}") for n in evenly.tolist()}
-    averaged = trainer.averaged
-
-    def save_candidate(num_updates: int) -> None:
-        if num_updates in candidates:
-            context.models.save_policy(averaged, candidates[num_updates])
-
     objective = GrpoObjective(
         policy,
         reference.eval(),
@@ -192,17 +221,16 @@ def improve_in_imagination(
         data_parallel=setup.data_parallel,
         device=context.device,
         value=None if critic is None else critic.value,
-        on_update=save_candidate,
     )
-    trainer.fit(objective, config.num_updates)
+    context.models.save_policy(trainer.fit(objective, end - done), path)
     setup.drop_checkpoint(NAME)
     first, last = objective.history.first_success, objective.history.last_success
-    context.reporter.log(f"imagined success {first:.3f} -> {last:.3f} over {config.num_updates} updates")
-    state = state.record(
-        imagined_success_in_training={"first_update": first, "last_update": last},
-        imagined_frames=int(objective.history.num_frames),
+    context.reporter.log(f"imagined success {first:.3f} -> {last:.3f} over {end - done} updates")
+    before = state.recorded("imagined_success_in_training", {"first_update": first})
+    return state.record(
+        imagined_success_in_training=before | {"last_update": last},
+        imagined_frames=state.recorded("imagined_frames", 0) + int(objective.history.num_frames),
     )
-    return state, tuple(candidates.values())
 
 
 def load_likelihood_policy(path: str, config: Config, context: StageContext) -> LikelihoodPolicy:

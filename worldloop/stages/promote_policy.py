@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from worldloop.evaluation.by_task import group_success
 from worldloop.evaluation.promotion import judge_candidates
+from worldloop.reporting.closed_loop import record_promoted
 from worldloop.reporting.success import describe_promotion
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
@@ -38,11 +39,18 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Promote one of ``state.candidates`` or keep ``state.policy``; all checkpoints stay."""
+    state = choose(replace(state, start="", newest="", num_rounds=0), config, context)
+    if checked := state.recorded("closed_loop", None):
+        state = state.record(closed_loop=record_promoted(checked, state.policy))
+    return replace(state, candidates=())
+
+
+def choose(state: LoopState, config: Config, context: StageContext) -> LoopState:
     if not state.candidates:
         return state.record(promoted=False, promotion_gain=None, promotion_gain_reason="no candidate")
     if not config.gate:
         context.reporter.log("gate off: last candidate promoted unseen")
-        return replace(state, policy=state.candidates[-1], candidates=(), validation_success={}).record(
+        return replace(state, policy=state.candidates[-1], validation_success={}).record(
             promoted=True, promotion_gain=None, promotion_gain_reason="gate off"
         )
 
@@ -59,7 +67,6 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     state = replace(
         state,
         policy=verdict.best if verdict.is_promoted else state.policy,
-        candidates=(),
         validation_success=success[verdict.best] if verdict.is_promoted else current,
     )
     return state.record(**verdict.to_record())

@@ -21,12 +21,14 @@ class LoopState:
     - ``dataset``: name of the SANS version
     - ``clone``, ``policy``, ``world_model``: checkpoint directories ("" before there is one); ``clone`` is iteration
       0's policy
-    - ``candidates``: checkpoints of the last improvement that await promotion, in the order of training
+    - ``start``: the checkpoint from which this iteration's improvement starts, "" before there is one; ``newest``: the
+      policy that its next round goes on from; ``num_rounds``: its rounds so far
+    - ``candidates``: checkpoints of the improvement that await promotion, in the order of training
     - ``teacher``: the fitted world model, from which the next fit continues; ``world_model`` is the teacher, or its
       student with fewer sampler steps
     - ``world_model_steps``: optimizer steps on world models so far; ``num_fits``: fits of this iteration so far
     - ``calibrations``: how to read the heads of ``world_model``, ``None`` until it has been checked; ``trust``: task ->
-      what the check found, empty until then
+      what the last check found, empty until then
     - ``validation_success``: task -> outcomes of ``policy`` on the validation states, for the paired promotion test
     - ``evaluation_success``: for each iteration, task -> outcomes of its policy on the evaluation states. Recorded for
       the report's paired gains; no decision reads it
@@ -41,6 +43,9 @@ class LoopState:
     dataset: str = ""
     clone: str = ""
     policy: str = ""
+    start: str = ""
+    newest: str = ""
+    num_rounds: int = 0
     candidates: tuple[str, ...] = ()
     world_model: str = ""
     teacher: str = ""
@@ -54,6 +59,15 @@ class LoopState:
     env_steps: int = 0
     records: tuple[dict[str, Any], ...] = ()
     schema_version: int = STATE_SCHEMA_VERSION
+
+    @property
+    def is_distrusted(self) -> bool:
+        """The world model has been checked and is trusted in no task."""
+        return bool(self.trust) and not any(trust.is_trusted for trust in self.trust.values())
+
+    def recorded(self, name: str, default: Any) -> Any:
+        """The figure ``name`` of this iteration's record, for a stage that adds to it in several runs."""
+        return self.records[self.iteration].get(name, default) if len(self.records) > self.iteration else default
 
     def record(self, **figures: Any) -> LoopState:
         """The state with ``figures`` merged into this iteration's record; ``tasks`` is merged task by task."""
