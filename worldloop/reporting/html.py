@@ -32,7 +32,9 @@ from worldloop.reporting.records import (
     list_tasks,
     name_tasks,
     read_auc,
+    read_closed_loop,
     read_success,
+    read_within_group_auc,
 )
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
@@ -80,6 +82,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
             "sans": draw(draw_sans, counts),
         },
         success=tabulate_success(records),
+        closed_loop=tabulate_closed_loop(records),
         trust=tabulate_trust(records),
         cost=tabulate_cost(records, timings),
         stages=tabulate_stages(timings),
@@ -113,13 +116,19 @@ def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dic
         if gain and evaluated[-1]["iteration"]:
             note = f"95 %: {gain['low']:+.3f} to {gain['high']:+.3f}"
             cards.append(("gain over the clone", f"{gain['gain']:+.3f}", note))
+    closed = [found for r in records if (found := read_closed_loop(r))]
+    if closed:
+        checkpoint, figures = closed[-1]
+        note = f"{checkpoint.rsplit('/', 1)[-1]}, {show(figures['within_group_auc'], 'value')}"
+        value = read_within_group_auc(figures)
+        cards.append(("closed-loop AUC within groups", DASH if value is None else f"{value:.3f}", note))
     checked = [r for r in records if list_judged_sources(r)]
     if checked:
         source, figures = list_judged_sources(checked[-1])[-1]
         if figures["auc"]:
             note = f"{source}, {show(figures['auc'], 'value')}, n {figures['n']}"
             note += _name_worst(checked[-1], partial(read_auc, source=source), ".3f")
-            cards.append(("the success head's AUC", f"{figures['auc']['value']:.3f}", note))
+            cards.append(("open-loop AUC", f"{figures['auc']['value']:.3f}", note))
     optimism = [r["imagined_minus_simulated"] for r in records if r.get("imagined_minus_simulated")]
     if optimism:
         note = f"95 %: {optimism[-1]['low']:+.3f} to {optimism[-1]['high']:+.3f}"
@@ -160,6 +169,29 @@ def tabulate_success(records: list[Record]) -> list[list[str]]:
         for task, own in list_tasks(record).items():
             rows.append([_name(task, worst), *show_success(own, iteration, "")])
     return rows
+
+
+def tabulate_closed_loop(records: list[Record]) -> list[list[str]]:
+    """Table of the checks in the closed loop, one row per policy; with several tasks the mean, then each."""
+    rates = ("own", "replay", "declared")
+    alignments = ("within_group_auc", "auc", "start_only_auc", "true_negative_rate")
+    header = ["iteration", "policy", "n", *rates, "AUC within groups", "AUC", "AUC, start only", "true negatives"]
+
+    def show_figures(figures: Record) -> list[str]:
+        return [
+            str(figures["n"]),
+            *(show(figures[name], "value", ".2f").split(" ")[0] for name in rates),
+            *(show(figures[name], "value") for name in alignments),
+        ]
+
+    rows = []
+    for record in records:
+        for entry in (record.get("closed_loop") or {}).get("checkpoints", []):
+            name = entry["checkpoint"].rsplit("/", 1)[-1]
+            rows.append([str(record["iteration"]), name, *show_figures(entry)])
+            worst = find_worst_task(entry, read_within_group_auc)
+            rows += [[_name(task, worst), "", *show_figures(own)] for task, own in list_tasks(entry).items()]
+    return [header, *rows] if rows else []
 
 
 def tabulate_trust(records: list[Record]) -> list[list[str]]:

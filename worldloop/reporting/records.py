@@ -47,3 +47,18 @@ def read_auc(record: Record, source: str) -> float | None:
 def read_psnr(record: Record) -> float | None:
     """The mean PSNR of whole imagined episodes, in dB."""
     return record.get("psnr_db")
+
+
+def read_closed_loop(record: Record) -> tuple[str, Record] | None:
+    """(checkpoint, figures) of the last policy that was checked in the closed loop; ``None`` without a check.
+
+    It is the last candidate if GRPO has made one. With several tasks the figures are means, and have those of each
+    under ``tasks``.
+    """
+    checked = (record.get("closed_loop") or {}).get("checkpoints") or []
+    return (checked[-1]["checkpoint"], checked[-1]) if checked else None
+
+
+def read_within_group_auc(figures: Record) -> float | None:
+    """The AUC within groups of the figures of one check in the closed loop."""
+    return figures["within_group_auc"]["value"] if figures.get("within_group_auc") else None

@@ -9,7 +9,16 @@ from typing import Any
 
 from worldloop.core.errors import WorldloopError
 from worldloop.reporting.progress import format_minutes
-from worldloop.reporting.records import Record, find_worst_task, list_tasks, read_auc, read_psnr, read_success
+from worldloop.reporting.records import (
+    Record,
+    find_worst_task,
+    list_tasks,
+    read_auc,
+    read_closed_loop,
+    read_psnr,
+    read_success,
+    read_within_group_auc,
+)
 from worldloop.reporting.status import is_alive, read_status
 from worldloop.storage.run_directory import RunDirectory
 
@@ -84,6 +93,7 @@ def _alignment_lines(results: dict[str, Any]) -> list[str]:
     lines = []
     for entry in results["iterations"]:
         model, tasks = f"world model {entry['iteration']}", list_tasks(entry)
+        lines += _closed_loop_lines(model, entry)
         for source in entry["reward_alignment"] or {}:
             if text := _show_alignment(entry, source):
                 lines.append(f"{model}, {source:<9} {text}")
@@ -100,6 +110,27 @@ def _alignment_lines(results: dict[str, Any]) -> list[str]:
                 if own.get("psnr_db") is not None:
                     lines += put_name_before(_show_fidelity(own) + _mark(task, worst), task, 25)
     return [*lines, ""] if lines else []
+
+
+def _closed_loop_lines(model: str, entry: Record) -> list[str]:
+    """What the last check in the closed loop found, with several tasks also in each; no line without a check."""
+    found = read_closed_loop(entry)
+    if found is None:
+        return []
+    checkpoint, figures = found
+    rates = ", ".join(f"{name} {figures[name]['value']:.3f}" for name in ("own", "replay", "declared"))
+    lines = [
+        f"{model}, closed loop AUC within groups {_show_value(figures['within_group_auc'])}",
+        f"  {checkpoint.rsplit('/', 1)[-1]}: {rates}, n {figures['n']}",
+    ]
+    worst = find_worst_task(figures, read_within_group_auc)
+    for task, own in list_tasks(figures).items():
+        lines += put_name_before(_show_value(own["within_group_auc"]) + _mark(task, worst), task, 40)
+    return lines
+
+
+def _show_value(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None else show_interval(figure, "value")
 
 
 def _show_alignment(record: Record, source: str) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from worldloop.core.files import disk_errors
 from worldloop.core.statistics import compute_reliability
-from worldloop.reporting.records import Record, list_tasks
+from worldloop.reporting.records import Record, list_tasks, read_closed_loop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +42,13 @@ def plan_charts() -> Charts:
             "success when told to do another task": band("loop/swapped_success_rate"),
         },
         "Can I trust the world model?": {
+            "closed loop: AUC within groups": band("loop/closed_loop_within_group_auc"),
+            "closed loop, over updates: AUC within groups": band("check_closed_loop/within_group_auc"),
+            "closed loop, over updates: true negative rate": ("check_closed_loop/true_negative_rate",),
             "imagined and simulated success": band("success/share"),
             "imagined minus simulated": band("loop/imagined_minus_simulated"),
-            "reward alignment, AUC": band("alignment/auc"),
-            "calibration error": ("alignment/ece",),
+            "open loop: AUC": band("alignment/auc"),
+            "open loop: calibration error": ("alignment/ece",),
         },
         "What did it cost?": {
             "seconds per stage": ("cost/seconds",),
@@ -209,6 +212,10 @@ def write_iteration(
     improving = sum(t["seconds"] for t in own if t["stage"] == "improve_policy")
     if record.get("imagined_frames") and improving:
         values["loop/imagined_frames_per_s"] = record["imagined_frames"] / improving
+    for earlier in records:
+        for entry in (earlier.get("closed_loop") or {}).get("checkpoints", []):
+            seen |= {f"check_closed_loop/{tag}" for tag in _list_estimate(entry, "within_group_auc")}
+            seen |= {f"check_closed_loop/{tag}" for tag in _list_estimate(entry, "true_negative_rate")}
     if any(earlier.get("imagined_frames") for earlier in records):
         seen.add("loop/imagined_frames_per_s")
     with open_writer(log_dir / "loop", purge_step=iteration) as writer:
@@ -304,9 +311,19 @@ def headline_scalars(record: Record) -> dict[str, float]:
                     values |= {f"{name}_{k}": v for k, v in bounds.items() if v is not None}
             if (error := figures.get("expected_calibration_error")) is not None:
                 values[f"loop/alignment_{source}_ece"] = error["value"]
+    if (found := read_closed_loop(record)) is not None:
+        for name in ("within_group_auc", "auc", "true_negative_rate", "own_minus_replay", "imagined_minus_simulated"):
+            values |= {f"loop/closed_loop_{tag}": value for tag, value in _list_estimate(found[1], name).items()}
     for name in ("psnr_db", "ssim", "lpips", "env_steps"):
         if record.get(name) is not None:
             values[f"loop/{name}"] = record[name]
     if record.get("promoted") is not None:
         values["loop/promoted"] = float(record["promoted"])
     return values
+
+
+def _list_estimate(figures: Record, name: str) -> dict[str, float]:
+    """The estimate ``name`` and its bounds, as ``name``, ``name_low`` and ``name_high``; what is null is left out."""
+    estimate = figures.get(name) or {}
+    keys = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+    return {tag: estimate[key] for key, tag in keys.items() if estimate.get(key) is not None}
