@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import torch
+from reporters import RecordingReporter
 
 from worldloop.core.interfaces import ImaginedChunk
 from worldloop.core.randomness import row_normal
-from worldloop.evaluation.open_loop import cut_branches, imagine_branches, imagine_episodes
+from worldloop.evaluation.open_loop import cut_branches, imagine_branches, imagine_episodes, imagine_held_out
 from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
 CAMERA = "base_camera"
@@ -119,3 +120,21 @@ def test_a_model_of_one_camera_is_shown_that_one_alone(plural_clips, plural) -> 
     hand = replace(plural, cameras=("hand_camera",))
     episodes = imagine_episodes(_Oracle(hand), plural_clips, plural_clips.episode_index(), batch_size=8, seed=0)
     assert list(episodes.branches.frames) == list(episodes.branches.start_frames) == ["hand_camera"]
+
+
+def test_on_policy_are_the_held_out_episodes_of_the_present_policy_alone(toy_clips) -> None:
+    """Neither those of an earlier policy, nor those of a candidate that was rejected, nor replays."""
+    by_policies = [(0, "policy"), (0, "policy"), (1, "policy"), (1, "rejected"), (1, "policy"), (1, "replay")]
+    metas = list(toy_clips.cache.metas)
+    for episode, (iteration, variant) in enumerate(by_policies):
+        metas[episode] = replace(metas[episode], source="policy", variant=variant, iteration=iteration)
+    toy_clips.cache.metas = tuple(metas)
+    imagined = imagine_held_out(
+        _Oracle(), toy_clips, "ToyPush-v1", max_episodes=9, batch_size=9, seed=0, reporter=RecordingReporter()
+    )
+    assert imagined["on_policy"].branches.episode.tolist() == [2, 4]
+    assert imagined["scripted"].branches.episode.tolist() == [6, 7, 8]
+    latest = imagine_held_out(
+        _Oracle(), toy_clips, "ToyPush-v1", max_episodes=1, batch_size=9, seed=0, reporter=RecordingReporter()
+    )
+    assert latest["on_policy"].branches.episode.tolist() == [4]

@@ -17,7 +17,7 @@ STATE = LoopState(
     candidates=("a", "b"),
     calibrations=Calibrations({"push": CALIBRATION, "pull": Calibration(floor_db=3.0)}),
     trust={"push": Trust(False, "AUC 0.510 is below 0.7"), "pull": Trust(True)},
-    validation_success={"push": (True,), "pull": (False,)},
+    rejected="checkpoints/iteration_001/policy_after_014",
     evaluation_success=(
         {"push": (True, False), "pull": (False, False)},
         {"push": (True, True), "pull": (False, True)},
@@ -80,11 +80,20 @@ def test_a_state_of_the_second_version_has_one_task_without_a_name() -> None:
     state = LoopState.from_dict(_second_version())
     assert state.calibrations == Calibrations({UNNAMED_TASK: CALIBRATION})
     assert state.trust == {UNNAMED_TASK: Trust(False, "AUC 0.510 is below 0.7")}
-    assert state.validation_success == {UNNAMED_TASK: (True,)}
+    assert not hasattr(state, "validation_success"), "those states are used once"
     assert state.evaluation_success == ({UNNAMED_TASK: (True, False)}, {UNNAMED_TASK: (True, True)})
     assert state.schema_version == STATE_SCHEMA_VERSION
     fresh = LoopState.from_dict(_second_version(calibration=None, trust=None, validation_success=[]))
-    assert (fresh.calibrations, fresh.trust, fresh.validation_success) == (None, {}, {})
+    assert (fresh.calibrations, fresh.trust) == (None, {})
+
+
+def test_a_state_of_the_third_version_is_read() -> None:
+    values = STATE.to_dict() | {"schema_version": 3, "validation_success": {"push": [True]}}
+    for name in ("start", "newest", "num_rounds", "rejected"):
+        del values[name]
+    state = LoopState.from_dict(json.loads(json.dumps(values)))
+    assert (state.start, state.newest, state.num_rounds, state.rejected) == ("", "", 0, "")
+    assert state.schema_version == STATE_SCHEMA_VERSION
 
 
 def test_a_state_of_the_first_version_is_read() -> None:

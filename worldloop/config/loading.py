@@ -32,6 +32,7 @@ OLD_KEYS = {
     "resources.rows_at_once": "resources.max_imagination_batch",
     "resources.keep_every_s": "resources.checkpoint_every_s",
     "improve_policy.uncertainty_penalty": "improve_policy.reward.certainty",
+    "promote_policy.min_gain": "promote_policy.net_wins (a number of states)",
 }
 
 # A run may be continued with other values of these keys, because no result depends on them.

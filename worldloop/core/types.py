@@ -84,7 +84,8 @@ class EpisodeMeta:
     - ``task``: the id of its `TaskSpec`; ``instruction``: one of the task's paraphrases
     - ``margin_m``: smallest distance to the success region over the episode, in metres; 0 on success, NaN if unknown
     - ``source``: scripted (``expert`` or ``perturbed``), a ``policy``, or ``recorded`` elsewhere (`sans.recordings`)
-    - ``variant``: the scripted variant (``expert``, ``stops_short``, ...), or ``policy``
+    - ``variant``: the scripted variant (``expert``, ``stops_short``, ...). Of a policy: ``policy``; ``rejected`` for a
+      candidate that did not become the policy; ``replay`` for actions that it chose in imagination
     """
 
     task: str

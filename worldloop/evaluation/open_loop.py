@@ -104,17 +104,28 @@ def imagine_held_out(
 ) -> dict[str, ImaginedEpisodes]:
     """Source -> the latest ``max_episodes`` episodes of ``task`` in ``dataset``, imagined as a whole.
 
-    A source without episodes is left out. For the other arguments see `imagine_branches`.
+    On-policy are only the episodes of the present policy: those of the last iteration with any. A source without
+    episodes is left out. For the other arguments see `imagine_branches`.
     """
     imagined: dict[str, ImaginedEpisodes] = {}
     for name, sources in SOURCES.items():
-        index = dataset.episode_index(source=sources, task=task)[-max_episodes:]
+        index = dataset.episode_index(source=sources, task=task)
+        if name == "on_policy":
+            index = _keep_present_policy(dataset, index)
+        index = index[-max_episodes:]
         if len(index):
             with reporter.progress(len(index), "episode") as progress:
                 imagined[name] = imagine_episodes(
                     world_model, dataset, index, batch_size=batch_size, seed=seed, on_batch=progress.advance
                 )
     return imagined
+
+
+def _keep_present_policy(dataset: ClipDataset, index: Tensor) -> Tensor:
+    metas = dataset.cache.metas
+    own = [e for e in index.tolist() if metas[e].variant == "policy"]
+    last = max((metas[e].iteration for e in own), default=0)
+    return torch.tensor([e for e in own if metas[e].iteration == last], dtype=torch.long)
 
 
 def imagine_episodes(

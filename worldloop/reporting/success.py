@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from worldloop.core.statistics import Rate
-from worldloop.evaluation.by_task import ByTask, find_worst
+from worldloop.evaluation.by_task import ByTask, Outcomes, find_worst, pool_outcomes
 from worldloop.evaluation.outcomes import OutcomeComparison, PolicySuccess, SwappedSuccess
 from worldloop.evaluation.promotion import Verdict
 
@@ -31,17 +31,24 @@ def describe_swapped(swapped: ByTask[SwappedSuccess]) -> list[str]:
     ]
 
 
+def describe_candidates(success: Mapping[str, Outcomes]) -> str:
+    """E.g. ``candidates: policy_of_successes 28/40, policy_after_014 33/40``."""
+    rates = {name.rsplit("/", 1)[-1]: Rate.of(pool_outcomes(own, own)) for name, own in success.items()}
+    return "candidates: " + ", ".join(f"{name} {rate.k}/{rate.n}" for name, rate in rates.items())
+
+
 def describe_promotion(verdict: Verdict) -> list[str]:
-    """Success of candidates and policy, and whether the best is promoted; with several tasks its gain in each."""
-    outcome = f"promoted {verdict.best.rsplit('/', 1)[-1]}" if verdict.is_promoted else "rolled back"
-    if verdict.lost_tasks:
-        outcome += f", worse at {', '.join(verdict.lost_tasks)}"
-    figures = verdict.figures.overall
-    lines = [f"candidates {', '.join(map(str, figures.success.values()))} against {figures.current}: {outcome}"]
-    if len(verdict.figures.tasks) > 1:
-        for task, own in verdict.figures.tasks.items():
-            gain = own.gain
-            lines.append(f"  {task}: gain {gain.gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
+    """How the candidate fared against the policy, and the decision; with several tasks its gain in each."""
+    outcome = verdict.decision + (f", worse at {', '.join(verdict.lost_tasks)}" if verdict.lost_tasks else "")
+    duel, name = verdict.duels.overall, verdict.candidate.rsplit("/", 1)[-1]
+    gain = duel.gain
+    lines = [
+        f"{name} against the policy: {duel.won} states won, {duel.lost} lost of {duel.current.n}, "
+        f"gain {gain.gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}): {outcome}"
+    ]
+    if len(verdict.duels.tasks) > 1:
+        for task, own in verdict.duels.tasks.items():
+            lines.append(f"  {task}: gain {own.gain.gain:+.3f} ({own.gain.low:+.3f} to {own.gain.high:+.3f})")
     return lines
 
 

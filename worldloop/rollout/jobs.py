@@ -30,8 +30,9 @@ class RolloutJob:
 
     Exactly one of these acts:
 
-    - ``policy``: a checkpoint directory; ``temperature`` ``None`` acts greedily. ``told_task``: the policy is given the
-      instruction of this task; "": of the states' own task
+    - ``policy``: a checkpoint directory; ``policy_variant``: ``policy``, or ``rejected`` for a candidate that did not
+      become the policy; ``temperature`` ``None`` acts greedily. ``told_task``: the policy is given the instruction of
+      this task; "": of the states' own task
     - ``variants``: scripted policies, one name per state
     - ``replay``: recorded actions
 
@@ -46,6 +47,7 @@ class RolloutJob:
     iteration: int
     splits: tuple[Split, ...]
     policy: str | None = None
+    policy_variant: str = "policy"
     temperature: float | None = None
     variants: tuple[str, ...] | None = None
     replay: Replay | None = None
@@ -116,7 +118,7 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
     states = job.states.select(index)
     keys = job.noise_key[index]
     actor: Actor
-    variants = ("policy",) * len(index)
+    variants = (job.policy_variant,) * len(index)
     if job.variants is not None:
         variants = tuple(job.variants[i] for i in index)
         actor = simulator.make_scripted_policy(states.tasks, variants, keys, job.chunk_length)
@@ -150,7 +152,7 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
 
 
 def _source_of(variant: str) -> Source:
-    by_name: dict[str, Source] = {"policy": "policy", "replay": "policy", "expert": "expert"}
+    by_name: dict[str, Source] = {"policy": "policy", "rejected": "policy", "replay": "policy", "expert": "expert"}
     return by_name.get(variant, "perturbed")
 
 

@@ -103,6 +103,7 @@ class Simulation:
         iteration: int,
         splits: tuple[Split, ...] | None = None,
         policy: str | None = None,
+        variant: str = "policy",
         temperature: float | None = None,
         variants: tuple[str, ...] | None = None,
         replay: Replay | None = None,
@@ -113,7 +114,7 @@ class Simulation:
 
         - ``policy``: path of its checkpoint in the run directory; or ``variants``: a scripted variant for each state;
           or ``replay``: recorded actions, one row for each state
-        - ``temperature``: ``None`` acts greedily
+        - ``variant``: what the episodes of ``policy`` are stored as; ``temperature``: ``None`` acts greedily
         - ``row_chunks`` int64 [n]: each episode ends after so many chunks; ``None``: no limit
         - ``splits``: the split that each episode is stored under; ``None``: that of the states
         - ``swaps_instructions``: give the policy the instruction of the task after the row's own
@@ -134,6 +135,7 @@ class Simulation:
                         iteration=iteration,
                         splits=tuple(splits[i] for i in block) if splits else (states.split,) * len(block),
                         policy=None if policy is None else str(self.run_dir / policy),
+                        policy_variant=variant,
                         temperature=temperature,
                         variants=tuple(variants[i] for i in block) if variants else None,
                         replay=None if replay is None else replay.rows(block),

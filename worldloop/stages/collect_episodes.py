@@ -1,7 +1,8 @@
 """Record the policy's own episodes, successes and failures, as the next SANS version.
 
-Episodes start from unused states, except for a share ``uncertain_share``. That share starts from training states where
-the world model, running the same policy, has the lowest expected PSNR; it needs data from there most.
+A share ``rejected_share`` is of the best candidate that the gate did not take. Its failures are where the world model
+was wrong. Episodes start from unused states, except for a share ``uncertain_share``. That share starts from training
+states where the world model, running the same policy, has the lowest expected PSNR; it needs data from there most.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.success import Calibrations
-from worldloop.core.types import InitialStates
+from worldloop.core.types import Episode, InitialStates, Split
 from worldloop.rollout.imagination import imagine_rollout
 from worldloop.rollout.simulation import choose_split
 from worldloop.stages.context import Schedule, StageContext
@@ -27,6 +28,7 @@ STATES_AT_ONCE = 128  # states imagined together
 @dataclass(frozen=True)
 class Config:
     num_episodes: int = 160  # real episodes per iteration and task
+    rejected_share: float = 0.25  # share of them by the best rejected candidate, if there is one, in [0, 1)
     uncertain_share: float = 0.0  # share of them from training states of lowest expected PSNR, in [0, 1]
     temperature: float = 1.0  # temperature of the policy's action distribution
     validation_share: float = 0.25  # share of episodes held out from training, by hash of the state id
@@ -37,6 +39,11 @@ class Config:
             raise ValueError("collect_episodes.num_episodes and collect_episodes.block_size must be at least 1")
         if not 0 <= self.uncertain_share <= 1:
             raise ValueError(f"collect_episodes.uncertain_share must be in [0, 1], got {self.uncertain_share}")
+        if not 0 <= self.rejected_share < 1 or self.rejected_share + self.uncertain_share > 1:
+            raise ValueError(
+                f"collect_episodes.rejected_share must be in [0, 1) and at most 1 - uncertain_share, got "
+                f"{self.rejected_share} beside uncertain_share {self.uncertain_share}"
+            )
         if self.temperature <= 0:
             raise ValueError(f"collect_episodes.temperature must be > 0, got {self.temperature}")
         if not 0 <= self.validation_share < 1:
@@ -51,30 +58,52 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Roll the current policy out with exploration in every task; save its episodes as a new dataset version."""
     first = state.num_scripted_episodes + state.iteration * config.num_episodes
     num_uncertain = round(config.uncertain_share * config.num_episodes) if state.world_model else 0
-    states = context.simulation.initial_states("train", config.num_episodes - num_uncertain, first)
-    splits = [choose_split(i, config.validation_share) for i in states.ids]
+    num_rejected = round(config.rejected_share * config.num_episodes) if state.rejected else 0
+    num_own = config.num_episodes - num_uncertain - num_rejected
+    states = context.simulation.initial_states("train", num_own, first)
+    splits: list[Split] = [choose_split(i, config.validation_share) for i in states.ids]
     if num_uncertain:
         known = find_uncertain_states(state, config, num_uncertain, context)
         states = InitialStates.cat([states, known])
         splits += ["train"] * len(known)
-    episodes = context.simulation.run(
-        states,
-        block_size=config.block_size,
-        purpose="collect_episodes",
-        iteration=state.iteration,
-        splits=tuple(splits),
-        policy=state.policy,
-        temperature=config.temperature,
-    )
+    episodes = record(state.policy, states, tuple(splits), "", state, config, context)
+    if num_rejected:
+        states = context.simulation.initial_states("train", num_rejected, first + num_own)
+        episodes += record(state.rejected, states, None, "rejected", state, config, context)
     name = f"v{state.iteration + 1:03d}"
     shard = context.store.append(episodes, f"{state.iteration:03d}-policy", context.spec)
     context.store.snapshot(name, [shard], parent=context.store.version(state.dataset))
     counts = Counter(e.meta.outcome for e in episodes)
-    listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-    context.reporter.log(f"{len(episodes)} policy episodes: {listed}")
+    for policy, variant in (("policy", "policy"), ("rejected candidate's", "rejected")):
+        own = Counter(e.meta.outcome for e in episodes if e.meta.variant == variant)
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(own.items()))
+        if own:
+            context.reporter.log(f"{own.total()} {policy} episodes: {listed}")
     env_steps = state.env_steps + sum(e.num_env_steps for e in episodes)
     state = replace(state, dataset=name, env_steps=env_steps)
-    return state.record(collected_episodes=dict(sorted(counts.items())))
+    return state.record(collected_episodes=dict(sorted(counts.items())), num_rejected_episodes=num_rejected)
+
+
+def record(
+    policy: str,
+    states: InitialStates,
+    splits: tuple[Split, ...] | None,
+    variant: str,
+    state: LoopState,
+    config: Config,
+    context: StageContext,
+) -> list[Episode]:
+    """Episodes of the checkpoint ``policy`` from ``states``; ``variant`` is stored with them, "" for ``policy``."""
+    return context.simulation.run(
+        states,
+        block_size=config.block_size,
+        purpose="/".join(["collect_episodes", *([variant] if variant else [])]),
+        iteration=state.iteration,
+        splits=splits,
+        policy=policy,
+        variant=variant or "policy",
+        temperature=config.temperature,
+    )
 
 
 def find_uncertain_states(state: LoopState, config: Config, num_states: int, context: StageContext) -> InitialStates:

@@ -9,7 +9,7 @@ from typing import Any
 from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Calibration, Calibrations, Trust
 
-STATE_SCHEMA_VERSION = 3
+STATE_SCHEMA_VERSION = 4
 UNNAMED_TASK = ""  # the only task of a state that was stored before tasks had names
 
 
@@ -29,7 +29,7 @@ class LoopState:
     - ``world_model_steps``: optimizer steps on world models so far; ``num_fits``: fits of this iteration so far
     - ``calibrations``: how to read the heads of ``world_model``, ``None`` until it has been checked; ``trust``: task ->
       what the last check found, empty until then
-    - ``validation_success``: task -> outcomes of ``policy`` on the validation states, for the paired promotion test
+    - ``rejected``: the best candidate of the last improvement that did not become the policy, "" if there is none
     - ``evaluation_success``: for each iteration, task -> outcomes of its policy on the evaluation states. Recorded for
       the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
@@ -47,13 +47,13 @@ class LoopState:
     newest: str = ""
     num_rounds: int = 0
     candidates: tuple[str, ...] = ()
+    rejected: str = ""
     world_model: str = ""
     teacher: str = ""
     world_model_steps: int = 0
     num_fits: int = 0
     calibrations: Calibrations | None = None
     trust: dict[str, Trust] = field(default_factory=dict)
-    validation_success: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     evaluation_success: tuple[dict[str, tuple[bool, ...]], ...] = ()
     num_scripted_episodes: int = 0
     env_steps: int = 0
@@ -100,7 +100,6 @@ class LoopState:
         try:
             values = _upgrade(values)
             values |= {name: tuple(values[name]) for name in ("candidates", "records")}
-            values["validation_success"] = _read_outcomes(values["validation_success"])
             values["evaluation_success"] = tuple(_read_outcomes(outcomes) for outcomes in values["evaluation_success"])
             values["trust"] = {task: Trust(**trust) for task, trust in values["trust"].items()}
             if values["calibrations"] is not None:
@@ -116,7 +115,7 @@ def _read_outcomes(by_task: Mapping[str, Sequence[bool]]) -> dict[str, tuple[boo
 
 
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of ``values`` in the present schema version; converts versions 1 and 2."""
+    """A copy of ``values`` in the present schema version; converts versions 1 to 3."""
     values = dict(values)
     if values["schema_version"] == 1:
         reason, records = values.pop("distrust", ""), values["records"]
@@ -128,8 +127,9 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
         calibration, trust = values.pop("calibration"), values["trust"]
         values["calibrations"] = None if calibration is None else {UNNAMED_TASK: calibration}
         values["trust"] = {} if trust is None else {UNNAMED_TASK: trust}
-        outcomes = values["validation_success"]
-        values["validation_success"] = {UNNAMED_TASK: outcomes} if outcomes else {}
         values["evaluation_success"] = [{UNNAMED_TASK: outcomes} for outcomes in values["evaluation_success"]]
+        values["schema_version"] = 3
+    if values["schema_version"] == 3:
+        values.pop("validation_success")
         values["schema_version"] = STATE_SCHEMA_VERSION
     return values
