@@ -14,7 +14,7 @@ import numpy as np
 from worldloop.config.loading import to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.interfaces import WorldModel
-from worldloop.core.statistics import estimate
+from worldloop.core.statistics import estimate, estimate_over_seeds
 from worldloop.evaluation.by_task import pool_outcomes
 from worldloop.evaluation.open_loop import ImaginedEpisodes, imagine_held_out
 from worldloop.loop.run import make_context, run_loop
@@ -97,17 +97,21 @@ def read_success(directory: RunDirectory) -> list[np.ndarray]:
 
 
 def average_over_seeds(differences: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Mean of ``differences`` of success, f [n] of each seed.
+    """Mean of ``differences`` of success, f [n] of each seed, with a t-interval over the seeds.
 
-    The interval resamples states, and keeps a state's seeds together.
+    ``states_low`` and ``states_high`` are of a bootstrap over states that keeps a state's seeds together. They say what
+    other states would change, not other seeds; results of earlier versions have them as ``low`` and ``high``.
     """
-    mean = estimate(lambda values: float(values.mean()), np.mean(differences, axis=0))
+    states = estimate(lambda values: float(values.mean()), np.mean(differences, axis=0))
+    seeds = estimate_over_seeds([float(difference.mean()) for difference in differences]).to_dict()
     return {
-        "gain": mean.value,
-        "low": mean.low,
-        "high": mean.high,
+        "gain": seeds["value"],
+        "low": seeds["low"],
+        "high": seeds["high"],
+        "states_low": states.low,
+        "states_high": states.high,
         "num_seeds": len(differences),
-        "num_states": mean.n,
+        "num_states": states.n,
         "by_seed": [round(float(difference.mean()), 4) for difference in differences],
     }
 

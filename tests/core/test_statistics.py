@@ -18,6 +18,7 @@ from worldloop.core.statistics import (
     estimate,
     estimate_by_label,
     estimate_mean,
+    estimate_over_seeds,
     estimate_within_group_auc,
     expected_calibration_error,
     fit_temperature,
@@ -256,3 +257,14 @@ def test_with_one_group_the_auc_within_it_is_the_auc() -> None:
 def test_groups_that_all_end_alike_have_no_auc_within_them() -> None:
     assert estimate_within_group_auc(np.array([0.1, 0.9]), np.array([True, False]), np.array([0, 1])) is None
     assert estimate_within_group_auc(np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0)) is None
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    """Mean .155 and standard deviation .0261 of three: t = 4.303 with two degrees of freedom."""
+    mean = estimate_over_seeds([0.134, 0.146, 0.184])
+    assert (mean.value, mean.n) == (0.1547, 3)
+    assert mean.low == pytest.approx(0.1547 - 4.3027 * 0.026102 / 3**0.5, abs=2e-4)
+    assert mean.high == pytest.approx(0.1547 + 4.3027 * 0.026102 / 3**0.5, abs=2e-4)
+    assert not estimate_over_seeds([0.3]).has_interval
+    equal = estimate_over_seeds([0.3] * 5)
+    assert (equal.low, equal.high) == (0.3, 0.3)
