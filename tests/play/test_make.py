@@ -8,6 +8,8 @@ import pytest
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.play.make import find_simulator, make_play_session
+from worldloop.play.server import describe
+from worldloop.storage.card import read_card
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -30,6 +32,15 @@ def test_neither_time_nor_success_ends_the_simulator_s_episode(debug_run: Path) 
     assert (session.simulator.num_envs, spec.max_episode_steps, spec.success_hold_frames) == (1, 10**6, 10**6)
     session.close()
     assert make_play_session(debug_run, None, "cpu").simulator is None
+
+
+def test_the_card_s_check_in_the_closed_loop_is_shown_beside_the_game(debug_run: Path) -> None:
+    checkpoint = debug_run / "checkpoints/iteration_001/world_model"
+    figure = read_card(checkpoint).closed_loop["within_group_auc"]
+    session = make_play_session(debug_run, None, "cpu")
+    expected = f"closed-loop AUC within groups {figure['value']:.2f}" if figure else ""
+    assert session.note.startswith(expected)
+    assert describe(session)["note"] == session.note
 
 
 def test_another_simulator_is_refused(debug_run: Path) -> None:

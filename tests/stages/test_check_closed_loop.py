@@ -20,6 +20,7 @@ from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.stages import check_closed_loop
 from worldloop.stages.context import StageContext
+from worldloop.storage.card import read_card
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
@@ -89,6 +90,9 @@ def test_what_the_check_finds_is_recorded_logged_and_drawn(run: Any) -> None:
     json.dumps(record, allow_nan=False)
     lines = context.reporter.lines
     assert lines[0].startswith("closed loop, policy_of_successes: AUC within groups ")
+    card = read_card(context.models.run_dir / state.world_model)
+    assert card.closed_loop == record["checkpoints"][0]
+    assert card.calibrations == state.calibrations, "an environment declares successes by the same threshold"
     assert lines[1].startswith("closed loop, policy_of_successes: success own ")
     (curve,) = [curves for name, curves in context.reporter.curves.items() if name == "check_closed_loop"]
     assert list(curve) == [2], "updates so far: half of the debug loop's four"

@@ -30,7 +30,8 @@ def _starts() -> Observation:
 @pytest.fixture
 def card() -> WorldModelCard:
     calibrations = Calibrations({"PushCube-v1": Calibration(2.0, 0.5, 0.4), "PullCube-v1": Calibration(floor_db=18.0)})
-    return WorldModelCard(calibrations, {"on_policy": {"n": 3, "auc": None}}, _starts())
+    closed_loop = {"checkpoint": "policy", "n": 8, "auc": {"value": 0.6, "low": None, "high": None}}
+    return WorldModelCard(calibrations, {"on_policy": {"n": 3, "auc": None}}, _starts(), closed_loop)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def written(card: WorldModelCard, tmp_path: Path) -> Path:
 def test_a_card_survives_the_round_trip(card: WorldModelCard, written: Path) -> None:
     read = read_card(written)
     assert read.calibrations == card.calibrations
-    assert read.figures == card.figures
+    assert (read.figures, read.closed_loop) == (card.figures, card.closed_loop)
     assert list(read.starts.frames) == ["wrist", "base"]
     for camera, images in card.starts.frames.items():
         assert torch.equal(read.starts.frames[camera], images[:, -1:])
@@ -51,6 +52,13 @@ def test_a_card_survives_the_round_trip(card: WorldModelCard, written: Path) -> 
     assert torch.equal(read.starts.proprio, _starts().proprio)
     assert (read.starts.task, read.starts.instruction) == (card.starts.task, card.starts.instruction)
     assert read.starts.env_step.tolist() == [0, 0]
+
+
+def test_a_card_without_a_check_in_the_closed_loop_is_read(written: Path) -> None:
+    value = json.loads((written / "card.json").read_text())
+    del value["closed_loop"]
+    (written / "card.json").write_text(json.dumps(value))
+    assert read_card(written).closed_loop == {}
 
 
 @pytest.mark.parametrize("file", ["model", "starts"])

@@ -18,7 +18,9 @@ def _figures(auc: float) -> dict[str, Any]:
     return {"on_policy": {"n": 8, "auc": {"value": auc, "low": auc - 0.1, "high": auc + 0.1}, "psnr_db": 20 * auc}}
 
 
-def _write(directory: Path, spec: SimulatorSpec, figures: dict[str, Any]) -> str:
+def _write(
+    directory: Path, spec: SimulatorSpec, figures: dict[str, Any], closed_loop: dict[str, Any] | None = None
+) -> str:
     normalisation = Normalisation(torch.zeros(5), torch.ones(5))
     save_checkpoint(directory, Checkpoint("world_model", "m", {}, spec, normalisation, {"w": torch.zeros(1)}))
     starts = Observation(
@@ -28,7 +30,7 @@ def _write(directory: Path, spec: SimulatorSpec, figures: dict[str, Any]) -> str
         instruction=(spec.tasks[0].instruction,),
         env_step=torch.zeros(1, dtype=torch.long),
     )
-    write_card(directory, WorldModelCard(Calibrations(), figures, starts))
+    write_card(directory, WorldModelCard(Calibrations(), figures, starts, closed_loop or {}))
     return write_model_card(directory, "arm-world")
 
 
@@ -53,3 +55,20 @@ def test_one_task_has_one_table(tmp_path: Path) -> None:
     assert 'checkpoint="arm-world")' in text
     assert "###" not in text
     assert "mean over" not in text
+
+
+def test_the_check_in_the_closed_loop_comes_first(tmp_path: Path) -> None:
+    closed_loop = {
+        "checkpoint": "checkpoints/iteration_001/policy_after_028",
+        "n": 64,
+        "num_starts": 16,
+        "within_group_auc": {"value": 0.77, "low": 0.67, "high": 0.86},
+        "declared": {"value": 0.8, "low": None, "high": None},
+    }
+    text = _write(tmp_path / "wm", make_spec(), _figures(0.8), closed_loop)
+    section = text.split("## Checked in the closed loop")[1].split("## Checked on held-out episodes")[0]
+    assert "A policy (policy_after_028) acted on imagined frames" in section
+    assert "64 rollouts from 16 held-out states" in section
+    assert "chance .5 | 0.770 (0.670 to 0.860) |" in section
+    assert "| success as imagined | 0.800 |" in section
+    assert "closed loop" not in _write(tmp_path / "unchecked", make_spec(), _figures(0.8))

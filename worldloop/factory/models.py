@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from worldloop.core.success import Calibrations
 from worldloop.core.types import Normalisation, Observation
 from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
-from worldloop.storage.card import WorldModelCard, write_card
+from worldloop.storage.card import WorldModelCard, read_card, write_card
 from worldloop.training.data_parallel import DataParallel
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
@@ -65,3 +66,8 @@ class Models:
     def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:
         """Write the card of the world model at ``path`` beside its weights."""
         write_card(self.run_dir / path, WorldModelCard(calibrations, figures, starts))
+
+    def update_card(self, path: str, calibrations: Calibrations, closed_loop: dict[str, Any]) -> None:
+        """Put what a check in the closed loop found into the card of the world model at ``path``."""
+        card = read_card(self.run_dir / path)
+        write_card(self.run_dir / path, replace(card, calibrations=calibrations, closed_loop=closed_loop))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -31,7 +32,16 @@ def make_play_session(
     world_model, card = load_checked_world_model(checkpoint, pretrained)
     world_model = world_model.to(choose_device(device)).for_imagination()
     beside = None if simulator is None else _make_endless_simulator(simulator, world_model.spec)
-    return PlaySession(world_model, card.calibrations, card.starts, beside)
+    return PlaySession(world_model, card.calibrations, card.starts, beside, note=_describe_trust(card.closed_loop))
+
+
+def _describe_trust(closed_loop: dict[str, Any]) -> str:
+    """E.g. ``closed-loop AUC within groups .77 (.67 to .86)``, of the card; "" if it was not checked or has none."""
+    figure = closed_loop.get("within_group_auc")
+    if not figure:
+        return ""
+    bounds = "" if figure["low"] is None else f" ({figure['low']:.2f} to {figure['high']:.2f})"
+    return f"closed-loop AUC within groups {figure['value']:.2f}{bounds}"
 
 
 def find_simulator(checkpoint: Path, config: LoopConfig | None = None) -> SimulatorConfig | None:

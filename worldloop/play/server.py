@@ -104,6 +104,7 @@ def describe(session: PlaySession) -> dict[str, Any]:
     return {
         "task": session.task,
         "instruction": session.instruction,
+        "note": session.note,
         "cameras": [{"name": c.name, "height": c.height, "width": c.width} for c in robot.cameras],
         "frames_per_second": spec.frames_per_second,
         "actions": [

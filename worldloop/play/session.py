@@ -60,7 +60,8 @@ class PlaySession:
     """One game at a time. Without a simulator, a game starts from one of ``starts``.
 
     With a simulator, it starts from one of the simulator's initial states: `NUM_STATES` of each of the world model's
-    tasks, one task after the other. Bad input raises `WorldloopError` and changes nothing.
+    tasks, one task after the other. ``note`` is shown beside the game. Bad input raises `WorldloopError` and changes
+    nothing.
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class PlaySession:
         starts: Observation,
         simulator: TaskSimulator | None = None,
         seed: int = 0,
+        note: str = "",
     ) -> None:
         self.world_model, self.calibrations = world_model, calibrations
         self.spec = world_model.spec
-        self.simulator = simulator
+        self.simulator, self.note = simulator, note
         self.simulator_error = ""
         self._seed = seed
         self._observations = starts

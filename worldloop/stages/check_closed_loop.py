@@ -78,7 +78,9 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         context.reporter.log(line)
     write_closed_loop(context.reporter, num_updates, judged)
     before, is_candidate = state.recorded("closed_loop", {}), state.num_rounds > 0
-    state = state.record(closed_loop=record_closed_loop(before, state.newest, judged, is_candidate))
+    record = record_closed_loop(before, state.newest, judged, is_candidate)
+    context.models.update_card(state.world_model, calibrations, record["checkpoints"][-1])
+    state = state.record(closed_loop=record)
     return improve_policy.note_distrust(replace(state, calibrations=calibrations, trust=trust), context)
 
 

@@ -8,7 +8,7 @@ With its card, a checkpoint can be used as an environment without the run that m
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,15 @@ class WorldModelCard:
     - ``calibrations``: how to read its heads, by task
     - ``figures``: what the check measured, as plain values: source -> figures. With several tasks these are means over
       the tasks, and ``figures["tasks"]`` holds the same for each task.
+    - ``closed_loop``: what the last check in the closed loop found, an entry of ``closed_loop.checkpoints`` in
+      results.json; {} before there is one
     - ``starts``: N observations of one frame, with proprio
     """
 
     calibrations: Calibrations
     figures: dict[str, Any]
     starts: Observation
+    closed_loop: dict[str, Any] = field(default_factory=dict)
 
 
 def write_card(directory: Path, card: WorldModelCard) -> None:
@@ -54,6 +57,7 @@ def write_card(directory: Path, card: WorldModelCard) -> None:
         "schema_version": CARD_SCHEMA_VERSION,
         "calibrations": {task: asdict(calibration) for task, calibration in card.calibrations.by_task.items()},
         "figures": card.figures,
+        "closed_loop": card.closed_loop,
         "cameras": list(starts.frames),
         "tasks": list(starts.task),
         "instructions": list(starts.instruction),
@@ -92,7 +96,8 @@ def read_card(directory: Path) -> WorldModelCard:
             env_step=torch.zeros(len(instruction), dtype=torch.long),
         )
         calibrations = {name: Calibration(**fields) for name, fields in value["calibrations"].items()}
-        return WorldModelCard(Calibrations(calibrations), value["figures"], starts)
+        closed_loop = value.get("closed_loop", {})  # earlier cards have none
+        return WorldModelCard(Calibrations(calibrations), value["figures"], starts, closed_loop)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise WorldloopError(f"{what} is unreadable ({error}); {_REMEDY}") from error
 

@@ -21,6 +21,16 @@ from worldloop.storage.checkpoint import read_description, rebuild_dataclass
 
 FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# The figures of the check in the closed loop that a model card shows: key, meaning.
+_SHOWN_IN_CLOSED_LOOP = (
+    ("within_group_auc", "AUC within groups: of two rollouts from one state, which one succeeds? chance .5"),
+    ("auc", "AUC over all rollouts"),
+    ("start_only_auc", "its floor: AUC of what the start alone tells"),
+    ("true_negative_rate", "share of failing replays without a declared success"),
+    ("own", "success of the policy itself in the simulator"),
+    ("replay", "success of its imagined actions in the simulator"),
+    ("declared", "success as imagined"),
+)
 # The figures that a model card shows for each source: key, meaning, unit.
 _SHOWN = (
     ("auc", "success head over whole episodes, AUC", ""),
@@ -82,9 +92,11 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         f'    env = gymnasium.make("worldloop/WorldModel-v0", checkpoint="{name}"{choice})',
         "",
         *(_tell_of_base(base) if base else []),
+        *_describe_closed_loop(card.closed_loop),
         "## Checked on held-out episodes",
         "",
-        "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals."
+        "Whole episodes, imagined open loop from their first frame with the recorded actions; 95 % intervals. Recorded "
+        "actions carry the outcome, so this says less about a policy that acts in the model."
         + (" First the mean over the tasks." if is_plural else ""),
         "",
         *_draw_table(card.figures),
@@ -104,6 +116,23 @@ def _list_tasks(spec: SimulatorSpec) -> str:
 def _list_cameras(spec: SimulatorSpec) -> str:
     """``base_camera (64 x 64 px), hand_camera (48 x 32 px)``: width x height."""
     return ", ".join(f"{camera.name} ({camera.width} x {camera.height} px)" for camera in spec.robot.cameras)
+
+
+def _describe_closed_loop(figures: dict[str, Any]) -> list[str]:
+    """A section of the last check in the closed loop, see `WorldModelCard`; nothing without one."""
+    if not figures:
+        return []
+    lines = [
+        "## Checked in the closed loop",
+        "",
+        f"A policy ({Path(figures['checkpoint']).name}) acted on imagined frames, and the simulator replayed its "
+        f"actions: {figures['n']} rollouts from {figures['num_starts']} held-out states; 95 % intervals over states.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    lines += [f"| {meaning} | {_format(figures.get(key), '')} |" for key, meaning in _SHOWN_IN_CLOSED_LOOP]
+    return [*lines, ""]
 
 
 def _draw_table(figures: dict[str, Any]) -> list[str]:
