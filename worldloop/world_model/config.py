@@ -48,7 +48,6 @@ class WorldModelConfig:
     video_loss: str = "mse"  # pixel loss: l1 or mse
     moved_weight: float = 4.0  # extra weight of pixels where the target differs from now or the first frame; 0: none
     rare_weight: float = 1.0  # factor of the extra weight of pixels with rare colours; 0: none
-    imagined_success_share: float = 0.0  # share of the frame reader's training on the model's own frames, in [0, 1]
     success_loss: str = "bce"  # loss of the success head: bce or mse (squared error of the probability)
     success_weight: float = 0.03  # weight of the success loss beside the video loss
     success_time_weight_max: float = 4.0  # largest weight, at clean frames, of the token success loss; 1: constant
@@ -69,7 +68,6 @@ class WorldModelConfig:
         require_range("world_model.lora_rank", self.lora_rank, 0)
         require_range("world_model.text_tokens", self.text_tokens, 1)
         require_range("world_model.num_sampler_steps", self.num_sampler_steps, 1)
-        require_range("world_model.imagined_success_share", self.imagined_success_share, 0, 1)
         require_range("world_model.zero_time_share", self.zero_time_share, 0, 1)
         require_range("world_model.success_time_weight_max", self.success_time_weight_max, 1)
         require_range("world_model.ema_decay", self.ema_decay, 0, 0.999999)

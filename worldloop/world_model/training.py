@@ -188,17 +188,11 @@ def _predict_frame(
         memory = model.denoiser.remember(seen, instruction)
         output = model.denoiser(map_views(_as_single, noisy), t, memory, conditioning)
         token_logit = model.success_head.read_tokens(output.features)[:, 0]
+        judged = vary_judged(map_views(lambda latents: latents[:, 0], context), data, data_proprio, generator)
+        frame_logit = model.success_head.read_frame(*judged, instruction)
         expected_db = model.error_head(output.features)[:, 0]
     predicted = map_views(lambda latents: latents[:, 0].float(), output.data)
     next_latent = map_views(lambda latents: latents.detach().clamp(-limit, limit), predicted)
-    shown, shown_proprio = data, data_proprio
-    if config.imagined_success_share:
-        own = (t == 0) & (torch.rand(len(t), generator=generator) < config.imagined_success_share).to(t.device)
-        shown = map_views(lambda latent, real: torch.where(own[:, None, None, None], latent, real), next_latent, data)
-        shown_proprio = torch.where(own[:, None], next_proprio, data_proprio)
-    with model.autocast():
-        judged = vary_judged(map_views(lambda latents: latents[:, 0], context), shown, shown_proprio, generator)
-        frame_logit = model.success_head.read_frame(*judged, instruction)
 
     # losses, per row
     video, actual_db = [], []
