@@ -13,7 +13,7 @@ help:  ## show this list
 setup:  ## create .venv, install the pinned packages, make rendering work
 	@sh scripts/setup.sh
 
-loop:  ## the closed loop on ManiSkill's PushCube-v1: 16 minutes on two cores
+loop:  ## the closed loop on ManiSkill's PushCube-v1: half an hour on two cores
 	@sh scripts/setup.sh --require-rendering
 	$(BIN)/worldloop run configs/pushcube_cpu.yaml $(ARGS)
 

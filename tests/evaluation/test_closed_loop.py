@@ -288,18 +288,24 @@ def test_no_rollout_is_longer_than_the_horizon(debug_run: Path) -> None:
 # --- what follows from it -----------------------------------------------------------------------------------------
 
 
-def test_a_threshold_lets_few_failures_pass() -> None:
+def test_a_threshold_declares_as_many_successes_as_there_are() -> None:
+    score = np.array([0.3, 0.6, 0.7, 0.9, 0.25])
+    for success in ([0, 0, 0, 0, 1], [1, 0, 1, 0, 0], [1, 1, 0, 0, 1]):
+        threshold = choose_threshold(score, np.array(success, dtype=bool))
+        assert (score >= threshold).sum() == sum(success), "whichever they are"
+    assert choose_threshold(score, np.ones(5, dtype=bool)) == 0.2, "no lower than that"
+    assert choose_threshold(score, np.zeros(5, dtype=bool)) == pytest.approx(0.9)
+    assert choose_threshold(np.array([1.0, 0.5]), np.array([False, False])) == 0.99
+
+
+def test_a_threshold_can_let_few_failures_pass() -> None:
     score = np.array([0.1, 0.3, 0.6, 0.9, 0.05, 0.95])
     success = np.array([0, 0, 0, 0, 1, 1], dtype=bool)
-    for rate, highest_refused in ((0.0, 0.9), (0.24, 0.9), (0.25, 0.6), (0.5, 0.3)):
+    # .9 and .95 are declared at first: one failure of four
+    for rate, highest_refused in ((1.0, 0.6), (0.25, 0.6), (0.24, 0.9), (0.0, 0.9)):
         threshold = choose_threshold(score, success, rate)
-        assert threshold is not None
         assert threshold == pytest.approx(highest_refused, abs=1e-9)
         assert (score[~success] >= threshold).mean() <= rate
-    assert choose_threshold(score, success, 0.75) == 0.2, "no lower than that"
-    assert choose_threshold(score, success, 1.0) == 0.2
-    assert choose_threshold(np.array([1.0, 0.5]), np.array([False, True]), 0.0) == 0.99
-    assert choose_threshold(score, np.ones(6, dtype=bool), 0.05) is None
 
 
 def test_trust_needs_an_auc_within_groups() -> None:

@@ -139,7 +139,10 @@ def test_thresholds_are_chosen_task_by_task() -> None:
     assert chosen.of("push").threshold == pytest.approx(0.6, abs=1e-6)
     assert chosen.of("push").scale == 2.0
     assert chosen.of("pull").threshold == pytest.approx(0.8, abs=1e-6)
-    assert chosen.of("lift").threshold == 0.3, "no replay failed"
+    assert chosen.of("lift").threshold == 0.2, "no replay failed"
+    matched = check_closed_loop.choose_thresholds(rollouts, before, 1.0)
+    assert matched.of("push").threshold == pytest.approx(0.6, abs=1e-6), "two of four"
+    assert matched.of("pull").threshold == pytest.approx(0.4, abs=1e-6), "one of two"
 
 
 @pytest.mark.parametrize(

@@ -324,19 +324,26 @@ def judge_closed_loop_trust(judged: ClosedLoop, required_auc: float) -> Trust:
     )
 
 
-def choose_threshold(score: np.ndarray, success: np.ndarray, max_false_positive_rate: float) -> float | None:
-    """The lowest threshold in `MIN_THRESHOLD`..`MAX_THRESHOLD` with so few of the failures at or above it.
+def choose_threshold(score: np.ndarray, success: np.ndarray, max_false_positive_rate: float = 1.0) -> float:
+    """The threshold, in `MIN_THRESHOLD`..`MAX_THRESHOLD`, that declares as many successes as there are.
 
-    ``score`` f [n], ``success`` bool [n]. ``None`` without a failure.
+    ``score`` f [n], ``success`` bool [n]. It is higher if more than ``max_false_positive_rate`` of the failures would
+    pass it.
 
-    Example: failures score .1, .3, .6 and .9; a rate of .25 allows one of them, so the threshold is just above .6.
+    Example: of the scores .1, .3, .6 and .9 two are successes, so the threshold is just above .3. If the failures are
+    .1 and .6 and none may pass, it is just above .6.
     """
-    failures = np.sort(score[~success])
-    if not len(failures):
-        return None
-    num_allowed = min(int(max_false_positive_rate * len(failures)), len(failures) - 1)
-    threshold = np.nextafter(failures[len(failures) - 1 - num_allowed], 1)
+    threshold = _just_above(score, len(score) - int(success.sum()))
+    failures = score[~success]
+    if len(failures):
+        num_refused = len(failures) - int(max_false_positive_rate * len(failures))
+        threshold = max(threshold, _just_above(failures, num_refused))
     return float(np.clip(threshold, MIN_THRESHOLD, MAX_THRESHOLD))
+
+
+def _just_above(score: np.ndarray, num_below: int) -> float:
+    """The lowest number above the ``num_below`` lowest scores."""
+    return 0.0 if num_below == 0 else float(np.nextafter(np.sort(score)[num_below - 1], 1))
 
 
 def rate_other_members(success: np.ndarray, group: np.ndarray) -> np.ndarray:

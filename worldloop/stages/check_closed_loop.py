@@ -5,8 +5,8 @@ next acts on imagined frames, and the simulator says what its actions do (`evalu
 before the first round of the improvement and after each.
 
 - Replays from fresh training states enter SANS with the policy's own episodes from there: they show the next fit where
-  this policy is imagined wrongly. They also choose the threshold from which a success counts, so that at most
-  ``max_false_positive_rate`` of the failing replays pass for successes.
+  this policy is imagined wrongly. They also set the threshold from which a success counts: as many successes are
+  declared as the replays have. ``max_false_positive_rate`` can make it stricter.
 - Replays from fresh validation states judge the model. If its AUC within groups is below ``required_auc`` in a task, no
   further round improves the policy there. Nor does it if no two replays from one state ended differently: then GRPO has
   nothing to learn from.
@@ -41,7 +41,7 @@ class Config:
     num_training_states: int = 10  # fresh training states of each task per check; their episodes enter SANS; 0: none
     group_size: int = 4  # imagined and replayed rollouts per state
     required_auc: float = 0.6  # least AUC within groups for a further round of GRPO; 0: no rule
-    max_false_positive_rate: float = 0.05  # share of failing training replays that may count as successes, in [0, 1)
+    max_false_positive_rate: float = 1.0  # most failing training replays that may count as successes, a share; 1: any
     block_size: int = 10  # initial states per simulator call
 
     def __post_init__(self) -> None:
@@ -115,8 +115,7 @@ def choose_thresholds(rollouts: ReplayedRollouts, calibrations: Calibrations, ma
     for task in sorted(set(rollouts.task)):
         own, calibration = rollouts.of_task(task), calibrations.of(task)
         threshold = choose_threshold(own.score[:, -1], own.replayed[:, -1], max_rate)
-        if threshold is not None:
-            by_task[task] = replace(calibration, threshold=threshold)
+        by_task[task] = replace(calibration, threshold=threshold)
     return Calibrations(by_task)
 
 
