@@ -83,8 +83,17 @@ def test_run_directory_and_results(finished: Path) -> None:
     assert set(last["reward_alignment"]) >= {"scripted", "on_policy"}
     assert clone["env_steps"] < last["env_steps"]
     assert 0 <= last["value_auc"]["value"] <= 1
-    # 4 updates of 8 groups of 4 rows, each of at most 3 chunks of one frame
-    assert 0 < last["imagined_frames"] <= 4 * 8 * 4 * 3
+    # 4 updates of 8 groups of 4 rows, each of at most 8 chunks of one frame
+    assert 0 < last["imagined_frames"] <= 4 * 8 * 4 * 8
+    for entry in results["iterations"][1:]:
+        closed_loop = entry["closed_loop"]
+        names = [Path(checked["checkpoint"]).name for checked in closed_loop["checkpoints"]]
+        assert names == ["policy_of_successes", "policy_after_002", "policy_after_004"]
+        for name in ("last_candidate", "promoted"):
+            figures = closed_loop[name]
+            assert figures is None or figures["n"] == 32, name
+            assert figures is not None or closed_loop[f"{name}_reason"]
+        assert closed_loop["last_candidate"]["num_starts"] == 8
     (calibration,) = json.loads((finished / "state.json").read_text())["calibrations"].values()
     assert calibration["floor_db"] > 0
 
@@ -119,7 +128,7 @@ def test_a_share_of_the_episodes_starts_where_the_world_model_is_uncertain(finis
     from worldloop.sans.store import SansStore
 
     store = SansStore(finished / "sans")
-    before = {e.meta.initial_state_id: e.meta.split for e in store.episodes(store.version("v001"))}
+    before = {e.meta.initial_state_id: e.meta.split for e in store.episodes(store.version("v001-2"))}
     added = [e.meta for e in store.episodes(store.version("v002"))][-40:]
     assert all(m.iteration == 1 for m in added)
     again = [m for m in added if m.initial_state_id in before]
