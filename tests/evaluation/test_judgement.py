@@ -82,7 +82,7 @@ def test_each_source_is_judged_and_the_policys_own_decide() -> None:
 
 def test_no_episodes_are_no_judgement() -> None:
     check = judge_world_model({}, {}, None, **SETTINGS)  # type: ignore[arg-type]
-    assert (check.judgements, check.calibration, check.trust.is_trusted) == ({}, Calibration(), True)
+    assert (check.judgements, check.calibration, check.trust.is_trusted) == ({}, Calibration(), False)
     reason = "no validation episodes"
     nothing = {"psnr_db": None, "ssim": None, "lpips": None, "psnr_db_reason": reason, "lpips_reason": reason}
     assert check.fidelity.to_dict() == nothing

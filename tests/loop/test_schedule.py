@@ -164,8 +164,7 @@ def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> 
     state, seen = LoopState(iteration=1, next_stage="fit_world_model"), []
     while state.iteration == 1:
         seen.append(state.next_stage)
-        if state.next_stage == "fit_world_model":
-            state = replace(state, num_fits=state.num_fits + 1, trust={})
+        assert list_remaining_stages(config, state)[-1] == "evaluate_policy", "also before a further fit"
         if state.next_stage == "check_world_model":
             state = replace(state, trust={"a": Trust(True), "b": Trust(False, "too low", can_improve=True)})
         state = advance(config, assume_done(state))

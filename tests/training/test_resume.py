@@ -22,7 +22,7 @@ CUTS = (
     ("clone_policy", "step", 40, "clone_policy"),
     ("fit_world_model", "proprio step", 20, "fit_world_model_proprio"),
     ("fit_world_model", "step", 50, "fit_world_model"),
-    ("improve_policy", "update", 3, "improve_policy"),
+    ("improve_policy", "update", 1, "improve_policy"),
 )
 
 
@@ -70,7 +70,7 @@ def test_cut_in_every_training_stage(debug_run: Path, tmp_path: Path, monkeypatc
             run(tmp_path, stage, unit, cut)
         assert (tmp_path / "debug/partial" / kept / "partial.json").is_file()
     went_on = [line.strip() for line in run(tmp_path) if "goes on" in line]
-    assert went_on == ["improve_policy goes on from step 3"]
+    assert went_on == ["improve_policy goes on from step 1"]
     assert not list((tmp_path / "debug/partial").glob("*"))
     assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
 

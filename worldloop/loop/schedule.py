@@ -33,6 +33,8 @@ def list_remaining_stages(config: LoopConfig, state: LoopState) -> list[str]:
 
 def assume_done(state: LoopState) -> LoopState:
     """``state`` as if ``state.next_stage`` had run, as far as `advance` reads it."""
+    if state.next_stage == "fit_world_model":
+        return replace(state, trust={}, num_fits=state.num_fits + 1)
     if state.next_stage == "improve_policy":
         return replace(state, start=state.start or "start", num_rounds=state.num_rounds + bool(state.start))
     return replace(state, start="", num_rounds=0) if state.next_stage == "promote_policy" else state
