@@ -139,7 +139,7 @@ def test_a_share_of_the_episodes_starts_where_the_world_model_is_uncertain(finis
 @pytest.mark.slow
 def test_killed_in_every_stage_gives_the_same_results(finished: Path, tmp_path: Path) -> None:
     config = load_config(DEBUG)
-    stages = [(i, name) for i in range(config.num_iterations + 1) for name in list_stages(config, i)]
+    stages = [(i, name) for i in (0, 1) for name in list_stages(config, i)]  # iteration 2 has no other
     for target in stages:
         assert _in_child(tmp_path, target) == -signal.SIGKILL, target
     assert _in_child(tmp_path, None) == 0
