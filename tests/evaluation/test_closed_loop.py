@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from executors import Here
 from hand_rollouts import make_rollout, make_step
 from hand_specs import make_spec
 from reporters import RecordingReporter
@@ -169,18 +168,6 @@ def test_the_score_after_so_many_chunks_is_what_grpo_is_paid_for_them() -> None:
 
 
 # --- the whole way ------------------------------------------------------------------------------------------------
-
-
-class Here:
-    """An `Executor` that works in this process, and takes down its jobs."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Any] = []
-
-    def map(self, function: Any, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self.jobs.append(item)
-            yield function(item)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from executors import Here
 from reporters import RecordingReporter
 
 from worldloop.core.randomness import make_row_keys
@@ -24,18 +24,6 @@ from worldloop.storage.run_directory import RunDirectory
 CONFIG = SimulatorConfig("toy", toy=ToyConfig(image_size=16, actions_per_frame=2, max_episode_steps=20))
 PUSH, REACH = "ToyPush-v1", "ToyReach-v1"
 BOTH = replace(CONFIG, toy=replace(CONFIG.toy, tasks=(PUSH, REACH)))
-
-
-class Here:
-    """An `Executor` that works in this process, and takes down its jobs."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Any] = []
-
-    def map(self, function: Any, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self.jobs.append(item)
-            yield function(item)
 
 
 def make_simulation(

@@ -241,9 +241,8 @@ class ClosedLoop:
 
     def to_dict(self) -> dict[str, Any]:
         """The entry ``closed_loop`` in results.json; figures that cannot be had have a reason beside them."""
-        names = ("own", "replay", "declared", "own_minus_replay", "imagined_minus_simulated", *_BY_OUTCOME)
         figures: dict[str, Any] = {"n": self.n, "num_starts": self.num_starts}
-        for name in names:
+        for name in _NAMES:
             value: Estimate | None = getattr(self, name)
             figures[name] = value and value.to_dict()
             if value is None:
@@ -255,7 +254,12 @@ class ClosedLoop:
         return figures
 
 
-_BY_OUTCOME = (
+_NAMES = (
+    "own",
+    "replay",
+    "declared",
+    "own_minus_replay",
+    "imagined_minus_simulated",
     "auc",
     "within_group_auc",
     "start_only_auc",
@@ -365,11 +369,10 @@ def average_closed_loops(judged: Sequence[ClosedLoop]) -> ClosedLoop:
     def average(name: str) -> Any:
         return average_estimates([getattr(one, name) for one in judged])
 
-    names = ("own", "replay", "declared", "own_minus_replay", "imagined_minus_simulated", *_BY_OUTCOME)
     return ClosedLoop(
         n=sum(one.n for one in judged),
         num_starts=sum(one.num_starts for one in judged),
-        **{name: average(name) for name in names},
+        **{name: average(name) for name in _NAMES},
         by_chunks=tuple(
             (average_estimates([w for w, _ in column]), average_estimates([p for _, p in column]))
             for column in zip(*(one.by_chunks for one in judged), strict=True)

@@ -64,7 +64,7 @@ def write_closed_loop(reporter: Reporter, num_updates: int, judged: Mapping[str,
     if len(judged) > 1:
         runs |= {f"{NAME}/{task}": own for task, own in judged.items()}
     for run, figures in runs.items():
-        with reporter.writer(NAME if run == NAME else run, purge_step=num_updates) as writer:
+        with reporter.writer(run, purge_step=num_updates) as writer:
             writer.scalars(num_updates, list_scalars(figures))
 
 
