@@ -46,9 +46,9 @@ def test_alignment_by_hand() -> None:
 def test_what_is_stored_of_an_alignment() -> None:
     figures = compute_alignment(SCORES, IS_SUCCESS, OUTCOMES, threshold=0.5).to_dict()
     assert set(figures) == {
-        "n", "num_success", "threshold", "balanced_accuracy", "auc", "accuracy", "true_positive_rate",
-        "false_positive_rate", "by_outcome", "precision", "expected_calibration_error", "reliability",
-        "precision_recall_curve",
+        "n", "num_success", "threshold", "balanced_accuracy", "auc", "actions_only_auc", "accuracy",
+        "true_positive_rate", "false_positive_rate", "by_outcome", "precision", "expected_calibration_error",
+        "reliability", "precision_recall_curve",
     }  # fmt: skip
     assert set(figures["auc"]) == {"value", "low", "high"}
     assert (figures["precision"]["k"], figures["precision"]["n"]) == (2, 3)

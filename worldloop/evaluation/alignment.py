@@ -47,6 +47,7 @@ class Alignment:
     - ``balanced_accuracy``, ``auc``, ``expected_calibration_error``: bootstrap intervals over episodes
     - ``accuracy``, ``true_positive_rate`` (recall), ``false_positive_rate``, ``precision``: Wilson intervals
     - ``by_outcome``: rate of *correct* predictions among the episodes of each outcome
+    - ``actions_only_auc``: the floor of ``auc``, see `evaluation.actions_only`; ``None`` if it was not measured
     - ``reliability``: with scores as probabilities, see `compute_reliability`
     - ``precision_recall_curve``: from the highest threshold down
     """
@@ -64,6 +65,7 @@ class Alignment:
     expected_calibration_error: Estimate | None
     reliability: tuple[ReliabilityBin, ...]
     precision_recall_curve: tuple[PrecisionRecall, ...] | None
+    actions_only_auc: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         curve = self.precision_recall_curve
@@ -73,6 +75,7 @@ class Alignment:
             "threshold": self.threshold,
             "balanced_accuracy": self.balanced_accuracy and self.balanced_accuracy.to_dict(),
             "auc": self.auc and self.auc.to_dict(),
+            "actions_only_auc": self.actions_only_auc and self.actions_only_auc.to_dict(),
             "accuracy": self.accuracy and self.accuracy.to_dict(),
             "true_positive_rate": self.true_positive_rate and self.true_positive_rate.to_dict(),
             "false_positive_rate": self.false_positive_rate and self.false_positive_rate.to_dict(),
@@ -86,14 +89,23 @@ class Alignment:
         }
 
 
-def align_episodes(episodes: ImaginedEpisodes, success: CalibratedSuccess) -> Alignment:
+def align_episodes(
+    episodes: ImaginedEpisodes, success: CalibratedSuccess, actions_only: np.ndarray | None = None
+) -> Alignment:
     """Alignment of imagined episodes; ``success`` is the result of `apply_calibration`.
+
+    ``actions_only`` f [n] is the result of `score_actions`.
 
     The AUC is computed on the raw logits. One calibration keeps their order, but cross-fitting mixes two calibrations
     and so would change it.
     """
     alignment = compute_alignment(success.probability, episodes.is_success, episodes.outcomes, success.threshold)
-    return replace(alignment, auc=estimate_by_label(auc, episodes.logit, episodes.is_success, digits=DIGITS))
+    floor = None if actions_only is None else estimate_by_label(auc, actions_only, episodes.is_success, digits=DIGITS)
+    return replace(
+        alignment,
+        auc=estimate_by_label(auc, episodes.logit, episodes.is_success, digits=DIGITS),
+        actions_only_auc=floor,
+    )
 
 
 def compute_alignment(

@@ -92,6 +92,7 @@ def average_alignments(alignments: Sequence[Alignment]) -> Alignment:
         expected_calibration_error=average_estimates([a.expected_calibration_error for a in alignments]),
         reliability=(),
         precision_recall_curve=None,
+        actions_only_auc=average_estimates([a.actions_only_auc for a in alignments]),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,8 +91,12 @@ def judge_episodes(
     cross_fit: bool,
     probe: FittedProbe | None,
     horizons: tuple[Horizon, ...] = (),
+    actions_only: np.ndarray | None = None,
 ) -> Judgement:
-    """Judge ``episodes`` of ``task`` in ``dataset``; set ``cross_fit`` if ``calibration`` was fitted on them."""
+    """Judge ``episodes`` of ``task`` in ``dataset``; set ``cross_fit`` if ``calibration`` was fitted on them.
+
+    ``actions_only`` f [n]: the result of `score_actions`.
+    """
     branches = episodes.branches
     success = apply_calibration(episodes, calibration, cross_fit)
     fidelity = measure_fidelity(branches)
@@ -110,7 +115,7 @@ def judge_episodes(
         action_following = follow_actions(branches, dataset, imagined, true_m, landmarks)
     return Judgement(
         success=success,
-        alignment=align_episodes(episodes, success),
+        alignment=align_episodes(episodes, success, actions_only),
         fidelity=fidelity,
         state_errors=state_errors,
         visual_alignment=visual_alignment,
@@ -161,10 +166,12 @@ def judge_world_model(
     probe: FittedProbe | None,
     floor_quantile: float,
     required_auc: float,
+    actions_only: Mapping[str, np.ndarray | None] | None = None,
 ) -> WorldModelCheck:
     """Calibrate on ``imagined`` episodes of ``task`` in ``dataset``, judge each source, and decide on trust.
 
-    ``horizons`` is by source; for ``floor_quantile`` see `calibrate`, for ``required_auc`` see `judge_trust`.
+    ``horizons`` and ``actions_only`` (see `judge_episodes`) are by source; for ``floor_quantile`` see `calibrate`, for
+    ``required_auc`` see `judge_trust`.
     """
     calibration = calibrate(imagined, floor_quantile)
     calibrated_on = choose_sources(imagined)
@@ -178,6 +185,7 @@ def judge_world_model(
             cross_fit=name in calibrated_on,
             probe=probe,
             horizons=horizons[name],
+            actions_only=(actions_only or {}).get(name),
         )
         for name, episodes in imagined.items()
     }

@@ -78,8 +78,11 @@ def _describe_tasks(source: str, checks: Checks) -> list[str]:
 
 
 def describe_alignment(alignment: Alignment) -> str:
-    """One log line, e.g. ``auc 0.943 (0.910-0.972), balanced accuracy 0.850 (0.801-0.902), n 50``."""
-    figures = {"auc": alignment.auc, "balanced accuracy": alignment.balanced_accuracy}
+    """One log line, e.g. ``auc 0.943 (0.910-0.972), from actions alone 0.871 (0.802-0.930), balanced ..., n 50``."""
+    figures = {"auc": alignment.auc}
+    if alignment.actions_only_auc is not None:
+        figures["from actions alone"] = alignment.actions_only_auc
+    figures["balanced accuracy"] = alignment.balanced_accuracy
     return ", ".join([*(f"{name} {figure or '-'}" for name, figure in figures.items()), f"n {alignment.n}"])
 
 
@@ -101,6 +104,7 @@ def list_scalars(judgement: Judgement) -> dict[str, float]:
     figures: dict[str, Estimate | None] = {name: m.mean for name, m in judgement.fidelity.metrics.items()}
     for landmark, error in judgement.state_errors.items():
         figures |= {name: metric.end for name, metric in error.name_metrics(landmark).items()}
+    figures["auc_from_actions_alone"] = judgement.alignment.actions_only_auc
     for horizon in judgement.horizons:
         figures[f"auc_episodes_{horizon.chunks}_chunks"] = horizon.episodes_auc
         figures[f"auc_branches_{horizon.chunks}_chunks"] = horizon.branches.auc
@@ -120,7 +124,7 @@ def summarise_for_card(checks: Checks) -> dict[str, Any]:
 
 
 def _summarise(judgements: Mapping[str, Judgement]) -> dict[str, Any]:
-    chosen = ("n", "auc", "balanced_accuracy", "expected_calibration_error")
+    chosen = ("n", "auc", "actions_only_auc", "balanced_accuracy", "expected_calibration_error")
     summary = {}
     for name, judgement in judgements.items():
         alignment = judgement.alignment.to_dict()

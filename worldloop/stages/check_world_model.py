@@ -15,11 +15,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from worldloop.core.randomness import make_generator
 from worldloop.core.success import Calibrations
+from worldloop.evaluation.actions_only import score_actions
 from worldloop.evaluation.horizon import Horizon, judge_horizon
 from worldloop.evaluation.judgement import WorldModelCheck, judge_world_model
 from worldloop.evaluation.open_loop import (
+    SOURCES,
     ImaginedEpisodes,
     cut_branches,
     imagine_branches,
@@ -103,6 +107,10 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
             probe=probe,
             floor_quantile=config.floor_quantile,
             required_auc=config.required_auc,
+            actions_only={
+                name: score_recorded_actions(train, held_out, task, name, own, context)
+                for name, own in imagined.items()
+            },
         )
 
     videos = choose_all_videos(checks, config.num_videos)
@@ -113,6 +121,15 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     context.models.save_card(state.world_model, calibrations, summarise_for_card(checks), choose_starts(train))
     state = state.record(num_fits=state.num_fits, **make_record(checks, videos))
     return replace(state, calibrations=calibrations, trust={task: check.trust for task, check in checks.items()})
+
+
+def score_recorded_actions(
+    train: ClipDataset, held_out: ClipDataset, task: str, source: str, episodes: ImaginedEpisodes, context: StageContext
+) -> np.ndarray | None:
+    """The floor of ``episodes`` of one source: success logits f [n] from their recorded actions alone."""
+    own = train.episode_index(source=SOURCES[source], task=task)
+    generator = make_generator(context.seed, "check_world_model/actions_only", task, source)
+    return score_actions(train, own, held_out, episodes.branches.episode, generator)
 
 
 def judge_horizons(
