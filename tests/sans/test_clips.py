@@ -6,6 +6,7 @@ import torch
 from hand_specs import CAMERAS, make_spec
 
 from worldloop.core.errors import WorldloopError
+from worldloop.sans import clips
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset
 from worldloop.sans.open_frames import OpenFrames
@@ -42,6 +43,14 @@ def test_candidates_are_the_steps_of_the_split(dataset) -> None:
     assert dataset.candidates.tolist() == (
         [[0, f] for f in range(4)] + [[1, f] for f in range(3)] + [[2, 0], [2, 1]] + [[4, f] for f in range(5)]
     )
+
+
+def test_proprio_range_is_that_of_all_frames_of_the_split(dataset, cache, monkeypatch) -> None:
+    monkeypatch.setattr(clips, "RANGE_ROWS", 3)
+    low, high = dataset.proprio_range()
+    assert (float(low[0]), float(high[0])) == (100, 505)
+    low, high = ClipDataset(cache, "validation", ["base"]).proprio_range()
+    assert (float(low[0]), float(high[0])) == (400, 402)
 
 
 def test_clip_is_aligned_in_time(dataset) -> None:

@@ -17,10 +17,9 @@ from world_model_toy import (
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import CameraSpec
-from worldloop.training.data_parallel import DataParallel
 from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.training import compute_joint_loss, update_statistics
+from worldloop.world_model.training import compute_joint_loss
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +133,21 @@ def test_state_dict_restores_everything_but_config(trained: VideoWorldModel) -> 
 
 def test_imagined_proprio_stays_where_real_proprio_has_been() -> None:
     data, model = ToyEpisodes(4), make_model()
-    clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 1)
-    far = clip.proprio.clone()
-    far[0, 0, 1] = model.proprio_mean[1] + 7 * model.proprio_std[1]
-    update_statistics(model, [dataclasses.replace(clip, proprio=far)], DataParallel())
-    torch.testing.assert_close(model.proprio_reach, torch.tensor([3.0, 7.0]))
-    update_statistics(model, [clip], DataParallel())
-    torch.testing.assert_close(model.proprio_reach, torch.tensor([3.0, 7.0]))  # what was once reached stays so
+    mean, std = model.proprio_mean, model.proprio_std
+    model.set_proprio_range(mean - 0.5 * std, mean + torch.tensor([1.0, 7.0]) * std)
+    torch.testing.assert_close(model.proprio_low, torch.tensor([-0.5, -0.5]))
     with torch.no_grad():
         list(model.proprio_head.parameters())[-1].fill_(2.0)  # two standard deviations further with every frame
     state = model.eval().start(data.first_observation(2), torch.arange(2))
     actions = full_chunk(data, 2)
     _, imagined = model.imagine(state, torch.cat([actions, actions], dim=1))
     normalised = model.normalisation.normalise(imagined.proprio[:, -1])
-    torch.testing.assert_close(normalised, torch.tensor([[3.0, 7.0]]).expand(2, 2))
+    torch.testing.assert_close(normalised, torch.tensor([[1.0, 7.0]]).expand(2, 2))
+    with torch.no_grad():
+        list(model.proprio_head.parameters())[-1].fill_(-2.0)
+    _, imagined = model.imagine(state, torch.cat([actions, actions], dim=1))
+    normalised = model.normalisation.normalise(imagined.proprio[:, -1])
+    torch.testing.assert_close(normalised, torch.full((2, 2), -0.5))
 
 
 def test_success_is_judged_by_frame_proprio_and_instruction() -> None:

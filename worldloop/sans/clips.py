@@ -15,6 +15,8 @@ from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import OUTCOMES, Clip, Observation, Split
 from worldloop.sans.cache import VersionCache
 
+RANGE_ROWS = 65536  # frame steps read at once for `ClipDataset.proprio_range`
+
 
 def _context_rows(now: np.ndarray, num_frames: int) -> np.ndarray:
     """int64 [..., K]: the rows (first of the episode, ..., previous, now), or now alone for K = 1."""
@@ -142,6 +144,18 @@ class ClipDataset:
             if values:
                 positions[rows] = np.concatenate(values, axis=1)
         return torch.from_numpy(positions)
+
+    def proprio_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and highest value of each dimension of proprio, f32 [S] each, over all frames of the split."""
+        episode, step = self.candidates.numpy().T
+        low, high = [], []
+        for first in range(0, len(step), RANGE_ROWS):
+            rows = slice(first, first + RANGE_ROWS)
+            for frame in (step[rows], step[rows] + 1):
+                proprio = self.cache.frames("proprio", episode[rows], frame)
+                low.append(proprio.min(0))
+                high.append(proprio.max(0))
+        return torch.from_numpy(np.min(low, axis=0)), torch.from_numpy(np.max(high, axis=0))
 
     def episode_index(self, **wanted: Any) -> Tensor:
         """int64 [n]: episodes of this split whose meta equals ``wanted``, e.g. ``task="PushCube-v1"``,

@@ -41,7 +41,7 @@ class Config:
     num_proprio_steps: int = 2000  # optimizer steps of the proprio head, first in every iteration; 0: none
     proprio_batch_size: int = 128  # clips per step of the proprio head
     proprio_frames: int = 5  # frames over which the proprio head is unrolled
-    proprio_learning_rate: float = 2e-3  # peak, AdamW
+    proprio_learning_rate: float = 1e-3  # peak, AdamW
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_refit_steps", "batch_size", "proprio_batch_size", "proprio_frames"):
@@ -74,8 +74,18 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         model = context.models.new_world_model(normalisation, derive_seed(context.seed, "world_model"))
     model = model.to(context.device).train()
     clips = open_training_clips(state, context)
+    model.set_proprio_range(*clips.dataset.proprio_range())
     if fit_number == 1 and not context.setup.has_checkpoint(NAME):
-        fit_proprio(model, clips, state.iteration, config, context)
+        fit_proprio(
+            model,
+            clips,
+            config,
+            context,
+            name=PROPRIO,
+            tag=NAME,
+            first_step=(state.iteration - 1) * config.num_proprio_steps,
+            draws=(state.iteration, "fit_world_model/proprio"),
+        )
     num_steps = config.num_refit_steps if is_refit else config.num_steps
     averaged = fit(
         model,
@@ -103,9 +113,20 @@ def open_training_clips(state: LoopState, context: StageContext) -> BalancedClip
 
 
 def fit_proprio(
-    model: VideoWorldModel, clips: BalancedClipSampler, iteration: int, config: Config, context: StageContext
+    model: VideoWorldModel,
+    clips: BalancedClipSampler,
+    config: Config,
+    context: StageContext,
+    *,
+    name: str,
+    tag: str,
+    first_step: int,
+    draws: tuple[int | str, ...],
 ) -> None:
-    """Train the proprio head on its own unrolled predictions; other parts of ``model`` get no gradient."""
+    """Train the proprio head on its own unrolled predictions; other parts of ``model`` get no gradient.
+
+    ``name`` is that of the checkpoint, ``tag`` that of the TensorBoard folder; ``draws`` seeds the random draws.
+    """
     num_steps = config.num_proprio_steps
     if num_steps == 0:
         return
@@ -120,16 +141,16 @@ def fit_proprio(
         make_optimizer,
         context.setup,
         context.reporter,
-        name=PROPRIO,
-        tag=NAME,
+        name=name,
+        tag=tag,
         unit="proprio step",
-        first_step=(iteration - 1) * num_steps,
+        first_step=first_step,
         checkpoints_end=True,  # a resumed fit needs the trained proprio head
     )
     objective = ProprioObjective(
         model,
         clips,
-        context.setup.make_generators(context.seed, iteration, "fit_world_model/proprio"),
+        context.setup.make_generators(context.seed, *draws),
         batch_size=config.proprio_batch_size // context.setup.num_microbatches,
         num_frames=config.proprio_frames,
     )

@@ -35,7 +35,7 @@ from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
 
 INSTRUCTION_DIM = 32
-LEAST_REACH = 3.0  # standard deviations; imagined proprio may always be this far from the mean
+UNKNOWN_REACH = 3.0  # standard deviations: how far from the mean imagined proprio may be until its range is set
 
 
 class VideoWorldModel(nn.Module):
@@ -50,7 +50,8 @@ class VideoWorldModel(nn.Module):
     action_low: Tensor
     action_high: Tensor
     positive_rate: Tensor
-    proprio_reach: Tensor
+    proprio_low: Tensor
+    proprio_high: Tensor
 
     def __init__(self, config: WorldModelConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:
         super().__init__()
@@ -82,7 +83,8 @@ class VideoWorldModel(nn.Module):
         self.register_buffer("action_low", torch.tensor(robot.action_low))
         self.register_buffer("action_high", torch.tensor(robot.action_high))
         self.register_buffer("positive_rate", torch.tensor(0.5))
-        self.register_buffer("proprio_reach", torch.full((robot.proprio_dim,), LEAST_REACH))
+        self.register_buffer("proprio_low", torch.full((robot.proprio_dim,), -UNKNOWN_REACH))
+        self.register_buffer("proprio_high", torch.full((robot.proprio_dim,), UNKNOWN_REACH))
         self.frozen = frozenset(name for name, parameter in self.named_parameters() if not parameter.requires_grad)
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -92,6 +94,14 @@ class VideoWorldModel(nn.Module):
     @property
     def normalisation(self) -> Normalisation:
         return Normalisation(self.proprio_mean, self.proprio_std)
+
+    def set_proprio_range(self, low: Tensor, high: Tensor) -> None:
+        """Keep imagined proprio between ``low`` and ``high`` f32 [S], in the units of the data: the range of real ones.
+
+        Example: no real hand was ever below the table, so no imagined one gets there, however hard the policy pushes.
+        """
+        self.proprio_low.copy_(self.normalisation.normalise(low.to(self.device)))
+        self.proprio_high.copy_(self.normalisation.normalise(high.to(self.device)))
 
     @property
     def num_context_frames(self) -> int:
@@ -235,7 +245,7 @@ class VideoWorldModel(nn.Module):
         The head adds up changes: without the clamp proprio diverges exponentially within a few hundred frames.
         """
         next_proprio = self.proprio_head(proprio, actions, map_views(_now, context)).detach()
-        next_proprio = next_proprio.clamp(-self.proprio_reach, self.proprio_reach)
+        next_proprio = next_proprio.clamp(self.proprio_low, self.proprio_high)
         conditioning = Conditioning(actions[:, None], proprio, next_proprio[:, None], instruction)
         return conditioning, next_proprio
 
