@@ -10,6 +10,7 @@ import pytest
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
+from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Trust
 from worldloop.loop.schedule import advance, assume_done, list_remaining_stages, list_stages
 from worldloop.stages import STAGES
@@ -82,10 +83,14 @@ TAKES_PART = {
     "check_world_model": (".12", "...", ".1"),
     "improve_policy": (".12", ".12", ".."),
     "check_closed_loop": (".12", "...", ".."),
+    "refit_world_model": (".12", "...", ".."),
     "promote_policy": (".12", ".12", ".."),
     "evaluate_policy": ("012", "012", ".."),
     "collect_episodes": ("01.", "01.", ".."),
 }
+
+
+OFF_UNLESS_IT_HAS_STEPS = ("distil_world_model", "refit_world_model")
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -96,15 +101,16 @@ def test_a_stage_knows_its_iterations(name: str) -> None:
         {"num_iterations": 1, "has_simulator": False, "uses_world_model": True},
     ]
     stage = STAGES[name]
-    config = stage.Config(num_steps=1) if name == "distil_world_model" else stage.Config()
+    config = stage.Config(num_steps=1) if name in OFF_UNLESS_IT_HAS_STEPS else stage.Config()
     for kind, expected in zip(kinds, TAKES_PART[name], strict=True):
         iterations = range(kind["num_iterations"] + 1)
         got = "".join(str(i) if stage.takes_part(config, Schedule(iteration=i, **kind)) else "." for i in iterations)
         assert got == expected, kind
 
 
-def test_a_student_is_off_unless_it_has_steps() -> None:
-    stage = STAGES["distil_world_model"]
+@pytest.mark.parametrize("name", OFF_UNLESS_IT_HAS_STEPS)
+def test_a_student_and_a_refit_are_off_unless_they_have_steps(name: str) -> None:
+    stage = STAGES[name]
     schedule = Schedule(iteration=1, num_iterations=2, has_simulator=True, uses_world_model=True)
     assert not stage.takes_part(stage.Config(), schedule)
 
@@ -137,6 +143,29 @@ def test_the_loop_goes_through_all_stages_and_ends(overrides: list[str]) -> None
     assert seen == expected
     assert list_remaining_stages(config, LoopState()) == [name for _, name in expected[1:]]
     assert seen[-1] == (2, "evaluate_policy")
+
+
+def test_the_world_model_is_refitted_before_every_round_but_the_first() -> None:
+    config = load("refit_world_model.num_steps=1", "improve_policy.num_candidates=3")
+    state, seen = LoopState(iteration=1, next_stage="improve_policy"), []
+    while state.next_stage != "promote_policy":
+        seen.append(state.next_stage)
+        state = advance(config, assume_done(state))
+    refit = ("refit_world_model", *ROUND)
+    assert seen == [*ROUND, *ROUND, *refit, *refit]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["check_closed_loop.num_training_states=0"], "refit_world_model learns from replays"),
+        (["check_closed_loop.num_states=0"], "refit_world_model learns from replays"),
+        (STUDENT, "would leave the student behind"),
+    ],
+)
+def test_a_refit_that_cannot_work_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(WorldloopError, match=message):
+        load("refit_world_model.num_steps=1", *overrides)
 
 
 def test_rounds_end_where_the_closed_loop_is_trusted_in_no_task() -> None:

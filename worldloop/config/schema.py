@@ -14,7 +14,7 @@ from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recordings import RecordingConfig
 from worldloop.simulators import SIMULATORS
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
-from worldloop.stages import STAGES, distil_world_model, seed_dataset
+from worldloop.stages import STAGES, check_closed_loop, distil_world_model, refit_world_model, seed_dataset
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
@@ -112,6 +112,18 @@ class LoopConfig:
                 f"distil_world_model.num_sampler_steps {student} must divide world_model.num_sampler_steps {teacher} "
                 "and be fewer"
             )
+        if self.section(refit_world_model.Config).num_steps:
+            replaying = self.section(check_closed_loop.Config)
+            if not (replaying.num_states and replaying.num_training_states):
+                raise ValueError(
+                    "refit_world_model learns from replays: set check_closed_loop.num_states and "
+                    "check_closed_loop.num_training_states above 0, or refit_world_model.num_steps=0"
+                )
+            if distillation.num_steps:
+                raise ValueError(
+                    "refit_world_model would leave the student behind: set refit_world_model.num_steps=0 or "
+                    "distil_world_model.num_steps=0"
+                )
 
     def _check_source(self) -> None:
         if self.source not in SOURCES:

@@ -67,6 +67,12 @@ class Models:
         """Write the card of the world model at ``path`` beside its weights."""
         write_card(self.run_dir / path, WorldModelCard(calibrations, figures, starts))
 
+    def carry_card(self, source: str, path: str) -> None:
+        """Write the card of the world model at ``source`` for the one at ``path`` too, which was trained on from it."""
+        if self.data_parallel.is_main:
+            write_card(self.run_dir / path, read_card(self.run_dir / source))
+        self.data_parallel.barrier()
+
     def update_card(self, path: str, calibrations: Calibrations, closed_loop: dict[str, Any]) -> None:
         """Put what a check in the closed loop found into the card of the world model at ``path``."""
         card = read_card(self.run_dir / path)

@@ -9,6 +9,8 @@ from worldloop.stages import STAGES, check_world_model, improve_policy
 from worldloop.stages.context import Schedule
 from worldloop.storage.run_state import LoopState
 
+IMPROVEMENT = ("improve_policy", "check_closed_loop", "refit_world_model")  # alternate within an iteration
+
 
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The names of the stages of one iteration, in order."""
@@ -46,14 +48,14 @@ def advance(config: LoopConfig, state: LoopState) -> LoopState:
     - If the check does not trust the world model in a task and a further fit may help, the fit is next again, up to
       ``max_fits`` fits.
     - `improve_policy` and `check_closed_loop` alternate until all rounds are done, or until the world model is trusted
-      in no task any more.
+      in no task any more. `refit_world_model` comes before every round but the first.
     """
     max_fits = config.section(check_world_model.Config).max_fits
     can_improve = any(trust.can_improve for trust in state.trust.values())
     if state.next_stage == "check_world_model" and can_improve and state.num_fits < max_fits:
         return replace(state, next_stage="fit_world_model")
     stages = list_stages(config, state.iteration)
-    if state.next_stage in ("improve_policy", "check_closed_loop"):
+    if state.next_stage in IMPROVEMENT:
         return replace(state, next_stage=_continue_improvement(config, state, stages))
     position = stages.index(state.next_stage) + 1
     if position < len(stages):
@@ -69,6 +71,10 @@ def _continue_improvement(config: LoopConfig, state: LoopState, stages: tuple[st
     uses_world_model = improve_policy.METHODS[improvement.method].uses_world_model
     if not uses_world_model or state.is_distrusted:
         return "promote_policy"
-    if state.next_stage == "improve_policy" and "check_closed_loop" in stages:
-        return "check_closed_loop"
+    following = IMPROVEMENT[IMPROVEMENT.index(state.next_stage) + 1 :]
+    left = [name for name in following if name in stages]
+    if state.num_rounds == improvement.num_candidates or state.num_rounds == 0:
+        left = [name for name in left if name != "refit_world_model"]
+    if left:
+        return left[0]
     return "improve_policy" if state.num_rounds < improvement.num_candidates else "promote_policy"

@@ -19,6 +19,7 @@ from worldloop.stages import (
     import_dataset,
     improve_policy,
     promote_policy,
+    refit_world_model,
     seed_dataset,
 )
 from worldloop.stages.context import Schedule, StageContext
@@ -51,6 +52,7 @@ STAGES: dict[str, Stage] = {
     "check_world_model": check_world_model,
     "improve_policy": improve_policy,
     "check_closed_loop": check_closed_loop,
+    "refit_world_model": refit_world_model,
     "promote_policy": promote_policy,
     "evaluate_policy": evaluate_policy,
     "collect_episodes": collect_episodes,
