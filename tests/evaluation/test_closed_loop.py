@@ -83,6 +83,20 @@ def test_the_figures_of_six_rollouts_by_hand() -> None:
     assert judged.balanced_accuracy.value == pytest.approx((3 / 4 + 1 / 2) / 2)
 
 
+def test_what_an_imagined_part_costs_is_paired_by_start_and_a_mean_over_tasks() -> None:
+    """Of four starts the policy solves three itself, one with the camera imagined and four with proprio imagined."""
+    rollouts = make_rollouts([0.9] * 8, [1, 0] * 4, [0, 0, 1, 1, 2, 2, 3, 3], own=[1, 1, 1, 0])
+    swapped = {"camera": np.array([1, 0, 0, 0], dtype=bool), "proprio": np.ones(4, dtype=bool)}
+    judged = judge(replace(rollouts, swapped=swapped))
+    assert {part: loss.value for part, loss in judged.swapped_minus_own.items()} == {"camera": -0.5, "proprio": 0.25}
+    assert judged.swapped_minus_own["camera"].n == 4
+    assert judged.to_dict()["swapped_minus_own"]["camera"]["value"] == -0.5
+    assert average_closed_loops([judged, judged]).swapped_minus_own["proprio"].value == 0.25
+    both = ReplayedRollouts.cat([replace(rollouts, swapped=swapped)] * 2)
+    assert both.swapped["camera"].tolist() == [True, False, False, False] * 2
+    assert both.of_task("push").swapped["proprio"].sum() == 8
+
+
 def test_a_reward_that_only_knows_the_start_has_a_high_auc_and_none_within_groups() -> None:
     """What the pooled AUC hides: this score is the same for all rollouts from a start."""
     generator = np.random.default_rng(0)

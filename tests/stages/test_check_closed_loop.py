@@ -99,6 +99,19 @@ def test_what_the_check_finds_is_recorded_logged_and_drawn(run: Any) -> None:
     assert curve[2]["check_closed_loop/declared"] == record["last_candidate"]["declared"]["value"]
 
 
+def test_the_swap_test_takes_apart_what_imagined_pictures_cost(run: Any) -> None:
+    state, context = run("check_closed_loop.num_states=3", "check_closed_loop.swap_test=true")
+    (checked,) = state.records[1]["closed_loop"]["checkpoints"]
+    assert list(checked["swapped_minus_own"]) == ["base_camera", "proprio"]
+    for loss in checked["swapped_minus_own"].values():
+        assert -1 <= loss["value"] <= 1
+    assert "success with a part imagined, minus own: base_camera" in context.reporter.lines[2]
+    plain, _ = run("check_closed_loop.num_states=3")
+    (without,) = plain.records[1]["closed_loop"]["checkpoints"]
+    assert "swapped_minus_own" not in without
+    assert {name: checked[name] for name in without} == without, "nothing else changes"
+
+
 def test_before_grpo_there_is_no_candidate_and_a_later_check_adds_one(run: Any) -> None:
     state, _ = run(num_rounds=0)
     assert state.records[1]["closed_loop"]["last_candidate"] is None

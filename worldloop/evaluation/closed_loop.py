@@ -13,6 +13,9 @@ Three success rates belong together:
 Rollouts do not end at a declared success here, so that a threshold can be chosen on them. Those of GRPO end there and
 are the same up to that frame.
 
+The *swap test* takes own minus replay apart: the policy acts in the simulator, but sees one part imagined, a camera or
+proprio (`rollout.swap`). What it loses of ``own``, this part costs.
+
 GRPO compares rollouts from one start, so ``within_group_auc`` is all that it sees. The floor of ``auc`` is
 ``start_only_auc``: the AUC of the success rate of the *other* replays from the same start. It shows what one knows from
 the start alone. The floor of ``within_group_auc`` is .5.
@@ -23,13 +26,14 @@ Shapes: n rollouts (N starts x G members), C chunks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from worldloop.core.interfaces import Actor, WorldModel
+from worldloop.core.interfaces import Actor, Policy, WorldModel
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.statistics import (
@@ -51,6 +55,7 @@ from worldloop.rollout.imagination import imagine_rollout
 from worldloop.rollout.replay import Replay
 from worldloop.rollout.rollout import count_chunks
 from worldloop.rollout.simulation import Simulation
+from worldloop.rollout.swap import PROPRIO, Swap
 
 MIN_THRESHOLD, MAX_THRESHOLD = 0.2, 0.99  # probabilities; bounds, because few replays may give any threshold
 STARTS_AT_ONCE = 50  # starts imagined together; a change changes the noise
@@ -65,6 +70,7 @@ class ReplayedRollouts:
       success is declared
     - ``replayed`` bool [n, C]: the replay succeeded within so many chunks
     - ``own`` bool [N]: success of the policy itself in the simulator, from each start
+    - ``swapped``: part -> bool [N]: the same, with this part imagined; {} without the swap test
     - ``episodes``: the n replays; ``own_episodes``: the N episodes of the policy itself
     """
 
@@ -75,6 +81,7 @@ class ReplayedRollouts:
     own: np.ndarray
     episodes: tuple[Episode, ...] = ()
     own_episodes: tuple[Episode, ...] = ()
+    swapped: dict[str, np.ndarray] = field(default_factory=dict)
 
     def of_task(self, task: str) -> ReplayedRollouts:
         """The rollouts of one task, without their episodes."""
@@ -86,6 +93,7 @@ class ReplayedRollouts:
             self.score[rows],
             self.replayed[rows],
             self.own[starts],
+            swapped={part: success[starts] for part, success in self.swapped.items()},
         )
 
     @classmethod
@@ -102,6 +110,7 @@ class ReplayedRollouts:
             score=join("score"),
             replayed=join("replayed"),
             own=join("own"),
+            swapped={name: np.concatenate([part.swapped[name] for part in parts]) for name in parts[0].swapped},
             episodes=tuple(episode for part in parts for episode in part.episodes),
             own_episodes=tuple(episode for part in parts for episode in part.own_episodes),
         )
@@ -122,27 +131,35 @@ def replay_imagination(
     iteration: int,
     key: tuple[int | str, ...],
     max_batch: int = 0,
+    swap_with: str = "",
 ) -> ReplayedRollouts:
     """Imagine ``group_size`` rollouts of ``policy`` from each of N ``states`` and replay them in the simulator.
 
     ``policy`` is the one in ``checkpoint``, at ``temperature``. It also acts once from each state in the simulator,
     which gives the real first frames. Everything ends after ``num_chunks`` chunks. ``key`` seeds all draws. For
-    ``max_batch`` see `ImaginedSimulator`.
+    ``max_batch`` see `ImaginedSimulator`. ``swap_with`` is the checkpoint of ``world_model`` for the swap test; "": no
+    swap test.
     """
     parts = []
     for first in range(0, len(states), STARTS_AT_ONCE):
         rows = list(range(first, min(first + STARTS_AT_ONCE, len(states))))
         block, group = states.select(rows), torch.arange(len(rows)).repeat_interleave(group_size)
         purpose = "/".join(str(part) for part in (*key, first))
-        own = simulation.run(
+        act = partial(
+            simulation.run,
             block,
             block_size=block_size,
-            purpose=f"{purpose}/own",
+            purpose=f"{purpose}/own",  # also in the swap test, so that the policy draws the same noise
             iteration=iteration,
             policy=checkpoint,
             temperature=temperature,
             row_chunks=torch.full((len(block),), num_chunks),
         )
+        own = act()
+        swapped = {}
+        if swap_with:
+            for part in list_parts(policy, world_model):
+                swapped[part] = rate_success(act(swap=Swap(swap_with, (part,))))
         rollout = imagine_rollout(
             policy,
             world_model,
@@ -164,8 +181,20 @@ def replay_imagination(
             replay=Replay.of(rollout),
             row_chunks=count_chunks(rollout),
         )
-        parts.append(pair_outcomes(rollout, replays, own, num_chunks, world_model.spec))
+        parts.append(replace(pair_outcomes(rollout, replays, own, num_chunks, world_model.spec), swapped=swapped))
     return ReplayedRollouts.cat(parts)
+
+
+def list_parts(policy: Actor, world_model: WorldModel) -> tuple[str, ...]:
+    """The parts of the swap test: the cameras that ``policy`` reads and ``world_model`` imagines, and proprio."""
+    imagined = world_model.spec.robot.camera_names
+    read = policy.spec.robot.camera_names if isinstance(policy, Policy) else imagined
+    return (*(camera for camera in read if camera in imagined), PROPRIO)
+
+
+def rate_success(episodes: Sequence[Episode]) -> np.ndarray:
+    """bool [n]: which episodes succeeded."""
+    return np.array([episode.is_success for episode in episodes], dtype=bool)
 
 
 def pair_outcomes(
@@ -182,7 +211,7 @@ def pair_outcomes(
         start=rollout.group_id.numpy(),
         score=np.pad(score, ((0, 0), (0, num_chunks - score.shape[1])), mode="edge"),
         replayed=np.stack([_succeed_by_chunk(episode, num_chunks, chunk_length) for episode in replays]),
-        own=np.array([episode.is_success for episode in own]),
+        own=rate_success(own),
         episodes=tuple(replays),
         own_episodes=tuple(own),
     )
@@ -216,6 +245,7 @@ class ClosedLoop:
 
     - ``own``, ``replay``, ``declared``: success rates, see the module; ``own`` has one episode per start
     - ``own_minus_replay``, ``imagined_minus_simulated`` (declared minus own): means over starts
+    - ``swapped_minus_own``: part -> what the policy loses if it sees this part imagined, see the module
     - ``auc``, ``within_group_auc``, ``start_only_auc``: of the score, see the module
     - ``true_negative_rate``: the share of failing replays without a declared success; ``balanced_accuracy`` and
       ``expected_calibration_error`` are of the declaration and of the score
@@ -238,6 +268,7 @@ class ClosedLoop:
     balanced_accuracy: Estimate | None
     expected_calibration_error: Estimate | None
     by_chunks: tuple[tuple[Estimate | None, Estimate | None], ...]
+    swapped_minus_own: dict[str, Estimate] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry ``closed_loop`` in results.json; figures that cannot be had have a reason beside them."""
@@ -247,6 +278,8 @@ class ClosedLoop:
             figures[name] = value and value.to_dict()
             if value is None:
                 figures[f"{name}_reason"] = _REASONS.get(name, "the replays all ended alike")
+        if self.swapped_minus_own:
+            figures["swapped_minus_own"] = {part: loss.to_dict() for part, loss in self.swapped_minus_own.items()}
         figures["by_chunks"] = [
             {"chunks": chunks, "within_group_auc": within and within.to_dict(), "auc": pooled and pooled.to_dict()}
             for chunks, (within, pooled) in enumerate(self.by_chunks, start=1)
@@ -307,6 +340,10 @@ def judge_closed_loop(rollouts: ReplayedRollouts, threshold: float) -> ClosedLoo
             )
             for c in range(rollouts.score.shape[1])
         ),
+        swapped_minus_own={
+            part: estimate(lambda v: float(v.mean()), success.astype(float) - rollouts.own)
+            for part, success in rollouts.swapped.items()
+        },
     )
 
 
@@ -377,4 +414,9 @@ def average_closed_loops(judged: Sequence[ClosedLoop]) -> ClosedLoop:
             (average_estimates([w for w, _ in column]), average_estimates([p for _, p in column]))
             for column in zip(*(one.by_chunks for one in judged), strict=True)
         ),
+        swapped_minus_own={
+            part: loss
+            for part in judged[0].swapped_minus_own
+            if (loss := average_estimates([one.swapped_minus_own[part] for one in judged])) is not None
+        },
     )

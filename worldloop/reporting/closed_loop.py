@@ -28,7 +28,7 @@ CURVES = (
 
 
 def describe_closed_loop(checkpoint: str, judged: Mapping[str, ClosedLoop]) -> list[str]:
-    """Two log lines about the policy ``checkpoint`` over all tasks, then with several tasks one for each."""
+    """Two or three log lines about the policy ``checkpoint`` over all tasks, then with several tasks one for each."""
     mean = average_closed_loops(list(judged.values()))
     name = checkpoint.rsplit("/", 1)[-1]
     lines = [
@@ -36,6 +36,9 @@ def describe_closed_loop(checkpoint: str, judged: Mapping[str, ClosedLoop]) -> l
         f"closed loop, {name}: success own {mean.own.value:.2f}, replay {mean.replay.value:.2f}, "
         f"declared {mean.declared.value:.2f}, {mean.n} rollouts from {mean.num_starts} states",
     ]
+    if mean.swapped_minus_own:
+        costs = ", ".join(f"{part} {loss.value:+.2f}" for part, loss in mean.swapped_minus_own.items())
+        lines.append(f"closed loop, {name}: success with a part imagined, minus own: {costs}")
     if len(judged) > 1:
         within = {task: own.within_group_auc for task, own in judged.items()}
         worst = find_worst({task: auc.value if auc else None for task, auc in within.items()})
@@ -77,6 +80,7 @@ def list_scalars(judged: ClosedLoop) -> dict[str, float]:
             values[f"{NAME}/{name}"] = figure.value
             if figure.has_interval:
                 values |= {f"{NAME}/{name}_low": figure.low, f"{NAME}/{name}_high": figure.high}
+    values |= {f"{NAME}/swapped_minus_own_{part}": loss.value for part, loss in judged.swapped_minus_own.items()}
     return values
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldloop.core.interfaces import Actor, Policy, TaskSimulator
+from worldloop.core.interfaces import Actor, Policy, TaskSimulator, WorldModel
 from worldloop.core.specs import TaskSpec
 from worldloop.core.types import ActionChunk, Episode, InitialStates, Observation, Source, Split
 from worldloop.factory.build import build_simulator
-from worldloop.factory.checkpoints import load_policy
+from worldloop.factory.checkpoints import load_policy, load_world_model
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.replay import RecordedActions, Replay
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
+from worldloop.rollout.swap import PartlyImagined, Swap
 
 _SIMULATORS: dict[str, TaskSimulator] = {}
 
@@ -32,7 +33,7 @@ class RolloutJob:
 
     - ``policy``: a checkpoint directory; ``policy_variant``: ``policy``, or ``rejected`` for a candidate that did not
       become the policy; ``temperature`` ``None`` acts greedily. ``told_task``: the policy is given the instruction of
-      this task; "": of the states' own task
+      this task; "": of the states' own task. ``swap``: parts of its observation that it sees imagined
     - ``variants``: scripted policies, one name per state
     - ``replay``: recorded actions
 
@@ -53,6 +54,7 @@ class RolloutJob:
     replay: Replay | None = None
     row_chunks: Tensor | None = None
     told_task: str = ""
+    swap: Swap | None = None
     num_threads: int = 1
 
     def __post_init__(self) -> None:
@@ -97,6 +99,16 @@ def _cached_policy(directory: str, modified_ns: int) -> Policy:
     return load_policy(Path(directory))
 
 
+@lru_cache(maxsize=1)
+def _cached_world_model(directory: str, modified_ns: int) -> WorldModel:
+    return load_world_model(Path(directory)).for_imagination()
+
+
+def _date(checkpoint: str) -> int:
+    """When the checkpoint was written, in ns: another one may have taken its place."""
+    return (Path(checkpoint) / "checkpoint.json").stat().st_mtime_ns
+
+
 def execute_rollout_job(job: RolloutJob) -> list[Episode]:
     """Run one block; returns its episodes in the order of the block's states."""
     threads = torch.get_num_threads()
@@ -127,12 +139,14 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
         actor = RecordedActions(job.replay.rows(index), job.chunk_length)
     else:
         assert job.policy is not None
-        modified = (Path(job.policy) / "checkpoint.json").stat().st_mtime_ns
-        actor = policy = _cached_policy(job.policy, modified)
+        actor = policy = _cached_policy(job.policy, _date(job.policy))
         if job.temperature is not None:
             policy.temperature = job.temperature
         if job.told_task:
             actor = ToldOtherwise(policy, simulator.spec.task(job.told_task))
+        if job.swap is not None:
+            world_model = _cached_world_model(job.swap.world_model, _date(job.swap.world_model))
+            actor = PartlyImagined(actor, world_model, job.swap.parts)
     rollout = run_rollout(
         actor,
         simulator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
 from worldloop.rollout.replay import Replay
+from worldloop.rollout.swap import Swap
 from worldloop.storage.run_directory import RunDirectory
 
 # Validation and evaluation states are the same for every run and seed; training states follow the run's seed.
@@ -109,6 +111,7 @@ class Simulation:
         replay: Replay | None = None,
         row_chunks: Tensor | None = None,
         swaps_instructions: bool = False,
+        swap: Swap | None = None,
     ) -> list[Episode]:
         """Run one episode per state, and return them in the order of the states.
 
@@ -118,7 +121,11 @@ class Simulation:
         - ``row_chunks`` int64 [n]: each episode ends after so many chunks; ``None``: no limit
         - ``splits``: the split that each episode is stored under; ``None``: that of the states
         - ``swaps_instructions``: give the policy the instruction of the task after the row's own
+        - ``swap``: parts of its observation that the policy sees imagined; the path of the world model is in the run
+          directory
         """
+        if swap is not None:
+            swap = replace(swap, world_model=str(self.run_dir / swap.world_model))
         jobs, rows = [], []
         for task in dict.fromkeys(states.tasks):
             own = [row for row, other in enumerate(states.tasks) if other == task]
@@ -141,6 +148,7 @@ class Simulation:
                         replay=None if replay is None else replay.rows(block),
                         row_chunks=None if row_chunks is None else row_chunks[block],
                         told_task=self._next_task(task) if swaps_instructions else "",
+                        swap=swap,
                     )
                 )
         episodes: list[Episode] = []

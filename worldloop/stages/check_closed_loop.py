@@ -42,6 +42,7 @@ class Config:
     group_size: int = 4  # imagined and replayed rollouts per state
     required_auc: float = 0.6  # least AUC within groups for a further round of GRPO; 0: no rule
     max_false_positive_rate: float = 1.0  # most failing training replays that may count as successes, a share; 1: any
+    swap_test: bool = False  # also let the policy act with one part of what it sees imagined, from the held-out states
     block_size: int = 10  # initial states per simulator call
 
     def __post_init__(self) -> None:
@@ -106,6 +107,7 @@ def replay(
         iteration=state.iteration,
         key=(context.seed, *key),
         max_batch=context.max_imagination_batch,
+        swap_with=state.world_model if config.swap_test and split == "validation" else "",
     )
 
 
