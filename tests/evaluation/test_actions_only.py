@@ -18,7 +18,7 @@ class Recorded:
 
     def __init__(self, actions: np.ndarray) -> None:
         self.arrays = {"actions": actions.astype(np.float32), "valid": np.ones((len(actions), F, S), dtype=bool)}
-        self.num_steps = np.full(len(actions), F)
+        self.num_open_steps = torch.full((len(actions),), F)
         self.is_success = np.arange(len(actions)) % 2 == 0
         self.metas = [SimpleNamespace(outcome="success" if success else "failure") for success in self.is_success]
         self.cache = self
@@ -54,12 +54,24 @@ def test_actions_that_do_not_carry_it_tell_nothing() -> None:
     assert 0.2 < auc(scores, recorded.is_success[60:]) < 0.8
 
 
-def test_the_length_of_an_episode_counts_as_told_by_its_actions() -> None:
+def test_the_length_of_an_episode_does_not_count() -> None:
+    """Successes end after 3 of 4 frame steps, so nothing after the third is read."""
     recorded = draw(0.0)
-    recorded.num_steps = np.where(recorded.is_success, F - 1, F)
+    recorded.num_open_steps = torch.where(torch.from_numpy(recorded.is_success), F - 1, F)
+    recorded.arrays["actions"][:, F - 1] = np.where(recorded.is_success, 1, -1)[:, None, None]
     scores = score(recorded, torch.arange(60))
     assert scores is not None
-    assert auc(scores, recorded.is_success[60:]) > 0.95
+    assert 0.2 < auc(scores, recorded.is_success[60:]) < 0.8
+
+
+def test_the_shortest_episodes_are_left_out() -> None:
+    recorded = draw(1.0)
+    recorded.num_open_steps[[3, 61, 62]] = 1
+    scores = score(recorded, torch.arange(60))
+    assert scores is not None
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [1, 2]
+    known = ~np.isnan(scores)
+    assert auc(scores[known], recorded.is_success[60:][known]) > 0.95
 
 
 def test_episodes_that_all_end_alike_teach_nothing() -> None:

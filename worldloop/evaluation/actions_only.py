@@ -1,8 +1,11 @@
 """The floor of open-loop figures: how well do the recorded actions alone tell the outcome of an episode?
 
 Recorded actions were chosen on true frames, so they carry the outcome: a policy that still pushes has not succeeded.
-The scores are those of a small network that reads the actions of whole episodes and nothing else. It learns on the
-training episodes of the same source. A world model has to beat its AUC before the imagined *pictures* say anything.
+The scores are those of a small network that reads actions and nothing else. It learns on the training episodes of the
+same source.
+
+A success ends its episode, so whole episodes would give their outcome away by their length. The network reads only the
+first frame steps, as many as nine of ten episodes have before they end or succeed; shorter episodes are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ NUM_STEPS = 200
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
 BATCH_SIZE = 256
+LEFT_OUT = 0.1  # share of the shortest training episodes
 
 
 def score_actions(
@@ -30,16 +34,18 @@ def score_actions(
     held_out_episodes: Tensor,
     generator: torch.Generator,
 ) -> np.ndarray | None:
-    """Success logits f [n] of ``held_out_episodes`` int64 [n], from their actions alone.
+    """Success logits f [n] of ``held_out_episodes`` int64 [n] from their first actions; NaN for those left out.
 
     ``None`` without both outcomes among ``train_episodes`` int64 [N]. ``generator`` seeds weights and batches.
     """
-    metas = train.cache.metas
-    label = torch.tensor([metas[e].outcome == "success" for e in train_episodes.tolist()])
+    if len(train_episodes) == 0:
+        return None
+    num_steps = max(1, int(train.num_open_steps[train_episodes].double().quantile(LEFT_OUT)))
+    train_episodes = train_episodes[train.num_open_steps[train_episodes] >= num_steps]
+    label = torch.tensor([train.cache.metas[e].outcome == "success" for e in train_episodes.tolist()])
     if label.all() or not label.any():
         return None
-    num_frames = int(train.cache.num_steps[train_episodes.numpy()].max())
-    actions = _read_actions(train, train_episodes, num_frames)
+    actions = _read_actions(train, train_episodes, num_steps)
     mean, std = actions.mean(0), actions.std(0).clamp_min(1e-3)
     actions = (actions - mean) / std
     with torch.random.fork_rng(devices=[]):
@@ -54,17 +60,16 @@ def score_actions(
         logit = network(actions[rows])[:, 0]
         optimizer.backward(functional.binary_cross_entropy_with_logits(logit, label[rows].float(), weight[rows]))
         optimizer.step()
-    with torch.no_grad():
-        seen = (_read_actions(held_out, held_out_episodes, num_frames) - mean) / std
-        return network(seen)[:, 0].double().numpy()
+    scores = np.full(len(held_out_episodes), np.nan)
+    kept = held_out.num_open_steps[held_out_episodes] >= num_steps
+    if kept.any():
+        with torch.no_grad():
+            seen = (_read_actions(held_out, held_out_episodes[kept], num_steps) - mean) / std
+            scores[kept.numpy()] = network(seen)[:, 0].double().numpy()
+    return scores
 
 
-def _read_actions(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:
-    """f32 [n, num_frames * (A + 1) * s]: actions and whether they were executed; zeros past an episode's end."""
-    cache, episode = dataset.cache, episodes.numpy()[:, None]
-    last = cache.num_steps[episode]
-    step = np.arange(num_frames)[None]
-    executed = cache.steps("valid", episode, np.minimum(step, last - 1)) & (step < last)[..., None]
-    actions = cache.steps("actions", episode, np.minimum(step, last - 1)) * executed[..., None]
-    parts = [torch.from_numpy(values).float().flatten(1) for values in (actions, executed)]
-    return torch.cat(parts, dim=1)
+def _read_actions(dataset: ClipDataset, episodes: Tensor, num_steps: int) -> Tensor:
+    """f32 [n, num_steps * s * A]: the first ``num_steps`` frame steps, which every episode has."""
+    actions = dataset.cache.steps("actions", episodes.numpy()[:, None], np.arange(num_steps)[None])
+    return torch.from_numpy(actions).float().flatten(1)

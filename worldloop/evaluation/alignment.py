@@ -100,7 +100,10 @@ def align_episodes(
     and so would change it.
     """
     alignment = compute_alignment(success.probability, episodes.is_success, episodes.outcomes, success.threshold)
-    floor = None if actions_only is None else estimate_by_label(auc, actions_only, episodes.is_success, digits=DIGITS)
+    floor = None
+    if actions_only is not None:
+        known = ~np.isnan(actions_only)
+        floor = estimate_by_label(auc, actions_only[known], episodes.is_success[known], digits=DIGITS)
     return replace(
         alignment,
         auc=estimate_by_label(auc, episodes.logit, episodes.is_success, digits=DIGITS),
