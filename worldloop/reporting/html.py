@@ -197,7 +197,16 @@ def tabulate_closed_loop(records: list[Record]) -> list[list[str]]:
 def tabulate_trust(records: list[Record]) -> list[list[str]]:
     """Table of the checks; with several tasks the mean, then each; with several cameras also the PSNR of each."""
     cameras = list_cameras(records)
-    header = ["iteration", "episodes", "n", "AUC", "balanced accuracy", "calibration error", "PSNR, dB"]
+    header = [
+        "iteration",
+        "episodes",
+        "n",
+        "AUC",
+        "AUC, actions only",
+        "balanced accuracy",
+        "calibration error",
+        "PSNR, dB",
+    ]
     rows = [[*header, *(f"{camera}, dB" for camera in cameras)]]
 
     def show_trust(record: Record, source: str, figures: Record) -> list[str]:
@@ -207,6 +216,7 @@ def tabulate_trust(records: list[Record]) -> list[list[str]]:
             source,
             str(figures["n"]),
             show(figures["auc"], "value"),
+            show(figures.get("actions_only_auc"), "value"),
             show(figures["balanced_accuracy"], "value"),
             show(figures["expected_calibration_error"], "value"),
             *(show(metric.get("mean"), "value", ".1f") for metric in psnr),

@@ -34,6 +34,7 @@ _SHOWN_IN_CLOSED_LOOP = (
 # The figures that a model card shows for each source: key, meaning, unit.
 _SHOWN = (
     ("auc", "success head over whole episodes, AUC", ""),
+    ("actions_only_auc", "its floor: AUC of the recorded actions alone", ""),
     ("balanced_accuracy", "success head, balanced accuracy", ""),
     ("expected_calibration_error", "success head, expected calibration error", ""),
     ("auc_branches_4_chunks", "success head over four chunks from real states, AUC", ""),
