@@ -42,8 +42,10 @@ from worldloop.core.statistics import (
 from worldloop.core.success import Calibrations
 from worldloop.core.types import Episode, Observation
 from worldloop.evaluation.actions_only import score_actions
-from worldloop.evaluation.closed_loop import judge_closed_loop, replay_imagination, score_by_chunk
+from worldloop.evaluation.closed_loop import judge_closed_loop
 from worldloop.evaluation.outcomes import observe_start
+from worldloop.evaluation.replayed_rollouts import ReplayedRollouts, replay_imagination, score_by_chunk
+from worldloop.reporting.closed_loop import CURVES
 from worldloop.rollout.imagination import imagine_rollout
 from worldloop.stages import improve_policy
 from worldloop.stages.context import StageContext
@@ -65,17 +67,7 @@ COMMON = [
     "run_root=runs/016_trust",
 ]
 SEEDS = (0, 1, 2)
-FIGURES = (
-    "within_group_auc",
-    "auc",
-    "start_only_auc",
-    "true_negative_rate",
-    "own",
-    "replay",
-    "declared",
-    "own_minus_replay",
-    "imagined_minus_simulated",
-)
+FIGURES = (*CURVES, "own_minus_replay")
 POLICIES = ("start", "after half of the updates", "after all updates")
 NUM_SWAP_STATES = 60
 NUM_RANK_STATES = 100
@@ -95,33 +87,53 @@ def list_checked(config: LoopConfig) -> list[dict[str, Any]]:
     return entries
 
 
-def measure_swap(task: str, seed: int, overrides: list[str]) -> None:
-    """Write swap.json into the run: for its start and its last candidate, what each imagined part costs."""
+def open_loop_run(task: str, seed: int, overrides: list[str], label: str) -> tuple[StageContext, str]:
+    """What stages work with in the run, and the path of its world model."""
     config = configure(task, seed, overrides)
     directory = locate_run(config)
-    context = open_context(config, directory.path, f"swap {task} {seed}")
-    path = directory.read_state().world_model
-    world_model = context.models.load_world_model(path).for_imagination()
+    return open_context(config, directory.path, f"{label} {task} {seed}"), directory.read_state().world_model
+
+
+def replay_policy(
+    context: StageContext,
+    world_model: VideoWorldModel,
+    checkpoint: str,
+    purpose: str,
+    *,
+    num_states: int,
+    group_size: int,
+    swap_with: str = "",
+) -> ReplayedRollouts:
+    """Replayed rollouts of the policy in ``checkpoint`` from fresh validation states, as long as those of GRPO."""
     improvement = context.config_of(improve_policy.Config)
+    policy = context.models.load_policy(checkpoint).eval()
+    policy.temperature = improvement.temperature
+    return replay_imagination(
+        policy,
+        checkpoint,
+        world_model,
+        Calibrations(),
+        context.simulation,
+        context.simulation.draw_fresh_states("validation", num_states, purpose),
+        group_size=group_size,
+        num_chunks=improvement.imagination_horizon,
+        temperature=improvement.temperature,
+        block_size=10,
+        iteration=1,
+        key=(context.seed, purpose),
+        swap_with=swap_with,
+    )
+
+
+def measure_swap(task: str, seed: int, overrides: list[str]) -> None:
+    """Write swap.json into the run: for its start and its last candidate, what each imagined part costs."""
+    context, path = open_loop_run(task, seed, overrides, "swap")
+    world_model = context.models.load_world_model(path).for_imagination()
     measured = {}
-    checked = [entry["checkpoint"] for entry in list_checked(config)]
+    checked = [entry["checkpoint"] for entry in list_checked(configure(task, seed, overrides))]
     for checkpoint in (checked[0], checked[-1]):
-        policy = context.models.load_policy(checkpoint).eval()
-        policy.temperature = improvement.temperature
-        rollouts = replay_imagination(
-            policy,
-            checkpoint,
-            world_model,
-            Calibrations(),
-            context.simulation,
-            context.simulation.draw_fresh_states("validation", NUM_SWAP_STATES, "swap"),
-            group_size=1,
-            num_chunks=improvement.imagination_horizon,
-            temperature=improvement.temperature,
-            block_size=10,
-            iteration=1,
-            key=(seed, "swap"),
-            swap_with=path,
+        rollouts = replay_policy(
+            context, world_model, checkpoint, "swap", num_states=NUM_SWAP_STATES, group_size=1, swap_with=path
         )
         judged = judge_closed_loop(rollouts, threshold=0.5)
         measured[Path(checkpoint).name] = {
@@ -130,7 +142,7 @@ def measure_swap(task: str, seed: int, overrides: list[str]) -> None:
             "swapped_minus_own": {part: d.to_dict(with_n=True) for part, d in judged.swapped_minus_own.items()},
         }
         print(task, seed, Path(checkpoint).name, measured[Path(checkpoint).name], flush=True)
-    write_file(directory.path / "swap.json", to_json(measured), "swap.json")
+    write_file(context.models.run_dir / "swap.json", to_json(measured), "swap.json")
 
 
 def measure_parts(task: str, seed: int, overrides: list[str]) -> None:
@@ -139,29 +151,11 @@ def measure_parts(task: str, seed: int, overrides: list[str]) -> None:
     The actions are those of imagined rollouts that the simulator has replayed. They are imagined again with the
     replays' true proprio, or from a later true frame on, or the success head reads the true frames.
     """
-    config = configure(task, seed, overrides)
-    directory = locate_run(config)
-    context = open_context(config, directory.path, f"parts {task} {seed}")
-    world_model = context.models.load_world_model(directory.read_state().world_model).for_imagination()
-    improvement = context.config_of(improve_policy.Config)
-    checkpoint = list_checked(config)[-1]["checkpoint"]
-    policy = context.models.load_policy(checkpoint).eval()
-    policy.temperature = improvement.temperature
-    num_chunks = improvement.imagination_horizon
-    rollouts = replay_imagination(
-        policy,
-        checkpoint,
-        world_model,
-        Calibrations(),
-        context.simulation,
-        context.simulation.draw_fresh_states("validation", NUM_PARTS_STATES, "parts"),
-        group_size=4,
-        num_chunks=num_chunks,
-        temperature=improvement.temperature,
-        block_size=12,
-        iteration=1,
-        key=(seed, "parts"),
-    )
+    context, path = open_loop_run(task, seed, overrides, "parts")
+    world_model = context.models.load_world_model(path).for_imagination()
+    num_chunks = context.config_of(improve_policy.Config).imagination_horizon
+    checkpoint = list_checked(configure(task, seed, overrides))[-1]["checkpoint"]
+    rollouts = replay_policy(context, world_model, checkpoint, "parts", num_states=NUM_PARTS_STATES, group_size=4)
     truth, start = rollouts.replayed[:, -1], rollouts.start
     episodes = Replays(rollouts.episodes, num_chunks, context.spec)
 
@@ -183,7 +177,7 @@ def measure_parts(task: str, seed: int, overrides: list[str]) -> None:
     for first in range(1, 5):
         measured[f"imagined from true frame {first} on"] = judge(episodes.imagine(world_model, first)[0])
     print(task, seed, json.dumps(measured), flush=True)
-    write_file(directory.path / "parts.json", to_json(measured), "parts.json")
+    write_file(context.models.run_dir / "parts.json", to_json(measured), "parts.json")
 
 
 def judge_actions(context: StageContext) -> dict[str, Any] | None:

@@ -22,15 +22,13 @@ from worldloop.core.tensors import Rows
 from worldloop.core.types import InitialStates, Observation
 from worldloop.evaluation.closed_loop import (
     ClosedLoop,
-    ReplayedRollouts,
     average_closed_loops,
     choose_threshold,
     judge_closed_loop,
     judge_closed_loop_trust,
     rate_other_members,
-    replay_imagination,
-    score_by_chunk,
 )
+from worldloop.evaluation.replayed_rollouts import ReplayedRollouts, replay_imagination, score_by_chunk
 from worldloop.factory.checkpoints import load_policy
 from worldloop.rl.reward_context import RewardContext
 from worldloop.rl.rewards import score_success

@@ -5,7 +5,8 @@ import json
 import numpy as np
 from reporters import RecordingReporter
 
-from worldloop.evaluation.closed_loop import ClosedLoop, ReplayedRollouts, judge_closed_loop
+from worldloop.evaluation.closed_loop import ClosedLoop, judge_closed_loop
+from worldloop.evaluation.replayed_rollouts import ReplayedRollouts
 from worldloop.reporting.closed_loop import (
     describe_closed_loop,
     list_scalars,

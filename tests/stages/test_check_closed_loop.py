@@ -14,7 +14,7 @@ from reporters import RecordingReporter
 
 from worldloop.config.loading import load_config
 from worldloop.core.success import Calibration, Calibrations, Trust
-from worldloop.evaluation.closed_loop import ReplayedRollouts
+from worldloop.evaluation.replayed_rollouts import ReplayedRollouts
 from worldloop.loop.run import make_context
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime

@@ -21,12 +21,11 @@ from worldloop.core.success import Calibrations, Trust
 from worldloop.core.types import Split
 from worldloop.evaluation.closed_loop import (
     ClosedLoop,
-    ReplayedRollouts,
     choose_threshold,
     judge_closed_loop,
     judge_closed_loop_trust,
-    replay_imagination,
 )
+from worldloop.evaluation.replayed_rollouts import ReplayedRollouts, replay_imagination
 from worldloop.reporting.closed_loop import describe_closed_loop, record_closed_loop, write_closed_loop
 from worldloop.stages import improve_policy
 from worldloop.stages.context import Schedule, StageContext
