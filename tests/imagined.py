@@ -30,6 +30,7 @@ def make_clip(
         frames=frames,
         proprio=torch.zeros(N, M, 1),
         success=solved,
+        holds=solved,
         valid=torch.ones(N, M, dtype=torch.bool) if valid is None else torch.tensor(valid),
         task=(task,) * N,
         instruction=("go",) * N,

@@ -130,6 +130,7 @@ class ToyEpisodes:
             frames={camera: frames[rows, ahead] for camera, frames in self.frames.items()},
             proprio=self.proprio[rows, ahead],
             success=self.success[rows, ahead - 1],
+            holds=self.success[rows, ahead - 1],
             valid=valid,
             task=tuple(self.task[i] for i in e.tolist()),
             instruction=tuple(INSTRUCTIONS[self.task[i]] for i in e.tolist()),

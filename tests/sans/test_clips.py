@@ -90,9 +90,11 @@ def test_padding_repeats_the_last_frame(dataset) -> None:
     assert (clip.actions[0, 2:] == 0).all()
 
 
-def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, make_episode) -> None:
+def test_frames_after_the_first_success_are_targets_and_tell_what_holds_at_them(store, make_episode) -> None:
     episode = make_episode(1, num_steps=4, outcome="failure")
-    episode.success[1, 1] = True  # the simulator's flag flickers; the episode has succeeded for good
+    # Two actions a frame step. The grasp slips in step 1, so its frame does not show it; it holds at the end of step 3.
+    episode.success[1] = [True, False]
+    episode.success[3] = [False, True]
     episode.valid[2:] = False
     cache = store.open_cache(store.snapshot("v1", [store.append([episode], "a")]))
     dataset = ClipDataset(cache, "train", ["base"])
@@ -101,7 +103,9 @@ def test_frames_after_the_first_success_are_targets_and_count_as_solved(store, m
     clip = dataset.load(torch.tensor([[0, 0]]), num_frames=4)
     assert clip.valid.all()
     assert clip.success.tolist() == [[0, 1, 1, 1]]
-    assert dataset.success_before(torch.tensor([[0, 0], [0, 1], [0, 2], [0, 4]])).tolist() == [False, False, True, True]
+    assert clip.holds.tolist() == [[0, 0, 0, 1]]
+    index = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 4]])
+    assert dataset.holds_at(index).tolist() == [False, False, False, True]
 
 
 def test_whole_episode_and_observation(dataset, make_episode) -> None:

@@ -164,7 +164,7 @@ def test_success_is_judged_by_frame_proprio_and_instruction() -> None:
 def test_features_are_tokens_with_gradients() -> None:
     data, model = ToyEpisodes(3), make_model()
     tokens = model.features(data.first_observation(3))
-    assert tokens.shape == (3, 1 + 2 + 2 + 1 + 16, 32)
+    assert tokens.shape == (3, 1 + 16, 32)
     tokens.sum().backward()
     (view,) = model.denoiser.views.children()
     assert view.stem.linear.weight.grad is not None

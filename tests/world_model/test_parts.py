@@ -83,7 +83,7 @@ def test_hybrid_shapes_and_reward_token_first() -> None:
     denoiser, inputs, conditioning = make_denoiser()
     output = denoiser(*inputs, conditioning)
     assert output.data["base_camera"].shape == (2, 1, 3, 16, 16)
-    assert output.features.shape == (2, 1, 1 + 3 + 2 + 1 + 16, 16)
+    assert output.features.shape == (2, 1, 1 + 16, 16), "the reward token and the image tokens, no action token"
 
 
 def test_hybrid_starts_near_a_copy_of_now() -> None:
@@ -115,7 +115,7 @@ def test_hybrid_makes_every_view_in_sight_of_the_others() -> None:
         "base_camera": (2, 1, 3, 16, 16),
         "above.camera": (2, 1, 3, 8, 12),
     }
-    assert output.features.shape == (2, 1, 1 + 3 + 2 + 1 + 16 + 2 * 3, 16)
+    assert output.features.shape == (2, 1, 1 + 16 + 2 * 3, 16)
     for camera in SIZES:
         frames = {name: -f if name == camera else f for name, f in memory.frames.items()}
         changed = denoiser(noisy, t, FrameMemory(frames), conditioning)
@@ -170,7 +170,8 @@ def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: 
         context={"other": torch.zeros(1, 3, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, :3]},
         frames={"other": torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, 3:]},
         context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1), proprio=torch.zeros(1, 2, 1),
-        success=torch.zeros(1, 2), valid=torch.ones(1, 2, dtype=torch.bool), task=("t",), instruction=("i",),
+        success=torch.zeros(1, 2), holds=torch.zeros(1, 2),
+        valid=torch.ones(1, 2, dtype=torch.bool), task=("t",), instruction=("i",),
         index=torch.zeros(1, 2, dtype=torch.long), is_on_policy=torch.zeros(1, dtype=torch.bool),
     )  # fmt: skip
     for m, moved in enumerate(((first, now, before), (first, before, last))):

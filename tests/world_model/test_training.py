@@ -99,7 +99,7 @@ def test_success_loss_of_both_readers_by_hand(t: float, weight: float, monkeypat
         torch.nn.init.zeros_(mlp[-1].weight)
         torch.nn.init.constant_(mlp[-1].bias, logit)
     clip = data.load(torch.tensor([[0, 0], [1, 0]]), 1)
-    clip = dataclasses.replace(clip, success=torch.tensor([[1.0], [0.0]]))
+    clip = dataclasses.replace(clip, holds=torch.tensor([[1.0], [0.0]]))
     _, metrics, _ = compute_joint_loss(model, clip, make_generator())
     # By frame ln(4 / 3) and ln 4, by tokens ln 2 twice, which weighs 1 / (1 - t)^2, at most 3.
     expected = (math.log(4 / 3) + math.log(4)) / 2 + weight * math.log(2)
@@ -111,7 +111,7 @@ def test_a_prediction_does_not_depend_on_the_target() -> None:
     data, model = ToyEpisodes(8), make_model(tiny_config(zero_time_share=1.0))
     clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
     inverse = {camera: 255 - frames for camera, frames in clip.frames.items()}
-    other = dataclasses.replace(clip, frames=inverse, proprio=clip.proprio + 1, success=1 - clip.success)
+    other = dataclasses.replace(clip, frames=inverse, proprio=clip.proprio + 1, holds=1 - clip.holds)
     one, two = (compute_joint_loss(model, c, make_generator())[2] for c in (clip, other))
     assert torch.equal(one.frames["base_camera"], two.frames["base_camera"])
     assert torch.equal(one.proprio, two.proprio)
@@ -235,7 +235,7 @@ def statistics_clip(data: ToyEpisodes) -> Clip:
     """Three rows of one frame: a success, a failure, and one that does not count."""
     clip = data.load(torch.tensor([[0, 0], [1, 2], [2, 4]]), 1)
     success, valid = torch.tensor([[1.0], [0.0], [1.0]]), torch.tensor([[True], [True], [False]])
-    return dataclasses.replace(clip, success=success, valid=valid)
+    return dataclasses.replace(clip, holds=success, valid=valid)
 
 
 def test_statistics_by_hand_however_a_batch_falls_into_microbatches() -> None:

@@ -288,7 +288,9 @@ class Clip(Rows):
     - ``context_proprio`` f32 [B, S]: at the frame now
     - ``actions`` f32 [B, M, s, A]: the actions before each target frame
     - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets
-    - ``success`` f32 [B, M]: 1 if the episode has succeeded at or before that frame
+    - ``success`` f32 [B, M]: 1 if the episode has succeeded at or before that frame: the outcome, which stays
+    - ``holds`` f32 [B, M]: 1 if the task is solved at that frame, which the frame shows: the success head's label. A
+      grasp that slips within the frame step is a success that does not hold.
     - ``valid`` bool [B, M]: false where the episode had already ended (padding repeats the last frame)
     - ``task``: B task ids; ``instruction``: B strings
     - ``index`` int64 [B, 2]: (episode, frame step of "now") in the dataset version the clip came from
@@ -301,6 +303,7 @@ class Clip(Rows):
     frames: dict[str, Tensor]
     proprio: Tensor
     success: Tensor
+    holds: Tensor
     valid: Tensor
     task: tuple[str, ...]
     instruction: tuple[str, ...]
@@ -315,6 +318,7 @@ class Clip(Rows):
         _check_frames("Clip.frames", self.frames, B, M)
         check_shape("Clip.proprio", self.proprio, (B, M, None))
         check_shape("Clip.success", self.success, (B, M))
+        check_shape("Clip.holds", self.holds, (B, M))
         check_shape("Clip.index", self.index, (B, 2))
 
 

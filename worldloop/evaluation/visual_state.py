@@ -67,7 +67,7 @@ def fit_probe(
             frame=cache.images(cameras, e, f),
             task=tuple(cache.metas[i].task for i in e),
             position_m=dataset.landmark_positions(spec, index),
-            solved=dataset.success_before(index).float(),
+            solved=dataset.holds_at(index).float(),
         )
 
     network = fit_frame_probe(

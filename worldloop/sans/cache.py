@@ -25,7 +25,7 @@ from worldloop.core.files import disk_errors, hash_file, to_json, whole_director
 from worldloop.core.types import Episode, EpisodeMeta
 from worldloop.sans.shard import ShardRef, meta_to_json
 
-CACHE_SCHEMA_VERSION = 2
+CACHE_SCHEMA_VERSION = 3
 _FRAME_ARRAYS = ("proprio", "sim_state")
 _STEP_ARRAYS = ("actions", "valid", "rewards", "success", "distances_m")
 _HEADER_BYTES = 128  # header of an .npy file that `_open_npy` writes
@@ -48,7 +48,8 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
     arrays |= {f"motion.{name}": _image_motion(frames) for name, frames in episode.frames.items()}
     arrays |= {name: getattr(episode, name) for name in (*_FRAME_ARRAYS, *_STEP_ARRAYS)}
     succeeded = np.logical_or.accumulate((episode.success & episode.valid).any(axis=1))
-    return arrays | {"succeeded": succeeded}
+    # Inside a frame step a success may come and go: the frame at its end shows only what holds then.
+    return arrays | {"succeeded": succeeded, "holds": episode.success[:, -1]}
 
 
 def build_part(cache_root: Path, ref: ShardRef, episodes: Iterable[Episode]) -> None:
@@ -197,7 +198,7 @@ class VersionCache:
         return self._gather(name, episode, self._frame_start[episode] + row)
 
     def steps(self, name: str, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Rows of a step array (``actions``, ``valid``, ``succeeded``, ``motion.<camera>``...) at ``row`` in 0..F-1."""
+        """Rows of a step array (``actions``, ``valid``, ``holds``, ``motion.<camera>``...) at ``row`` in 0..F-1."""
         return self._gather(name, episode, self._step_start[episode] + row)
 
     def _gather(self, name: str, episode: np.ndarray, row: np.ndarray) -> np.ndarray:

@@ -105,6 +105,7 @@ class ClipDataset:
             frames=self.cache.images(self.cameras, column, rows),
             proprio=torch.from_numpy(self.cache.frames("proprio", column, rows)),
             success=torch.from_numpy(self.cache.steps("succeeded", column, step).astype(np.float32)),
+            holds=torch.from_numpy(self.cache.steps("holds", column, step).astype(np.float32)),
             valid=torch.from_numpy(is_inside),
             task=observation.task,
             instruction=observation.instruction,
@@ -120,11 +121,11 @@ class ClipDataset:
         """The observation at ``index`` int64 [B, 2] = (episode, frame 0..F), to start rollouts from."""
         return make_observation(self.cache, self.cameras, index.numpy())
 
-    def success_before(self, index: Tensor) -> Tensor:
-        """bool [B]: whether the episode succeeded at or before the frame at ``index`` int64 [B, 2]."""
+    def holds_at(self, index: Tensor) -> Tensor:
+        """bool [B]: whether the task is solved at the frame at ``index`` int64 [B, 2]; false at an episode's start."""
         episode, now = index.numpy().T
-        succeeded = self.cache.steps("succeeded", episode, np.maximum(now - 1, 0))
-        return torch.from_numpy(succeeded & (now > 0))
+        holds = self.cache.steps("holds", episode, np.maximum(now - 1, 0))
+        return torch.from_numpy(holds & (now > 0))
 
     def landmark_positions(self, spec: SimulatorSpec, index: Tensor) -> Tensor:
         """The landmarks' P coordinates in metres, f32 [B, P], one after the other, at ``index`` int64 [B, 2].

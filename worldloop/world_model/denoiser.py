@@ -36,7 +36,7 @@ class Conditioning:
 class DenoiserOutput:
     """``data``, camera -> f32 [B, L, C, h, w]: the predicted clean latents.
 
-    ``features`` [B, L, N, F]: the tokens of all cameras together; the reward token is the first.
+    ``features`` [B, L, N, F]: the reward token, then the image tokens of all cameras. No action token.
     """
 
     data: dict[str, Tensor]

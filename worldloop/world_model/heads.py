@@ -35,7 +35,7 @@ class TokenReader(nn.Module):
 
 
 class SuccessHead(nn.Module):
-    """Logit of "the task has been solved at this frame": the mean of two readers.
+    """Logit of "the task is solved at this frame": the mean of two readers.
 
     - ``read_tokens`` reads the denoiser's tokens, World-VLA-Loop's phi(z_t). In small models it learns late and
       memorises training episodes.

@@ -223,7 +223,9 @@ class HybridDenoiser(nn.Module):
             camera: view.decode(encoded[camera], own, memory.frames[camera], condition)[:, None]
             for (camera, view), own in zip(self.views.items(), of_views, strict=True)
         }
-        return DenoiserOutput(data, tokens[:, None])
+        # The heads read no action token: recorded actions alone tell the outcome of a policy's episode.
+        reward_and_images = torch.cat([tokens[:, :1], tokens[:, -sum(lengths) :]], dim=1)
+        return DenoiserOutput(data, reward_and_images[:, None])
 
     def _transform(self, images: Sequence[Tensor], condition: Tensor, conditioning: Conditioning) -> Tensor:
         """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer; the reward token is the first.

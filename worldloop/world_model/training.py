@@ -202,7 +202,7 @@ def _predict_frame(
         weights = losses.weigh_target(clip, m, camera, size, config.moved_weight, config.rare_weight)
         video.append(losses.compute_video_loss(config.video_loss, predicted[camera], aim[camera], weights))
         actual_db.append(losses.compute_latent_psnr_db(next_latent[camera], data[camera], limit))
-    label = clip.success[:, m]
+    label = clip.holds[:, m]
     by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, model.positive_rate)
     by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, model.positive_rate)
     error = model.error_head.compute_loss(expected_db, torch.stack(actual_db).mean(0))
@@ -249,7 +249,7 @@ def update_positive_rate(model: VideoWorldModel, clips: Sequence[Clip], data_par
     counts = []
     for clip in clips:
         valid = clip.valid.float()
-        counts.append(torch.stack([(clip.success * valid).sum(), valid.sum()]).to(model.device))
+        counts.append(torch.stack([(clip.holds * valid).sum(), valid.sum()]).to(model.device))
     successes, total = data_parallel.all_reduce_sum(torch.stack(counts).sum(0))
     model.positive_rate.lerp_(successes / total.clamp_min(1), 1 - POSITIVE_RATE_DECAY)
 
