@@ -262,6 +262,8 @@ def test_in_a_perfect_world_model_every_figure_is_perfect(debug_run: Path) -> No
     assert {e.meta.variant for e in rollouts.episodes} == {"replay"}
     assert len({e.meta.initial_state_id for e in rollouts.episodes}) == 12
     assert [e.is_success for e in rollouts.episodes] == rollouts.replayed[:, -1].tolist()
+    assert [e.meta.imagined_success for e in rollouts.episodes] == rollouts.score[:, -1].tolist()
+    assert {e.meta.imagined_success for e in rollouts.own_episodes} == {None}
 
 
 def test_a_blind_reward_shows_in_what_is_declared_alone(debug_run: Path) -> None:

@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from small_disk import disk_of
@@ -45,6 +48,29 @@ def test_round_trip_is_bit_equal(store, make_episode, assert_same, s) -> None:
     for i, expected in enumerate(episodes):
         assert_same(read[i], expected)
         assert_same(cache.episode(i), expected)
+
+
+def test_what_was_imagined_of_a_replay_stays_beside_its_outcome(store, make_episode, assert_same) -> None:
+    replay, other = make_episode(1, source="policy"), make_episode(2)
+    replay = replace(replay, meta=replace(replay.meta, variant="replay", imagined_success=0.25))
+    version = store.snapshot("v1", [store.append([replay, other], "seed")])
+    shutil.rmtree(store.cache_root)
+    cache = store.open_cache(version)
+    for i, expected in enumerate((replay, other)):
+        assert_same(cache.episode(i), expected)
+    assert [meta.imagined_success for meta in cache.metas] == [0.25, None]
+
+
+def test_a_shard_of_schema_1_has_nothing_imagined(store, make_episode) -> None:
+    store.append([make_episode(1)], "seed")
+    path = store.shard_path("seed") / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    first = pa.array([1], table.schema.field("worldloop/schema_version").type)
+    column = table.schema.get_field_index("worldloop/schema_version")
+    table = table.set_column(column, "worldloop/schema_version", first).drop_columns(["worldloop/imagined_success"])
+    pq.write_table(table, path)
+    ((meta, *_),) = shard_module.read_metas(store.shard_path("seed"))
+    assert meta == replace(make_episode(1).meta, schema_version=1)
 
 
 def test_cameras_of_different_sizes_and_two_tasks(store, make_episode, assert_same, tmp_path) -> None:

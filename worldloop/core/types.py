@@ -27,7 +27,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 SOURCES: tuple[Source, ...] = get_args(Source)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-EPISODE_SCHEMA_VERSION = 1
+EPISODE_SCHEMA_VERSION = 2  # 2: imagined_success
 
 
 def _check_frames(name: str, frames: Mapping[str, Tensor], num_rows: int, num_frames: int | None = None) -> None:
@@ -86,6 +86,8 @@ class EpisodeMeta:
     - ``source``: scripted (``expert`` or ``perturbed``), a ``policy``, or ``recorded`` elsewhere (`sans.recordings`)
     - ``variant``: the scripted variant (``expert``, ``stops_short``, ...). Of a policy: ``policy``; ``rejected`` for a
       candidate that did not become the policy; ``replay`` for actions that it chose in imagination
+    - ``imagined_success``: of a replay, the success probability that the world model gave to these actions, 0 to 1.
+      Beside ``outcome`` it tells what the model got wrong. ``None``: not imagined
     """
 
     task: str
@@ -103,6 +105,7 @@ class EpisodeMeta:
     simulator_version: str
     policy_version: str
     schema_version: int = EPISODE_SCHEMA_VERSION
+    imagined_success: float | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES or self.source not in SOURCES or self.split not in SPLITS:

@@ -177,6 +177,10 @@ def pair_outcomes(
     """
     chunk_length = rollout.steps[0].valid.shape[1]
     score = score_by_chunk(rollout, spec)
+    replays = [
+        replace(episode, meta=replace(episode.meta, imagined_success=float(imagined)))
+        for episode, imagined in zip(replays, score[:, -1], strict=True)
+    ]
     return ReplayedRollouts(
         task=rollout.observations[0].task,
         start=rollout.group_id.numpy(),

@@ -83,7 +83,7 @@ class ClipDataset:
     def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip:
         """The clips at ``index`` int64 [B, 2] with M = ``num_frames`` target frame steps and K context frames.
 
-        Past the episode's end the last frame repeats, actions are zeros (hold) and ``valid`` is false.
+        Past the episode's end the last frame and the last actions repeat, and ``valid`` is false.
         """
         array = index.numpy()
         episode, now = array[:, 0], array[:, 1]
@@ -94,14 +94,12 @@ class ClipDataset:
         is_inside = step < last
         step = np.minimum(step, last - 1)
         rows, column = step + 1, episode[:, None]
-        actions = self.cache.steps("actions", column, step)
-        actions[~is_inside] = 0.0
         observation = make_observation(self.cache, self.cameras, array, num_context_frames)
         assert observation.proprio is not None
         return Clip(
             context=observation.frames,
             context_proprio=observation.proprio,
-            actions=torch.from_numpy(actions),
+            actions=torch.from_numpy(self.cache.steps("actions", column, step)),
             frames=self.cache.images(self.cameras, column, rows),
             proprio=torch.from_numpy(self.cache.frames("proprio", column, rows)),
             success=torch.from_numpy(self.cache.steps("succeeded", column, step).astype(np.float32)),

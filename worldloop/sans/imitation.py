@@ -89,8 +89,8 @@ class ImitationDataset:
     def load(self, index: np.ndarray, chunk_length: int) -> ImitationBatch:
         """The chunks of H = ``chunk_length`` actions that start at ``index`` int64 [B, 2] = (episode, frame).
 
-        ``valid`` is false past the episode's end and after its first success. Raises ``ValueError`` unless H is a
-        multiple of ``actions_per_frame``.
+        ``valid`` is false past the episode's end, where the last actions repeat, and after its first success. Raises
+        ``ValueError`` unless H is a multiple of ``actions_per_frame``.
         """
         s = self.cache.actions_per_frame
         if chunk_length < 1 or chunk_length % s:
@@ -101,7 +101,6 @@ class ImitationDataset:
         is_inside = step <= last
         step = np.minimum(step, last)
         actions = self.cache.steps("actions", episode, step)
-        actions[~is_inside] = 0.0
         valid = self.cache.steps("valid", episode, step) & is_inside[..., None]
         return ImitationBatch(
             observation=make_observation(self.cache, self.cameras, index, self.num_context_frames),

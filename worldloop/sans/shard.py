@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ _STEP_DTYPES: dict[str, type] = {
 }
 _FRAME_KEYS = {"observation.state": "proprio", "sim_state": "sim_state"}
 _META_TYPES: dict[str, type] = {
-    f.name: {"int": int, "float": float}.get(str(f.type), str) for f in dataclasses.fields(EpisodeMeta)
+    f.name: {"int": int, "float": float, "float | None": float}.get(str(f.type), str)
+    for f in dataclasses.fields(EpisodeMeta)
 }
+_OPTIONAL = "imagined_success"  # absent in JSON where it is None, and in shards of schema version 1; NaN in a table
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class ShardLayout:
 
 def meta_to_json(meta: EpisodeMeta) -> dict[str, Any]:
     """``meta`` as plain JSON types; a NumPy scalar becomes a Python one."""
-    return {key: kind(getattr(meta, key)) for key, kind in _META_TYPES.items()}
+    given = {key: getattr(meta, key) for key in _META_TYPES}
+    return {key: _META_TYPES[key](value) for key, value in given.items() if value is not None}
 
 
 def check_episode(episode: Episode, layout: ShardLayout) -> None:
@@ -156,7 +160,8 @@ def _add(writer: LeRobotWriter, episode: Episode, drop_terminal: bool) -> None:
     vectors |= {key: values for key, values in frame_values.items() if values.shape[1]}
     vectors["is_terminal_frame"] = (np.arange(n) == F)[:, None]
     images = {IMAGE_PREFIX + name: frames[:n] for name, frames in episode.frames.items()}
-    extra = {f"worldloop/{key}": value for key, value in meta_to_json(episode.meta).items()}
+    meta = {_OPTIONAL: math.nan} | meta_to_json(episode.meta)
+    extra = {f"worldloop/{key}": value for key, value in meta.items()}
     extra |= {"worldloop/terminated": bool(episode.terminated), "worldloop/truncated": bool(episode.truncated)}
     writer.add_episode(episode.meta.instruction, images, vectors, extra)
 
@@ -273,11 +278,16 @@ def read_metas(directory: Path) -> list[tuple[EpisodeMeta, bool, bool]]:
     import pyarrow.parquet as pq
 
     columns = [f"worldloop/{key}" for key in (*_META_TYPES, "terminated", "truncated")]
+    path = directory / "meta/episodes/chunk-000/file-000.parquet"
     with _damage(directory):
-        rows = pq.read_table(directory / "meta/episodes/chunk-000/file-000.parquet", columns=columns).to_pylist()
+        known = pq.read_schema(path).names
+        wanted = [name for name in columns if name in known or name != f"worldloop/{_OPTIONAL}"]
+        rows = pq.read_table(path, columns=wanted).to_pylist()
     metas = []
     for row in rows:
-        fields = {key: row[f"worldloop/{key}"] for key in _META_TYPES}
+        imagined = row.get(f"worldloop/{_OPTIONAL}", math.nan)
+        fields = {key: row[f"worldloop/{key}"] for key in _META_TYPES if key != _OPTIONAL}
+        fields[_OPTIONAL] = None if math.isnan(imagined) else imagined
         if fields["schema_version"] > EPISODE_SCHEMA_VERSION:
             raise WorldloopError(
                 f"shard {directory.name!r} holds episodes of schema_version {fields['schema_version']}, this worldloop "
