@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.files import to_json, write_file
 from worldloop.core.randomness import make_generator, make_row_keys
@@ -53,38 +52,15 @@ from worldloop.world_model.model import VideoWorldModel
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import CONFIGS, has_ended, locate_run, open_context, run_or_report  # noqa: E402
+from common import has_ended, locate_run, open_context, run_or_report  # noqa: E402
+from trust_loops import COMMON, SEEDS, TASKS, configure, list_checked  # noqa: E402
 
-TASKS = {"push": "pushcube", "pull": "pullcube", "pick": "pickcube"}
-COMMON = [
-    "num_iterations=1",
-    "improve_policy.imagination_horizon=8",  # so that a success in time can also be confirmed
-    "check_closed_loop.num_states=50",
-    "check_closed_loop.required_auc=0",  # every round runs, so that all seeds have as many
-    "runtime=inline",
-    "resources.num_threads=1",
-    "resources.num_simulators=1",
-    "run_root=runs/016_trust",
-]
-SEEDS = (0, 1, 2)
 FIGURES = (*CURVES, "own_minus_replay")
 POLICIES = ("start", "after half of the updates", "after all updates")
 NUM_SWAP_STATES = 60
 NUM_RANK_STATES = 100
 NUM_PARTS_STATES = 50
 HOT = (2.0, 4.0)  # temperatures at which a clone is a bad policy
-
-
-def configure(task: str, seed: int, overrides: list[str]) -> LoopConfig:
-    changes = [*COMMON, *overrides, f"seed={seed}", f"run_name={task}-seed{seed}"]
-    return load_config(CONFIGS / f"{TASKS[task]}_cpu.yaml", changes)
-
-
-def list_checked(config: LoopConfig) -> list[dict[str, Any]]:
-    """The checks in the closed loop of a loop that has ended: start, after half of the updates, after all."""
-    _, improved = locate_run(config).read_results()["iterations"]
-    entries: list[dict[str, Any]] = improved["closed_loop"]["checkpoints"]
-    return entries
 
 
 def open_loop_run(task: str, seed: int, overrides: list[str], label: str) -> tuple[StageContext, str]:

@@ -82,6 +82,10 @@ def test_run_directory_and_results(finished: Path) -> None:
         assert success["low"] <= success["rate"] <= success["high"]
     assert set(last["reward_alignment"]) >= {"scripted", "on_policy"}
     assert clone["env_steps"] < last["env_steps"]
+    assert clone["simulator_steps"] == clone["env_steps"], "the clone's evaluation does not count"
+    checked = 3 * 8 * (1 + 4)  # episodes on validation states: 3 policies, 8 states, the policy's own and 4 replays
+    new = {name: last[name] - results["iterations"][1][name] for name in ("simulator_steps", "env_steps")}
+    assert new["simulator_steps"] > new["env_steps"] + checked, "the gate and the checks count"
     assert 0 <= last["value_auc"]["value"] <= 1
     # 4 updates of 8 groups of 4 rows, each of at most 8 chunks of one frame
     assert 0 < last["imagined_frames"] <= 4 * 8 * 4 * 8

@@ -217,10 +217,15 @@ def test_a_policy_is_evaluated_greedily_on_the_first_states_of_a_split(
     assert (first.temperature, first.variants, first.iteration) == (None, None, 7)
     assert first.splits == ("evaluation", "evaluation")
     assert torch.equal(torch.cat([first.noise_key, second.noise_key]), make_row_keys(3, 4, 7, "evaluate/evaluation"))
+    assert simulation.num_env_steps == 0, "an evaluation only measures"
+    simulation.run(states, block_size=2, purpose="gate", iteration=7, policy="checkpoints/policy")
+    assert simulation.num_env_steps == 3 * 7
 
 
 class _Ended:
     """All that is asked of an episode here."""
+
+    num_env_steps = 7
 
     def __init__(self, is_success: bool) -> None:
         self.is_success = is_success

@@ -24,6 +24,7 @@ STATE = LoopState(
     ),
     num_scripted_episodes=96,
     env_steps=2559,
+    simulator_steps=4711,
 ).record(x=1, nested={"auc": None})
 
 

@@ -47,7 +47,8 @@ def run_stage(
     stage = STAGES[name]
     context = make_context(name, config, Path(run_dir), executor, display)
     state = stage.run(state, config.section(stage.Config), context)
-    return state.record(env_steps=state.env_steps), read_peak()
+    state = replace(state, simulator_steps=state.simulator_steps + context.simulation.num_env_steps)
+    return state.record(env_steps=state.env_steps, simulator_steps=state.simulator_steps), read_peak()
 
 
 def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executor, display: Display) -> StageContext:

@@ -30,7 +30,8 @@ def format_comparison(a: Path, b: Path, find_differences: Callable[[str, str], l
     lines += ["", f"{'cost so far':<28}{'A':>12}{'B':>12}"]
     timings = [run.read_timings() for run in runs]
     rows: list[tuple[str, list[float]]] = [
-        ("simulator steps recorded", [r[-1].get("env_steps", 0) for r in results]),
+        ("simulator steps in SANS", [r[-1].get("env_steps", 0) for r in results]),
+        ("simulator steps", [r[-1].get("simulator_steps", 0) for r in results]),
         ("imagined frames", [sum(e.get("imagined_frames") or 0 for e in r) for r in results]),
         ("minutes in stages", [sum(t["seconds"] for t in times) / 60 for times in timings]),
         ("peak memory, MiB", [max((t["peak_memory_mib"] for t in times), default=0) for times in timings]),

@@ -134,7 +134,7 @@ def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dic
         note = f"95 %: {optimism[-1]['low']:+.3f} to {optimism[-1]['high']:+.3f}"
         cards.append(("imagined minus simulated", f"{optimism[-1]['gain']:+.3f}", note))
     if timings:
-        steps = f"{records[-1].get('env_steps') or 0:,} simulator steps recorded"
+        steps = f"{records[-1].get('simulator_steps') or 0:,} simulator steps"
         cards.append(("time in stages", f"{sum(t['seconds'] for t in timings) / 60:.0f} min", steps))
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
 
@@ -248,7 +248,15 @@ def _name(task: str, worst: str | None) -> str:
 
 def tabulate_cost(records: list[Record], timings: list[dict[str, Any]]) -> list[list[str]]:
     rows = [
-        ["iteration", "minutes", "simulator steps so far", "imagined frames", "imagined frames/s", "peak memory, MiB"]
+        [
+            "iteration",
+            "minutes",
+            "steps in SANS",
+            "simulator steps",
+            "imagined frames",
+            "imagined frames/s",
+            "peak memory, MiB",
+        ]
     ]
     for record in records:
         mine = [t for t in timings if t["iteration"] == record["iteration"]]
@@ -259,6 +267,7 @@ def tabulate_cost(records: list[Record], timings: list[dict[str, Any]]) -> list[
                 str(record["iteration"]),
                 f"{sum(t['seconds'] for t in mine) / 60:.1f}",
                 f"{record.get('env_steps') or 0:,}",
+                f"{record.get('simulator_steps') or 0:,}",
                 f"{frames:,}" if frames else DASH,
                 f"{frames / seconds:,.0f}" if frames and seconds else DASH,
                 f"{max((t['peak_memory_mib'] for t in mine), default=0):,}",

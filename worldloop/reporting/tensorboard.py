@@ -55,7 +55,8 @@ def plan_charts() -> Charts:
             "peak memory per stage, MiB": ("cost/peak_memory_mib",),
             "peak GPU memory per stage, MiB": ("cost/peak_gpu_memory_mib",),
             "imagined frames per second": ("loop/imagined_frames_per_s",),
-            "environment steps so far": ("loop/env_steps",),
+            "environment steps in SANS so far": ("loop/env_steps",),
+            "simulator steps so far": ("loop/simulator_steps",),
         },
         "What is in SANS?": {
             "scripted episodes of each iteration, by outcome": ("sans/scripted",),
@@ -314,7 +315,7 @@ def headline_scalars(record: Record) -> dict[str, float]:
     if (found := read_closed_loop(record)) is not None:
         for name in ("within_group_auc", "auc", "true_negative_rate", "own_minus_replay", "imagined_minus_simulated"):
             values |= {f"loop/closed_loop_{tag}": value for tag, value in _list_estimate(found[1], name).items()}
-    for name in ("psnr_db", "ssim", "lpips", "env_steps"):
+    for name in ("psnr_db", "ssim", "lpips", "env_steps", "simulator_steps"):
         if record.get(name) is not None:
             values[f"loop/{name}"] = record[name]
     if record.get("promoted") is not None:

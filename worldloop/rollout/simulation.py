@@ -43,6 +43,8 @@ class Simulation:
     """The simulators of a run, all of the same ``config``.
 
     Work is cut into blocks of fixed size, each of one task. So no result depends on the number of simulators.
+    ``num_env_steps`` counts the environment steps of all episodes so far, without those of `evaluate`: they only
+    measure, and no decision reads them.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Simulation:
     ) -> None:
         self.config, self.chunk_length, self.seed = config, chunk_length, seed
         self.run_dir, self.executor, self.reporter = run_dir, executor, reporter
+        self.num_env_steps = 0
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -156,6 +159,7 @@ class Simulation:
             for done in self.executor.map(execute_rollout_job, jobs):
                 episodes.extend(done)
                 progress.advance(len(done), success=float(np.mean([e.is_success for e in episodes])))
+        self.num_env_steps += sum(episode.num_env_steps for episode in episodes)
         by_row = dict(zip(rows, episodes, strict=True))
         return [by_row[row] for row in range(len(states))]
 
@@ -181,7 +185,8 @@ class Simulation:
         There is one episode per state. Tasks follow one another. With ``swaps_instructions`` the policy is given the
         instruction of the next task.
         """
-        return self.run(
+        counted = self.num_env_steps
+        episodes = self.run(
             self.initial_states(split, num_states),
             block_size=block_size,
             purpose=f"evaluate/{split}",
@@ -189,3 +194,5 @@ class Simulation:
             policy=policy,
             swaps_instructions=swaps_instructions,
         )
+        self.num_env_steps = counted
+        return episodes

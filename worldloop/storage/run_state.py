@@ -9,7 +9,7 @@ from typing import Any
 from worldloop.core.errors import WorldloopError
 from worldloop.core.success import Calibration, Calibrations, Trust
 
-STATE_SCHEMA_VERSION = 4
+STATE_SCHEMA_VERSION = 5
 UNNAMED_TASK = ""  # the only task of a state that was stored before tasks had names
 
 
@@ -34,7 +34,8 @@ class LoopState:
       the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
       theirs
-    - ``env_steps``: simulator steps that entered SANS so far
+    - ``env_steps``: environment steps that entered SANS so far; ``simulator_steps``: all that the simulator did, also
+      those that only judge (checks in the closed loop, the gate), without those on evaluation states
     - ``records``: one dictionary of figures per iteration, for `results.json`; no stage reads them
     """
 
@@ -57,6 +58,7 @@ class LoopState:
     evaluation_success: tuple[dict[str, tuple[bool, ...]], ...] = ()
     num_scripted_episodes: int = 0
     env_steps: int = 0
+    simulator_steps: int = 0
     records: tuple[dict[str, Any], ...] = ()
     schema_version: int = STATE_SCHEMA_VERSION
 
@@ -115,7 +117,7 @@ def _read_outcomes(by_task: Mapping[str, Sequence[bool]]) -> dict[str, tuple[boo
 
 
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of ``values`` in the present schema version; converts versions 1 to 3."""
+    """A copy of ``values`` in the present schema version; converts versions 1 to 4."""
     values = dict(values)
     if values["schema_version"] == 1:
         reason, records = values.pop("distrust", ""), values["records"]
@@ -131,5 +133,7 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
         values["schema_version"] = 3
     if values["schema_version"] == 3:
         values.pop("validation_success")
-        values["schema_version"] = STATE_SCHEMA_VERSION
+        values["schema_version"] = 4
+    if values["schema_version"] == 4:
+        values |= {"simulator_steps": 0, "schema_version": STATE_SCHEMA_VERSION}  # not counted then
     return values
