@@ -274,6 +274,68 @@ def test_reads_the_instruction() -> None:
     assert metrics["token_accuracy"] > 0.95
 
 
+# --- guidance -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 2.5])
+def test_guidance_by_hand(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """log pi_u + b (log pi_c - log pi_u), renormalised; pi_c is conditioned on good actions alone."""
+    policy = make_known_policy()
+    good = KNOWN.flip(0)
+
+    def forward(observation: Observation, is_good: torch.Tensor | None = None) -> torch.Tensor:
+        assert is_good is not None
+        logits = torch.where((is_good == 1)[:, None], good.log(), KNOWN.log())
+        assert (is_good != 0).all()
+        return logits[:, None, None].expand(-1, 1, 2, -1)
+
+    monkeypatch.setattr(policy, "forward", forward)
+    policy.guidance = guidance
+    expected = KNOWN ** (1 - guidance) * good**guidance
+    expected /= expected.sum()
+    observation = make_observation(1)
+    for token in range(5):
+        chunk = policy.act(observation, None)
+        given = replace(chunk, trace={"tokens": torch.full((1, 1, 2), token)})
+        assert policy.log_prob(observation, given).item() == pytest.approx(2 * math.log(expected[token]), abs=1e-5)
+    assert chunk.trace["tokens"].unique().item() == int(expected.argmax())
+    assert chunk.log_probs.item() == pytest.approx(2 * math.log(expected.max()), abs=1e-5)
+
+
+def test_a_conditioned_policy_learns_which_of_two_actions_is_good() -> None:
+    """From each frame one action is good and another is not; of what is unknown it learns both alike."""
+    policy = make_policy(replace(TINY, label_smoothing=0.0), chunk_length=1)
+    observation = Observation.cat([make_observation(8)] * 4)
+    is_good = torch.tensor([1, 0, -1, -1]).repeat_interleave(8)
+    sign = torch.tensor([1.0, -1.0, 1.0, -1.0]).repeat_interleave(8)
+    batch = ImitationBatch(observation, (0.5 * sign)[:, None, None].expand(-1, 1, 2), torch.ones(32, 1) > 0)
+    optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
+    for _ in range(150):
+        loss, _ = policy.compute_conditioned_loss(batch, is_good)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    seen, up = make_observation(8), int(policy.bins.encode(torch.tensor([0.5, 0.5]))[0])
+    shares = {}
+    for guidance in (0.0, 1.0, 2.0):
+        policy.guidance = guidance
+        chunk = replace(policy.act(seen, None), trace={"tokens": torch.full((8, 1, 2), up)})
+        shares[guidance] = (policy.log_prob(seen, chunk) / 2).exp().mean().item()  # of two action dimensions
+    assert shares[0.0] == pytest.approx(0.5, abs=0.1)
+    assert shares[1.0] > 0.95
+    assert shares[2.0] > shares[1.0]
+    unconditioned = policy(seen)
+    assert torch.equal(unconditioned, policy(seen, torch.full((8,), -1)))
+
+
+def test_guidance_is_part_of_the_weights() -> None:
+    policy, other = make_policy(), make_policy()
+    assert other.guidance == 0
+    policy.guidance = 1.5
+    other.load_state_dict(policy.state_dict())
+    assert other.guidance == 1.5
+
+
 def test_imitation_loss_and_its_metrics_by_hand() -> None:
     policy = make_known_policy(chunk_length=2, label_smoothing=0.3)
     actions = torch.tensor([[[0.0, 0.3], [0.0, 0.3]], [[0.6, -0.6], [0.0, 99.0]]])

@@ -224,8 +224,9 @@ class LikelihoodPolicy(Policy):
 class AdvantageConditionedPolicy(Policy):
     """A policy that learns from good and bad actions, told which is which (RECAP, arXiv:2511.14759).
 
-    `act` conditions on good actions. ``guidance`` b >= 1 strengthens the condition: log pi_u + b (log pi_c - log pi_u),
-    where pi_c is conditioned and pi_u is not. The caller sets ``guidance``.
+    ``guidance`` b >= 0 says how it acts: by log pi_u + b (log pi_c - log pi_u), where pi_c is conditioned on good
+    actions and pi_u is not. 0, as after construction: pi_u. 1: pi_c. Above 1 the condition is strengthened. The caller
+    sets it, and checkpoints keep it.
     """
 
     guidance: float

@@ -5,7 +5,7 @@ one bidirectional transformer. One forward pass decodes all action tokens of a c
 log-probabilities are exact, as GRPO needs.
 
     image u8 of each camera -> its own stem -> keypoints, flattened features -> tokens  \\
-    instruction -> hashed words -> token                                                 >  Llama blocks,
+    instruction -> hashed words, indicator -> token                                      >  Llama blocks,
     proprio (chosen dimensions, normalised) -> token                                    /   full attention
     H x A action queries                                                               /    -> logits [B, H, A, bins]
 
@@ -14,6 +14,8 @@ Departures from OpenVLA-OFT:
 1. Images enter through convolutional stems that keep absolute position. From few demonstrations this is much better
    than patches; see `image_stem`.
 2. The transformer is trained from scratch.
+3. The advantage indicator of RECAP (arXiv:2511.14759) is a learned vector on the instruction token, where RECAP writes
+   words into the instruction. Guidance is exact here, since bins can be renormalised.
 
 Shapes: B rows, H actions a chunk, A action dimensions, L tokens, C width.
 """
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 
 from worldloop.core import images, randomness
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import ImitationSource, LikelihoodPolicy, Metrics
+from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, LikelihoodPolicy, Metrics
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import check_shape
 from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation
@@ -119,19 +121,21 @@ def make_transformer(config: TokenVLAConfig) -> nn.Module:
     return llama
 
 
-class TokenVLA(LikelihoodPolicy):
+class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
     """A `LikelihoodPolicy` on discretised actions. A chunk's ``trace["tokens"]`` is int64 [B, H, A].
 
     Initial weights come from torch's global generator: seed it before construction. There is no dropout, so
     log-probabilities are the same in training and evaluation mode. Call `prepare` once before cloning. ``spec`` has
     only the cameras that the policy reads; an observation may have more.
 
-    The caller may set ``temperature`` (of sampling and of every log-probability) and ``version``.
+    The caller may set ``temperature`` (of sampling and of every log-probability), ``version`` and ``guidance``. Of these
+    only ``guidance`` is part of the state dict.
     """
 
     Config = TokenVLAConfig
     proprio_mean: Tensor
     proprio_std: Tensor
+    guidance_weight: Tensor
 
     def __init__(
         self, config: TokenVLAConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int
@@ -173,6 +177,18 @@ class TokenVLA(LikelihoodPolicy):
         self.queries = nn.Parameter(torch.randn(chunk_length * spec.robot.action_dim, config.width))
         self.transformer = make_transformer(config)
         self.head = nn.Linear(config.width, config.num_bins)
+        # Of actions that are not good, and of good ones; of unit scale, or it would hardly be learned.
+        self.indicator = nn.Parameter(torch.randn(2, config.width))
+        self.register_buffer("guidance_weight", torch.tensor(0.0))
+
+    @property
+    def guidance(self) -> float:
+        """See `AdvantageConditionedPolicy`."""
+        return float(self.guidance_weight)
+
+    @guidance.setter
+    def guidance(self, value: float) -> None:
+        self.guidance_weight.fill_(value)
 
     def prepare(self, dataset: ImitationSource) -> None:
         """Fit every camera's background and contrast to the frames of ``dataset``; both are part of the state dict.
@@ -185,25 +201,32 @@ class TokenVLA(LikelihoodPolicy):
                 raise ValueError(f"the episodes to imitate have no camera {camera!r}: they have {', '.join(frames)}")
             stem.fit(images.to_network(frames[camera]))
 
-    def forward(self, observation: Observation) -> Tensor:
-        """Logits f32 [B, H, A, num_bins] before the temperature."""
+    def forward(self, observation: Observation, is_good: Tensor | None = None) -> Tensor:
+        """Logits f32 [B, H, A, num_bins] before the temperature and without guidance.
+
+        ``is_good`` int64 [B] is the indicator: 1 good, 0 not good, -1 unknown; ``None``: unknown everywhere.
+        """
         seen = observation.with_cameras(self.spec.robot.camera_names)
-        tokens = self._embed(seen.to(self.queries.device))
+        if is_good is None:
+            is_good = torch.full((len(observation),), -1)
+        tokens = self._embed(seen.to(self.queries.device), is_good.to(self.queries.device))
         # A 4D mask is added as it is: zeros let every token see every other; None would mean causal.
         full_attention = tokens.new_zeros(1, 1, 1, 1)
         hidden = self.transformer(inputs_embeds=tokens, attention_mask=full_attention).last_hidden_state
         hidden = hidden[:, -self.queries.shape[0] :]
         return self.head(hidden).float().unflatten(1, (self.chunk_length, self.spec.robot.action_dim))
 
-    def _embed(self, observation: Observation) -> Tensor:
-        """Tokens [B, L, C]: images, instruction, proprio, then action queries."""
+    def _embed(self, observation: Observation, is_good: Tensor) -> Tensor:
+        """Tokens [B, L, C]: images, instruction with the indicator, proprio, then action queries."""
         K, latest = observation.num_frames, slice(-self.config.num_frames, None)
         if self.config.num_frames > K:
             raise ValueError(
                 f"policy.token_vla.num_frames is {self.config.num_frames}, but the observation has {K} frames"
             )
         prefix = [stem(images.to_network(observation.frames[name][:, latest])) for name, stem in self.stems.items()]
-        prefix.append(self.instruction(observation.instruction)[:, None])
+        # Unknown is a row of zeros: every parameter gets a gradient, as data-parallel training needs.
+        indicators = torch.cat([torch.zeros_like(self.indicator[:1]), self.indicator])
+        prefix.append((self.instruction(observation.instruction) + indicators[is_good + 1])[:, None])
         if self.config.use_proprio:
             prefix.append(self.proprio(self._normalised_proprio(observation))[:, None])
         embedded = torch.cat(prefix, dim=1) + self.prefix_type
@@ -219,7 +242,16 @@ class TokenVLA(LikelihoodPolicy):
         return ((chosen - self.proprio_mean) / self.proprio_std.clamp_min(1e-6)).clamp(-5, 5)
 
     def _log_softmax(self, observation: Observation) -> Tensor:
-        return F.log_softmax(self(observation) / self.temperature, dim=-1)
+        """log pi f32 [B, H, A, num_bins], with temperature and guidance b: log pi_u + b (log pi_c - log pi_u)."""
+        b = self.guidance
+        if b in (0.0, 1.0):
+            is_good = torch.full((len(observation),), 1 if b else -1)
+            return F.log_softmax(self(observation, is_good) / self.temperature, dim=-1)
+        conditioned, unconditioned = (
+            F.log_softmax(self(observation, torch.full((len(observation),), i)) / self.temperature, dim=-1)
+            for i in (1, -1)
+        )
+        return F.log_softmax(unconditioned + b * (conditioned - unconditioned), dim=-1)
 
     @torch.no_grad()
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
@@ -255,11 +287,17 @@ class TokenVLA(LikelihoodPolicy):
         Args:
             generator: draws the image augmentation; ``None``: no augmentation, and the loss is deterministic.
         """
+        return self.compute_conditioned_loss(batch, torch.full((len(batch.valid),), -1), generator)
+
+    def compute_conditioned_loss(
+        self, batch: ImitationBatch, is_good: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """`compute_imitation_loss` with the indicator ``is_good`` int64 [B]."""
         observation = batch.observation.with_cameras(self.spec.robot.camera_names)
         if generator is not None:
             shift, brightness = self.config.augment_shift_px, self.config.augment_brightness
             observation = replace(observation, frames=augment_frames(observation.frames, shift, brightness, generator))
-        logits = self(observation)
+        logits = self(observation, is_good)
         tokens = self.bins.encode(batch.actions)
         target = smooth_targets(tokens, self.bins.num_bins, self.config.label_smoothing)
         per_action = -(target * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean(dim=-1)  # [B, H]
