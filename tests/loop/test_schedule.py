@@ -73,20 +73,23 @@ def test_a_recording_is_imported_and_modelled_once(control: list[str]) -> None:
 
 
 # Of iterations 0, 1 and 2, the last: with a simulator and a world model, with a simulator and without a world model
-# (the control that imitates), and of a recording, which has iterations 0 and 1.
+# (the control that imitates), with labelled advantages (recap), and of a recording, which has iterations 0 and 1.
 TAKES_PART = {
-    "import_dataset": ("...", "...", "0."),
-    "seed_dataset": ("0..", "0..", ".."),
-    "clone_policy": ("0..", "0..", ".."),
-    "fit_world_model": (".12", "...", ".1"),
-    "distil_world_model": (".12", "...", ".1"),
-    "check_world_model": (".12", "...", ".1"),
-    "improve_policy": (".12", ".12", ".."),
-    "check_closed_loop": (".12", "...", ".."),
-    "refit_world_model": (".12", "...", ".."),
-    "promote_policy": (".12", ".12", ".."),
-    "evaluate_policy": ("012", "012", ".."),
-    "collect_episodes": ("01.", "01.", ".."),
+    "import_dataset": ("...", "...", "...", "0."),
+    "seed_dataset": ("0..", "0..", "0..", ".."),
+    "clone_policy": ("0..", "0..", "0..", ".."),
+    "fit_world_model": (".12", "...", "...", ".1"),
+    "distil_world_model": (".12", "...", "...", ".1"),
+    "check_world_model": (".12", "...", "...", ".1"),
+    "fit_value": ("...", "...", ".12", ".."),
+    "check_value": ("...", "...", ".12", ".."),
+    "label_advantages": ("...", "...", ".12", ".."),
+    "improve_policy": (".12", ".12", ".12", ".."),
+    "check_closed_loop": (".12", "...", "...", ".."),
+    "refit_world_model": (".12", "...", "...", ".."),
+    "promote_policy": (".12", ".12", ".12", ".."),
+    "evaluate_policy": ("012", "012", "012", ".."),
+    "collect_episodes": ("01.", "01.", "01.", ".."),
 }
 
 
@@ -98,6 +101,7 @@ def test_a_stage_knows_its_iterations(name: str) -> None:
     kinds: list[dict[str, Any]] = [
         {"num_iterations": 2, "has_simulator": True, "uses_world_model": True},
         {"num_iterations": 2, "has_simulator": True, "uses_world_model": False},
+        {"num_iterations": 2, "has_simulator": True, "uses_world_model": False, "uses_advantages": True},
         {"num_iterations": 1, "has_simulator": False, "uses_world_model": True},
     ]
     stage = STAGES[name]

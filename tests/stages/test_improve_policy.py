@@ -260,7 +260,7 @@ def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Impr
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "ppo"}, "method is 'ppo', allowed: grpo, imitate_successes"),
+        ({"method": "ppo"}, "method is 'ppo', allowed: grpo, recap, imitate_successes"),
         ({"restart_from": "scratch"}, "restart_from is 'scratch', allowed: policy, clone, successes"),
         ({"imagination_horizon": 0}, "imagination_horizon must be at least 1"),
         ({"num_imitation_steps": 0}, "num_imitation_steps must be at least 1"),

@@ -1,4 +1,4 @@
-"""Save and load policies and world models. A checkpoint loads without the run that made it."""
+"""Save and load policies, world models and critics. A checkpoint loads without the run that made it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.interfaces import Policy
+from worldloop.core.types import Normalisation
 from worldloop.factory.build import build_world_model, make_policy
 from worldloop.factory.classes import find_class, make_settings
 from worldloop.factory.config import PolicyConfig
 from worldloop.policies import POLICIES
 from worldloop.storage.checkpoint import Checkpoint, load_checkpoint, load_weights, rebuild_dataclass, save_checkpoint
+from worldloop.value.categorical import CategoricalCritic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
@@ -75,6 +77,27 @@ def load_world_model(directory: Path, pretrained: str = "") -> VideoWorldModel:
         model = build_world_model(config, checkpoint.spec, checkpoint.normalisation, seed=0)
     load_weights(model, checkpoint, directory, model.frozen)
     return model.eval()
+
+
+def save_critic(critic: CategoricalCritic, normalisation: Normalisation, directory: Path) -> None:
+    """Write ``critic`` to the folder ``directory``; ``normalisation`` is that of the dataset that it learned from."""
+    checkpoint = Checkpoint(
+        kind="critic",
+        name="categorical",
+        config={},
+        spec=critic.spec,
+        normalisation=normalisation,
+        weights=critic.state_dict(),
+    )
+    save_checkpoint(directory, checkpoint)
+
+
+def load_critic(directory: Path) -> CategoricalCritic:
+    """A critic in eval mode, from its checkpoint only."""
+    checkpoint = load_checkpoint(directory, "critic")
+    critic = CategoricalCritic.empty(checkpoint.spec, len(checkpoint.normalisation.proprio_mean))
+    load_weights(critic, checkpoint, directory)
+    return critic.eval()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The policies and world models of one run: make new ones from its config, save and load its checkpoints."""
+"""The policies, world models and critics of one run: make new ones from its config, save and load its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
 from worldloop.storage.card import WorldModelCard, read_card, write_card
 from worldloop.training.data_parallel import DataParallel
+from worldloop.value.categorical import CategoricalCritic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
 
 class Models:
-    """Makes, saves and loads the policies and world models of one run.
+    """Makes, saves and loads the policies, world models and critics of one run.
 
     Paths are relative to the run directory. Only the main rank saves; the other ranks wait for it.
     """
@@ -61,6 +62,14 @@ class Models:
     def save_world_model(self, world_model: VideoWorldModel, path: str) -> None:
         if self.data_parallel.is_main:
             checkpoints.save_world_model(world_model, self.run_dir / path)
+        self.data_parallel.barrier()
+
+    def load_critic(self, path: str) -> CategoricalCritic:
+        return checkpoints.load_critic(self.run_dir / path)
+
+    def save_critic(self, critic: CategoricalCritic, normalisation: Normalisation, path: str) -> None:
+        if self.data_parallel.is_main:
+            checkpoints.save_critic(critic, normalisation, self.run_dir / path)
         self.data_parallel.barrier()
 
     def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:

@@ -21,6 +21,7 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
         num_iterations=config.num_iterations,
         has_simulator=has_simulator,
         uses_world_model=method.uses_world_model or not has_simulator,
+        uses_advantages=method.uses_advantages,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
 

@@ -1,20 +1,37 @@
-"""Behaviour cloning of any policy on any selection of episodes."""
+"""Behaviour cloning of any policy on any selection of episodes, with or without advantage labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from worldloop.core.errors import require_choice, require_positive
-from worldloop.core.interfaces import ImitationSource, Metrics, Policy, Reporter
+from worldloop.core.errors import require_choice, require_positive, require_range
+from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, Policy, Reporter
 from worldloop.core.types import ImitationBatch
 from worldloop.training.optimizer import PRECISIONS, Optimizer, autocast
 from worldloop.training.resume import TrainingSetup
 from worldloop.training.trainer import BatchObjective, Trainer
+
+UNKNOWN = -1  # the indicator of a chunk that is called neither good nor bad
+LabelledBatch = tuple[ImitationBatch, Tensor]  # and is_good int64 [B]: 1 good, 0 not good, -1 unknown
+
+
+class LabelledImitationSource(Protocol):
+    """An `ImitationSource` that also tells which chunks are good."""
+
+    def images(self) -> dict[str, Tensor]:
+        """See `ImitationSource.images`."""
+        ...
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
+        """B chunks of H = ``chunk_length`` actions, drawn with replacement, and their indicators."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,13 +49,13 @@ class ImitationConfig:
         require_positive("clone_policy.learning_rate", self.learning_rate)
 
 
-class ImitationObjective(BatchObjective[ImitationBatch]):
-    """The imitation loss that the policy defines; ``batch_size`` is the size of a microbatch."""
+class _CloningObjective[PolicyT: Policy, SourceT, BatchT](BatchObjective[BatchT]):
+    """A loss that the policy defines, on batches of ``dataset``; ``batch_size`` is the size of a microbatch."""
 
     def __init__(
         self,
-        policy: Policy,
-        dataset: ImitationSource,
+        policy: PolicyT,
+        dataset: SourceT,
         generators: Mapping[int, torch.Generator],
         device: torch.device,
         *,
@@ -49,16 +66,76 @@ class ImitationObjective(BatchObjective[ImitationBatch]):
         self.policy, self.dataset, self.device = policy, dataset, device
         self.batch_size, self.precision = batch_size, precision
 
+    def compute_loss(self, batch: BatchT, number: int) -> tuple[Tensor, Metrics]:
+        with autocast(self.device, self.precision):
+            loss, metrics = self.compute_policy_loss(batch, self.generators[number])
+        return loss, {**metrics, "loss": float(loss.detach())}
+
+    @abstractmethod
+    def compute_policy_loss(self, batch: BatchT, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The policy's own loss, a mean over valid actions, and its metrics."""
+
+
+class ImitationObjective(_CloningObjective[Policy, ImitationSource, ImitationBatch]):
+    """The imitation loss that the policy defines; ``batch_size`` is the size of a microbatch."""
+
     def draw(self, generator: torch.Generator) -> ImitationBatch:
         return self.dataset.sample(generator, self.batch_size, self.policy.chunk_length)
 
     def count(self, batch: ImitationBatch) -> Tensor:
         return batch.valid.sum()
 
-    def compute_loss(self, batch: ImitationBatch, number: int) -> tuple[Tensor, Metrics]:
-        with autocast(self.device, self.precision):
-            loss, metrics = self.policy.compute_imitation_loss(batch.to(self.device), self.generators[number])
-        return loss, {**metrics, "loss": float(loss.detach())}
+    def compute_policy_loss(self, batch: ImitationBatch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        return self.policy.compute_imitation_loss(batch.to(self.device), generator)
+
+
+class ConditionedImitationObjective(
+    _CloningObjective[AdvantageConditionedPolicy, LabelledImitationSource, LabelledBatch]
+):
+    """The conditioned loss that the policy defines; a row's indicator is dropped with ``indicator_dropout``, 0 to 1.
+
+    A dropped indicator is unknown, so that the policy also learns to act without one.
+    """
+
+    def __init__(
+        self,
+        policy: AdvantageConditionedPolicy,
+        dataset: LabelledImitationSource,
+        generators: Mapping[int, torch.Generator],
+        device: torch.device,
+        *,
+        batch_size: int,
+        precision: str,
+        indicator_dropout: float,
+    ) -> None:
+        require_range("indicator_dropout", indicator_dropout, 0.0, 1.0)
+        super().__init__(policy, dataset, generators, device, batch_size=batch_size, precision=precision)
+        self.indicator_dropout = indicator_dropout
+
+    def draw(self, generator: torch.Generator) -> LabelledBatch:
+        batch, is_good = self.dataset.sample(generator, self.batch_size, self.policy.chunk_length)
+        is_dropped = torch.rand(len(is_good), generator=generator) < self.indicator_dropout
+        return batch, is_good.masked_fill(is_dropped, UNKNOWN)
+
+    def count(self, batch: LabelledBatch) -> Tensor:
+        return batch[0].valid.sum()
+
+    def compute_policy_loss(self, batch: LabelledBatch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        chunks, is_good = batch
+        return self.policy.compute_conditioned_loss(chunks.to(self.device), is_good.to(self.device), generator)
+
+
+@dataclass(frozen=True)
+class _WithoutLabels:
+    """A labelled source as the `ImitationSource` that `Policy.prepare` takes."""
+
+    source: LabelledImitationSource
+
+    def images(self) -> dict[str, Tensor]:
+        return self.source.images()
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
+        return self.source.sample(generator, batch_size, chunk_length)[0]
 
 
 def fit_by_imitation(
@@ -76,14 +153,50 @@ def fit_by_imitation(
 
     The training checkpoint ``name`` stays until the caller drops it.
     """
+    make_objective = partial(ImitationObjective, policy, dataset, generators, setup.device)
+    return _fit(policy, dataset, make_objective, config, setup, reporter, name, first_step)
+
+
+def fit_by_conditioned_imitation(
+    policy: AdvantageConditionedPolicy,
+    dataset: LabelledImitationSource,
+    config: ImitationConfig,
+    generators: Mapping[int, torch.Generator],
+    setup: TrainingSetup,
+    reporter: Reporter,
+    *,
+    name: str,
+    first_step: int,
+    indicator_dropout: float = 0.3,
+) -> AdvantageConditionedPolicy:
+    """Train ``policy``, which has random weights, on good and bad chunks of ``dataset``, told which is which (RECAP).
+
+    With probability ``indicator_dropout`` (0 to 1) a row's indicator is unknown, whatever its label; the default is
+    the paper's (arXiv:2511.14759). The training checkpoint ``name`` stays until the caller drops it.
+    """
+    make_objective = partial(
+        ConditionedImitationObjective, policy, dataset, generators, setup.device, indicator_dropout=indicator_dropout
+    )
+    return _fit(policy, _WithoutLabels(dataset), make_objective, config, setup, reporter, name, first_step)
+
+
+def _fit[PolicyT: Policy, BatchT](
+    policy: PolicyT,
+    dataset: ImitationSource,
+    make_objective: Callable[..., BatchObjective[BatchT]],
+    config: ImitationConfig,
+    setup: TrainingSetup,
+    reporter: Reporter,
+    name: str,
+    first_step: int,
+) -> PolicyT:
+    """Train ``policy`` on ``make_objective(batch_size=, precision=)``, after preparing it for ``dataset``."""
+    size = config.batch_size // setup.num_microbatches
+    objective = make_objective(batch_size=size, precision=config.precision)
     policy.prepare(dataset)  # on the CPU: it reads all frames at once
     policy = policy.to(setup.device).train()
     make_optimizer = partial(
         Optimizer, learning_rate=config.learning_rate, num_steps=config.num_steps, weight_decay=config.weight_decay
     )
     trainer = Trainer(policy, make_optimizer, setup, reporter, name=name, first_step=first_step)
-    size = config.batch_size // setup.num_microbatches
-    objective = ImitationObjective(
-        policy, dataset, generators, setup.device, batch_size=size, precision=config.precision
-    )
     return trainer.fit(objective, config.num_steps)

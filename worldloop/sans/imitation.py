@@ -1,4 +1,4 @@
-"""Observations and the action chunks to imitate, for behaviour cloning."""
+"""Observations and the action chunks to imitate, for behaviour cloning, and which of them are good, for RECAP."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split
+from worldloop.sans.advantages import AdvantageLabels
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import make_observation
 
@@ -36,6 +37,7 @@ class EpisodeSelection:
 
 EXPERT_DEMONSTRATIONS = EpisodeSelection()
 EVERY_SUCCESS = EpisodeSelection(sources=SOURCES)
+DEMONSTRATION_SOURCES: tuple[Source, ...] = ("expert", "recorded")
 
 
 class ImitationDataset:
@@ -77,14 +79,16 @@ class ImitationDataset:
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement; see `load`."""
+        return self.load(self.starts[self.draw_starts(generator, batch_size)], chunk_length)
+
+    def draw_starts(self, generator: torch.Generator, batch_size: int) -> np.ndarray:
+        """int64 [B]: rows of ``starts``, drawn with replacement."""
         if len(self._rows_by_task) == 1:
-            chosen = torch.randint(len(self.starts), (batch_size,), generator=generator).numpy()
-        else:
-            task = torch.randint(len(self._rows_by_task), (batch_size,), generator=generator).tolist()
-            place = torch.rand(batch_size, generator=generator, dtype=torch.float64).tolist()
-            rows = [self._rows_by_task[t] for t in task]
-            chosen = np.array([row[int(p * len(row))] for row, p in zip(rows, place, strict=True)])
-        return self.load(self.starts[chosen], chunk_length)
+            return torch.randint(len(self.starts), (batch_size,), generator=generator).numpy()
+        task = torch.randint(len(self._rows_by_task), (batch_size,), generator=generator).tolist()
+        place = torch.rand(batch_size, generator=generator, dtype=torch.float64).tolist()
+        rows = [self._rows_by_task[t] for t in task]
+        return np.array([row[int(p * len(row))] for row, p in zip(rows, place, strict=True)])
 
     def load(self, index: np.ndarray, chunk_length: int) -> ImitationBatch:
         """The chunks of H = ``chunk_length`` actions that start at ``index`` int64 [B, 2] = (episode, frame).
@@ -107,3 +111,33 @@ class ImitationDataset:
             actions=torch.from_numpy(actions.reshape(len(index), chunk_length, -1)),
             valid=torch.from_numpy(valid.reshape(len(index), chunk_length)),
         )
+
+
+class LabelledImitation:
+    """The action chunks of an `ImitationDataset`, each with the label of the frame step at its start.
+
+    ``is_good`` int64 [N], one entry per start: 1 good, 0 not good, -1 unknown, where the advantage is NaN. Successful
+    demonstrations (``expert`` or ``recorded``) are good whatever their label, as in RECAP (arXiv:2511.14759). Raises
+    ``ValueError`` if ``labels`` are of another number of frame steps than the dataset's version.
+    """
+
+    def __init__(self, dataset: ImitationDataset, labels: AdvantageLabels) -> None:
+        cache = dataset.cache
+        if len(labels) != cache.num_steps.sum():
+            raise ValueError(f"{len(labels)} advantage labels for a dataset of {cache.num_steps.sum()} frame steps")
+        self.dataset = dataset
+        is_good = np.where(np.isnan(labels.advantage), -1, labels.is_good.astype(np.int64))
+        is_demonstration = [m.source in DEMONSTRATION_SOURCES and m.outcome == "success" for m in cache.metas]
+        is_good[np.repeat(is_demonstration, cache.num_steps)] = 1
+        first_step = np.cumsum(cache.num_steps) - cache.num_steps  # of each episode, among those of the whole version
+        episode, frame = dataset.starts.T
+        self.is_good = is_good[first_step[episode] + frame]
+
+    def images(self) -> dict[str, Tensor]:
+        """See `ImitationDataset.images`."""
+        return self.dataset.images()
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> tuple[ImitationBatch, Tensor]:
+        """The same chunks as `ImitationDataset.sample` draws, and their ``is_good`` int64 [B]."""
+        chosen = self.dataset.draw_starts(generator, batch_size)
+        return self.dataset.load(self.dataset.starts[chosen], chunk_length), torch.from_numpy(self.is_good[chosen])

@@ -23,13 +23,14 @@ class Schedule:
     """One iteration of the loop, for a stage's ``takes_part``. The loop has iteration 0 and ``num_iterations`` more.
 
     ``has_simulator`` is false if episodes come from a recording. ``uses_world_model`` is true if the policy improves in
-    a world model, or if there is no policy.
+    a world model, or if there is no policy; ``uses_advantages`` if its method learns from labelled advantages.
     """
 
     iteration: int
     num_iterations: int
     has_simulator: bool
     uses_world_model: bool
+    uses_advantages: bool = False
 
     @property
     def is_first(self) -> bool:

@@ -1,10 +1,10 @@
-"""Improve the policy: by GRPO inside the world model, or by imitating every success in SANS (the control).
+"""Improve the policy: by GRPO inside the world model, by RECAP, or by imitating every success in SANS (the control).
 
-The stage runs several times in an iteration. The first run makes the policy that GRPO starts from: one that imitates
-every success in SANS (World-VLA-Loop starts from the clone; ``restart_from`` chooses). Each further run is a round of
-updates and leaves a candidate. After every run `check_closed_loop` may find that the world model is not trusted any
-more for the newest policy; then no round follows. A round goes on from the averaged weights of the newest candidate,
-the policy that was checked, with a fresh optimizer.
+RECAP and imitation run once in an iteration, GRPO several times. Its first run makes the policy that it starts from:
+one that imitates every success in SANS (World-VLA-Loop starts from the clone; ``restart_from`` chooses). Each further
+run is a round of updates and leaves a candidate. After every run `check_closed_loop` may find that the world model is
+not trusted any more for the newest policy; then no round follows. A round goes on from the averaged weights of the
+newest candidate, the policy that was checked, with a fresh optimizer.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import ClassVar
 import numpy as np
 
 from worldloop.core.errors import WorldloopError, require_choice, require_range
-from worldloop.core.interfaces import LikelihoodPolicy, Policy
-from worldloop.core.randomness import make_generator
+from worldloop.core.interfaces import AdvantageConditionedPolicy, LikelihoodPolicy, Policy
+from worldloop.core.randomness import derive_seed, make_generator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibrations
+from worldloop.core.types import OUTCOMES, SOURCES
 from worldloop.evaluation.critic import score_critic
+from worldloop.policies.imitation import fit_by_conditioned_imitation
 from worldloop.rl.grpo import GrpoConfig, GrpoObjective
 from worldloop.rollout.groups import GroupedImagination, GroupSettings
-from worldloop.sans.imitation import EVERY_SUCCESS
+from worldloop.sans.advantages import read_labels
+from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset, LabelledImitation
 from worldloop.sans.open_frames import OpenFrames
 from worldloop.stages import clone_policy
 from worldloop.stages.context import Schedule, StageContext
@@ -44,14 +47,16 @@ class Config(GrpoConfig):
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("groups_per_update", "minibatch_size")
 
-    method: str = "grpo"  # an entry of METHODS: grpo, or imitate_successes (control: clone every success in SANS)
+    method: str = "grpo"  # grpo (in the world model) | recap (labelled advantages) | imitate_successes (control)
     restart_from: str = "successes"  # successes (clone of all in SANS), policy (the current) or clone (iteration 0's)
     mid_episode_share: float = 0.25  # share of groups that start in the middle of a policy episode, in [0, 1]
     imagination_horizon: int = 6  # most chunks of an imagined rollout; drift grows with each chunk
     num_critic_steps: int = 0  # optimizer steps of a critic for rollouts that are cut off; 0: no critic
     truncates_uncertain: bool = False  # end a rollout, as a failure, at its first uncertain frame (floor_db)
     num_candidates: int = 3  # rounds, among which the updates are divided; each gives a candidate for promotion
-    num_imitation_steps: int = 900  # optimizer steps of imitating successes (the clone has fewer episodes)
+    num_imitation_steps: int = 900  # optimizer steps of imitation, of successes or by recap
+    guidance: float = 1.0  # recap acts by log pi_u + guidance (log pi_c - log pi_u); 1: conditioned on good actions
+    indicator_dropout: float = 0.3  # recap learns without the indicator this often, 0 to 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +71,8 @@ class Config(GrpoConfig):
         if self.num_critic_steps < 0:
             raise ValueError(f"improve_policy.num_critic_steps must be >= 0, got {self.num_critic_steps}")
         require_range("improve_policy.mid_episode_share", self.mid_episode_share, 0, 1)
+        require_range("improve_policy.guidance", self.guidance, 0)
+        require_range("improve_policy.indicator_dropout", self.indicator_dropout, 0, 1)
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
@@ -81,6 +88,37 @@ def imitate_successes(state: LoopState, config: Config, context: StageContext) -
     """The one candidate imitates every success in SANS."""
     candidate = name_checkpoint(state.iteration, "policy")
     _imitate(state, config, context, candidate)
+    return replace(state, start=candidate, newest=candidate, candidates=(candidate,))
+
+
+def run_recap(state: LoopState, config: Config, context: StageContext) -> LoopState:
+    """RECAP (arXiv:2511.14759, section IV): the one candidate imitates all episodes, told which actions were good.
+
+    It starts from new weights. It then acts as if told that its next actions are good.
+    """
+    candidate = name_checkpoint(state.iteration, "policy")
+    if not context.models.has(candidate):
+        version = context.store.version(state.dataset)
+        labels = read_labels(context.models.run_dir / state.labels, version.fingerprint)
+        policy = context.models.new_policy(version.normalisation, derive_seed(context.seed, state.iteration, NAME))
+        assert isinstance(policy, AdvantageConditionedPolicy)
+        everything = EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)
+        episodes = ImitationDataset(context.open_cache(state.dataset), everything, policy.spec.robot.camera_names)
+        cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_imitation_steps)
+        policy = fit_by_conditioned_imitation(
+            policy,
+            LabelledImitation(episodes, labels),
+            cloning,
+            context.setup.make_generators(context.seed, state.iteration, f"{NAME}/recap"),
+            context.setup,
+            context.reporter,
+            name=NAME,
+            first_step=state.iteration * config.num_imitation_steps,
+            indicator_dropout=config.indicator_dropout,
+        )
+        policy.guidance = config.guidance
+        context.models.save_policy(policy, candidate)
+    context.setup.drop_checkpoint(NAME)
     return replace(state, start=candidate, newest=candidate, candidates=(candidate,))
 
 
@@ -138,16 +176,21 @@ def divide_updates(config: Config) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to improve a policy: what it does, whether it needs a world model, and the interface a policy must have."""
+    """A way to improve a policy: what it does, what it needs, and the interface a policy must have.
+
+    ``uses_advantages``: it learns from the labels of `label_advantages`.
+    """
 
     run: Callable[[LoopState, Config, StageContext], LoopState]
-    uses_world_model: bool
     interface: type[Policy]
+    uses_world_model: bool = False
+    uses_advantages: bool = False
 
 
 METHODS = {
-    "grpo": Method(run_grpo, uses_world_model=True, interface=LikelihoodPolicy),  # type: ignore[type-abstract]
-    "imitate_successes": Method(imitate_successes, uses_world_model=False, interface=Policy),  # type: ignore[type-abstract]
+    "grpo": Method(run_grpo, LikelihoodPolicy, uses_world_model=True),  # type: ignore[type-abstract]
+    "recap": Method(run_recap, AdvantageConditionedPolicy, uses_advantages=True),  # type: ignore[type-abstract]
+    "imitate_successes": Method(imitate_successes, Policy),  # type: ignore[type-abstract]
 }
 
 

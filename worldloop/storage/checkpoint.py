@@ -34,8 +34,8 @@ _REMEDY = "restore it, or delete the run directory and run again"
 class Checkpoint:
     """Everything that a model is rebuilt from.
 
-    ``kind`` is ``policy`` or ``world_model``. ``name`` is the policy's ``kind`` in the config, or
-    ``video_world_model``.
+    ``kind`` is ``policy``, ``world_model`` or ``critic``. ``name`` is the policy's ``kind`` in the config,
+    ``video_world_model`` or ``categorical``.
     """
 
     kind: str

@@ -30,6 +30,8 @@ class LoopState:
     - ``calibrations``: how to read the heads of ``world_model``, ``None`` until it has been checked; ``trust``: task ->
       what the last check found, empty until then
     - ``rejected``: the best candidate of the last improvement that did not become the policy, "" if there is none
+    - ``critics``: checkpoints of this iteration's critics, one per fold; ``labels``: folder of the advantages that they
+      gave to the training episodes of ``dataset``
     - ``evaluation_success``: for each iteration, task -> outcomes of its policy on the evaluation states. Recorded for
       the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
@@ -55,6 +57,8 @@ class LoopState:
     num_fits: int = 0
     calibrations: Calibrations | None = None
     trust: dict[str, Trust] = field(default_factory=dict)
+    critics: tuple[str, ...] = ()
+    labels: str = ""
     evaluation_success: tuple[dict[str, tuple[bool, ...]], ...] = ()
     num_scripted_episodes: int = 0
     env_steps: int = 0
@@ -101,7 +105,7 @@ class LoopState:
         """
         try:
             values = _upgrade(values)
-            values |= {name: tuple(values[name]) for name in ("candidates", "records")}
+            values |= {name: tuple(values[name]) for name in ("candidates", "critics", "records")}
             values["evaluation_success"] = tuple(_read_outcomes(outcomes) for outcomes in values["evaluation_success"])
             values["trust"] = {task: Trust(**trust) for task, trust in values["trust"].items()}
             if values["calibrations"] is not None:
@@ -135,5 +139,5 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("validation_success")
         values["schema_version"] = 4
     if values["schema_version"] == 4:
-        values |= {"simulator_steps": 0, "schema_version": STATE_SCHEMA_VERSION}  # not counted then
+        values |= {"simulator_steps": 0, "critics": (), "schema_version": STATE_SCHEMA_VERSION}
     return values

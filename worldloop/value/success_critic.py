@@ -7,117 +7,40 @@ rollouts in model-based reinforcement learning (MBPO, arXiv:1906.08253; Dreamer,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloop.core import images
-from worldloop.core.interfaces import Metrics, Reporter
+from worldloop.core.interfaces import Reporter
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Observation
-from worldloop.networks.augment import augment_frames
 from worldloop.networks.blocks import make_mlp
-from worldloop.networks.frame_pair import FramePairEncoder
-from worldloop.networks.instruction import InstructionEncoder
-from worldloop.networks.views import ViewModules
-from worldloop.training.trainer import BatchObjective, fit_small
+from worldloop.value.observation_encoder import LoadRows, ObservationEncoder, fit_on_observations
 
-LoadOutcomes = Callable[[Tensor], tuple[Observation, Tensor]]
-
-LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.05
-# A network easily memorises a few hundred episodes. Trained on 265 episodes of one run (PushCube-v1), AUC over 95
-# held-out ones was .60 with every cell's features and no shift, .77 with shifts, .84 with only keypoints and shifts.
-DROPOUT = 0.3
-SHIFT_PX, BRIGHTNESS = 2, 0.05
-INSTRUCTION_DIM = 16
+LoadOutcomes = LoadRows  # the label is 1 if the row's episode succeeded, else 0
 
 
 class Critic(nn.Module):
     """``forward(observation)`` -> logit f32 [B] of success by the episode's end.
 
-    It reads the first frame and the frame now of each camera in ``spec``, proprio if there is any, and the share of the
-    task's time limit that has passed. With several tasks in ``spec`` it also reads the instruction, since tasks may
-    look alike.
-
-    ``backgrounds``: camera name -> mean frame f32 [3, h, w]. ``proprio`` f32 [n, S]: a sample that gives mean and
-    scale, or ``None``. `forward` raises ``ValueError`` if only the observation lacks proprio.
+    ``spec``, ``backgrounds``, ``proprio`` and what the critic reads: see `ObservationEncoder`.
     """
-
-    proprio_mean: Tensor
-    proprio_std: Tensor
 
     def __init__(self, spec: SimulatorSpec, backgrounds: Mapping[str, Tensor], proprio: Tensor | None) -> None:
         super().__init__()
         self.spec = spec
-        if proprio is None:
-            proprio = torch.zeros(2, 0)
-        self.register_buffer("proprio_mean", proprio.float().mean(0))
-        self.register_buffer("proprio_std", proprio.float().std(0).clamp_min(1e-4))
-        self.encoders = ViewModules(
-            {
-                camera.name: FramePairEncoder(
-                    3, (camera.height, camera.width), backgrounds[camera.name], only_keypoints=True
-                )
-                for camera in spec.robot.cameras
-            }
-        )
-        num_features = sum(encoder.dim for _, encoder in self.encoders.items()) + proprio.shape[1] + 1
-        self.instruction: InstructionEncoder | None = None
-        if len(spec.tasks) > 1:
-            self.instruction = InstructionEncoder(INSTRUCTION_DIM)
-            num_features += INSTRUCTION_DIM
-        self.dropout = nn.Dropout(DROPOUT)
-        self.head = make_mlp(num_features, 64, 1, num_hidden=1)
+        self.encoder = ObservationEncoder(spec, backgrounds, proprio)
+        self.head = make_mlp(self.encoder.dim, 64, 1, num_hidden=1)
 
     def forward(self, observation: Observation) -> Tensor:
-        frames = observation.with_cameras(self.spec.robot.camera_names).frames
-        parts = []
-        for camera, encoder in self.encoders.items():
-            first, now = (images.to_network(frames[camera][:, i]) for i in (0, -1))
-            with torch.autocast(first.device.type, dtype=torch.bfloat16):
-                parts.append(encoder(first, now))
-        limits = torch.tensor([self.spec.task(task).max_episode_steps for task in observation.task])
-        parts.append((observation.env_step / limits.to(observation.env_step))[:, None].to(parts[0]))
-        if len(self.proprio_mean):
-            if observation.proprio is None:
-                raise ValueError("this critic was fitted with proprio, and the observation has none")
-            parts.append((observation.proprio.to(parts[0]) - self.proprio_mean) / self.proprio_std)
-        if self.instruction is not None:
-            parts.append(self.instruction(observation.instruction).to(parts[0]))
-        return self.head(self.dropout(torch.cat(parts, dim=1)))[:, 0]
+        return self.head(self.encoder(observation))[:, 0]
 
     @torch.no_grad()
     def value(self, observation: Observation) -> Tensor:
         """The probability of success, f32 [B] in [0, 1], on the CPU."""
-        return torch.sigmoid(self(observation.to(self.proprio_mean.device))).cpu()
-
-
-class CriticObjective(BatchObjective[tuple[Observation, Tensor]]):
-    """Cross-entropy of success by the episode's end, on randomly shifted and brightened frames."""
-
-    def __init__(self, critic: Critic, load: LoadOutcomes, num_rows: int, batch_size: int, generator: torch.Generator):
-        super().__init__({0: generator})
-        self.critic, self.load, self.num_rows, self.batch_size = critic, load, num_rows, batch_size
-
-    def draw(self, generator: torch.Generator) -> tuple[Observation, Tensor]:
-        observation, succeeds = self.load(torch.randint(self.num_rows, (self.batch_size,), generator=generator))
-        observation = observation.with_cameras(self.critic.spec.robot.camera_names)
-        frames = augment_frames(observation.frames, SHIFT_PX, BRIGHTNESS, generator)
-        return replace(observation, frames=frames), succeeds
-
-    def count(self, batch: tuple[Observation, Tensor]) -> Tensor:
-        return torch.tensor(self.batch_size)
-
-    def compute_loss(self, batch: tuple[Observation, Tensor], number: int) -> tuple[Tensor, Metrics]:
-        observation, succeeds = batch
-        device = self.critic.proprio_mean.device
-        logit = self.critic(observation.to(device))
-        loss = functional.binary_cross_entropy_with_logits(logit, succeeds.to(device))
-        return loss, {"loss": float(loss.detach())}
+        return torch.sigmoid(self(observation.to(self.encoder.device))).cpu()
 
 
 def fit_critic(
@@ -136,18 +59,15 @@ def fit_critic(
     ``load(rows int64 [B])``, for rows in 0..num_rows - 1, returns observations and, f32 [B], whether their episodes
     succeeded.
     """
-    sample, _ = load(torch.randint(num_rows, (min(num_rows, 1024),), generator=generator))
-    frames = sample.with_cameras(spec.robot.camera_names).frames
-    backgrounds = {camera: images.to_network(seen[:, -1]).mean(0) for camera, seen in frames.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        critic = Critic(spec, backgrounds, sample.proprio).to(device)
-        return fit_small(
-            critic,
-            CriticObjective(critic, load, num_rows, batch_size, generator),
-            reporter,
-            num_steps=num_steps,
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            unit="critic step",
-        )
+    return fit_on_observations(
+        Critic,
+        functional.binary_cross_entropy_with_logits,
+        load,
+        num_rows,
+        spec,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        generator=generator,
+        device=device,
+        reporter=reporter,
+    )

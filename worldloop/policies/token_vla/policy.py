@@ -128,8 +128,8 @@ class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
     log-probabilities are the same in training and evaluation mode. Call `prepare` once before cloning. ``spec`` has
     only the cameras that the policy reads; an observation may have more.
 
-    The caller may set ``temperature`` (of sampling and of every log-probability), ``version`` and ``guidance``. Of these
-    only ``guidance`` is part of the state dict.
+    The caller may set ``temperature`` (of sampling and of every log-probability), ``version`` and ``guidance``. Only
+    ``guidance`` is part of the state dict.
     """
 
     Config = TokenVLAConfig

@@ -1,0 +1,87 @@
+"""Returns, out-of-fold values and advantages of the episodes of a debug run, and how values are judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reporters import RecordingReporter
+
+from worldloop.config.loading import load_config
+from worldloop.core.types import Observation
+from worldloop.evaluation.episode_values import EpisodeFrames, choose_fold, judge_critic
+from worldloop.factory.build import build_spec
+from worldloop.sans.store import SansStore
+
+
+@pytest.fixture
+def frames(debug_run: Path) -> EpisodeFrames:
+    config = load_config(debug_run / "config.yaml")
+    store = SansStore(debug_run / "sans")
+    cache = store.open_cache(store.version("v001"))
+    spec = build_spec(config.source, config.simulator, config.recording)
+    return EpisodeFrames(cache, spec, cache.select(split="train"), "recap", num_folds=3)
+
+
+class Says:
+    """A critic whose value is always the same."""
+
+    def __init__(self, value: float) -> None:
+        self.constant = value
+
+    def value(self, observation: Observation) -> torch.Tensor:
+        return torch.full((len(observation),), self.constant)
+
+
+def test_frames_are_those_before_the_end_with_returns_of_their_episode(frames: EpisodeFrames) -> None:
+    """The toy has two actions a frame and a limit of 20 steps: a return is minus the steps left over 40."""
+    cache = frames.cache
+    assert len(frames) == frames.num_frames.sum() == len(frames.returns)
+    for outcome, end in (("success", 0.0), ("failure", -0.5)):
+        number = next(i for i, e in enumerate(frames.episodes) if cache.metas[e].outcome == outcome)
+        episode = cache.episode(int(frames.episodes[number]))
+        own = slice(frames.first[number], frames.first[number + 1])
+        num_open = int(episode.valid.any(axis=1).sum())
+        assert num_open == episode.num_frame_steps - (outcome == "success"), "a success is shown for a frame more"
+        assert frames.index[own].tolist() == [[frames.episodes[number], f] for f in range(num_open)]
+        left = episode.num_env_steps - 2 * np.arange(num_open)
+        np.testing.assert_allclose(frames.returns[own], end - left / 40, atol=1e-6)
+    observation, returns = frames.load(torch.tensor([1, 0]))
+    assert returns.tolist() == frames.returns[[1, 0]].tolist()
+    assert observation.env_step.tolist() == [2, 0]
+
+
+def test_an_episode_is_valued_by_the_critic_of_its_fold_and_so_are_all_from_its_state(frames: EpisodeFrames) -> None:
+    values = frames.compute_values([Says(0.0), Says(-0.1), Says(-0.2)], 64, RecordingReporter())  # type: ignore[list-item]
+    np.testing.assert_allclose(values, -0.1 * frames.fold)
+    assert set(frames.fold.tolist()) == {0, 1, 2}
+    by_state: dict[str, set[int]] = {}
+    for (episode, _), fold in zip(frames.index.tolist(), frames.fold.tolist(), strict=True):
+        by_state.setdefault(frames.cache.metas[episode].initial_state_id, set()).add(fold)
+    assert all(len(folds) == 1 for folds in by_state.values())
+    state = next(iter(by_state))
+    assert by_state[state] == {choose_fold(state, 3)}
+
+
+def test_values_that_are_the_returns_leave_no_advantage(frames: EpisodeFrames) -> None:
+    assert np.abs(frames.compute_advantages(frames.returns, 4)).max() < 1e-6
+    # The return minus a constant: the outcome is better than expected wherever it is seen within four frames.
+    advantages = frames.compute_advantages(frames.returns - 0.1, 4)
+    left = np.concatenate([np.arange(n, 0, -1) for n in frames.num_frames])
+    np.testing.assert_allclose(advantages, np.where(left <= 4, 0.1, 0.0), atol=1e-6)
+
+
+def test_values_are_judged_by_source_beside_the_clock(frames: EpisodeFrames) -> None:
+    """The returns themselves know the outcome at all times; their opposite never does."""
+    for values, expected in ((frames.returns, 1.0), (-frames.returns, 0.0)):
+        judged = judge_critic(frames, values)
+        assert set(judged) == {"scripted", "on_policy"}
+        for judgement in judged.values():
+            assert [figure and figure.value for figure in judgement.auc.values()] == [expected] * 3
+            assert all(figure and figure.value > 0.5 for figure in judgement.clock_auc.values()), "successes are short"
+    stored: dict[str, Any] = judged["on_policy"].to_dict()
+    assert list(stored["auc"]) == ["0.25", "0.50", "0.75"]
+    assert stored["n"] == sum(frames.cache.metas[e].source == "policy" for e in frames.episodes.tolist())

@@ -1,0 +1,140 @@
+"""Critics on stored episodes: the returns that they learn, their values out of fold, and how these tell the outcome.
+
+An episode's value comes from a critic that has learned neither from it nor from another episode of the same initial
+state. Shapes: N frames of all chosen episodes, end to end; F frame steps of one episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.core.interfaces import Reporter
+from worldloop.core.randomness import derive_seed
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.statistics import Estimate, auc, estimate_by_label
+from worldloop.core.types import Observation
+from worldloop.evaluation.open_loop import SOURCES
+from worldloop.sans.cache import VersionCache
+from worldloop.sans.clips import make_observation
+from worldloop.value.categorical import CategoricalCritic
+from worldloop.value.returns import compute_advantages, compute_returns
+
+SHARES = (0.25, 0.5, 0.75)  # of an episode, at which its values are judged
+
+
+def choose_fold(initial_state_id: str, num_folds: int) -> int:
+    """The fold of all episodes from one initial state."""
+    return derive_seed("fold", initial_state_id) % num_folds
+
+
+class EpisodeFrames:
+    """The frames of some ``episodes`` int64 [n] of a dataset version from before their success or end.
+
+    - ``index`` int64 [N, 2]: (episode, frame); ``returns`` f32 [N], see `compute_returns`; ``fold`` int64 [N]
+    - ``num_frames`` int64 [n]: how many each episode has; ``first`` int64 [n + 1]: its first row, and at the end N
+    """
+
+    def __init__(
+        self, cache: VersionCache, spec: SimulatorSpec, episodes: np.ndarray, target: str, num_folds: int
+    ) -> None:
+        self.cache, self.spec, self.episodes, self.num_folds = cache, spec, episodes, num_folds
+        self._returns = [self._compute_returns(int(episode), target) for episode in episodes]
+        self.num_frames = np.array([len(returns) - 1 for returns in self._returns], dtype=np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.num_frames)])
+        frame = [np.arange(n) for n in self.num_frames.tolist()]
+        self.index = np.stack([np.repeat(episodes, self.num_frames), np.concatenate(frame)], axis=1)
+        folds = [choose_fold(cache.metas[e].initial_state_id, num_folds) for e in episodes.tolist()]
+        self.fold = np.repeat(np.array(folds, dtype=np.int64), self.num_frames)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        return np.concatenate([returns[:-1] for returns in self._returns])
+
+    def _compute_returns(self, episode: int, target: str) -> np.ndarray:
+        meta, steps = self.cache.metas[episode], np.arange(self.cache.num_steps[episode])
+        valid = self.cache.steps("valid", np.full(len(steps), episode), steps)
+        return compute_returns(
+            int(valid.sum()),
+            int(valid.any(axis=1).sum()),
+            self.cache.actions_per_frame,
+            meta.outcome == "success",
+            self.spec.task(meta.task).max_episode_steps,
+            target,
+        )
+
+    def load(self, rows: Tensor) -> tuple[Observation, Tensor]:
+        """The observations and returns f32 [B] at ``rows`` int64 [B] in 0..N - 1."""
+        chosen = rows.numpy()
+        observation = make_observation(self.cache, self.spec.robot.camera_names, self.index[chosen])
+        return observation, torch.from_numpy(self.returns[chosen])
+
+    def compute_values(self, critics: Sequence[CategoricalCritic], batch_size: int, reporter: Reporter) -> np.ndarray:
+        """f32 [N]: each frame's value by the critic of its fold, ``critics[fold]``, which has not learned from it."""
+        values = np.zeros(len(self), dtype=np.float32)
+        with reporter.progress(len(self), "frame") as progress:
+            for fold, critic in enumerate(critics):
+                for rows in torch.from_numpy(np.flatnonzero(self.fold == fold)).split(batch_size):
+                    values[rows.numpy()] = critic.value(self.load(rows)[0]).numpy()
+                    progress.advance(len(rows))
+        return values
+
+    def compute_advantages(self, values: np.ndarray, num_frames: int) -> np.ndarray:
+        """f32 [N]: advantages over ``num_frames`` frames from ``values`` f32 [N], episode by episode."""
+        parts = []
+        for number, returns in enumerate(self._returns):
+            own = values[self.first[number] : self.first[number + 1]]
+            parts.append(compute_advantages(np.append(own, returns[-1]), returns, num_frames))
+        return np.concatenate(parts).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class CriticJudgement:
+    """How well values tell a coming success from a coming failure, on the episodes of one source.
+
+    - ``auc``: share of the episode -> AUC of the value there; ``None`` if all episodes end alike
+    - ``clock_auc``: the same of the time that has passed, its floor: successes end earlier, so a share of an episode is
+      an earlier time
+    """
+
+    n: int
+    auc: dict[float, Estimate | None]
+    clock_auc: dict[float, Estimate | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        def write(figures: dict[float, Estimate | None]) -> dict[str, Any]:
+            return {f"{share:.2f}": figure and figure.to_dict() for share, figure in figures.items()}
+
+        return {"n": self.n, "auc": write(self.auc), "clock_auc": write(self.clock_auc)}
+
+
+def judge_critic(frames: EpisodeFrames, values: np.ndarray) -> dict[str, CriticJudgement]:
+    """Source, see `SOURCES`, -> how ``values`` f32 [N] tell its episodes' outcome.
+
+    A source without episodes is left out.
+    """
+    cache = frames.cache
+    judged = {}
+    for name, sources in SOURCES.items():
+        rows = [i for i, e in enumerate(frames.episodes.tolist()) if cache.metas[e].source in sources]
+        if not rows:
+            continue
+        success = np.array([cache.metas[frames.episodes[i]].outcome == "success" for i in rows])
+        of_value: dict[float, Estimate | None] = {}
+        of_clock: dict[float, Estimate | None] = {}
+        for share in SHARES:
+            frame = [int(share * frames.num_frames[i]) for i in rows]
+            at = [int(frames.first[i]) + f for i, f in zip(rows, frame, strict=True)]
+            of_value[share] = estimate_by_label(auc, values[at].astype(np.float64), success)
+            of_clock[share] = estimate_by_label(auc, -np.array(frame, dtype=np.float64), success)
+        judged[name] = CriticJudgement(len(rows), of_value, of_clock)
+    return judged
