@@ -7,7 +7,7 @@
 policy it evaluates, on the same evaluation states:
 
 - the imitation of all successes that the loop had collected, from which GRPO started
-- clones of more expert demonstrations: the first 20, 100, 300 and 1000 of one list, 900 optimizer steps each
+- clones of more expert demonstrations: the first 20, 100 and 300 of one list, 900 optimizer steps each
 
 TASK: push, pull, pick. What was measured is not measured again. ``report`` also counts the episodes that only judge:
 those of the checks in the closed loop, and of the gate.
@@ -36,7 +36,7 @@ from worldloop.stages import clone_policy, evaluate_policy  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
 
-NUM_DEMONSTRATIONS = (20, 100, 300, 1000)
+NUM_DEMONSTRATIONS = (20, 100, 300)
 NUM_STEPS = 900  # of imitation, as many as the loop's imitation of successes takes
 
 

@@ -29,7 +29,16 @@ SMALL = (
 )
 
 
-def _run_in_child(run_root: str, kill_at: tuple[int, str] | None) -> None:
+RECAP = (
+    "improve_policy.method=recap",
+    "fit_value.num_steps=20",
+    "num_iterations=1",
+    "evaluate_policy.num_states=10",
+    "promote_policy.max_states=10",
+)
+
+
+def _run_in_child(run_root: str, kill_at: tuple[int, str] | None, overrides: tuple[str, ...]) -> None:
     """Run the debug loop; kill this process for good at the first progress of stage ``kill_at``."""
     import worldloop.loop.run as loop
 
@@ -44,11 +53,11 @@ def _run_in_child(run_root: str, kill_at: tuple[int, str] | None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     loop.TerminalDisplay = Display  # type: ignore[misc]
-    loop.run_loop(load_config(DEBUG, [f"run_root={run_root}", *SMALL]))
+    loop.run_loop(load_config(DEBUG, [f"run_root={run_root}", *SMALL, *overrides]))
 
 
-def _in_child(run_root: Path, kill_at: tuple[int, str] | None) -> int | None:
-    process = get_context().Process(target=_run_in_child, args=(str(run_root), kill_at))
+def _in_child(run_root: Path, kill_at: tuple[int, str] | None, *overrides: str) -> int | None:
+    process = get_context().Process(target=_run_in_child, args=(str(run_root), kill_at, overrides))
     process.start()
     process.join(200)
     return process.exitcode
@@ -148,6 +157,21 @@ def test_killed_in_every_stage_gives_the_same_results(finished: Path, tmp_path: 
         assert _in_child(tmp_path, target) == -signal.SIGKILL, target
     assert _in_child(tmp_path, None) == 0
     assert (tmp_path / "debug/results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_a_loop_with_recap_killed_in_its_own_stages_gives_the_same_results(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _in_child(whole, None, *RECAP) == 0
+    for name in ("fit_value", "check_value", "label_advantages", "improve_policy"):
+        assert _in_child(killed, (1, name), *RECAP) == -signal.SIGKILL, name
+    assert _in_child(killed, None, *RECAP) == 0
+    results = (whole / "debug/results.json").read_bytes()
+    assert (killed / "debug/results.json").read_bytes() == results
+    _, last = json.loads(results)["iterations"]
+    assert set(last["good_share"]) == {"expert", "perturbed", "policy"}
+    assert last["value_check"]["on_policy"]["n"] > 0
+    assert last["simulated_success"]["n"] == 10
+    assert last["reward_alignment"] is None
 
 
 @pytest.mark.slow

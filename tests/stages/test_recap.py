@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from reporters import RecordingReporter
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import AdvantageConditionedPolicy
-from worldloop.loop.run import make_context, run_loop
+from worldloop.loop.run import make_context
 from worldloop.loop.schedule import list_stages
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
@@ -115,13 +114,3 @@ def test_a_missing_critic_is_one_clear_error(recap: Recap) -> None:
 def test_a_wrong_target_is_named() -> None:
     with pytest.raises(WorldloopError, match=r"fit_value\.target.*'returns'.*recap, progress"):
         load_config(DEBUG, [*RECAP, "fit_value.target=returns"])
-
-
-def test_a_loop_with_recap_ends(tmp_path: Path) -> None:
-    small = ["num_iterations=1", "evaluate_policy.num_states=10", "promote_policy.max_states=10"]
-    run_loop(load_config(DEBUG, [*RECAP, *small, f"run_root={tmp_path}"]))
-    _, last = json.loads((tmp_path / "debug/results.json").read_text())["iterations"]
-    assert set(last["good_share"]) == {"expert", "perturbed", "policy"}
-    assert last["value_check"]["on_policy"]["n"] > 0
-    assert last["simulated_success"]["n"] == 10
-    assert last["reward_alignment"] is None
