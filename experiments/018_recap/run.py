@@ -97,7 +97,7 @@ def train(state: LoopState, context: StageContext, name: str) -> str:
 
 
 def guide(checkpoint: str, context: StageContext, guidance: float, is_good: bool) -> str:
-    """A copy of the policy that acts with ``guidance``; without ``is_good`` it is told that its actions are not good."""
+    """A copy of the policy that acts with ``guidance``; without ``is_good`` it is told that its actions are bad."""
     path = f"{checkpoint}_{guidance:g}" if is_good else f"{checkpoint}_bad"
     if not context.models.has(path):
         policy = context.models.load_policy(checkpoint)
