@@ -169,7 +169,7 @@ def test_a_loop_with_recap_killed_in_its_own_stages_gives_the_same_results(tmp_p
     assert (killed / "debug/results.json").read_bytes() == results
     _, last = json.loads(results)["iterations"]
     assert set(last["good_share"]) == {"expert", "perturbed", "policy"}
-    assert last["value_check"]["on_policy"]["n"] > 0
+    assert last["value_check"]["on_policy"]["num_episodes"] > 0
     assert last["simulated_success"]["n"] == 10
     assert last["reward_alignment"] is None
 

@@ -12,10 +12,10 @@ NAME = "check_value"  # the stage, also its TensorBoard folder and tags
 
 
 def describe_critics(judged: Mapping[str, CriticJudgement]) -> list[str]:
-    """One log line per source, e.g. ``on_policy: AUC of the value .61 .74 .88 at 25, 50, 75 % ...``."""
+    """One log line per source, e.g. ``on_policy: AUC of the value 0.61 0.74 0.88 at 25, 50, 75 % of the time``."""
     return [
         f"{source}: AUC of the value {_show(j.auc)} at {', '.join(f'{100 * share:.0f}' for share in j.auc)} % of the "
-        f"episode, of the clock alone {_show(j.clock_auc)}, {j.n} episodes"
+        f"time, {j.num_episodes} episodes"
         for source, j in judged.items()
     ]
 
@@ -25,12 +25,11 @@ def _show(figures: Mapping[float, Estimate | None]) -> str:
 
 
 def write_critics(reporter: Reporter, iteration: int, judged: Mapping[str, CriticJudgement]) -> None:
-    """TensorBoard: ``check_value/SOURCE/auc_at_50`` and ``clock_auc_at_50`` over iterations."""
+    """TensorBoard: ``check_value/SOURCE/auc_at_50`` over iterations."""
     values = {
-        f"{NAME}/{source}/{name}_at_{100 * share:.0f}": figure.value
+        f"{NAME}/{source}/auc_at_{100 * share:.0f}": figure.value
         for source, judgement in judged.items()
-        for name, figures in (("auc", judgement.auc), ("clock_auc", judgement.clock_auc))
-        for share, figure in figures.items()
+        for share, figure in judgement.auc.items()
         if figure is not None
     }
     with reporter.writer(NAME, purge_step=iteration) as writer:
