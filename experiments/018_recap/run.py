@@ -45,12 +45,14 @@ from worldloop.storage.run_state import LoopState  # noqa: E402
 
 GUIDANCE = {"recap_0": 0.0, "recap_1": 1.0, "recap_1.5": 1.5, "recap_2.5": 2.5}
 BASELINES = {"successes": EVERY_SUCCESS, "everything": EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)}
+NUM_STEPS = 2700  # optimizer steps of every policy; with 900, `recap` had hardly learned what the indicator means
 ARMS = (*BASELINES, *GUIDANCE, "recap_bad", "random_1")
 
 
 def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> None:
     """Write measured.json into TASK-seedN-recap beside the loop."""
-    config = configure(task, seed, [*overrides, "improve_policy.method=recap"])
+    changes = ["improve_policy.method=recap", f"improve_policy.num_imitation_steps={NUM_STEPS}", *overrides]
+    config = configure(task, seed, changes)
     loop = locate_run(config)
     folder = loop.path.with_name(f"{loop.path.name}-recap")
     if not folder.exists():
