@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ from reporters import RecordingReporter
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import AdvantageConditionedPolicy
+from worldloop.factory.checkpoints import load_critic
 from worldloop.loop.run import make_context
 from worldloop.loop.schedule import list_stages
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.sans.advantages import read_labels
+from worldloop.sans.store import SansStore
 from worldloop.stages import STAGES
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-RECAP = ["improve_policy.method=recap", "fit_value.num_steps=20", "improve_policy.num_imitation_steps=20"]
+RECAP = ["improve_policy.method=recap", "fit_value.num_steps=10", "improve_policy.num_imitation_steps=20"]
 VALUE_STAGES = ("fit_value", "check_value", "label_advantages")
 
 
@@ -47,11 +50,23 @@ class Recap:
         return self.state, context
 
 
-@pytest.fixture
-def recap(debug_run: Path, tmp_path: Path) -> Recap:
-    copy = tmp_path / "debug"
+@pytest.fixture(scope="module")
+def recap(debug_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Recap:
+    """The debug run after `fit_value`, `check_value` and `label_advantages`, which labels 30 % of the steps as good."""
+    copy = tmp_path_factory.mktemp("recap") / "debug"
     shutil.copytree(debug_run, copy, ignore=shutil.ignore_patterns(".lock"))
-    return Recap(copy)
+    recap = Recap(copy)
+    for name in VALUE_STAGES:
+        recap.run(name, "label_advantages.positive_share=0.3")
+    return recap
+
+
+@pytest.fixture
+def fork(recap: Recap) -> Iterator[Recap]:
+    """``recap``, whose state a test may change."""
+    state = recap.state
+    yield recap
+    recap.state = state
 
 
 def test_recap_has_stages_of_its_own_and_needs_no_world_model() -> None:
@@ -66,49 +81,47 @@ def test_recap_has_stages_of_its_own_and_needs_no_world_model() -> None:
     assert not set(VALUE_STAGES) & set(list_stages(load_config(DEBUG, RECAP), 0))
 
 
-def test_the_stages_fit_judge_label_and_train(recap: Recap) -> None:
-    state, context = recap.run("fit_value")
-    assert state.critics == ("checkpoints/iteration_001/critic_0", "checkpoints/iteration_001/critic_1")
-    first, second = (context.models.load_critic(path).state_dict() for path in state.critics)
-    assert any(not np.array_equal(first[name], second[name]) for name in first), "each learns from other episodes"
-
-    state, _ = recap.run("check_value")
-    judged = state.records[1]["value_check"]
+def test_each_critic_learns_from_other_episodes_and_is_judged_by_source(recap: Recap) -> None:
+    assert recap.state.critics == ("checkpoints/iteration_001/critic_0", "checkpoints/iteration_001/critic_1")
+    first, second = (load_critic(recap.run_dir / path).state_dict() for path in recap.state.critics)
+    assert any(not np.array_equal(first[name], second[name]) for name in first)
+    judged = recap.state.records[1]["value_check"]
     assert set(judged) == {"scripted", "on_policy"}
     assert 0 <= judged["scripted"]["auc"]["0.50"]["value"] <= 1
 
-    state, context = recap.run("label_advantages", "label_advantages.positive_share=0.3")
-    version = context.store.version("v001")
-    labels = read_labels(recap.run_dir / state.labels, version.fingerprint)
-    cache = context.store.open_cache(version)
-    task = next(iter(labels.thresholds))
+
+def test_all_training_steps_before_a_success_are_labelled(recap: Recap) -> None:
+    store = SansStore(recap.run_dir / "sans")
+    version = store.version("v001")
+    labels, cache = read_labels(recap.run_dir / recap.state.labels, version.fingerprint), store.open_cache(version)
     split = np.repeat([meta.split for meta in cache.metas], cache.num_steps)
     is_open = cache.all_steps("valid").any(axis=1)
-    assert np.array_equal(np.isnan(labels.advantage), (split == "validation") | ~is_open), "after a success nothing is"
+    assert np.array_equal(np.isnan(labels.advantage), (split == "validation") | ~is_open)
     own = (split == "train") & is_open & np.repeat([meta.source == "policy" for meta in cache.metas], cache.num_steps)
     assert labels.is_good[own].mean() == pytest.approx(0.3, abs=0.05)
-    assert np.array_equal(labels.is_good[own], labels.advantage[own] > labels.thresholds[task])
+    (threshold,) = labels.thresholds.values()
+    assert np.array_equal(labels.is_good[own], labels.advantage[own] > threshold)
     assert labels.settings["num_frames"] == 10, "20 environment steps, two a frame"
 
-    state, context = recap.run("improve_policy", "improve_policy.guidance=1.5")
+
+def test_the_policy_acts_with_the_guidance_of_the_config(fork: Recap) -> None:
+    state, context = fork.run("improve_policy", "improve_policy.guidance=1.5")
     assert state.candidates == (state.newest,) == ("checkpoints/iteration_001/policy",)
     policy = context.models.load_policy(state.newest)
     assert isinstance(policy, AdvantageConditionedPolicy)
     assert policy.guidance == 1.5
 
 
-def test_labels_of_another_version_are_refused(recap: Recap) -> None:
-    for name in ("fit_value", "label_advantages"):
-        recap.run(name)
-    recap.state = replace(recap.state, dataset="v000")
+def test_labels_of_another_version_are_refused(fork: Recap) -> None:
+    fork.state = replace(fork.state, dataset="v000", iteration=7)
     with pytest.raises(WorldloopError, match=r"iteration_001.*version"):
-        recap.run("improve_policy")
+        fork.run("improve_policy")
 
 
-def test_a_missing_critic_is_one_clear_error(recap: Recap) -> None:
-    recap.state = replace(recap.state, critics=("checkpoints/iteration_001/critic_0",))
-    with pytest.raises(WorldloopError, match="critic_0 does not exist"):
-        recap.run("check_value")
+def test_a_missing_critic_is_one_clear_error(fork: Recap) -> None:
+    fork.state = replace(fork.state, critics=("checkpoints/iteration_001/critic_9",))
+    with pytest.raises(WorldloopError, match="critic_9 does not exist"):
+        fork.run("check_value")
 
 
 def test_a_wrong_target_is_named() -> None:
