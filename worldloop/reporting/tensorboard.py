@@ -50,6 +50,9 @@ def plan_charts() -> Charts:
             "open loop: AUC": band("alignment/auc"),
             "open loop: calibration error": ("alignment/ece",),
         },
+        "Do the critics know what comes?": {
+            f"AUC of the value at {share} % of the time": band(f"check_value/auc_at_{share}") for share in (25, 50, 75)
+        },
         "What did it cost?": {
             "seconds per stage": ("cost/seconds",),
             "peak memory per stage, MiB": ("cost/peak_memory_mib",),

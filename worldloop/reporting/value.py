@@ -25,12 +25,14 @@ def _show(figures: Mapping[float, Estimate | None]) -> str:
 
 
 def write_critics(reporter: Reporter, iteration: int, judged: Mapping[str, CriticJudgement]) -> None:
-    """TensorBoard: ``check_value/SOURCE/auc_at_50`` over iterations."""
-    values = {
-        f"{NAME}/{source}/auc_at_{100 * share:.0f}": figure.value
-        for source, judgement in judged.items()
-        for share, figure in judgement.auc.items()
-        if figure is not None
-    }
-    with reporter.writer(NAME, purge_step=iteration) as writer:
-        writer.scalars(iteration, values)
+    """TensorBoard: the curves ``check_value/auc_at_50`` over iterations, each source in its own run."""
+    for source, judgement in judged.items():
+        values: dict[str, float] = {}
+        for share, figure in judgement.auc.items():
+            if figure is not None:
+                tag = f"{NAME}/auc_at_{100 * share:.0f}"
+                values[tag] = figure.value
+                if figure.has_interval:
+                    values |= {f"{tag}_low": figure.low, f"{tag}_high": figure.high}
+        with reporter.writer(f"{NAME}/{source}", purge_step=iteration) as writer:
+            writer.scalars(iteration, values)
