@@ -275,8 +275,9 @@ def report(overrides: list[str]) -> None:
                 )
 
 
-def pick(figure: dict[str, Any] | float) -> float:
-    return float(figure["value"] if isinstance(figure, dict) else figure)
+def pick(figure: dict[str, Any] | float | None) -> float:
+    """NaN where a loop had no failure, or no two rollouts from one state that ended differently."""
+    return float("nan" if figure is None else figure["value"] if isinstance(figure, dict) else figure)
 
 
 def plot(tasks: dict[str, Any], path: Path) -> None:

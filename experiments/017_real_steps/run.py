@@ -32,6 +32,7 @@ from trust_loops import SEEDS, TASKS, configure, list_checked  # noqa: E402
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
 from worldloop.sans.imitation import EpisodeSelection  # noqa: E402
+from worldloop.sans.store import SansStore  # noqa: E402
 from worldloop.stages import clone_policy, evaluate_policy  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
@@ -58,6 +59,12 @@ def measure(task: str, seed: int, overrides: list[str]) -> None:
     if "imitation" not in measured:
         start = list_checked(config)[0]["checkpoint"]
         measured["imitation"] = {"checkpoint": start, "success": evaluate(str(loop.path / start))}
+        write_file(out, to_json(measured), out.name)
+    if "clone_steps" not in measured:
+        own = SansStore(loop.path / "sans")
+        cache = own.open_cache(own.version("v000"))
+        experts = cache.select(source="expert").tolist()
+        measured["clone_steps"] = sum(cache.episode(e).num_env_steps for e in experts)
         write_file(out, to_json(measured), out.name)
     steps = record_demonstrations(context)
     for number in NUM_DEMONSTRATIONS:
@@ -91,7 +98,7 @@ def count_real_steps(task: str, seed: int, overrides: list[str]) -> dict[str, An
     clone, improved = loop.read_results()["iterations"]
     measured = json.loads((loop.path.with_name(f"{loop.path.name}-demonstrations") / "measured.json").read_text())
     return {
-        "clone": {"steps": clone["env_steps"], "success": clone["simulated_success"]["rate"]},
+        "clone": {"steps": measured["clone_steps"], "success": clone["simulated_success"]["rate"]},
         "imitation": {"steps": clone["env_steps"], "success": float(np.mean(measured["imitation"]["success"]))},
         "loop": {"steps": improved["env_steps"], "success": improved["simulated_success"]["rate"]},
         "judging_episodes": count_judging_episodes(improved),

@@ -7,10 +7,12 @@
 episodes, and those of the clone) it fits critics, labels advantages, and trains policies of the same size and number of
 steps. Each acts greedily on the same evaluation states:
 
-- `everything`: imitates all episodes, told nothing; `successes`: imitates the successes alone, as GRPO's start does
+- `everything`: imitates all episodes, told nothing; `successes`: imitates the successes alone. GRPO starts from the
+  latter after 900 steps
 - `recap_B`: imitates all episodes, told which actions were good; acts with guidance B: told nothing (0), told "good"
   (1), guided (1.5, 2.5). `recap_bad` is told "not good"
-- `random_1`: the same with the labels permuted over the frame steps, told "good"
+- `random_1`: the same with the labels permuted over the frame steps of each source, told "good". In all arms the
+  successes of experts stay good
 
 TASK: push, pull, pick; without ``--arms``, all of them. What was measured is not measured again.
 """
@@ -39,7 +41,7 @@ from worldloop.core.types import OUTCOMES, SOURCES  # noqa: E402
 from worldloop.policies.token_vla.policy import TokenVLA  # noqa: E402
 from worldloop.sans.advantages import AdvantageLabels, read_labels, write_labels  # noqa: E402
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection  # noqa: E402
-from worldloop.stages import clone_policy, evaluate_policy, improve_policy  # noqa: E402
+from worldloop.stages import clone_policy, evaluate_policy  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
 
@@ -51,7 +53,7 @@ ARMS = (*BASELINES, *GUIDANCE, "recap_bad", "random_1")
 
 def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> None:
     """Write measured.json into TASK-seedN-recap beside the loop."""
-    changes = ["improve_policy.method=recap", f"improve_policy.num_imitation_steps={NUM_STEPS}", *overrides]
+    changes = ["improve_policy.method=recap", f"improve_policy.num_recap_steps={NUM_STEPS}", *overrides]
     config = configure(task, seed, changes)
     loop = locate_run(config)
     folder = loop.path.with_name(f"{loop.path.name}-recap")
@@ -83,8 +85,7 @@ def make_policy(name: str, state: LoopState, context: StageContext) -> str:
         recap = train(state, context, "recap")
         return guide(recap, context, GUIDANCE.get(name, 1.0), is_good=name != "recap_bad")
     path = f"checkpoints/iteration_001/{name}"
-    steps = context.config_of(improve_policy.Config).num_imitation_steps
-    cloning = replace(context.config_of(clone_policy.Config), num_steps=steps)
+    cloning = replace(context.config_of(clone_policy.Config), num_steps=NUM_STEPS)
     clone_policy.imitate(state, cloning, context, BASELINES[name], path)
     return path
 
@@ -116,10 +117,14 @@ def permute_labels(state: LoopState, context: StageContext) -> LoopState:
     """``state`` with the labels of all labelled frame steps permuted."""
     run_dir = context.models.run_dir
     labels = read_labels(run_dir / state.labels, context.store.version(state.dataset).fingerprint)
-    known = np.flatnonzero(~np.isnan(labels.advantage))
-    order = np.random.default_rng(context.seed).permutation(known)
+    cache = context.open_cache(state.dataset)
+    source = np.repeat([meta.source for meta in cache.metas], cache.num_steps)
+    generator = np.random.default_rng(context.seed)
     advantage, is_good = labels.advantage.copy(), labels.is_good.copy()
-    advantage[known], is_good[known] = labels.advantage[order], labels.is_good[order]
+    for name in np.unique(source):
+        known = np.flatnonzero(~np.isnan(labels.advantage) & (source == name))
+        order = generator.permutation(known)
+        advantage[known], is_good[known] = labels.advantage[order], labels.is_good[order]
     permuted: AdvantageLabels = replace(labels, advantage=advantage, is_good=is_good)
     write_labels(run_dir / "labels/permuted", permuted)
     return replace(state, labels="labels/permuted")
@@ -149,7 +154,7 @@ def report(overrides: list[str]) -> None:
 def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Of each arm the mean over seeds with a t-interval, alone and minus the imitation of successes."""
     arms = {}
-    for name in next(iter(seeds.values()))["success"]:
+    for name in ARMS:
         done = [m["success"] for m in seeds.values() if name in m["success"] and "successes" in m["success"]]
         rates = [float(np.mean(success[name])) for success in done]
         gains = [float(np.mean(s[name]) - np.mean(s["successes"])) for s in done]

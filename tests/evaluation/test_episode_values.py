@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,15 @@ def test_values_are_judged_by_source_at_one_time(frames: EpisodeFrames) -> None:
     assert stored["num_episodes"] == len(own)
     # A quarter of 20 steps is in the third frame, of two steps each.
     assert stored["auc"]["0.25"]["n"] == sum(frames.num_frames[i] > 2 for i in own)
+
+
+def test_the_clock_of_one_task_tells_nothing_beside_another(frames: EpisodeFrames) -> None:
+    """A longer task that fails: judged together, an early frame would look like a success."""
+    for number in range(0, len(frames.metas), 2):
+        meta = frames.metas[number]
+        frames.metas[number] = replace(meta, task="ToyLong", outcome="failure" if number % 4 else meta.outcome)
+    (task,) = frames.spec.tasks
+    longer = replace(task, id="ToyLong", max_episode_steps=10)
+    frames.spec = replace(frames.spec, tasks=(task, longer))
+    clock = judge_critic(frames, -frames.index[:, 1].astype(np.float32))
+    assert {figure.value for judgement in clock.values() for figure in judgement.auc.values() if figure} == {0.5}

@@ -32,6 +32,7 @@ SMALL = (
 RECAP = (
     "improve_policy.method=recap",
     "fit_value.num_steps=20",
+    "improve_policy.num_recap_steps=20",
     "num_iterations=1",
     "evaluate_policy.num_states=10",
     "promote_policy.max_states=10",

@@ -164,7 +164,7 @@ class Lines(AdvantageConditionedPolicy):
     def __init__(self) -> None:
         super().__init__()
         self.spec, self.normalisation = SPEC, Normalisation(torch.zeros(1), torch.ones(1))
-        self.chunk_length, self.temperature, self.version, self.guidance = 3, 1.0, "", 1.0
+        self.chunk_length, self.temperature, self.version = 3, 1.0, ""
         self.slopes = nn.Parameter(torch.zeros(3))  # -1 is the last one
         self.prepared: list[tuple[int, tuple[int, ...]]] = []
         self.indicators: list[Tensor] = []

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from reporters import RecordingReporter
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import AdvantageConditionedPolicy
+from worldloop.evaluation import episode_values
 from worldloop.factory.checkpoints import load_critic
 from worldloop.loop.run import make_context
 from worldloop.loop.schedule import list_stages
@@ -22,13 +24,13 @@ from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.sans.advantages import read_labels
 from worldloop.sans.store import SansStore
-from worldloop.stages import STAGES
+from worldloop.stages import STAGES, label_advantages
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-RECAP = ["improve_policy.method=recap", "fit_value.num_steps=10", "improve_policy.num_imitation_steps=20"]
+RECAP = ["improve_policy.method=recap", "fit_value.num_steps=10", "improve_policy.num_recap_steps=20"]
 VALUE_STAGES = ("fit_value", "check_value", "label_advantages")
 
 
@@ -116,6 +118,27 @@ def test_labels_of_another_version_are_refused(fork: Recap) -> None:
     fork.state = replace(fork.state, dataset="v000", iteration=7)
     with pytest.raises(WorldloopError, match=r"iteration_001.*version"):
         fork.run("improve_policy")
+
+
+def test_labels_of_other_critics_are_refused(fork: Recap) -> None:
+    fork.state = replace(fork.state, critics=fork.state.critics[::-1], iteration=7)
+    with pytest.raises(WorldloopError, match=r"labels/iteration_001 are of other critics"):
+        fork.run("improve_policy")
+
+
+def test_thresholds_are_by_task_and_the_policys_own(recap: Recap) -> None:
+    """Two tasks: of one the policy has frames, of the other it has none, and all frames count."""
+    task, source = np.array(["a", "a", "a", "a", "b", "b"]), np.array(["policy", "policy", "expert", "expert"] * 2)[:6]
+    source[4:] = "expert"
+    frames: Any = SimpleNamespace(task=task, source=source)
+    advantages = np.array([1.0, 2.0, 8.0, 9.0, 5.0, 7.0], dtype=np.float32)
+    assert label_advantages.choose_thresholds(frames, advantages, 0.5) == {"a": 1.0, "b": 5.0}
+
+
+def test_too_few_states_for_the_folds_is_one_clear_error(fork: Recap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episode_values, "choose_fold", lambda *_: 0)
+    with pytest.raises(WorldloopError, match=r"fold 0 has all of the \d+ training episodes.*more initial states"):
+        fork.run("fit_value")
 
 
 def test_a_missing_critic_is_one_clear_error(fork: Recap) -> None:

@@ -64,7 +64,7 @@ def test_a_spec_that_is_none_is_refused(by_hand: Path, damage: dict[str, object]
     ("change", "message"),
     [
         ({"schema_version": 99}, "schema_version 99"),
-        ({"schema_version": 1}, "made by an earlier worldloop, with one camera and one task: make it again in a new"),
+        ({"schema_version": 2}, "made by an earlier worldloop: make it again in a new run"),
         ({"kind": "world_model"}, "holds a world_model, not a policy"),
         ({"spec": {"task": "x"}}, "is not a worldloop checkpoint"),
     ],

@@ -97,6 +97,14 @@ def test_a_state_of_the_third_version_is_read() -> None:
     assert state.schema_version == STATE_SCHEMA_VERSION
 
 
+def test_a_state_of_the_fourth_version_counted_only_the_steps_in_sans() -> None:
+    values = STATE.to_dict() | {"schema_version": 4}
+    for name in ("simulator_steps", "critics", "labels"):
+        del values[name]
+    state = LoopState.from_dict(json.loads(json.dumps(values)))
+    assert (state.simulator_steps, state.critics, state.labels) == (2559, (), "")
+
+
 def test_a_state_of_the_first_version_is_read() -> None:
     state = LoopState.from_dict(_first_version("AUC 0.510 is below 0.7", vars(CALIBRATION)))
     assert state.calibrations == Calibrations({UNNAMED_TASK: CALIBRATION})

@@ -226,10 +226,22 @@ class AdvantageConditionedPolicy(Policy):
 
     ``guidance`` b >= 0 says how it acts: by log pi_u + b (log pi_c - log pi_u), where pi_c is conditioned on good
     actions and pi_u is not. 0, as after construction: pi_u. 1: pi_c. Above 1 the condition is strengthened. The caller
-    sets it, and checkpoints keep it.
+    sets it; it is a buffer, so checkpoints keep it.
     """
 
-    guidance: float
+    guidance_weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("guidance_weight", torch.tensor(0.0))
+
+    @property
+    def guidance(self) -> float:
+        return float(self.guidance_weight)
+
+    @guidance.setter
+    def guidance(self, value: float) -> None:
+        self.guidance_weight.fill_(value)
 
     @abstractmethod
     def compute_conditioned_loss(

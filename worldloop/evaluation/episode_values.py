@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import Reporter
 from worldloop.core.randomness import derive_seed
 from worldloop.core.specs import SimulatorSpec
-from worldloop.core.statistics import Estimate, auc, estimate_by_label
+from worldloop.core.statistics import Estimate, auc, average_estimates, estimate_by_label
 from worldloop.core.types import Observation
 from worldloop.evaluation.open_loop import SOURCES
 from worldloop.sans.cache import VersionCache
@@ -39,19 +40,33 @@ class EpisodeFrames:
 
     - ``index`` int64 [N, 2]: (episode, frame); ``returns`` f32 [N], see `compute_returns`; ``fold`` int64 [N]
     - ``num_frames`` int64 [n]: how many each episode has; ``first`` int64 [n + 1]: its first row, and at the end N
+    - ``metas``: of the n episodes; ``task`` and ``source``: arrays of N strings
+
+    Raises `WorldloopError` if there is no episode.
     """
 
     def __init__(
         self, cache: VersionCache, spec: SimulatorSpec, episodes: np.ndarray, target: str, num_folds: int
     ) -> None:
+        if len(episodes) == 0:
+            raise WorldloopError("there is no training episode to learn returns from: collect some first")
         self.cache, self.spec, self.episodes, self.num_folds = cache, spec, episodes, num_folds
+        self.metas = [cache.metas[e] for e in episodes.tolist()]
         self._returns = [self._compute_returns(int(episode), target) for episode in episodes]
         self.num_frames = np.array([len(returns) - 1 for returns in self._returns], dtype=np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.num_frames)])
         frame = [np.arange(n) for n in self.num_frames.tolist()]
         self.index = np.stack([np.repeat(episodes, self.num_frames), np.concatenate(frame)], axis=1)
-        folds = [choose_fold(cache.metas[e].initial_state_id, num_folds) for e in episodes.tolist()]
+        folds = [choose_fold(meta.initial_state_id, num_folds) for meta in self.metas]
         self.fold = np.repeat(np.array(folds, dtype=np.int64), self.num_frames)
+
+    @cached_property
+    def task(self) -> np.ndarray:
+        return np.repeat([meta.task for meta in self.metas], self.num_frames)
+
+    @cached_property
+    def source(self) -> np.ndarray:
+        return np.repeat([meta.source for meta in self.metas], self.num_frames)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -101,9 +116,10 @@ class EpisodeFrames:
 class CriticJudgement:
     """How well values tell a coming success from a coming failure, on the ``num_episodes`` episodes of one source.
 
-    ``auc``: share of the task's time limit -> AUC of the value at that time, over the episodes that still run then (its
-    ``n``); ``None`` if all of these end alike. All are compared at one time, so the clock alone has an AUC of .5. At a
-    share of each episode's own length it would have .94 to .99 (PushCube-v1): successes end earlier.
+    ``auc``: share of the time limit -> AUC of the value at that time, over the episodes that still run then, ``n``. It
+    is ``None`` if all of these end alike. It is the mean over tasks; its interval resamples initial states. Episodes
+    are compared at one time, so the clock alone has an AUC of .5. At a share of each episode's own length it would have
+    .94 to .99 (PushCube-v1): successes end earlier.
     """
 
     num_episodes: int
@@ -119,10 +135,10 @@ def judge_critic(frames: EpisodeFrames, values: np.ndarray) -> dict[str, CriticJ
 
     A source without episodes is left out.
     """
-    cache, spec = frames.cache, frames.spec
-    metas = [cache.metas[e] for e in frames.episodes.tolist()]
+    metas, spec, s = frames.metas, frames.spec, frames.cache.actions_per_frame
     success = np.array([meta.outcome == "success" for meta in metas])
-    limit = np.array([spec.task(meta.task).max_episode_steps // cache.actions_per_frame for meta in metas])
+    task = np.array([meta.task for meta in metas])
+    _, state = np.unique([meta.initial_state_id for meta in metas], return_inverse=True)
     judged = {}
     for name, sources in SOURCES.items():
         own = np.array([meta.source in sources for meta in metas])
@@ -130,9 +146,13 @@ def judge_critic(frames: EpisodeFrames, values: np.ndarray) -> dict[str, CriticJ
             continue
         figures: dict[float, Estimate | None] = {}
         for share in SHARES:
-            frame = (share * limit).astype(np.int64)
-            rows = np.flatnonzero(own & (frames.num_frames > frame))
-            at = frames.first[rows] + frame[rows]
-            figures[share] = estimate_by_label(auc, values[at].astype(np.float64), success[rows]) if len(rows) else None
+            by_task = []
+            for one in np.unique(task[own]).tolist():
+                frame = int(share * spec.task(one).max_episode_steps) // s
+                rows = np.flatnonzero(own & (task == one) & (frames.num_frames > frame))
+                if len(rows):
+                    at = values[frames.first[rows] + frame].astype(np.float64)
+                    by_task.append(estimate_by_label(auc, at, success[rows], clusters=state[rows]))
+            figures[share] = average_estimates(by_task)
         judged[name] = CriticJudgement(int(own.sum()), figures)
     return judged

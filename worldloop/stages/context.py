@@ -45,7 +45,7 @@ class Schedule:
 class StageContext:
     """Everything that a stage may use outside its own config.
 
-    - ``spec``: robot and tasks; ``store``: the dataset; ``models``: policies and world models
+    - ``spec``: robot and tasks; ``store``: the dataset; ``models``: policies, world models and critics
     - ``simulation``: the real simulator; ``setup``: device, ranks and checkpoints of training; ``reporter``: progress,
       log
     - ``max_imagination_batch``: most rows in the world model at once; 0: all

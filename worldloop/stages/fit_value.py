@@ -53,9 +53,10 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         path = name_checkpoint(state.iteration, f"critic_{fold}")
         rows = torch.from_numpy(np.flatnonzero(frames.fold != fold))
         if len(rows) in (0, len(frames)):
+            missing = "all" if len(rows) == 0 else "none"
             raise WorldloopError(
-                f"fold {fold} of fit_value.num_folds={config.num_folds} has all or none of the "
-                f"{len(frames.episodes)} training episodes: collect more, or use fewer folds"
+                f"fold {fold} has {missing} of the {len(frames.episodes)} training episodes, so a critic of "
+                f"fit_value.num_folds={config.num_folds} cannot be tested: collect episodes from more initial states"
             )
         if not context.models.has(path):
             critic = fit_categorical_critic(

@@ -29,7 +29,7 @@ from worldloop.rollout.groups import GroupedImagination, GroupSettings
 from worldloop.sans.advantages import read_labels
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset, LabelledImitation
 from worldloop.sans.open_frames import OpenFrames
-from worldloop.stages import clone_policy
+from worldloop.stages import clone_policy, label_advantages
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
@@ -54,7 +54,8 @@ class Config(GrpoConfig):
     num_critic_steps: int = 0  # optimizer steps of a critic for rollouts that are cut off; 0: no critic
     truncates_uncertain: bool = False  # end a rollout, as a failure, at its first uncertain frame (floor_db)
     num_candidates: int = 3  # rounds, among which the updates are divided; each gives a candidate for promotion
-    num_imitation_steps: int = 900  # optimizer steps of imitation, of successes or by recap
+    num_imitation_steps: int = 900  # optimizer steps of imitating successes (the clone has fewer episodes)
+    num_recap_steps: int = 2700  # optimizer steps of recap, which imitates all episodes and learns three indicators
     guidance: float = 1.0  # recap acts by log pi_u + guidance (log pi_c - log pi_u); 1: conditioned on good actions
     indicator_dropout: float = 0.3  # recap learns without the indicator this often, 0 to 1
 
@@ -62,7 +63,7 @@ class Config(GrpoConfig):
         super().__post_init__()
         require_choice("improve_policy.method", self.method, tuple(METHODS))
         require_choice("improve_policy.restart_from", self.restart_from, STARTS)
-        for name in ("imagination_horizon", "num_imitation_steps"):
+        for name in ("imagination_horizon", "num_imitation_steps", "num_recap_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"improve_policy.{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.num_candidates <= self.num_updates:
@@ -100,11 +101,16 @@ def run_recap(state: LoopState, config: Config, context: StageContext) -> LoopSt
     if not context.models.has(candidate):
         version = context.store.version(state.dataset)
         labels = read_labels(context.models.run_dir / state.labels, version.fingerprint)
+        if labels.critics != label_advantages.hash_critics(state, context):
+            raise WorldloopError(
+                f"the labels in {state.labels} are of other critics than {', '.join(state.critics)}: they were made "
+                "anew since; delete the run directory and run again"
+            )
         policy = context.models.new_policy(version.normalisation, derive_seed(context.seed, state.iteration, NAME))
         assert isinstance(policy, AdvantageConditionedPolicy)
         everything = EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)
         episodes = ImitationDataset(context.open_cache(state.dataset), everything, policy.spec.robot.camera_names)
-        cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_imitation_steps)
+        cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_recap_steps)
         policy = fit_by_conditioned_imitation(
             policy,
             LabelledImitation(episodes, labels),
@@ -113,7 +119,7 @@ def run_recap(state: LoopState, config: Config, context: StageContext) -> LoopSt
             context.setup,
             context.reporter,
             name=NAME,
-            first_step=state.iteration * config.num_imitation_steps,
+            first_step=state.iteration * config.num_recap_steps,
             indicator_dropout=config.indicator_dropout,
         )
         policy.guidance = config.guidance

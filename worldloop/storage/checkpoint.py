@@ -25,7 +25,8 @@ from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import load_trained
 from worldloop.core.types import Normalisation
 
-CHECKPOINT_SCHEMA_VERSION = 2  # 1 had one camera and one task
+# 1 had one camera and one task; world models of 2 read action tokens, and its policies had no indicator
+CHECKPOINT_SCHEMA_VERSION = 3
 _PREFIX = "normalisation."
 _REMEDY = "restore it, or delete the run directory and run again"
 
@@ -114,12 +115,11 @@ def read_description(directory: Path) -> dict[str, Any]:
 
 
 def read_current_json(path: Path, what: str, schema: int, remedy: str) -> dict[str, Any]:
-    """Like `read_json`; also raises `WorldloopError` for a lower ``schema_version``, of one camera and one task."""
+    """Like `read_json`; also raises `WorldloopError` for a lower ``schema_version``."""
     value = read_json(path, what, schema, remedy)
     if value["schema_version"] < schema:
         raise WorldloopError(
-            f"{what} was made by an earlier worldloop, with one camera and one task: make it again in a new run, or "
-            "use the worldloop that made it"
+            f"{what} was made by an earlier worldloop: make it again in a new run, or use the worldloop that made it"
         )
     return value
 

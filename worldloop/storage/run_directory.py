@@ -1,7 +1,8 @@
 """One run on disk.
 
     config.yaml  state.json  results.json  timings.json  environment.json
-    tensorboard/  checkpoints/iteration_NNN/{world_model,policy}/  sans/  initial_states/SPLIT/TASK.safetensors
+    tensorboard/  checkpoints/iteration_NNN/{world_model,policy,critic_N}/  sans/  labels/iteration_NNN/
+    initial_states/SPLIT/TASK.safetensors
     partial/  checkpoints within the training stage that is running
 
 ``state.json`` says how far the run is. It is replaced after every stage. ``results.json`` is derived from it. It holds
@@ -45,9 +46,10 @@ _PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", 
 
 
 def name_checkpoint(iteration: int, name: str, fit_number: int = 1) -> str:
-    """Where a policy or world model is, relative to the run directory: ``checkpoints/iteration_001/world_model_2``.
+    """Where a policy, world model or critic is, relative to the run directory.
 
-    ``fit_number``: which fit of the iteration it comes from; from the second on it is part of the name.
+    Example: ``checkpoints/iteration_001/world_model_2``. ``fit_number``: which fit of the iteration it comes from; from
+    the second on it is part of the name.
     """
     return f"checkpoints/iteration_{iteration:03d}/{name}" + (f"_{fit_number}" if fit_number > 1 else "")
 

@@ -36,8 +36,8 @@ class LoopState:
       the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
       theirs
-    - ``env_steps``: environment steps that entered SANS so far; ``simulator_steps``: all that the simulator did, also
-      those that only judge (checks in the closed loop, the gate), without those on evaluation states
+    - ``env_steps``: environment steps that entered SANS so far; ``simulator_steps``: also those that only judge (checks
+      in the closed loop, the gate), but not those on evaluation states. Both count up to an episode's first success
     - ``records``: one dictionary of figures per iteration, for `results.json`; no stage reads them
     """
 
@@ -139,5 +139,6 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("validation_success")
         values["schema_version"] = 4
     if values["schema_version"] == 4:
-        values |= {"simulator_steps": 0, "critics": (), "schema_version": STATE_SCHEMA_VERSION}
+        # Steps that only judged were not counted then.
+        values |= {"simulator_steps": values["env_steps"], "critics": (), "schema_version": STATE_SCHEMA_VERSION}
     return values

@@ -135,7 +135,6 @@ class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
     Config = TokenVLAConfig
     proprio_mean: Tensor
     proprio_std: Tensor
-    guidance_weight: Tensor
 
     def __init__(
         self, config: TokenVLAConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int
@@ -179,16 +178,6 @@ class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
         self.head = nn.Linear(config.width, config.num_bins)
         # Of actions that are not good, and of good ones; of unit scale, or it would hardly be learned.
         self.indicator = nn.Parameter(torch.randn(2, config.width))
-        self.register_buffer("guidance_weight", torch.tensor(0.0))
-
-    @property
-    def guidance(self) -> float:
-        """See `AdvantageConditionedPolicy`."""
-        return float(self.guidance_weight)
-
-    @guidance.setter
-    def guidance(self, value: float) -> None:
-        self.guidance_weight.fill_(value)
 
     def prepare(self, dataset: ImitationSource) -> None:
         """Fit every camera's background and contrast to the frames of ``dataset``; both are part of the state dict.
