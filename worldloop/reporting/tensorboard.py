@@ -220,6 +220,10 @@ def write_iteration(
         for entry in (earlier.get("closed_loop") or {}).get("checkpoints", []):
             seen |= {f"check_closed_loop/{tag}" for tag in _list_estimate(entry, "within_group_auc")}
             seen |= {f"check_closed_loop/{tag}" for tag in _list_estimate(entry, "true_negative_rate")}
+        for judgement in (earlier.get("value_check") or {}).values():
+            for share, figure in judgement["auc"].items():
+                tag = f"check_value/auc_at_{100 * float(share):.0f}"
+                seen |= set(_list_estimate({tag: figure}, tag))
     if any(earlier.get("imagined_frames") for earlier in records):
         seen.add("loop/imagined_frames_per_s")
     with open_writer(log_dir / "loop", purge_step=iteration) as writer:
