@@ -1,5 +1,7 @@
 """The charts of the HTML report, where a run lacks something."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -10,6 +12,8 @@ from worldloop.reporting.charts import (
     draw_auc,
     draw_auc_by_task,
     draw_calibration,
+    draw_horizon,
+    draw_precision_recall,
     draw_success,
     draw_success_by_task,
 )
@@ -43,6 +47,12 @@ def test_a_bound_that_is_null_is_not_drawn() -> None:
     ((_, _, (bars,)),) = axes.containers
     assert np.isnan(bars.get_segments()[0]).any() or len(bars.get_segments()[0]) == 0
     assert bars.get_segments()[1].tolist() == [[2.0, pytest.approx(0.7)], [2.0, pytest.approx(0.9)]]
+
+
+@pytest.mark.parametrize("draw_chart", [draw_auc, draw_precision_recall, draw_calibration, draw_horizon])
+def test_a_run_without_a_world_model_has_no_charts_of_one(draw_chart: Any, recwarn: pytest.WarningsRecorder) -> None:
+    assert not draw_chart(Figure().subplots(), [{"iteration": 0}, {"iteration": 1}])
+    assert not recwarn
 
 
 def test_nothing_to_draw_is_no_picture() -> None:

@@ -73,7 +73,7 @@ def draw_success_by_task(axes: Axes, records: list[Record]) -> bool:
 
 def _label_success(axes: Axes, records: list[Record]) -> None:
     axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1), xticks=[r["iteration"] for r in records])
-    axes.legend(frameon=False)
+    _add_legend(axes, frameon=False)
 
 
 def _colour(tasks: list[str]) -> list[Any]:
@@ -94,6 +94,12 @@ def draw_auc(axes: Axes, records: list[Record]) -> bool:
         _draw_auc_line(axes, values, source, LINES[source])
     _label_auc(axes, records, "AUC of the success head")
     return bool(points)
+
+
+def _add_legend(axes: Axes, **options: Any) -> None:
+    """A legend, unless nothing with a label was drawn: matplotlib warns about that."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)
 
 
 def draw_auc_by_task(axes: Axes, records: list[Record]) -> bool:
@@ -121,7 +127,7 @@ def _label_auc(axes: Axes, records: list[Record], text: str) -> None:
     axes.axhline(0.5, color="#c8d0d8", lw=1, ls="--")
     axes.set(xlabel="iteration", ylabel=text, ylim=(0.45, 1.01))
     axes.set_xticks([r["iteration"] for r in records if list_judged_sources(r)])
-    axes.legend(frameon=False)
+    _add_legend(axes, frameon=False)
 
 
 def draw_precision_recall(axes: Axes, records: list[Record]) -> bool:
@@ -133,7 +139,7 @@ def draw_precision_recall(axes: Axes, records: list[Record]) -> bool:
             axes.plot(*values, marker=".", color=LINES[source], label=source)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title(f"imagined success, iteration {checked[-1]['iteration']}" if checked else "", fontsize=9)
-    axes.legend(frameon=False)
+    _add_legend(axes, frameon=False)
     return bool(checked)
 
 
@@ -150,7 +156,7 @@ def draw_calibration(axes: Axes, records: list[Record]) -> bool:
         xlabel="imagined success, mean probability", ylabel="simulated success, share", xlim=(0, 1), ylim=(0, 1.02)
     )
     if drawn:
-        axes.legend(frameon=False)
+        _add_legend(axes, frameon=False)
     return drawn
 
 
@@ -165,7 +171,7 @@ def draw_horizon(axes: Axes, records: list[Record]) -> bool:
                 [p["frame"] for p in points], [p["value"] for p in points], style, color=LINES[source], label=label
             )
     axes.set(xlabel="imagined frame", ylabel="PSNR, dB")
-    axes.legend(frameon=False, fontsize=7)
+    _add_legend(axes, frameon=False, fontsize=7)
     return bool(checked)
 
 
@@ -180,7 +186,7 @@ def draw_time(axes: Axes, timings: list[dict[str, Any]]) -> bool:
         left += minutes
     axes.set(xlabel="minutes", ylabel="iteration", yticks=iterations)
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _add_legend(axes, frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return bool(timings)
 
 
@@ -193,5 +199,5 @@ def draw_sans(axes: Axes, counts: dict[str, dict[str, int]]) -> bool:
         left += values
     axes.set(xlabel="episodes", ylabel="source, iteration")
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _add_legend(axes, frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return bool(names)
