@@ -1,7 +1,9 @@
-"""The loops of experiment 016, which experiment 017 reads as well."""
+"""The loops of experiment 016, and the command line of the experiments that measure more in them."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from common import CONFIGS, locate_run
@@ -33,3 +35,32 @@ def list_checked(config: LoopConfig) -> list[dict[str, Any]]:
     _, improved = locate_run(config).read_results()["iterations"]
     entries: list[dict[str, Any]] = improved["closed_loop"]["checkpoints"]
     return entries
+
+
+def measure_or_report(
+    doc: str, measure: Callable[..., None], report: Callable[[list[str]], None], **choices: Sequence[str]
+) -> None:
+    """The command line ``measure TASK ... [key=value ...] [--seeds ...]`` and ``report [key=value ...]``.
+
+    Calls ``measure(task, seed, overrides)`` for each task and seed. ``choices``: name -> allowed values of one more
+    option each, all by default; ``measure`` gets them by name.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["measure", "report"])
+    parser.add_argument("arguments", nargs="*", metavar="TASK, key=value", help=f"tasks: {', '.join(TASKS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    for name, allowed in choices.items():
+        parser.add_argument(f"--{name}", nargs="+", choices=allowed, default=list(allowed))
+    options = parser.parse_intermixed_args()
+    overrides = [a for a in options.arguments if "=" in a]
+    if options.command == "report":
+        report(overrides)
+        return
+    tasks = [a for a in options.arguments if "=" not in a]
+    if unknown := [task for task in tasks if task not in TASKS]:
+        parser.error(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
+    if not tasks:
+        parser.error(f"nothing to measure: name some of {', '.join(TASKS)}")
+    for task in tasks:
+        for seed in options.seeds:
+            measure(task, seed, overrides, **{name: getattr(options, name) for name in choices})

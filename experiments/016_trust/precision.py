@@ -32,7 +32,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 from common import locate_run  # noqa: E402
 from run import open_loop_run  # noqa: E402
-from trust_loops import SEEDS, TASKS, configure, list_checked  # noqa: E402
+from trust_loops import SEEDS, TASKS, configure, list_checked, measure_or_report  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.randomness import make_generator, make_row_keys  # noqa: E402
@@ -309,18 +309,5 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(arguments: Sequence[str]) -> None:
-    command, overrides = arguments[0] if arguments else "", [a for a in arguments if "=" in a]
-    seeds = [int(a) for a in arguments[arguments.index("--seeds") + 1 :]] if "--seeds" in arguments else list(SEEDS)
-    if command == "report":
-        report(overrides)
-    elif command == "measure":
-        for task_name in (a for a in arguments[1:] if a in TASKS):
-            for seed in seeds:
-                measure(task_name, seed, overrides)
-    else:
-        raise SystemExit(str(__doc__))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure_or_report(str(__doc__), measure, report)

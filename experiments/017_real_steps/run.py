@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import locate_run, open_context  # noqa: E402
-from trust_loops import SEEDS, TASKS, configure, list_checked  # noqa: E402
+from trust_loops import SEEDS, TASKS, configure, list_checked, measure_or_report  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
@@ -173,18 +172,5 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(arguments: Sequence[str]) -> None:
-    command, overrides = arguments[0] if arguments else "", [a for a in arguments if "=" in a]
-    seeds = [int(a) for a in arguments[arguments.index("--seeds") + 1 :]] if "--seeds" in arguments else list(SEEDS)
-    if command == "report":
-        report(overrides)
-    elif command == "measure":
-        for task in (a for a in arguments[1:] if a in TASKS):
-            for seed in seeds:
-                measure(task, seed, overrides)
-    else:
-        raise SystemExit(str(__doc__))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure_or_report(str(__doc__), measure, report)

@@ -19,7 +19,6 @@ TASK: push, pull, pick; without ``--arms``, all of them. What was measured is no
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import link_dataset, locate_run, open_context, run_stage  # noqa: E402
-from trust_loops import SEEDS, TASKS, configure  # noqa: E402
+from trust_loops import SEEDS, TASKS, configure, measure_or_report  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
@@ -47,7 +46,7 @@ from worldloop.storage.run_state import LoopState  # noqa: E402
 
 GUIDANCE = {"recap_0": 0.0, "recap_1": 1.0, "recap_1.5": 1.5, "recap_2.5": 2.5}
 BASELINES = {"successes": EVERY_SUCCESS, "everything": EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)}
-NUM_STEPS = 2700  # optimizer steps of every policy; with 900, `recap` had hardly learned what the indicator means
+NUM_STEPS = 2700  # optimizer steps of every policy: `recap` learns from 2.4 times as many episodes as `successes`
 ARMS = (*BASELINES, *GUIDANCE, "recap_bad", "random_1")
 
 
@@ -187,21 +186,5 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["measure", "report"])
-    parser.add_argument("arguments", nargs="*", metavar="TASK, key=value")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    options = parser.parse_intermixed_args(arguments)
-    overrides = [a for a in options.arguments if "=" in a]
-    if options.command == "report":
-        report(overrides)
-        return
-    for task in (a for a in options.arguments if a in TASKS):
-        for seed in options.seeds:
-            measure(task, seed, overrides, options.arms)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure_or_report(str(__doc__), measure, report, arms=ARMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +32,14 @@ def format_comparison(a: Path, b: Path, find_differences: Callable[[str, str], l
     timings = [run.read_timings() for run in runs]
     rows: list[tuple[str, list[float]]] = [
         ("simulator steps in SANS", [r[-1].get("env_steps", 0) for r in results]),
-        ("simulator steps", [r[-1].get("simulator_steps", 0) for r in results]),
+        # Earlier versions did not count those that only judge.
+        ("simulator steps", [r[-1].get("simulator_steps", math.nan) for r in results]),
         ("imagined frames", [sum(e.get("imagined_frames") or 0 for e in r) for r in results]),
         ("minutes in stages", [sum(t["seconds"] for t in times) / 60 for times in timings]),
         ("peak memory, MiB", [max((t["peak_memory_mib"] for t in times), default=0) for times in timings]),
     ]
-    lines += [f"{name:<28}{values[0]:>12,.0f}{values[1]:>12,.0f}" for name, values in rows]
+    for name, values in rows:
+        lines.append(f"{name:<28}" + "".join(f"{'-' if math.isnan(v) else f'{v:,.0f}':>12}" for v in values))
     differences = find_differences(runs[0].read_config(), runs[1].read_config())
     lines += ["", "settings (A -> B):" if differences else "the same settings"]
     return "\n".join([*lines, *(f"  {difference}" for difference in differences)])

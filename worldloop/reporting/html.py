@@ -134,9 +134,15 @@ def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dic
         note = f"95 %: {optimism[-1]['low']:+.3f} to {optimism[-1]['high']:+.3f}"
         cards.append(("imagined minus simulated", f"{optimism[-1]['gain']:+.3f}", note))
     if timings:
-        steps = f"{records[-1].get('simulator_steps') or 0:,} simulator steps"
+        steps = f"{_count(records[-1], 'simulator_steps')} simulator steps"
         cards.append(("time in stages", f"{sum(t['seconds'] for t in timings) / 60:.0f} min", steps))
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
+
+
+def _count(record: Record, name: str) -> str:
+    """The figure ``name`` of ``record``; a dash in runs of versions that did not count it."""
+    value = record.get(name)
+    return DASH if value is None else f"{value:,}"
 
 
 def _name_worst(record: Record, read: Callable[[Record], float | None], style: str) -> str:
@@ -266,8 +272,8 @@ def tabulate_cost(records: list[Record], timings: list[dict[str, Any]]) -> list[
             [
                 str(record["iteration"]),
                 f"{sum(t['seconds'] for t in mine) / 60:.1f}",
-                f"{record.get('env_steps') or 0:,}",
-                f"{record.get('simulator_steps') or 0:,}",
+                _count(record, "env_steps"),
+                _count(record, "simulator_steps"),
                 f"{frames:,}" if frames else DASH,
                 f"{frames / seconds:,.0f}" if frames and seconds else DASH,
                 f"{max((t['peak_memory_mib'] for t in mine), default=0):,}",
