@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,27 @@ def test_work_that_always_kills_its_actor_is_one_clear_error(
     after = tmp_path / "after"
     after.mkdir()
     assert runtime.run_stage(make_stage(after, 0, kills_stage)) == [0, 1, 4, 9, 16, 25]  # the actors live on
+
+
+def test_an_actor_that_ray_has_started_again_is_not_killed(
+    runtime: RayRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine Ray may be done with the restart before the next attempt begins."""
+    import ray
+
+    def wait_for_the_restart(line: str) -> None:
+        if "is gone" in line:
+            while True:
+                try:
+                    ray.get(runtime._stage.name_process.remote())
+                    break
+                except ray.exceptions.RayActorError:
+                    time.sleep(0.2)
+
+    monkeypatch.setattr(runtime.display, "log", wait_for_the_restart)
+    with pytest.raises(WorldloopError, match="stage's process died"):
+        runtime.run_stage(make_stage(tmp_path, 100, kills_stage=True))
+    assert len(list(tmp_path.iterdir())) == 3, "an attempt that Ray's new process did not get would be lost"
 
 
 def test_a_cluster_that_is_too_small_says_so_at_once(runtime: RayRuntime) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -84,12 +85,14 @@ class _StageActor:
 
     def __init__(self) -> None:
         self._display = RemoteDisplay()
+        self._process = uuid.uuid4().hex
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
         return run_alone(function, arguments, executor, self._display)
 
-    def is_there(self) -> bool:
-        return True
+    def name_process(self) -> str:
+        """A name that no other process of this actor has."""
+        return self._process
 
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         return self._display.drain()
@@ -158,11 +161,11 @@ class RayRuntime:
         With several training workers it runs on all of them if the stage ``trains``, else on the first.
         """
         executor = _ActorExecutor(self._simulators, self._max_retries)
+        process = ""
         for attempt in range(self._max_retries + 1):
             if attempt:
                 self.display.log(f"  the stage's process is gone; attempt {attempt + 1} of {self._max_retries + 1}")
-                self._ray.kill(self._stage, no_restart=False)  # it may be alive but out of reach: never run two
-            self._wait_for_stage_actor()
+            process = self._wait_for_stage_actor(process)
             try:
                 value = self._watch(self._stage.run.remote(function, arguments, executor, trains))
             except self._ray.exceptions.RayActorError:
@@ -196,13 +199,19 @@ class RayRuntime:
             self.display.log(f"  {len(waiting)} of {len(self._simulators)} simulators wait for room in the cluster")
         self._starting = []
 
-    def _wait_for_stage_actor(self) -> None:
-        """Wait until Ray has started the stage actor. It may need a CPU in use, or a node that has not joined yet."""
+    def _wait_for_stage_actor(self, failed: str) -> str:
+        """Wait until Ray has started the stage actor, in another process than ``failed``; returns that process's name.
+
+        The actor may need a CPU in use, or a node that has not joined yet. The failed process may still answer: then it
+        is killed, because two must never run. A new process is not killed; that would use up an attempt.
+        """
         began, told = time.monotonic(), False
         while True:
             try:
-                self._ray.get(self._stage.is_there.remote(), timeout=WAIT_S)
-                return
+                process: str = self._ray.get(self._stage.name_process.remote(), timeout=WAIT_S)
+                if process != failed:
+                    return process
+                self._ray.kill(self._stage, no_restart=False)
             except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
                 time.sleep(POLL_INTERVAL_S)
             if time.monotonic() - began > WAIT_S and not told:

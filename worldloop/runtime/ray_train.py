@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,7 @@ class Coordinator:
     def __init__(self, group: TrainingGroup) -> None:
         self._group = group
         self._display = RemoteDisplay()
+        self._process = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._task: _Task | None = None  # None while there is nothing to do
         self._number = 0
@@ -150,8 +152,9 @@ class Coordinator:
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         return self._display.drain()
 
-    def is_there(self) -> bool:
-        return True
+    def name_process(self) -> str:
+        """A name that no other process of this actor has."""
+        return self._process
 
     def _end(self, value: Any) -> None:
         self._task, self._value = None, value
