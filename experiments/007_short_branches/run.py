@@ -49,12 +49,13 @@ COMMON = [
     "promote_policy.gate=false",
     "evaluate_policy.num_states=300",
 ]
+BRANCHES = ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0", "require_success=false"]
 MIXED = ["groups_per_update=40", "imagination_horizon=6", "mid_episode_share=0.25"]
 ARMS = {  # groups x chunks is 240 in each
     "whole": ["groups_per_update=24", "imagination_horizon=10", "mid_episode_share=0.0"],
     "mixed": MIXED,
-    "branches": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0", "num_critic_steps=600"],
-    "branches_no_critic": ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0"],
+    "branches": [*BRANCHES, "bootstraps=true"],
+    "branches_no_critic": BRANCHES,
     "penalty": [*MIXED, "reward.certainty=0.05"],
     "truncated": [*MIXED, "truncates_uncertain=true"],
 }
@@ -85,7 +86,7 @@ def summarise(seed: int, directory: RunDirectory) -> dict[str, Any]:
         "gain": paired_gain(before, after).to_dict(),
         "imagined_minus_simulated": record["imagined_minus_simulated"],
         "imagined_frames": record["imagined_frames"],
-        "critic_auc": record.get("value_auc"),
+        "critics": record.get("value_check"),
         "improve_seconds": round(seconds["improve_policy"]),
         "on_policy_auc_of_world_model": record["reward_alignment"]["on_policy"]["auc"],
         "success": after.tolist(),

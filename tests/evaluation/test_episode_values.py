@@ -24,7 +24,7 @@ def frames(debug_run: Path) -> EpisodeFrames:
     store = SansStore(debug_run / "sans")
     cache = store.open_cache(store.version("v001"))
     spec = build_spec(config.source, config.simulator, config.recording)
-    return EpisodeFrames(cache, spec, cache.select(split="train"), "recap", num_folds=3)
+    return EpisodeFrames(cache, spec, cache.select(split="train"), target="recap", num_folds=3, future_steps=5)
 
 
 class Says:
@@ -50,9 +50,54 @@ def test_frames_are_those_before_the_end_with_returns_of_their_episode(frames: E
         assert frames.index[own].tolist() == [[frames.episodes[number], f] for f in range(num_open)]
         left = episode.num_env_steps - 2 * np.arange(num_open)
         np.testing.assert_allclose(frames.returns[own], end - left / 40, atol=1e-6)
-    observation, returns = frames.load(torch.tensor([1, 0]))
-    assert returns.tolist() == frames.returns[[1, 0]].tolist()
-    assert observation.env_step.tolist() == [2, 0]
+    rows = frames.load(torch.tensor([1, 0]))
+    assert rows.returns.tolist() == frames.returns[[1, 0]].tolist()
+    observation = frames.observe(torch.tensor([1, 0]))
+    for seen in (rows.observation, observation):
+        assert seen.env_step.tolist() == [2, 0]
+        assert seen.task == ("ToyPush-v1",) * 2
+        episode = cache.episode(int(frames.episodes[0]))
+        assert seen.proprio is not None
+        np.testing.assert_array_equal(seen.proprio.numpy(), episode.proprio[[1, 0]])
+        for camera, images in seen.frames.items():
+            np.testing.assert_array_equal(images[:, -1].numpy(), episode.frames[camera][[1, 0]])
+
+
+def test_the_future_is_some_steps_away_or_the_end(frames: EpisodeFrames) -> None:
+    """Five steps are three frames of two; the end is the frame of the success, or the last one of a failure."""
+    assert frames.future_frames == 3
+    ends = set()
+    for outcome in ("success", "failure"):
+        number = next(i for i, meta in enumerate(frames.metas) if meta.outcome == outcome and frames.num_frames[i] > 3)
+        episode, last = frames.cache.episode(int(frames.episodes[number])), int(frames.num_frames[number])
+        ends.add(last == episode.num_frame_steps)
+        assert bool(episode.success[:last].any()) == (outcome == "success")
+        assert not episode.success[: last - 1].any()
+        rows = frames.load(torch.arange(last) + int(frames.first[number]))
+        expected = np.stack([episode.proprio[min(f + 3, last)] for f in range(last)])
+        np.testing.assert_array_equal(rows.future_proprio.numpy(), expected)
+        assert rows.future_proprio[-3:].unique(dim=0).shape[0] == 1, "capped"
+        assert not torch.equal(rows.future_proprio[0], rows.future_proprio[-1])
+    assert ends == {True, False}, "a success is shown for a frame more, and that is no future"
+
+
+@pytest.mark.parametrize(("future_steps", "num_frames"), [(1, 1), (2, 1), (3, 2), (20, 10), (500, 250)])
+def test_the_future_is_a_whole_number_of_frames(frames: EpisodeFrames, future_steps: int, num_frames: int) -> None:
+    other = EpisodeFrames(
+        frames.cache, frames.spec, frames.episodes, target="outcome", num_folds=2, future_steps=future_steps
+    )
+    assert other.future_frames == num_frames
+    number = int(frames.num_frames.argmax())
+    episode, last = frames.cache.episode(int(frames.episodes[number])), int(frames.num_frames[number])
+    rows = other.load(torch.tensor([int(other.first[number])]))
+    np.testing.assert_array_equal(rows.future_proprio[0].numpy(), episode.proprio[min(num_frames, last)])
+
+
+def test_returns_are_those_of_the_target(frames: EpisodeFrames) -> None:
+    other = EpisodeFrames(frames.cache, frames.spec, frames.episodes, target="outcome", num_folds=3, future_steps=5)
+    success = np.repeat([meta.outcome == "success" for meta in frames.metas], frames.num_frames)
+    np.testing.assert_array_equal(other.returns, np.where(success, 0.0, -1.0))
+    assert torch.equal(other.load(torch.arange(7)).future_proprio, frames.load(torch.arange(7)).future_proprio)
 
 
 def test_an_episode_is_valued_by_the_critic_of_its_fold_and_so_are_all_from_its_state(frames: EpisodeFrames) -> None:

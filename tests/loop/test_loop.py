@@ -25,18 +25,19 @@ SMALL = (
     "fit_world_model.num_steps=12",
     "fit_world_model.num_refit_steps=12",
     "fit_world_model.num_proprio_steps=30",
+    "fit_value.num_steps=20",
     "improve_policy.num_imitation_steps=20",
 )
 
 
 RECAP = (
     "improve_policy.method=recap",
-    "fit_value.num_steps=20",
     "improve_policy.num_recap_steps=20",
     "num_iterations=1",
     "evaluate_policy.num_states=10",
     "promote_policy.max_states=10",
 )
+VIVA = ("value.kind=viva", "fit_value.num_steps=8", "fit_value.batch_size=16", "check_world_model.probe_steps=5")
 
 
 def _run_in_child(run_root: str, kill_at: tuple[int, str] | None, overrides: tuple[str, ...]) -> None:
@@ -96,7 +97,9 @@ def test_run_directory_and_results(finished: Path) -> None:
     checked = 3 * 8 * (1 + 4)  # episodes on validation states: 3 policies, 8 states, the policy's own and 4 replays
     new = {name: last[name] - results["iterations"][1][name] for name in ("simulator_steps", "env_steps")}
     assert new["simulator_steps"] > new["env_steps"] + checked, "the gate and the checks count"
-    assert 0 <= last["value_auc"]["value"] <= 1
+    judged = last["value_check"]
+    assert set(judged) == {"scripted", "on_policy"}
+    assert 0 <= judged["scripted"]["auc"]["0.50"]["value"] <= 1
     # 4 updates of 8 groups of 4 rows, each of at most 8 chunks of one frame
     assert 0 < last["imagined_frames"] <= 4 * 8 * 4 * 8
     for entry in results["iterations"][1:]:
@@ -160,19 +163,26 @@ def test_killed_in_every_stage_gives_the_same_results(finished: Path, tmp_path: 
     assert (tmp_path / "debug/results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
-def test_a_loop_with_recap_killed_in_its_own_stages_gives_the_same_results(tmp_path: Path) -> None:
+@pytest.mark.parametrize("critics", [(), VIVA], ids=["categorical", "viva"])
+def test_a_loop_with_recap_killed_in_its_own_stages_gives_the_same_results(
+    critics: tuple[str, ...], tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert _in_child(whole, None, *RECAP) == 0
+    assert _in_child(whole, None, *RECAP, *critics) == 0
     for name in ("fit_value", "check_value", "label_advantages", "improve_policy"):
-        assert _in_child(killed, (1, name), *RECAP) == -signal.SIGKILL, name
-    assert _in_child(killed, None, *RECAP) == 0
+        assert _in_child(killed, (1, name), *RECAP, *critics) == -signal.SIGKILL, name
+    assert _in_child(killed, None, *RECAP, *critics) == 0
     results = (whole / "debug/results.json").read_bytes()
     assert (killed / "debug/results.json").read_bytes() == results
     _, last = json.loads(results)["iterations"]
     assert set(last["good_share"]) == {"expert", "perturbed", "policy"}
     assert last["value_check"]["on_policy"]["num_episodes"] > 0
     assert last["simulated_success"]["n"] == 10
-    assert last["reward_alignment"] is None
+    assert "closed_loop" not in last
+    assert "imagined_frames" not in last
+    # viva is built on a world model, which is checked, and in which no policy is improved
+    assert ("world_model_check" in last) == bool(critics)
+    assert (last["imagined_success"] is not None) == (last["reward_alignment"] is not None) == bool(critics)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from worldloop.storage.run_state import LoopState
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = ("seed_dataset", "clone_policy", "evaluate_policy", "collect_episodes")
 FITTING = ("fit_world_model", "check_world_model")
+VALUE = ("fit_value", "check_value")  # critics value where imagined rollouts are cut off
 POLICY = ("improve_policy", "check_closed_loop", "promote_policy", "evaluate_policy", "collect_episodes")
 IMITATION = ("improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
 CONTROL = ["improve_policy.method=imitate_successes"]
@@ -41,19 +42,23 @@ def without_collecting(stages: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([], (FIRST, (*FITTING, *POLICY), without_collecting((*FITTING, *POLICY)))),
+        ([], (FIRST, (*FITTING, *VALUE, *POLICY), without_collecting((*FITTING, *VALUE, *POLICY)))),
+        (
+            ["improve_policy.bootstraps=false"],
+            (FIRST, (*FITTING, *POLICY), without_collecting((*FITTING, *POLICY))),
+        ),
         (
             STUDENT,
             (
                 FIRST,
-                ("fit_world_model", "distil_world_model", "check_world_model", *POLICY),
-                without_collecting(("fit_world_model", "distil_world_model", "check_world_model", *POLICY)),
+                ("fit_world_model", "distil_world_model", "check_world_model", *VALUE, *POLICY),
+                without_collecting(("fit_world_model", "distil_world_model", "check_world_model", *VALUE, *POLICY)),
             ),
         ),
         (CONTROL, (FIRST, IMITATION, without_collecting(IMITATION))),
         ([*CONTROL, *STUDENT], (FIRST, IMITATION, without_collecting(IMITATION))),  # nothing to distil
         (["num_iterations=0"], (without_collecting(FIRST),)),
-        (["num_iterations=1"], (FIRST, without_collecting((*FITTING, *POLICY)))),
+        (["num_iterations=1"], (FIRST, without_collecting((*FITTING, *VALUE, *POLICY)))),
     ],
 )
 def test_the_stages_of_every_iteration(overrides: list[str], expected: tuple[tuple[str, ...], ...]) -> None:
@@ -72,24 +77,25 @@ def test_a_recording_is_imported_and_modelled_once(control: list[str]) -> None:
     assert list_stages(student, 1) == ("fit_world_model", "distil_world_model", "check_world_model")
 
 
-# Of iterations 0, 1 and 2, the last: with a simulator and a world model, with a simulator and without a world model
-# (the control that imitates), with labelled advantages (recap), and of a recording, which has iterations 0 and 1.
+# Of iterations 0, 1 and 2, the last: with a simulator and a world model (GRPO), the same with critics, with a simulator
+# and without a world model (the control that imitates), with labelled advantages (recap), the same with critics built
+# on a world model (viva), and of a recording, which has iterations 0 and 1.
 TAKES_PART = {
-    "import_dataset": ("...", "...", "...", "0."),
-    "seed_dataset": ("0..", "0..", "0..", ".."),
-    "clone_policy": ("0..", "0..", "0..", ".."),
-    "fit_world_model": (".12", "...", "...", ".1"),
-    "distil_world_model": (".12", "...", "...", ".1"),
-    "check_world_model": (".12", "...", "...", ".1"),
-    "fit_value": ("...", "...", ".12", ".."),
-    "check_value": ("...", "...", ".12", ".."),
-    "label_advantages": ("...", "...", ".12", ".."),
-    "improve_policy": (".12", ".12", ".12", ".."),
-    "check_closed_loop": (".12", "...", "...", ".."),
-    "refit_world_model": (".12", "...", "...", ".."),
-    "promote_policy": (".12", ".12", ".12", ".."),
-    "evaluate_policy": ("012", "012", "012", ".."),
-    "collect_episodes": ("01.", "01.", "01.", ".."),
+    "import_dataset": ("...", "...", "...", "...", "...", "0."),
+    "seed_dataset": ("0..", "0..", "0..", "0..", "0..", ".."),
+    "clone_policy": ("0..", "0..", "0..", "0..", "0..", ".."),
+    "fit_world_model": (".12", ".12", "...", "...", ".12", ".1"),
+    "distil_world_model": (".12", ".12", "...", "...", ".12", ".1"),
+    "check_world_model": (".12", ".12", "...", "...", ".12", ".1"),
+    "fit_value": ("...", ".12", "...", ".12", ".12", ".."),
+    "check_value": ("...", ".12", "...", ".12", ".12", ".."),
+    "label_advantages": ("...", "...", "...", ".12", ".12", ".."),
+    "improve_policy": (".12", ".12", ".12", ".12", ".12", ".."),
+    "check_closed_loop": (".12", ".12", "...", "...", "...", ".."),
+    "refit_world_model": (".12", ".12", "...", "...", "...", ".."),
+    "promote_policy": (".12", ".12", ".12", ".12", ".12", ".."),
+    "evaluate_policy": ("012", "012", "012", "012", "012", ".."),
+    "collect_episodes": ("01.", "01.", "01.", "01.", "01.", ".."),
 }
 
 
@@ -98,10 +104,14 @@ OFF_UNLESS_IT_HAS_STEPS = ("distil_world_model", "refit_world_model")
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_knows_its_iterations(name: str) -> None:
+    loop: dict[str, Any] = {"num_iterations": 2, "has_simulator": True}
+    recap = {"in_rounds": False, "uses_value": True, "uses_advantages": True}
     kinds: list[dict[str, Any]] = [
-        {"num_iterations": 2, "has_simulator": True, "uses_world_model": True},
-        {"num_iterations": 2, "has_simulator": True, "uses_world_model": False},
-        {"num_iterations": 2, "has_simulator": True, "uses_world_model": False, "uses_advantages": True},
+        loop | {"uses_world_model": True},
+        loop | {"uses_world_model": True, "uses_value": True},
+        loop | {"uses_world_model": False, "in_rounds": False},
+        loop | {"uses_world_model": False} | recap,
+        loop | {"uses_world_model": True} | recap,
         {"num_iterations": 1, "has_simulator": False, "uses_world_model": True},
     ]
     stage = STAGES[name]
@@ -209,4 +219,6 @@ def test_a_model_that_is_not_good_enough_is_fitted_on_and_then_passed_over() -> 
 def test_a_model_that_is_good_enough_or_cannot_be_judged_is_fitted_once(trust: Trust) -> None:
     config = load("check_world_model.max_fits=3")
     state = LoopState(iteration=1, next_stage="check_world_model", num_fits=1, trust={"a": trust})
-    assert advance(config, state).next_stage == "improve_policy"
+    assert advance(config, state).next_stage == "fit_value"
+    without = load("check_world_model.max_fits=3", "improve_policy.bootstraps=false")
+    assert advance(without, state).next_stage == "improve_policy"

@@ -18,6 +18,7 @@ from worldloop.policies.imitation import (
     ConditionedImitationObjective,
     ImitationConfig,
     ImitationObjective,
+    WithImagined,
     fit_by_conditioned_imitation,
     fit_by_imitation,
 )
@@ -229,6 +230,40 @@ def test_a_policy_learns_what_is_done_well_what_is_done_badly_and_what_is_done()
     curve = reporter.curves["improve_policy"]
     assert list(curve) == list(range(120, 320, 20))
     assert set(curve[120]) == {"improve_policy/loss", "improve_policy/noise", "improve_policy/grad_norm"}
+
+
+def imagine(num_rows: int) -> tuple[ImitationBatch, Tensor]:
+    """Imagined chunks: row r has the actions 100 + r, and is good where r is even."""
+    batch = Doubling().sample(torch.Generator().manual_seed(1), max(num_rows, 1), 3).rows(list(range(num_rows)))
+    rows = torch.arange(num_rows)
+    return replace(batch, actions=(100.0 + rows)[:, None, None].expand(-1, 3, 1)), (rows % 2 == 0).long()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 2), (0.0, 0), (1.0, 8)])
+def test_a_share_of_every_batch_is_imagined(share: float, expected: int) -> None:
+    chunks, is_good = imagine(6)
+    real = Labelled()
+    source = WithImagined(real, chunks, is_good, share)
+    seen = set()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        batch, indicator = source.sample(generator, 8, 3)
+        imagined = batch.actions[:, 0, 0] >= 100
+        assert (len(batch.actions), len(indicator), int(imagined.sum())) == (8, 8, expected)
+        rows = (batch.actions[imagined, 0, 0] - 100).long()
+        assert torch.equal(indicator[imagined], is_good[rows]), "each keeps its own indicator"
+        seen |= set(rows.tolist())
+    assert seen == (set(range(6)) if expected else set())
+    assert real.doubling.sizes == [8 - expected] * 30 * (expected < 8)
+    assert torch.equal(source.images()["cam"], real.images()["cam"])
+
+
+def test_where_nothing_was_imagined_all_is_real() -> None:
+    real = Labelled()
+    batch, is_good = WithImagined(real, *imagine(0), share=0.5).sample(torch.Generator().manual_seed(0), 8, 3)
+    expected, labels = Labelled().sample(torch.Generator().manual_seed(0), 8, 3)
+    assert torch.equal(batch.actions, expected.actions)
+    assert torch.equal(is_good, labels)
 
 
 def test_indicators_are_dropped_by_the_generator_of_the_microbatch() -> None:

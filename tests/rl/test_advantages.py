@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldloop.core.randomness import make_generator
-from worldloop.rl.advantages import compute_group_advantages, shuffle_rows
+from worldloop.rl.advantages import compute_group_advantages, shape_by_value, shuffle_rows
 
 
 def test_advantages_by_hand() -> None:
@@ -67,3 +67,37 @@ def test_rows_are_shuffled_over_all_groups() -> None:
     assert (order != torch.arange(50)).sum() > 40
     assert (order[:10] >= 10).any()  # rows leave their group
     assert torch.equal(order, shuffle_rows(50, make_generator(0, "shuffle")))
+
+
+# --- shaping by a critic's values ---------------------------------------------------------------------------------
+
+
+def test_a_chunk_gets_credit_for_what_the_value_did_not_expect() -> None:
+    """The docstring's example, with a second group, in other rows, whose member of the second chunk is alone."""
+    returns, group_id = torch.tensor([1.0, 0.5, 0.0, 0.0]), torch.tensor([4, 9, 4, 9])
+    values = torch.tensor([[0.5, 0.9], [0.2, 0.3], [0.5, 0.1], [0.2, 0.7]])
+    valid = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
+    groups = compute_group_advantages(returns, group_id)
+    shaped = shape_by_value(groups, returns, values, valid, group_id)
+    expected = torch.tensor([[1.0, 0.2], [1.0, 0.0], [-1.0, -0.2], [-1.0, 0.0]])
+    assert torch.allclose(shaped.advantages, expected, atol=1e-6)
+    assert torch.equal(shaped.advantages[:, 0], groups.advantages), "in one state no value tells members apart"
+    assert shaped.keep.all()
+
+
+def test_dropped_groups_stay_dropped_and_unnormalised_advantages_unnormalised() -> None:
+    returns, group_id = torch.tensor([0.8, 0.2, 0.5, 0.5]), torch.tensor([0, 0, 1, 1])
+    values = torch.tensor([[0.4, 0.3], [0.4, 0.1], [0.1, 0.9], [0.1, 0.2]])
+    groups = compute_group_advantages(returns, group_id, normalises=False)
+    shaped = shape_by_value(groups, returns, values, torch.ones(4, 2, dtype=torch.bool), group_id)
+    expected = torch.tensor([[0.3, 0.2], [-0.3, -0.2], [0.0, 0.0], [0.0, 0.0]])
+    assert torch.allclose(shaped.advantages, expected, atol=1e-6)
+
+
+def test_a_value_that_knows_the_return_leaves_nothing_to_learn_from_later_chunks() -> None:
+    returns, group_id = torch.tensor([1.0, 0.0, 0.4]), torch.zeros(3, dtype=torch.long)
+    values = torch.stack([torch.full((3,), 0.3), returns], dim=1)
+    groups = compute_group_advantages(returns, group_id)
+    shaped = shape_by_value(groups, returns, values, torch.ones(3, 2, dtype=torch.bool), group_id)
+    assert torch.allclose(shaped.advantages[:, 1], torch.zeros(3), atol=1e-6)
+    assert shaped.advantages[:, 0].abs().max() > 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hand_rollouts import make_chunk, make_rollout, make_step
@@ -28,6 +30,18 @@ def test_decisions_are_those_of_kept_groups_while_their_rows_were_running() -> N
     assert decisions.observation.task == ("u", "v", "v")
     assert decisions.observation.env_step.tolist() == [0, 0, 2]
     assert decisions.observation.frames["cam"].shape == (3, 1, 2, 2, 3)
+
+
+def test_a_chunk_may_have_an_advantage_of_its_own() -> None:
+    first = make_step([[0.5]] * 4, [[True, True], [True, False], [True, True], [True, True]], 1)
+    second = make_step([[0.5]] * 4, [[True, True], [False, False], [True, True], [True, False]], 1)
+    rollout = make_rollout(first, second, chunks=[make_chunk(0), make_chunk(1)])
+    groups = compute_group_advantages(torch.tensor([0.5, 1.0, 0.5, 0.0]), torch.tensor([3, 7, 3, 7]))
+    by_chunk = torch.tensor([[0.0, 0.0], [0.1, 0.2], [0.0, 0.0], [0.3, 0.4]])
+    decisions = flatten_decisions(rollout, replace(groups, advantages=by_chunk))
+    assert decisions is not None
+    # (chunk 0, row 1), (chunk 0, row 3), (chunk 1, row 3)
+    assert decisions.advantages.tolist() == pytest.approx([0.1, 0.3, 0.4])
 
 
 def test_nothing_is_left_to_learn_from_where_every_group_is_dropped() -> None:

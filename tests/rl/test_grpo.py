@@ -207,10 +207,26 @@ def test_a_critic_values_where_rows_are_cut_off() -> None:
         return torch.tensor([0.0, 0.5, 0.7, 0.9])
 
     rollout = two_groups()
-    objective = make_objective({0: rollout}, value=value)
+    objective = make_objective({0: rollout}, replace(CONFIG, bootstraps=True), value=value)
     list(objective.batches(0))
     assert seen == [rollout.steps[-1].observation]
     assert objective.step_metrics["return_mean"] == pytest.approx((1.0 + 0.5 + 0.7 + 0.9) / 4)
+
+
+def test_values_of_all_states_shape_the_advantages() -> None:
+    """Returns 1 and .3; row 1 alone has a second chunk, so there is nothing to compare it with."""
+
+    def value(observation: Observation) -> Tensor:
+        return torch.tensor([0.6, 0.2, 0.7, 0.9])
+
+    objective = make_objective({0: two_groups()}, replace(CONFIG, shapes_by_value=True, minibatch_size=8), value=value)
+    (update,) = objective.batches(0)
+    decisions = update[0]
+    order = decisions.observation.env_step.argsort(stable=True)
+    by_row = dict(zip(decisions.observation.instruction, decisions.advantages.tolist(), strict=True))
+    assert decisions.advantages[order][-1] == 0
+    assert by_row["row 0"] == pytest.approx((0.4 - 0.25) / 0.35)  # 1 - .6 and .3 - .2, whose mean is .25; std .35
+    assert objective.step_metrics["return_mean"] == pytest.approx((1.0 + 0.3 + 0.4 + 0.4) / 4), "returns stay"
 
 
 class ForgetfulCoin(Coin):

@@ -9,7 +9,6 @@ from worldloop.core.errors import WorldloopError
 from worldloop.sans import clips
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset
-from worldloop.sans.open_frames import OpenFrames
 
 
 @pytest.fixture
@@ -321,11 +320,3 @@ def test_imitation_of_several_cameras_and_tasks(plural) -> None:
     assert ImitationDataset(plural, first, ["base"]).episodes.tolist() == [0, 3]  # one of each task
     with pytest.raises(WorldloopError, match="no episode to imitate"):
         ImitationDataset(plural, EpisodeSelection(tasks=("LiftCube-v1",)), ["base"])
-
-
-def test_open_frames_of_several_tasks(plural) -> None:
-    frames = OpenFrames(ClipDataset(plural, "train", ["base", "wrist"]))
-    assert (frames.index.tolist(), frames.label.tolist()) == ([[4, 0]], [True])
-    observation, label = frames.load(torch.tensor([0]))
-    assert list(observation.frames) == ["base", "wrist"]
-    assert (observation.task, label.tolist()) == ((PULL,), [1.0])

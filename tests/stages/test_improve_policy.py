@@ -23,6 +23,7 @@ from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages import clone_policy, improve_policy, seed_dataset
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
+from worldloop.value.categorical import CategoricalCritic
 
 TASK = "ToyPush-v1"
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
@@ -32,6 +33,7 @@ SMALL = (
     "fit_world_model.num_proprio_steps=4",
     "clone_policy.num_steps=8",
     "check_world_model.probe_steps=5",
+    "fit_value.num_steps=5",
     "improve_policy.num_updates=2",
     "improve_policy.num_candidates=1",
     "improve_policy.num_imitation_steps=10",
@@ -41,7 +43,7 @@ FRESH = (
     "check_closed_loop.num_states=0",
     "seed_dataset.episodes={expert: 6, far: 6}",
     "improve_policy.restart_from=policy",
-    "improve_policy.num_critic_steps=0",
+    "improve_policy.bootstraps=false",
     "improve_policy.temperature=1.5",
     "improve_policy.learning_rate=0.01",
     "improve_policy.min_group_std=0",
@@ -73,6 +75,9 @@ def test_a_distrusted_model_leaves_the_imitation_to_the_gate(tmp_path: Path) -> 
     assert "too few held-out episodes of the policy" in entry["improvement_skipped"]
 
 
+CRITICS = ("critic_0", "critic_1")
+
+
 class Improvement:
     """The stage before its first round, with a policy and a world model of fresh weights; ``run(overrides)``."""
 
@@ -85,6 +90,12 @@ class Improvement:
         for path in ("policy", "clone"):
             context.models.save_policy(context.models.new_policy(normalisation, seed=0), path)
         context.models.save_world_model(context.models.new_world_model(normalisation, seed=0), "world_model")
+        for seed, path in enumerate(CRITICS):
+            critic = context.models.new_critic(normalisation, "world_model", seed)
+            assert isinstance(critic, CategoricalCritic)
+            with torch.no_grad():
+                critic.head[-1].bias[150:] += 3.0  # returns above -.25, unlike a fresh success head
+            context.models.save_critic(critic, path)
         # No row succeeds, so that returns differ by their probabilities.
         unsure = Calibrations({TASK: Calibration(threshold=0.999)})
         self.state = replace(
@@ -161,12 +172,74 @@ def test_a_policy_without_likelihoods_is_sent_to_imitation(
         improvement.run()
 
 
-def test_a_critic_needs_episodes_of_the_policy_that_ended_differently(improvement: Improvement) -> None:
-    """There are scripted ones alone: none is fitted, and GRPO does without."""
-    one_round = ("improve_policy.num_updates=2", "improve_policy.num_candidates=1")
-    state = improvement.run("improve_policy.num_critic_steps=5", *one_round)
-    assert state.records[1]["value_reason"] == "the policy's own episodes all ended alike"
-    assert [bar.unit for bar in improvement.reporter.bars] == ["update"]
+# --- critics ------------------------------------------------------------------------------------------------------
+
+
+class Says:
+    """A critic whose values are these."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = torch.tensor(values)
+
+    def value(self, observation: Any) -> torch.Tensor:
+        return self.values
+
+
+def test_the_expected_return_is_one_plus_the_mean_of_the_critics() -> None:
+    """On the scale on which a success is 1: (-.2 - .6) / 2 + 1, (-1 - 0) / 2 + 1, 0 + 1, -1 + 1."""
+    critics: list[Any] = [Says(-0.2, -1.0, 0.0, -1.0), Says(-0.6, 0.0, 0.0, -1.0)]
+    observation: Any = None
+    got = improve_policy.predict_success(critics, observation)
+    torch.testing.assert_close(got, torch.tensor([0.6, 0.5, 1.0, 0.0]))
+    one = improve_policy.predict_success(critics[:1], observation)
+    torch.testing.assert_close(one, torch.tensor([0.8, 0.0, 1.0, 0.0]))
+
+
+ONE_ROUND = ("improve_policy.num_updates=2", "improve_policy.num_candidates=1")
+
+
+def test_the_critics_of_fit_value_say_what_a_row_that_is_cut_off_returns(
+    improvement: Improvement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are cut off, since none succeeds: the mean return is what the critics say, and else a probability."""
+    judged: list[torch.Tensor] = []
+    predict = improve_policy.predict_success
+
+    def note(critics: Any, observation: Any) -> torch.Tensor:
+        assert [type(critic) for critic in critics] == [CategoricalCritic] * 2
+        assert not any(critic.training for critic in critics)
+        first, second = (critic.value(observation) for critic in critics)
+        assert not torch.equal(first, second)
+        judged.append(predict(critics, observation))
+        return judged[-1]
+
+    def run(bootstraps: bool) -> float:
+        # of the other terms nothing is left, so that the return is the one of `success`
+        changes = (*ONE_ROUND, f"improve_policy.bootstraps={bootstraps}", "improve_policy.reward.certainty=0")
+        improvement.run(*changes, critics=CRITICS)
+        assert [bar.unit for bar in improvement.reporter.bars] == ["update"], "no critic is fitted here"
+        return improvement.reporter.curves["improve_policy"][0]["improve_policy/return_mean"]
+
+    monkeypatch.setattr(improve_policy, "predict_success", note)
+    without = run(bootstraps=False)
+    assert judged == []
+    expected = run(bootstraps=True)
+    assert expected == pytest.approx(float(judged[0].mean()), abs=1e-5)
+    assert expected > without + 0.1
+    assert [len(values) for values in judged] == [8 * 4] * 2, "the last states of both updates"
+    assert all(((values >= 0) & (values <= 1)).all() for values in judged)
+
+
+def test_viva_values_imagined_rollouts_too(improvement: Improvement) -> None:
+    """Its critics load without the run's config, and read the frames that the world model imagines."""
+    context = improvement.make_context(load_config(DEBUG, [*FRESH, "value.kind=viva"]))
+    normalisation = context.store.version(improvement.state.dataset).normalisation
+    paths = ("viva_0", "viva_1")
+    for seed, path in enumerate(paths):
+        context.models.save_critic(context.models.new_critic(normalisation, "world_model", seed), path)
+    state = improvement.run(*ONE_ROUND, "improve_policy.bootstraps=true", critics=paths)
+    assert state.records[1]["imagined_frames"] > 0
+    assert not torch.equal(improvement.weights(state.newest), improvement.weights("policy"))
 
 
 @pytest.fixture
@@ -260,12 +333,11 @@ def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Impr
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "ppo"}, "method is 'ppo', allowed: grpo, recap, imitate_successes"),
+        ({"method": "ppo"}, "method is 'ppo', allowed: grpo, recap, recap_imagined, imitate_successes"),
         ({"restart_from": "scratch"}, "restart_from is 'scratch', allowed: policy, clone, successes"),
         ({"imagination_horizon": 0}, "imagination_horizon must be at least 1"),
         ({"num_imitation_steps": 0}, "num_imitation_steps must be at least 1"),
         ({"num_candidates": 5, "num_updates": 4}, r"num_candidates must be in 1\.\.num_updates = 4, got 5"),
-        ({"num_critic_steps": -1}, "num_critic_steps must be >= 0"),
         ({"mid_episode_share": 1.5}, "mid_episode_share is 1.5"),
         ({"group_size": 1}, "group_size must be at least 2"),
     ],

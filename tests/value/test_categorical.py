@@ -1,24 +1,15 @@
 """The categorical critic on frames in which the return can be read off."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from critic_rows import fit, make_normalisation, make_rows, observe
 from hand_specs import make_spec
-from reporters import RecordingReporter
 
-from worldloop.core.specs import SimulatorSpec
 from worldloop.core.statistics import rank_correlation
 from worldloop.core.types import Observation
-from worldloop.value.categorical import (
-    NUM_BINS,
-    CategoricalCritic,
-    LoadReturns,
-    compute_loss,
-    fit_categorical_critic,
-    hl_gauss_targets,
-)
+from worldloop.value.categorical import NUM_BINS, CategoricalCritic, hl_gauss_targets
+from worldloop.value.critic import ValueRows
 
 ONE_CAMERA = make_spec({"base": (16, 16)}, ("push",))
 # A normal distribution of sigma .75 in bins of width 1 around the centre of one: its own, the next, the one after.
@@ -83,16 +74,12 @@ def test_a_return_outside_the_range_is_an_error(outside: float) -> None:
         hl_gauss_targets(torch.zeros(2, 1))
 
 
-def test_the_loss_is_the_cross_entropy_and_is_smallest_at_the_targets() -> None:
-    returns = torch.tensor([-0.3, -0.8])
-    assert float(compute_loss(torch.zeros(2, NUM_BINS), returns)) == pytest.approx(np.log(201), abs=1e-5)
-    best = hl_gauss_targets(returns).clamp_min(1e-9).log()
-    entropy = -2 * (NEXT * np.log(NEXT) + AFTER * np.log(AFTER)) - OWN * np.log(OWN)
-    assert float(compute_loss(best, returns)) == pytest.approx(entropy, abs=0.01)
-    assert compute_loss(best, returns) < compute_loss(best, returns - 0.005)
+# --- value and loss -----------------------------------------------------------------------------------------------
 
 
-# --- value and weights --------------------------------------------------------------------------------------------
+def make_critic(seed: int = 0) -> CategoricalCritic:
+    torch.manual_seed(seed)
+    return CategoricalCritic(ONE_CAMERA, make_normalisation(2)).eval()
 
 
 def look(rows: torch.Tensor) -> Observation:
@@ -101,67 +88,50 @@ def look(rows: torch.Tensor) -> Observation:
     for i, row in enumerate(rows.tolist()):
         top, left = 1 + row % 12, 1 + row // 12 % 12
         frames[i, -1, top : top + 3, left : left + 3] = 200
-    B = len(rows)
-    return Observation({"base": frames}, torch.zeros(B, 2), ("push",) * B, ("i",) * B, rows * 7 % 50)
+    return observe({"base": frames}, torch.zeros(len(rows), 2), rows * 7 % 50)
+
+
+def answer(critic: CategoricalCritic, logits: torch.Tensor) -> None:
+    """Let ``critic`` give these ``logits`` [NUM_BINS] to every row."""
+    with torch.no_grad():
+        last = critic.head[-1]
+        last.weight.zero_()
+        last.bias.copy_(logits)
 
 
 def test_the_value_is_the_mean_of_the_distribution() -> None:
     """Half of the mass at -1, a quarter each at -.5 and 0."""
-    critic = CategoricalCritic.empty(ONE_CAMERA, proprio_dim=2)
-    observation = look(torch.arange(3))
+    critic, observation = make_critic(), look(torch.arange(3))
     logits = critic(observation)
     assert (logits.shape, logits.dtype) == ((3, NUM_BINS), torch.float32)
-    with torch.no_grad():
-        last = critic.head[-1]
-        last.weight.zero_()
-        last.bias.fill_(-1e4)
-        last.bias[[0, 100, 200]] = torch.tensor([0.5, 0.25, 0.25]).log()
+    given = torch.full((NUM_BINS,), -1e4)
+    given[[0, 100, 200]] = torch.tensor([0.5, 0.25, 0.25]).log()
+    answer(critic, given)
     value = critic.value(observation)
     assert (value.dtype, value.device.type, value.requires_grad) == (torch.float32, "cpu", False)
     torch.testing.assert_close(value, torch.full((3,), -0.625))
 
 
-def test_weights_load_into_an_empty_critic() -> None:
-    """Cameras of different sizes, two tasks and proprio; the values are bit-equal."""
-    spec = make_spec({"base": (16, 16), "hand": (8, 12)}, ("push", "pull"))
-    generator = torch.Generator().manual_seed(0)
+def test_the_loss_is_the_cross_entropy_and_is_smallest_at_the_targets() -> None:
+    critic, generator = make_critic(), torch.Generator()
 
-    def load(rows: torch.Tensor) -> tuple[Observation, torch.Tensor]:
-        B = len(rows)
-        frames = {
-            camera.name: torch.randint(
-                256, (B, 3, camera.height, camera.width, 3), dtype=torch.uint8, generator=generator
-            )
-            for camera in spec.robot.cameras
-        }
-        task = tuple("push" if row % 2 else "pull" for row in rows.tolist())
-        proprio = torch.randn(B, 5, generator=generator) * 3 + 1
-        return Observation(frames, proprio, task, tuple(f"do {t}" for t in task), rows % 50), -(rows % 2).float()
+    def compute(returns: list[float]) -> float:
+        loss, metrics = critic.compute_loss(
+            make_rows(look(torch.arange(len(returns))), torch.tensor(returns)), generator
+        )
+        assert metrics == {}
+        return float(loss)
 
-    critic = fit(load, spec, num_steps=3)
-    state = torch.get_rng_state()
-    empty = CategoricalCritic.empty(spec, proprio_dim=5)
-    assert torch.equal(torch.get_rng_state(), state), "nobody else's random numbers"
-    assert not empty.training
-    assert empty.spec == critic.spec == spec
-    observation, _ = load(torch.arange(20))
-    assert not torch.equal(empty.value(observation), critic.value(observation))
-    empty.load_state_dict(critic.state_dict())
-    assert torch.equal(empty.value(observation), critic.value(observation))
-    with pytest.raises(ValueError, match="proprio"):
-        empty.value(replace(observation, proprio=None))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        CategoricalCritic.empty(spec, proprio_dim=4).load_state_dict(critic.state_dict())
+    answer(critic, torch.zeros(NUM_BINS))
+    assert compute([-0.3, -0.8]) == pytest.approx(np.log(201), abs=1e-5), "the mean over rows"
+    answer(critic, hl_gauss_targets(torch.tensor([-0.3]))[0].clamp_min(1e-9).log())
+    entropy = -2 * (NEXT * np.log(NEXT) + AFTER * np.log(AFTER)) - OWN * np.log(OWN)
+    assert compute([-0.3]) == pytest.approx(entropy, abs=0.01)
+    assert compute([-0.3]) < compute([-0.305])
+    assert compute([-0.3, -0.305]) == pytest.approx((compute([-0.3]) + compute([-0.305])) / 2, rel=1e-5)
 
 
 # --- fitting ------------------------------------------------------------------------------------------------------
-
-
-def fit(load: LoadReturns, spec: SimulatorSpec, **settings: int) -> CategoricalCritic:
-    return fit_categorical_critic(
-        load, 400, spec, **({"num_steps": 120, "batch_size": 32} | settings),
-        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), reporter=RecordingReporter(),
-    )  # fmt: skip
 
 
 def read_return(rows: torch.Tensor) -> torch.Tensor:
@@ -178,17 +148,7 @@ def explain_variance(critic: CategoricalCritic) -> tuple[float, float]:
 
 
 def test_the_critic_learns_the_order_of_returns() -> None:
-    state = torch.get_rng_state()
-    reporter = RecordingReporter()
-    critic = fit_categorical_critic(
-        lambda rows: (look(rows), read_return(rows)), 400, ONE_CAMERA, num_steps=120, batch_size=32,
-        generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), reporter=reporter,
-    )  # fmt: skip
-    assert torch.equal(torch.get_rng_state(), state), "nobody else's random numbers"
-    (bar,) = reporter.bars
-    assert (bar.total, bar.unit, bar.count) == (120, "critic step", 120)
-    assert bar.figures[-1]["loss"] < bar.figures[0]["loss"] - 1
-    assert not critic.training
+    critic = fit(make_critic(), lambda rows: make_rows(look(rows), read_return(rows)), num_steps=120)
     share, correlation = explain_variance(critic)
     assert share > 0.8
     assert correlation > 0.9
@@ -197,7 +157,7 @@ def test_the_critic_learns_the_order_of_returns() -> None:
 def test_from_shuffled_returns_the_critic_learns_no_order() -> None:
     """The same returns, each at another row's frames: nothing that holds for new rows can be learnt."""
     order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
-    critic = fit(lambda rows: (look(rows), read_return(order[rows])), ONE_CAMERA)
+    critic = fit(make_critic(), lambda rows: make_rows(look(rows), read_return(order[rows])), num_steps=120)
     share, _ = explain_variance(critic)
     assert share < 0.2
 
@@ -206,21 +166,13 @@ def test_the_distribution_keeps_two_outcomes_apart() -> None:
     """Frames that look alike end well (-.1) or badly (-.9), half of the time each."""
     still = torch.zeros(1, dtype=torch.long)
 
-    def load(rows: torch.Tensor) -> tuple[Observation, torch.Tensor]:
-        return look(still.expand(len(rows))), torch.where(rows % 2 == 0, -0.1, -0.9)
+    def load(rows: torch.Tensor) -> ValueRows:
+        return make_rows(look(still.expand(len(rows))), torch.where(rows % 2 == 0, -0.1, -0.9))
 
-    critic = fit(load, ONE_CAMERA)
+    critic = fit(make_critic(), load, num_steps=120)
     probability = critic(look(still)).softmax(1)[0].detach()
     bad, between, good = (float(part.sum()) for part in probability.split([41, 119, 41]))
     assert bad == pytest.approx(0.5, abs=0.1)
     assert good == pytest.approx(0.5, abs=0.1)
     assert between < 0.1
     assert float(critic.value(look(still))) == pytest.approx(-0.5, abs=0.08)
-
-
-def test_equal_generators_fit_equal_critics() -> None:
-    first, second = (
-        fit(lambda rows: (look(rows), read_return(rows)), ONE_CAMERA, num_steps=3).state_dict() for _ in range(2)
-    )
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -15,6 +15,8 @@ from worldloop.value.returns import TARGETS, choose_threshold, compute_advantage
         ("recap", False, [-0.8, -0.6, -0.5]),  # and 5 more
         ("progress", True, [-1.0, -1 / 3, 0.0]),
         ("progress", False, [-1.0, -1.0, -1.0]),
+        ("outcome", True, [0.0, 0.0, 0.0]),
+        ("outcome", False, [-1.0, -1.0, -1.0]),
     ],
 )
 def test_the_return_counts_the_steps_that_are_left(target: str, is_success: bool, expected: list[float]) -> None:
@@ -33,6 +35,7 @@ def test_frames_after_the_success_are_worth_what_it_is_worth() -> None:
     """The episode goes on for two frames."""
     np.testing.assert_allclose(compute_returns(4, 4, 2, True, 8), [-0.25, -0.125, 0, 0, 0])
     np.testing.assert_allclose(compute_returns(4, 4, 2, True, 8, "progress"), [-1, -0.5, 0, 0, 0])
+    np.testing.assert_array_equal(compute_returns(4, 4, 2, True, 8, "outcome"), [0, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("num_env_steps", [1, 7, 50])
@@ -51,11 +54,12 @@ def test_only_an_episode_beyond_the_limit_is_clipped() -> None:
     np.testing.assert_allclose(compute_returns(6, 3, 2, False, 4), [-1, -1, -0.75, -0.5])
     np.testing.assert_allclose(compute_returns(6, 3, 2, True, 4), [-0.75, -0.5, -0.25, 0])
     assert compute_returns(4, 2, 2, False, 4)[0] == -1, "reached, not clipped"
+    np.testing.assert_array_equal(compute_returns(6, 3, 2, False, 4, "outcome"), [-1, -1, -1, -1])
 
 
 def test_an_unknown_target_is_an_error() -> None:
-    assert TARGETS == ("recap", "progress")
-    with pytest.raises(ValueError, match="target is 'value', allowed: recap, progress"):
+    assert TARGETS == ("recap", "progress", "outcome")
+    with pytest.raises(ValueError, match="target is 'value', allowed: recap, progress, outcome"):
         compute_returns(3, 2, 2, True, 5, "value")
 
 
@@ -102,6 +106,12 @@ def test_n_steps_of_reward_then_the_value(num_frames: int, expected: list[float]
 def test_a_critic_that_knows_the_return_sees_no_advantage(num_frames: int) -> None:
     returns = compute_returns(37, 8, 5, False, 50)
     np.testing.assert_array_equal(compute_advantages(returns, returns, num_frames), np.zeros(8, dtype=np.float32))
+
+
+def test_of_an_outcome_the_advantage_is_what_the_critic_learns_in_between() -> None:
+    """No step costs anything: values[f + 2] - values[f], and at the end the outcome is known."""
+    returns, values = compute_returns(4, 4, 1, True, 6, "outcome"), np.array([-0.5, -0.25, -0.375, -0.125, -0.75])
+    np.testing.assert_allclose(compute_advantages(values, returns, 2), [0.125, 0.125, 0.375, 0.125])
 
 
 def test_a_slip_is_a_disadvantage_of_the_frames_whose_horizon_sees_it() -> None:

@@ -8,7 +8,7 @@ from world_model_toy import ONE_CAMERA, TWO_CAMERAS, ToyEpisodes, tiny_config, t
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import CameraSpec
-from worldloop.world_model.cosmos import CLEAN_TIME, CosmosConfig, CosmosDenoiser, rotate
+from worldloop.world_model.cosmos import CLEAN_TIME, CosmosConfig, CosmosDenoiser, CosmosMemory, _recall, rotate
 from worldloop.world_model.denoiser import Conditioning
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.training import compute_joint_loss
@@ -65,6 +65,32 @@ def test_one_frame_is_what_diffusers_computes(padding: bool, height: int) -> Non
     (view,) = denoiser.views.children()
     ours = view.unpatch(denoiser.transformer.proj_out(denoiser.transformer.norm_out(tokens, embedded, temb)))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_time_for_each_token_is_one_time_where_all_are_equal() -> None:
+    """With one token of text and with several; else each token has its own norms."""
+    denoiser = make_denoiser()
+    noisy, video, conditioning = make_inputs()
+    memory = denoiser.remember(take(video, [0, 1, 2]), conditioning.instruction)
+    assert isinstance(memory, CosmosMemory)
+    tokens, place = denoiser._embed(noisy, is_context=0.0), (denoiser.cos[-1], denoiser.sin[-1])
+    tau = torch.tensor([0.3, 0.9])
+    by_token = tau[:, None].repeat(1, tokens.shape[1])
+    text = conditioning.instruction[:, None]
+    for seen in (text, torch.cat([text, -text], dim=1)):
+        whole, each = (
+            denoiser._transform(tokens, time, None, seen, place, _recall(memory)) for time in (tau, by_token)
+        )
+        torch.testing.assert_close(each[0], whole[0], atol=1e-5, rtol=1e-4)
+        for one, own in zip(whole[1:], each[1:], strict=True):
+            torch.testing.assert_close(own, one[:, None].expand_as(own), atol=1e-5, rtol=1e-4)
+    other = by_token.clone()
+    other[:, 5] = 0.6
+    changed, whole = (
+        denoiser._transform(tokens, time, None, text, place, _recall(memory))[0] for time in (other, by_token)
+    )
+    assert (changed - whole).abs().amax(2).argmax(1).tolist() == [5, 5]
 
 
 @torch.no_grad()

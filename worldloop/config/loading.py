@@ -32,6 +32,8 @@ OLD_KEYS = {
     "resources.rows_at_once": "resources.max_imagination_batch",
     "resources.keep_every_s": "resources.checkpoint_every_s",
     "improve_policy.uncertainty_penalty": "improve_policy.reward.certainty",
+    "improve_policy.num_critic_steps": "improve_policy.bootstraps (true or false) and fit_value.num_steps",
+    "fit_value.target": "value.target",
     "promote_policy.min_gain": "promote_policy.net_wins (a number of states)",
 }
 

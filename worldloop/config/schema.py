@@ -15,6 +15,7 @@ from worldloop.sans.recordings import RecordingConfig
 from worldloop.simulators import SIMULATORS
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 from worldloop.stages import STAGES, check_closed_loop, distil_world_model, refit_world_model, seed_dataset
+from worldloop.value.config import ValueConfig
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
@@ -76,6 +77,7 @@ class LoopConfig:
     recording: RecordingConfig = field(default_factory=RecordingConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
     clips: ClipSamplingConfig = field(default_factory=ClipSamplingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 

@@ -140,6 +140,33 @@ class WorldModel(Protocol):
         ...
 
 
+class SlotReader(Protocol):
+    """A world model that lets further tokens, called slots, attend to what it sees; ViVa's value is read from them.
+
+    ``feature_dim`` is F, the channels of a token; ``num_latents`` is the number of latent values of a frame in all
+    cameras. It is a `torch.nn.Module`.
+    """
+
+    spec: SimulatorSpec
+
+    @property
+    def normalisation(self) -> Normalisation: ...
+
+    @property
+    def feature_dim(self) -> int: ...
+
+    @property
+    def num_latents(self) -> int: ...
+
+    def read_slots(self, context: Observation, slots: Tensor, t: Tensor) -> Tensor:
+        """The slots f32 [B, n, F] after they have attended to ``context`` and to one another, with gradients.
+
+        ``t`` f32 [B, n]: the time of each slot, from noise (0) to data (1). No action is known. Whether the slots see
+        the proprio of ``context`` depends on the model, so what needs it has a slot for it.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ImaginedChunk(Rows):
     """M imagined frames: ``frames`` camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S].

@@ -24,7 +24,7 @@ from worldloop.core.types import Observation
 from worldloop.evaluation.open_loop import SOURCES
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import make_observation
-from worldloop.value.categorical import CategoricalCritic
+from worldloop.value.critic import Critic, ValueRows
 from worldloop.value.returns import compute_advantages, compute_returns
 
 SHARES = (0.25, 0.5, 0.75)  # of the time limit, at which values are judged
@@ -46,11 +46,19 @@ class EpisodeFrames:
     """
 
     def __init__(
-        self, cache: VersionCache, spec: SimulatorSpec, episodes: np.ndarray, target: str, num_folds: int
+        self,
+        cache: VersionCache,
+        spec: SimulatorSpec,
+        episodes: np.ndarray,
+        *,
+        target: str,
+        num_folds: int,
+        future_steps: int,
     ) -> None:
         if len(episodes) == 0:
             raise WorldloopError("there is no training episode to learn returns from: collect some first")
         self.cache, self.spec, self.episodes, self.num_folds = cache, spec, episodes, num_folds
+        self.future_frames = -(-future_steps // cache.actions_per_frame)
         self.metas = [cache.metas[e] for e in episodes.tolist()]
         self._returns = [self._compute_returns(int(episode), target) for episode in episodes]
         self.num_frames = np.array([len(returns) - 1 for returns in self._returns], dtype=np.int64)
@@ -87,19 +95,25 @@ class EpisodeFrames:
             target,
         )
 
-    def load(self, rows: Tensor) -> tuple[Observation, Tensor]:
-        """The observations and returns f32 [B] at ``rows`` int64 [B] in 0..N - 1."""
-        chosen = rows.numpy()
-        observation = make_observation(self.cache, self.spec.robot.camera_names, self.index[chosen])
-        return observation, torch.from_numpy(self.returns[chosen])
+    def observe(self, rows: Tensor) -> Observation:
+        """The observations at ``rows`` int64 [B] in 0..N - 1."""
+        return make_observation(self.cache, self.spec.robot.camera_names, self.index[rows.numpy()])
 
-    def compute_values(self, critics: Sequence[CategoricalCritic], batch_size: int, reporter: Reporter) -> np.ndarray:
+    def load(self, rows: Tensor) -> ValueRows:
+        """What a critic learns from at ``rows`` int64 [B]; the future is ``future_steps`` away, or the end."""
+        chosen = rows.numpy()
+        episode, frame = self.index[chosen].T
+        last = np.repeat(self.num_frames, self.num_frames)[chosen]  # the frame of its success or end
+        future = self.cache.frames("proprio", episode, np.minimum(frame + self.future_frames, last))
+        return ValueRows(self.observe(rows), torch.from_numpy(self.returns[chosen]), torch.from_numpy(future))
+
+    def compute_values(self, critics: Sequence[Critic], batch_size: int, reporter: Reporter) -> np.ndarray:
         """f32 [N]: each frame's value by the critic of its fold, ``critics[fold]``, which has not learned from it."""
         values = np.zeros(len(self), dtype=np.float32)
         with reporter.progress(len(self), "frame") as progress:
             for fold, critic in enumerate(critics):
                 for rows in torch.from_numpy(np.flatnonzero(self.fold == fold)).split(batch_size):
-                    values[rows.numpy()] = critic.value(self.load(rows)[0]).numpy()
+                    values[rows.numpy()] = critic.value(self.observe(rows)).numpy()
                     progress.advance(len(rows))
         return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.policies import POLICIES
 from worldloop.sans.recordings import RecordingConfig, recording_spec
 from worldloop.simulators import SIMULATORS
+from worldloop.value import CRITICS
+from worldloop.value.config import ValueConfig
+from worldloop.value.critic import Critic
+from worldloop.value.viva import VivaCritic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
@@ -73,3 +78,19 @@ def build_world_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VideoWorldModel(config, spec, normalisation)
+
+
+def build_critic(
+    config: ValueConfig,
+    spec: SimulatorSpec,
+    normalisation: Normalisation,
+    make_world_model: Callable[[], VideoWorldModel],
+    seed: int,
+) -> Critic:
+    """A critic with fresh weights drawn from ``seed``; only `viva` calls ``make_world_model`` and is built on it."""
+    world_model = make_world_model() if config.kind == "viva" else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if world_model is not None:
+            return VivaCritic(config, world_model)
+        return CRITICS[config.kind](spec, normalisation)

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.interfaces import Policy
-from worldloop.core.types import Normalisation
-from worldloop.factory.build import build_world_model, make_policy
+from worldloop.factory.build import build_critic, build_world_model, make_policy
 from worldloop.factory.classes import find_class, make_settings
 from worldloop.factory.config import PolicyConfig
 from worldloop.policies import POLICIES
 from worldloop.storage.checkpoint import Checkpoint, load_checkpoint, load_weights, rebuild_dataclass, save_checkpoint
-from worldloop.value.categorical import CategoricalCritic
+from worldloop.value.config import ValueConfig
+from worldloop.value.critic import Critic
+from worldloop.value.viva import VivaCritic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
@@ -50,13 +52,10 @@ def load_policy(directory: Path) -> Policy:
 
 def save_world_model(world_model: VideoWorldModel, directory: Path) -> None:
     """Write the trained weights of ``world_model``, and all it is rebuilt from, to the folder ``directory``."""
-    config = asdict(world_model.config)
-    if config["pretrained"] and Path(config["pretrained"]).exists():  # a relative path would break elsewhere
-        config["pretrained"] = str(Path(config["pretrained"]).resolve())
     checkpoint = Checkpoint(
         kind="world_model",
         name="video_world_model",
-        config=config,
+        config=_describe_world_model(world_model.config),
         spec=world_model.spec,
         normalisation=world_model.normalisation,
         weights=world_model.trained_state(),
@@ -79,25 +78,45 @@ def load_world_model(directory: Path, pretrained: str = "") -> VideoWorldModel:
     return model.eval()
 
 
-def save_critic(critic: CategoricalCritic, normalisation: Normalisation, directory: Path) -> None:
-    """Write ``critic`` to the folder ``directory``; ``normalisation`` is that of the dataset that it learned from."""
+def save_critic(critic: Critic, config: ValueConfig, directory: Path) -> None:
+    """Write ``critic``, which was built from ``config``, to the folder ``directory``."""
+    extra: dict[str, Any] = {}
+    if isinstance(critic, VivaCritic):
+        assert isinstance(critic.world_model, VideoWorldModel)
+        extra["world_model"] = _describe_world_model(critic.world_model.config)
     checkpoint = Checkpoint(
         kind="critic",
-        name="categorical",
-        config={},
+        name=config.kind,
+        config=asdict(config),
         spec=critic.spec,
-        normalisation=normalisation,
-        weights=critic.state_dict(),
+        normalisation=critic.normalisation,
+        weights=critic.trained_state(),
+        extra=extra,
     )
     save_checkpoint(directory, checkpoint)
 
 
-def load_critic(directory: Path) -> CategoricalCritic:
-    """A critic in eval mode, from its checkpoint only."""
+def load_critic(directory: Path) -> Critic:
+    """A critic in eval mode, from its checkpoint, and from the pretrained pipeline that its world model came from."""
     checkpoint = load_checkpoint(directory, "critic")
-    critic = CategoricalCritic.empty(checkpoint.spec, len(checkpoint.normalisation.proprio_mean))
-    load_weights(critic, checkpoint, directory)
+    with _of_this_version(directory, "fit the critics again"):
+        config = rebuild_dataclass(ValueConfig, checkpoint.config)
+
+        def make_world_model() -> VideoWorldModel:
+            settings = rebuild_dataclass(WorldModelConfig, checkpoint.extra["world_model"])
+            return build_world_model(settings, checkpoint.spec, checkpoint.normalisation, seed=0)
+
+        critic = build_critic(config, checkpoint.spec, checkpoint.normalisation, make_world_model, seed=0)
+    load_weights(critic, checkpoint, directory, critic.frozen)
     return critic.eval()
+
+
+def _describe_world_model(config: WorldModelConfig) -> dict[str, Any]:
+    """``config`` as plain values, with an absolute path of the pretrained pipeline: a relative one breaks elsewhere."""
+    described = asdict(config)
+    if config.pretrained and Path(config.pretrained).exists():
+        described["pretrained"] = str(Path(config.pretrained).resolve())
+    return described
 
 
 @contextmanager

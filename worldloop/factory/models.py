@@ -14,7 +14,8 @@ from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
 from worldloop.storage.card import WorldModelCard, read_card, write_card
 from worldloop.training.data_parallel import DataParallel
-from worldloop.value.categorical import CategoricalCritic
+from worldloop.value.config import ValueConfig
+from worldloop.value.critic import Critic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
 
@@ -29,12 +30,13 @@ class Models:
         self,
         policy: PolicyConfig,
         world_model: WorldModelConfig,
+        value: ValueConfig,
         spec: SimulatorSpec,
         chunk_length: int,
         run_dir: Path,
         data_parallel: DataParallel,
     ) -> None:
-        self.policy_config, self.world_model_config = policy, world_model
+        self.policy_config, self.world_model_config, self.value_config = policy, world_model, value
         self.spec, self.chunk_length = spec, chunk_length
         self.run_dir, self.data_parallel = run_dir, data_parallel
 
@@ -64,12 +66,26 @@ class Models:
             checkpoints.save_world_model(world_model, self.run_dir / path)
         self.data_parallel.barrier()
 
-    def load_critic(self, path: str) -> CategoricalCritic:
+    def new_critic(self, normalisation: Normalisation, world_model: str, seed: int) -> Critic:
+        """A new critic; one that uses the fitted world model is built on a copy of the one at ``world_model``.
+
+        It reads the cameras that the world model imagines, so that it can value imagined frames.
+        """
+
+        def make_world_model() -> VideoWorldModel:
+            if self.value_config.uses_world_model:
+                return self.load_world_model(world_model)
+            return self.new_world_model(normalisation, seed)
+
+        spec, _ = self.world_model_config.select_cameras(self.spec)
+        return build.build_critic(self.value_config, spec, normalisation, make_world_model, seed)
+
+    def load_critic(self, path: str) -> Critic:
         return checkpoints.load_critic(self.run_dir / path)
 
-    def save_critic(self, critic: CategoricalCritic, normalisation: Normalisation, path: str) -> None:
+    def save_critic(self, critic: Critic, path: str) -> None:
         if self.data_parallel.is_main:
-            checkpoints.save_critic(critic, normalisation, self.run_dir / path)
+            checkpoints.save_critic(critic, self.value_config, self.run_dir / path)
         self.data_parallel.barrier()
 
     def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:

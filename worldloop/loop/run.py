@@ -71,7 +71,9 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         chunk_length=config.chunk_length,
         spec=spec,
         store=SansStore(run_dir / "sans"),
-        models=Models(config.policy, config.world_model, spec, config.chunk_length, run_dir, data_parallel),
+        models=Models(
+            config.policy, config.world_model, config.value, spec, config.chunk_length, run_dir, data_parallel
+        ),
         simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter),
         setup=setup,
         reporter=reporter,

@@ -15,12 +15,16 @@ IMPROVEMENT = ("improve_policy", "check_closed_loop", "refit_world_model")  # al
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The names of the stages of one iteration, in order."""
     has_simulator = config.source == "simulator"
-    method = improve_policy.METHODS[config.section(improve_policy.Config).method]
+    improvement = config.section(improve_policy.Config)
+    method = improve_policy.METHODS[improvement.method]
+    uses_value = method.uses_advantages or (method.in_rounds and improvement.uses_value)
     schedule = Schedule(
         iteration=iteration,
         num_iterations=config.num_iterations,
         has_simulator=has_simulator,
-        uses_world_model=method.uses_world_model or not has_simulator,
+        uses_world_model=method.uses_world_model or not has_simulator or (uses_value and config.value.uses_world_model),
+        in_rounds=method.in_rounds,
+        uses_value=uses_value,
         uses_advantages=method.uses_advantages,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
@@ -69,8 +73,7 @@ def advance(config: LoopConfig, state: LoopState) -> LoopState:
 
 def _continue_improvement(config: LoopConfig, state: LoopState, stages: tuple[str, ...]) -> str:
     improvement = config.section(improve_policy.Config)
-    uses_world_model = improve_policy.METHODS[improvement.method].uses_world_model
-    if not uses_world_model or state.is_distrusted:
+    if not improve_policy.METHODS[improvement.method].in_rounds or state.is_distrusted:
         return "promote_policy"
     following = IMPROVEMENT[IMPROVEMENT.index(state.next_stage) + 1 :]
     left = [name for name in following if name in stages]

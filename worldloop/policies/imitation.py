@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -32,6 +32,34 @@ class LabelledImitationSource(Protocol):
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement, and their indicators."""
         ...
+
+
+@dataclass(frozen=True)
+class WithImagined:
+    """``source``, with a share of every batch replaced by rows of ``chunks``, whose indicators are ``is_good`` [n].
+
+    The number of such rows is ``share`` times the batch size, rounded. The observations of both have the same cameras
+    and context frames, and no privileged state.
+    """
+
+    source: LabelledImitationSource
+    chunks: ImitationBatch
+    is_good: Tensor
+    share: float
+
+    def images(self) -> dict[str, Tensor]:
+        return self.source.images()
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
+        num_imagined = round(self.share * batch_size) if len(self.is_good) else 0
+        chosen = torch.randint(len(self.is_good), (num_imagined,), generator=generator) if num_imagined else None
+        if num_imagined == batch_size and chosen is not None:
+            return self.chunks.rows(chosen), self.is_good[chosen]
+        real, is_good = self.source.sample(generator, batch_size - num_imagined, chunk_length)
+        if chosen is None:
+            return real, is_good
+        real = replace(real, observation=replace(real.observation, sim_state=None))
+        return ImitationBatch.cat([real, self.chunks.rows(chosen)]), torch.cat([is_good, self.is_good[chosen]])
 
 
 @dataclass(frozen=True)

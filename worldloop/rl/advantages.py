@@ -8,7 +8,7 @@ Shapes: B rows (N groups x G members).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,11 +18,16 @@ from worldloop.core.tensors import check_shape
 
 @dataclass(frozen=True)
 class GroupAdvantages:
-    """``advantages`` f32 [B]; where ``keep`` bool [B] is false the row's group was dropped and the advantage is 0."""
+    """The advantages of B rows; where ``keep`` bool [B] is false the row's group was dropped and they are 0.
+
+    ``advantages`` is f32 [B], or [B, C] with one for each chunk, see `shape_by_value`. ``std`` f32 [B] is what the
+    returns of the row's group were divided by, 1 without normalisation.
+    """
 
     advantages: Tensor
     keep: Tensor
     num_dropped: int
+    std: Tensor
 
 
 def compute_group_advantages(
@@ -63,7 +68,38 @@ def compute_group_advantages(
     keep = keep_group[row_group]
     scale = std[row_group].clamp_min(1e-12) if normalises else torch.ones_like(centred)
     advantages = torch.where(keep, centred / scale, torch.zeros_like(centred))
-    return GroupAdvantages(advantages.float(), keep, num_groups - int(keep_group.sum()))
+    return GroupAdvantages(advantages.float(), keep, num_groups - int(keep_group.sum()), scale.float())
+
+
+def shape_by_value(
+    groups: GroupAdvantages, returns: Tensor, values: Tensor, valid: Tensor, group_id: Tensor
+) -> GroupAdvantages:
+    """``groups`` with an advantage for each chunk: A_ic = (R_i - V_ic - mean of that) / std of the group's returns.
+
+    With the potential V, potential-based shaping (Ng, Harada and Russell 1999) adds V(next state) - V(state) to each
+    chunk's reward. From chunk c to the end these terms sum to -V_ic, because the potential at the end is 0: so no
+    optimum changes. A chunk is compared with the same chunk of the members that still run, which are in other states by
+    then; V says how good these already were. At the first chunk all members are in one state, and the advantage is that
+    of `compute_group_advantages`.
+
+    Args:
+        returns: f32 [B], R.
+        values: f32 [B, C], what a critic expects from the state before each chunk, on the scale of ``returns``.
+        valid: bool [B, C], the chunks that count; the advantage of the others is 0.
+        group_id: int64 [B].
+
+    Example: one group, R = [1, 0], V of the second chunk [.9, .1]: the differences .1 and -.1 are divided by std .5,
+    so the second chunk gets [.2, -.2], the first [1, -1].
+    """
+    check_shape("values", values, (len(returns), None))
+    check_shape("valid", valid, tuple(values.shape))
+    unique, row_group = torch.unique(group_id, return_inverse=True)
+    left = (returns[:, None] - values).double() * valid
+    zeros = left.new_zeros(len(unique), values.shape[1])
+    size = zeros.index_add(0, row_group, valid.to(left)).clamp_min(1)
+    mean = (zeros.index_add(0, row_group, left) / size)[row_group]
+    shaped = torch.where(valid & groups.keep[:, None], (left - mean) / groups.std[:, None], torch.zeros_like(left))
+    return replace(groups, advantages=shaped.float())
 
 
 def shuffle_rows(num_rows: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The decisions of a round of rollouts: every action chunk that GRPO learns from, with the advantage of its row."""
+"""The decisions of a round of rollouts: every action chunk that GRPO learns from, with its advantage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,12 @@ def flatten_decisions(rollout: Rollout, groups: GroupAdvantages) -> Decisions | 
     Raises ``ValueError`` if the policy gave no log-probabilities.
     """
     parts: list[tuple[Any, ...]] = []
-    for observation, chunk, step in zip(rollout.observations, rollout.chunks, rollout.steps, strict=True):
+    by_chunk = groups.advantages
+    if by_chunk.ndim == 1:
+        by_chunk = by_chunk[:, None].expand(-1, len(rollout.chunks))
+    for c, (observation, chunk, step) in enumerate(
+        zip(rollout.observations, rollout.chunks, rollout.steps, strict=True)
+    ):
         if chunk.log_probs is None:
             raise ValueError("GRPO needs a policy with exact log-probabilities; this one gives none")
         rows = (groups.keep & step.valid.any(1)).nonzero()[:, 0]
@@ -57,7 +62,7 @@ def flatten_decisions(rollout: Rollout, groups: GroupAdvantages) -> Decisions | 
                     chunk.rows(rows),
                     chunk.log_probs[rows],
                     step.valid[rows],
-                    groups.advantages[rows],
+                    by_chunk[rows, c],
                 )
             )
     if not parts:

@@ -11,8 +11,8 @@ Departures:
    gradient.
 2. Members of a group share the world model's noise and differ only in the policy's samples.
 3. The success probability is calibrated on imagined frames; there is no hand-set threshold on the reward.
-4. A share of the groups starts in the middle of real episodes. Rollouts end after ``imagination_horizon`` chunks, and a
-   critic may value the state where they were cut off.
+4. A share of the groups starts in the middle of real episodes. Rollouts end after ``imagination_horizon`` chunks.
+   Critics may value the state where they were cut off, and the state before each chunk (`shape_by_value`).
 5. Candidates have moving averages of the weights.
 6. Groups in which no success is declared are dropped: their returns are only probabilities of the success head.
 7. The KL penalty has GRPO's k3 estimator. Its value estimates KL(policy || start). Its gradient, on the policy's own
@@ -37,7 +37,7 @@ from worldloop.core.interfaces import LikelihoodPolicy, Metrics
 from worldloop.core.success import Calibrations
 from worldloop.core.tensors import check_shape
 from worldloop.core.types import Observation, Rollout
-from worldloop.rl.advantages import compute_group_advantages, shuffle_rows
+from worldloop.rl.advantages import compute_group_advantages, shape_by_value, shuffle_rows
 from worldloop.rl.decisions import Decisions, flatten_decisions
 from worldloop.rl.reward_context import RewardContext
 from worldloop.rl.rewards import check_reward, score_rollout
@@ -62,6 +62,8 @@ class GrpoConfig:
     min_group_std: float = 0.02  # groups with a std of returns up to this are dropped
     require_success: bool = True  # drop groups in which no rollout declares a success
     normalise_advantages: bool = True  # divide by the std of the group's returns; false: as in Dr. GRPO
+    bootstraps: bool = False  # a rollout that is cut off gets 1 + the critics' value of its last state as its return
+    shapes_by_value: bool = False  # subtract 1 + the critics' value of the state before each chunk from its return
     reward: dict[str, float] = field(default_factory=lambda: {"success": 1.0})  # weights of terms in rl/rewards.py
     shuffle_rewards: bool = False  # control: permute the returns over all rows
 
@@ -80,13 +82,19 @@ class GrpoConfig:
             require_range(f"improve_policy.{name}", getattr(self, name), 0)
         check_reward(self.reward)
 
+    @property
+    def uses_value(self) -> bool:
+        """Whether the returns or advantages need critics."""
+        return self.bootstraps or self.shapes_by_value
+
 
 class GrpoObjective(Objective[Decisions]):
     """One step is a round: imagine groups, score them, then take optimizer steps over their decisions.
 
     - ``policy`` is trained; ``reference`` is the policy at the start of the stage, for the KL penalty
     - ``imagine(update, number) -> Rollout``: the grouped rollouts of one microbatch
-    - ``value(observation) -> f32 [B]``: a critic that values the last states, or ``None``
+    - ``value(observation) -> f32 [B]``: what critics expect from a state, on the scale of a return; ``None`` if the
+      config needs no values
     """
 
     progress_metric = "imagined_success_rate"
@@ -169,7 +177,10 @@ class GrpoObjective(Objective[Decisions]):
     def _judge(self, rollout: Rollout, number: int) -> Decisions | None:
         """The decisions of one microbatch with their advantages; also adds its part to the round's metrics."""
         config, spec = self.config, self.policy.spec
-        last_value = None if self.value is None else self.value(rollout.steps[-1].observation)
+        last_value = None
+        if config.bootstraps:
+            assert self.value is not None
+            last_value = self.value(rollout.steps[-1].observation)
         returns, terms = score_rollout(rollout, config.reward, RewardContext(spec, self.calibrations, last_value))
         success = rollout.success
         if config.shuffle_rewards:
@@ -182,6 +193,11 @@ class GrpoObjective(Objective[Decisions]):
             success=success if config.require_success else None,
             normalises=config.normalise_advantages,
         )
+        if config.shapes_by_value:
+            assert self.value is not None
+            values = torch.stack([self.value(observation) for observation in rollout.observations], dim=1)
+            valid = torch.stack([step.valid.any(1) for step in rollout.steps], dim=1)
+            groups = shape_by_value(groups, returns, values, valid, rollout.group_id)
         means = {"return_mean": float(returns.mean()), "imagined_success_rate": float(rollout.success.float().mean())}
         means |= {f"reward_{name}": value for name, value in terms.items()}
         if (lowest := rollout.lowest_expected_psnr_db) is not None:

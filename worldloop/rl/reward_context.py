@@ -16,7 +16,8 @@ from worldloop.core.types import Rollout
 class RewardContext:
     """What a reward term may read beside the rollout; ``spec`` and ``calibrations`` cover the tasks of all rows.
 
-    ``last_value`` f32 [B]: a critic's probability of success from each row's last state, or ``None``.
+    ``last_value`` f32 [B] in [0, 1]: what critics expect from each row's last state, on the scale of a return, where a
+    success is 1; or ``None``.
     """
 
     spec: SimulatorSpec

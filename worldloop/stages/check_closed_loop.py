@@ -54,7 +54,7 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    takes_part = not schedule.is_first and schedule.has_simulator and schedule.uses_world_model
+    takes_part = not schedule.is_first and schedule.has_simulator and schedule.in_rounds
     return takes_part and config.num_states > 0
 
 

@@ -22,14 +22,18 @@ from worldloop.training.resume import TrainingSetup
 class Schedule:
     """One iteration of the loop, for a stage's ``takes_part``. The loop has iteration 0 and ``num_iterations`` more.
 
-    ``has_simulator`` is false if episodes come from a recording. ``uses_world_model`` is true if the policy improves in
-    a world model, or if there is no policy; ``uses_advantages`` if its method learns from labelled advantages.
+    - ``has_simulator``: false if episodes come from a recording
+    - ``uses_world_model``: a world model is fitted, because the policy improves in it, the critics are built on it, or
+      there is no policy; ``in_rounds``: the policy improves in it round by round
+    - ``uses_value``: there are critics; ``uses_advantages``: the method learns from labelled advantages
     """
 
     iteration: int
     num_iterations: int
     has_simulator: bool
     uses_world_model: bool
+    in_rounds: bool = True
+    uses_value: bool = False
     uses_advantages: bool = False
 
     @property

@@ -9,37 +9,39 @@ newest candidate, the policy that was checked, with a fresh optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from worldloop.core.errors import WorldloopError, require_choice, require_range
 from worldloop.core.interfaces import AdvantageConditionedPolicy, LikelihoodPolicy, Policy
-from worldloop.core.randomness import derive_seed, make_generator
-from worldloop.core.specs import SimulatorSpec
-from worldloop.core.success import Calibrations
-from worldloop.core.types import OUTCOMES, SOURCES
-from worldloop.evaluation.critic import score_critic
-from worldloop.policies.imitation import fit_by_conditioned_imitation
+from worldloop.core.randomness import derive_seed
+from worldloop.core.success import Calibrations, Trust
+from worldloop.core.types import OUTCOMES, SOURCES, Observation
+from worldloop.policies.imitation import LabelledImitationSource, WithImagined, fit_by_conditioned_imitation
+from worldloop.rl.advantages import compute_group_advantages
 from worldloop.rl.grpo import GrpoConfig, GrpoObjective
+from worldloop.rl.recap import LabelledChunks, label_first_chunks
+from worldloop.rl.reward_context import RewardContext
+from worldloop.rl.rewards import score_rollout
 from worldloop.rollout.groups import GroupedImagination, GroupSettings
 from worldloop.sans.advantages import read_labels
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset, LabelledImitation
-from worldloop.sans.open_frames import OpenFrames
 from worldloop.stages import clone_policy, label_advantages
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
 from worldloop.training.optimizer import Optimizer
+from worldloop.training.resume import TrainingSetup
 from worldloop.training.trainer import Trainer
-from worldloop.value.success_critic import Critic, fit_critic
+from worldloop.value.critic import Critic, average_value
 
 NAME = "improve_policy"
 STARTS = ("policy", "clone", "successes")
-CRITIC_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -47,33 +49,33 @@ class Config(GrpoConfig):
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("groups_per_update", "minibatch_size")
 
-    method: str = "grpo"  # grpo (in the world model) | recap (labelled advantages) | imitate_successes (control)
+    method: str = "grpo"  # grpo (in the world model) | recap | recap_imagined (and imagined chunks) | imitate_successes
     restart_from: str = "successes"  # successes (clone of all in SANS), policy (the current) or clone (iteration 0's)
     mid_episode_share: float = 0.25  # share of groups that start in the middle of a policy episode, in [0, 1]
     imagination_horizon: int = 6  # most chunks of an imagined rollout; drift grows with each chunk
-    num_critic_steps: int = 0  # optimizer steps of a critic for rollouts that are cut off; 0: no critic
     truncates_uncertain: bool = False  # end a rollout, as a failure, at its first uncertain frame (floor_db)
     num_candidates: int = 3  # rounds, among which the updates are divided; each gives a candidate for promotion
     num_imitation_steps: int = 900  # optimizer steps of imitating successes (the clone has fewer episodes)
     num_recap_steps: int = 2700  # optimizer steps of recap, which imitates all episodes and learns three indicators
     guidance: float = 1.0  # recap acts by log pi_u + guidance (log pi_c - log pi_u); 1: conditioned on good actions
     indicator_dropout: float = 0.3  # recap learns without the indicator this often, 0 to 1
+    num_imagined_groups: int = 240  # recap_imagined: real states, from each of which group_size chunks are imagined
+    imagined_share: float = 0.25  # recap_imagined: share of a batch that is imagined, 0 to 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("improve_policy.method", self.method, tuple(METHODS))
         require_choice("improve_policy.restart_from", self.restart_from, STARTS)
-        for name in ("imagination_horizon", "num_imitation_steps", "num_recap_steps"):
+        for name in ("imagination_horizon", "num_imitation_steps", "num_recap_steps", "num_imagined_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"improve_policy.{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.num_candidates <= self.num_updates:
             bounds = f"1..num_updates = {self.num_updates}"
             raise ValueError(f"improve_policy.num_candidates must be in {bounds}, got {self.num_candidates}")
-        if self.num_critic_steps < 0:
-            raise ValueError(f"improve_policy.num_critic_steps must be >= 0, got {self.num_critic_steps}")
         require_range("improve_policy.mid_episode_share", self.mid_episode_share, 0, 1)
         require_range("improve_policy.guidance", self.guidance, 0)
         require_range("improve_policy.indicator_dropout", self.indicator_dropout, 0, 1)
+        require_range("improve_policy.imagined_share", self.imagined_share, 0, 1)
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
@@ -95,7 +97,9 @@ def imitate_successes(state: LoopState, config: Config, context: StageContext) -
 def run_recap(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """RECAP (arXiv:2511.14759, section IV): the one candidate imitates all episodes, told which actions were good.
 
-    It starts from new weights. It then acts as if told that its next actions are good.
+    It starts from new weights. It then acts as if told that its next actions are good. With method ``recap_imagined`` a
+    share of each batch are chunks that the policy samples from real states, labelled by what they lead to in the world
+    model.
     """
     candidate = name_checkpoint(state.iteration, "policy")
     if not context.models.has(candidate):
@@ -111,9 +115,13 @@ def run_recap(state: LoopState, config: Config, context: StageContext) -> LoopSt
         everything = EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)
         episodes = ImitationDataset(context.open_cache(state.dataset), everything, policy.spec.robot.camera_names)
         cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_recap_steps)
+        source: LabelledImitationSource = LabelledImitation(episodes, labels)
+        imagined = imagine_chunks(state, config, context) if config.method == "recap_imagined" else None
+        if imagined is not None:
+            source = WithImagined(source, imagined.chunks, imagined.is_good, config.imagined_share)
         policy = fit_by_conditioned_imitation(
             policy,
-            LabelledImitation(episodes, labels),
+            source,
             cloning,
             context.setup.make_generators(context.seed, state.iteration, f"{NAME}/recap"),
             context.setup,
@@ -126,6 +134,51 @@ def run_recap(state: LoopState, config: Config, context: StageContext) -> LoopSt
         context.models.save_policy(policy, candidate)
     context.setup.drop_checkpoint(NAME)
     return replace(state, start=candidate, newest=candidate, candidates=(candidate,))
+
+
+def imagine_chunks(state: LoopState, config: Config, context: StageContext) -> LabelledChunks | None:
+    """Imagine ``group_size`` chunks of the current policy from each of ``num_imagined_groups`` real states.
+
+    Each is followed by more chunks, up to ``imagination_horizon``. The return of a group's member is a declared success
+    or else what the critics expect at its end; `label_first_chunks` labels the first chunk by it. ``None`` if the world
+    model is trusted in no task.
+    """
+    tasks = tuple(task for task in context.spec.task_ids if state.trust.get(task, Trust(True)).is_trusted)
+    if not tasks:
+        context.reporter.log("no chunks are imagined: the world model is trusted in no task")
+        return None
+    world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
+    policy = context.models.load_policy(state.policy).to(context.device).eval()
+    policy.temperature = config.temperature
+    calibrations = state.calibrations or Calibrations()
+    key = (context.seed, state.iteration, "recap_imagined")
+    setup = TrainingSetup(device=context.device)
+    settings = GroupSettings(
+        num_groups=config.num_imagined_groups,
+        tasks=tasks,
+        group_size=config.group_size,
+        mid_episode_share=1.0,
+        imagination_horizon=config.imagination_horizon,
+        truncates_uncertain=False,
+        max_imagination_batch=context.max_imagination_batch,
+        key=key,
+    )
+    dataset = context.open_clips(state.dataset, "train", policy.spec)
+    groups = GroupedImagination(
+        policy, world_model, calibrations, dataset, settings, setup, setup.make_generators(*key)
+    )
+    rollout = groups.imagine(0, 0)
+    critics = [context.models.load_critic(path).to(context.device) for path in state.critics]
+    judging = RewardContext(context.spec, calibrations, predict_success(critics, rollout.steps[-1].observation))
+    returns, _ = score_rollout(rollout, {"success": 1.0}, judging)
+    advantages = compute_group_advantages(returns, rollout.group_id, config.min_group_std, normalises=False)
+    positive_share = context.config_of(label_advantages.Config).positive_share
+    labelled = label_first_chunks(rollout, advantages.advantages, positive_share)
+    context.reporter.log(
+        f"imagined {len(labelled)} chunks from {config.num_imagined_groups} real states, of which "
+        f"{advantages.num_dropped} tell nothing"
+    )
+    return labelled
 
 
 def run_grpo(state: LoopState, config: Config, context: StageContext) -> LoopState:
@@ -184,18 +237,26 @@ def divide_updates(config: Config) -> tuple[int, ...]:
 class Method:
     """A way to improve a policy: what it does, what it needs, and the interface a policy must have.
 
-    ``uses_advantages``: it learns from the labels of `label_advantages`.
+    - ``uses_world_model``: it imagines; ``in_rounds``: it does so in rounds, with a check in the closed loop after each
+    - ``uses_advantages``: it learns from the labels of `label_advantages`
     """
 
     run: Callable[[LoopState, Config, StageContext], LoopState]
     interface: type[Policy]
     uses_world_model: bool = False
+    in_rounds: bool = False
     uses_advantages: bool = False
 
 
 METHODS = {
-    "grpo": Method(run_grpo, LikelihoodPolicy, uses_world_model=True),  # type: ignore[type-abstract]
+    "grpo": Method(run_grpo, LikelihoodPolicy, uses_world_model=True, in_rounds=True),  # type: ignore[type-abstract]
     "recap": Method(run_recap, AdvantageConditionedPolicy, uses_advantages=True),  # type: ignore[type-abstract]
+    "recap_imagined": Method(
+        run_recap,
+        AdvantageConditionedPolicy,  # type: ignore[type-abstract]
+        uses_world_model=True,
+        uses_advantages=True,
+    ),
     "imitate_successes": Method(imitate_successes, Policy),  # type: ignore[type-abstract]
 }
 
@@ -224,9 +285,8 @@ def improve_in_imagination(
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     calibrations = state.calibrations or Calibrations()
     dataset = context.open_clips(state.dataset, "train")
-    critic = None
-    if config.num_critic_steps:
-        state, critic = fit_policy_critic(state, config, context, policy.spec)
+    paths = state.critics if config.uses_value else ()
+    critics = [context.models.load_critic(path).to(context.device) for path in paths]
     setup = context.setup
     key = (context.seed, state.iteration, NAME, state.num_rounds)
     generators = setup.make_generators(*key)
@@ -269,7 +329,7 @@ def improve_in_imagination(
         num_microbatches=setup.num_microbatches,
         data_parallel=setup.data_parallel,
         device=context.device,
-        value=None if critic is None else critic.value,
+        value=partial(predict_success, critics) if critics else None,
     )
     context.models.save_policy(trainer.fit(objective, end - done), path)
     setup.drop_checkpoint(NAME)
@@ -282,6 +342,11 @@ def improve_in_imagination(
     )
 
 
+def predict_success(critics: Sequence[Critic], observation: Observation) -> Tensor:
+    """The mean value of ``critics`` plus 1, f32 [B] in [0, 1]: on the scale of a return, where a success is 1."""
+    return average_value(critics, observation) + 1
+
+
 def load_likelihood_policy(path: str, config: Config, context: StageContext) -> LikelihoodPolicy:
     policy = context.models.load_policy(path).to(context.device)
     if not isinstance(policy, LikelihoodPolicy):
@@ -291,31 +356,3 @@ def load_likelihood_policy(path: str, config: Config, context: StageContext) -> 
         )
     policy.temperature = config.temperature
     return policy
-
-
-def fit_policy_critic(
-    state: LoopState, config: Config, context: StageContext, spec: SimulatorSpec
-) -> tuple[LoopState, Critic | None]:
-    """Fit a critic on the policy's own training episodes in the cameras of ``spec``, and record its score.
-
-    The critic is ``None`` if all these episodes ended alike.
-    """
-    train, held_out = (OpenFrames(context.open_clips(state.dataset, split)) for split in ("train", "validation"))
-    if not train.has_both_outcomes:
-        return state.record(value_reason="the policy's own episodes all ended alike"), None
-    critic = fit_critic(
-        train.load,
-        len(train.index),
-        spec,
-        num_steps=config.num_critic_steps,
-        batch_size=CRITIC_BATCH_SIZE,
-        generator=make_generator(context.seed, state.iteration, "improve_policy/critic"),
-        device=context.device,
-        reporter=context.reporter,
-    )
-    score = score_critic(critic.value, held_out)
-    if score is None:
-        reason = "the policy's held-out episodes all ended alike"
-        return state.record(value_auc=None, value_auc_reason=reason), critic
-    context.reporter.log(f"critic: {score}")
-    return state.record(value_auc=score.to_record()), critic

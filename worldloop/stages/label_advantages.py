@@ -17,6 +17,7 @@ from worldloop.sans.advantages import AdvantageLabels, write_labels
 from worldloop.stages import fit_value
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
+from worldloop.value.config import ValueConfig
 from worldloop.value.returns import choose_threshold
 
 NAME = "label_advantages"
@@ -58,7 +59,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     labels = AdvantageLabels(
         version=context.store.version(state.dataset).fingerprint,
         critics=hash_critics(state, context),
-        settings=asdict(config) | {"target": fitting.target, "num_frames": num_frames},
+        settings=asdict(config) | {"target": context.config_of(ValueConfig).target, "num_frames": num_frames},
         thresholds=thresholds,
         advantage=everywhere,
         is_good=is_good,

@@ -35,7 +35,7 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return config.num_steps > 0 and not schedule.is_first and schedule.has_simulator and schedule.uses_world_model
+    return config.num_steps > 0 and not schedule.is_first and schedule.has_simulator and schedule.in_rounds
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:

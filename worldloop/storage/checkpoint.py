@@ -36,7 +36,7 @@ class Checkpoint:
     """Everything that a model is rebuilt from.
 
     ``kind`` is ``policy``, ``world_model`` or ``critic``. ``name`` is the policy's ``kind`` in the config,
-    ``video_world_model`` or ``categorical``.
+    ``video_world_model`` or the critic's ``value.kind``.
     """
 
     kind: str

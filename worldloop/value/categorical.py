@@ -14,21 +14,17 @@ Departures:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Self
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from worldloop.core.interfaces import Reporter
+from worldloop.core.interfaces import Metrics
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import check_shape
-from worldloop.core.types import Observation
+from worldloop.core.types import Normalisation, Observation
 from worldloop.networks.blocks import make_mlp
-from worldloop.value.observation_encoder import LoadRows, ObservationEncoder, fit_on_observations
-
-LoadReturns = LoadRows  # the label is the return from the row's frame, in [-1, 0]
+from worldloop.value.critic import Critic, ValueRows
+from worldloop.value.observation_encoder import ObservationEncoder
 
 NUM_BINS = 201  # RECAP's; bin i has its centre at -1 + i / 200
 SMOOTHING = 0.75  # sigma of the targets in bin widths, as recommended in HL-Gauss
@@ -54,69 +50,32 @@ def hl_gauss_targets(returns: Tensor, num_bins: int = NUM_BINS, smoothing: float
     return below.diff(dim=1) / (below[:, -1:] - below[:, :1])
 
 
-def compute_loss(logits: Tensor, returns: Tensor) -> Tensor:
-    """Cross-entropy of ``logits`` f32 [B, NUM_BINS] against `hl_gauss_targets`, the mean over rows."""
-    return functional.cross_entropy(logits, hl_gauss_targets(returns))
-
-
-class CategoricalCritic(nn.Module):
+class CategoricalCritic(Critic):
     """``forward(observation)`` -> logits f32 [B, NUM_BINS] of the return's bins.
 
-    ``spec``, ``backgrounds``, ``proprio`` and what the critic reads: see `ObservationEncoder`.
+    What it reads: see `ObservationEncoder`.
     """
 
     bin_centres: Tensor
 
-    def __init__(self, spec: SimulatorSpec, backgrounds: Mapping[str, Tensor], proprio: Tensor | None) -> None:
-        super().__init__()
-        self.spec = spec
-        self.encoder = ObservationEncoder(spec, backgrounds, proprio)
+    def __init__(self, spec: SimulatorSpec, normalisation: Normalisation) -> None:
+        super().__init__(spec, normalisation)
+        self.encoder = ObservationEncoder(spec, normalisation)
         self.head = make_mlp(self.encoder.dim, 64, NUM_BINS, num_hidden=1)
         self.register_buffer("bin_centres", torch.linspace(-1, 0, NUM_BINS), persistent=False)
 
-    @classmethod
-    def empty(cls, spec: SimulatorSpec, proprio_dim: int) -> Self:
-        """An untrained critic in eval mode, to load a state dict into. ``proprio_dim``: 0 if fitted without proprio."""
-        backgrounds = {camera.name: torch.zeros(3, camera.height, camera.width) for camera in spec.robot.cameras}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return cls(spec, backgrounds, torch.zeros(2, proprio_dim)).eval()
+    def prepare(self, sample: Observation) -> None:
+        self.encoder.set_backgrounds(sample)
 
     def forward(self, observation: Observation) -> Tensor:
         return self.head(self.encoder(observation))
 
+    def compute_loss(self, rows: ValueRows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of the logits against `hl_gauss_targets`, the mean over rows."""
+        return functional.cross_entropy(self(rows.observation), hl_gauss_targets(rows.returns)), {}
+
     @torch.no_grad()
     def value(self, observation: Observation) -> Tensor:
-        """The expected return, f32 [B] in [-1, 0], on the CPU: the mean of the predicted distribution."""
-        probabilities = self(observation.to(self.encoder.device)).softmax(dim=1)
+        """The mean of the predicted distribution."""
+        probabilities = self(observation.to(self.device)).softmax(dim=1)
         return (probabilities @ self.bin_centres).clamp(-1, 0).cpu()
-
-
-def fit_categorical_critic(
-    load: LoadReturns,
-    num_rows: int,
-    spec: SimulatorSpec,
-    *,
-    num_steps: int,
-    batch_size: int,
-    generator: torch.Generator,
-    device: torch.device,
-    reporter: Reporter,
-) -> CategoricalCritic:
-    """Fit a critic of the return for the cameras and tasks of ``spec``.
-
-    ``load(rows int64 [B])``, for rows in 0..num_rows - 1, returns observations and, f32 [B], the returns from them, in
-    [-1, 0]. A return outside raises ``ValueError``.
-    """
-    return fit_on_observations(
-        CategoricalCritic,
-        compute_loss,
-        load,
-        num_rows,
-        spec,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        generator=generator,
-        device=device,
-        reporter=reporter,
-    )

@@ -1,8 +1,8 @@
 """Returns and advantages of stored episodes, for advantage-conditioned policies.
 
 The return from a frame is RECAP's (arXiv:2511.14759): minus the number of steps that are left, and a large penalty for
-a failure. Or it is ViVa's (arXiv:2604.08168): minus the share of the episode that is left. The advantage is RECAP's: N
-steps of reward, then a critic's value.
+a failure. Or it is ViVa's (arXiv:2604.08168): minus the share of the episode that is left. Or it is the outcome alone.
+The advantage is RECAP's: N steps of reward, then a critic's value.
 
 Departures:
 
@@ -22,7 +22,7 @@ import numpy as np
 from worldloop.core.errors import require_choice, require_positive
 from worldloop.core.tensors import check_shape
 
-TARGETS = ("recap", "progress")
+TARGETS = ("recap", "progress", "outcome")
 
 
 def compute_returns(
@@ -41,6 +41,7 @@ def compute_returns(
       and everything is divided by 2L. A success lies in [-1/2, 0], a failure in [-1, -1/2]. Only an episode that is
       longer than the limit can be clipped to [-1, 0].
     - ``progress``: -(T - t) / T for a success, -1 at every frame of a failure.
+    - ``outcome``: 0 at every frame of a success, -1 at every frame of a failure.
 
     Args:
         num_env_steps: executed environment steps, until the success or the end; at most F s.
@@ -69,8 +70,10 @@ def compute_returns(
     if target == "recap":
         penalty = 0 if is_success else max_episode_steps
         returns = -(remaining + penalty) / (2 * max_episode_steps)
+    elif not is_success:
+        returns = np.full(num_frames + 1, -1.0)
     else:
-        returns = -remaining / num_env_steps if is_success else np.full(num_frames + 1, -1.0)
+        returns = -remaining / num_env_steps if target == "progress" else np.zeros(num_frames + 1)
     return np.clip(returns, -1.0, 0.0).astype(np.float32)
 
 

@@ -1,73 +1,47 @@
-"""A small critic: it predicts from an observation how likely the policy is to succeed by the episode's end.
+"""A critic of one probability: it predicts the return by cross-entropy, a proper score for a mean between two ends.
 
-It is fitted on the policy's real episodes, whose outcomes are known, by cross-entropy, a proper score. It does not
-bootstrap. An imagined rollout that is cut off takes the critic's value of its last state as its return, like truncated
-rollouts in model-based reinforcement learning (MBPO, arXiv:1906.08253; Dreamer, arXiv:1912.01603).
+With ``value.target=outcome`` the return is 0 for a success and -1 for a failure. Then the critic says how likely the
+policy is to succeed by the episode's end. An imagined rollout that is cut off can take the value of its last state as
+its return, like truncated rollouts in model-based reinforcement learning (MBPO, arXiv:1906.08253; Dreamer,
+arXiv:1912.01603).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from worldloop.core.interfaces import Reporter
+from worldloop.core.interfaces import Metrics
 from worldloop.core.specs import SimulatorSpec
-from worldloop.core.types import Observation
+from worldloop.core.types import Normalisation, Observation
 from worldloop.networks.blocks import make_mlp
-from worldloop.value.observation_encoder import LoadRows, ObservationEncoder, fit_on_observations
+from worldloop.value.critic import Critic, ValueRows
+from worldloop.value.observation_encoder import ObservationEncoder
 
-LoadOutcomes = LoadRows  # the label is 1 if the row's episode succeeded, else 0
 
+class SuccessCritic(Critic):
+    """``forward(observation)`` -> logit f32 [B] of the return plus 1.
 
-class Critic(nn.Module):
-    """``forward(observation)`` -> logit f32 [B] of success by the episode's end.
-
-    ``spec``, ``backgrounds``, ``proprio`` and what the critic reads: see `ObservationEncoder`.
+    What it reads: see `ObservationEncoder`.
     """
 
-    def __init__(self, spec: SimulatorSpec, backgrounds: Mapping[str, Tensor], proprio: Tensor | None) -> None:
-        super().__init__()
-        self.spec = spec
-        self.encoder = ObservationEncoder(spec, backgrounds, proprio)
+    def __init__(self, spec: SimulatorSpec, normalisation: Normalisation) -> None:
+        super().__init__(spec, normalisation)
+        self.encoder = ObservationEncoder(spec, normalisation)
         self.head = make_mlp(self.encoder.dim, 64, 1, num_hidden=1)
+
+    def prepare(self, sample: Observation) -> None:
+        self.encoder.set_backgrounds(sample)
 
     def forward(self, observation: Observation) -> Tensor:
         return self.head(self.encoder(observation))[:, 0]
 
+    def compute_loss(self, rows: ValueRows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Binary cross-entropy against the return plus 1, the mean over rows."""
+        return functional.binary_cross_entropy_with_logits(self(rows.observation), rows.returns + 1), {}
+
     @torch.no_grad()
     def value(self, observation: Observation) -> Tensor:
-        """The probability of success, f32 [B] in [0, 1], on the CPU."""
-        return torch.sigmoid(self(observation.to(self.encoder.device))).cpu()
-
-
-def fit_critic(
-    load: LoadOutcomes,
-    num_rows: int,
-    spec: SimulatorSpec,
-    *,
-    num_steps: int,
-    batch_size: int,
-    generator: torch.Generator,
-    device: torch.device,
-    reporter: Reporter,
-) -> Critic:
-    """Fit a critic for the cameras and tasks of ``spec``.
-
-    ``load(rows int64 [B])``, for rows in 0..num_rows - 1, returns observations and, f32 [B], whether their episodes
-    succeeded.
-    """
-    return fit_on_observations(
-        Critic,
-        functional.binary_cross_entropy_with_logits,
-        load,
-        num_rows,
-        spec,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        generator=generator,
-        device=device,
-        reporter=reporter,
-    )
+        """The predicted probability minus 1."""
+        return (torch.sigmoid(self(observation.to(self.device))) - 1).cpu()

@@ -236,12 +236,8 @@ class CosmosDenoiser(nn.Module):
         tokens = torch.cat([self.reward_token.to(image.dtype).expand(B, 1, -1), image], dim=1)
         place = tuple(_prepend(table[-1], value) for table, value in ((self.cos, 1.0), (self.sin, 0.0)))
 
-        def recall(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            past = (kept[:, layer].flatten(2, 3) for kept in (memory.keys, memory.values))
-            return tuple(kept.to(values) for kept in past)  # type: ignore[return-value]
-
         tokens, embedded, temb = self._transform(
-            tokens, 1 - t, shift, self._read_text(conditioning.instruction), place, recall
+            tokens, 1 - t, shift, self._read_text(conditioning.instruction), place, _recall(memory)
         )
         image = self.transformer.norm_out(tokens[:, -N:], embedded, temb)
         projected = self.transformer.proj_out(image)
@@ -256,6 +252,14 @@ class CosmosDenoiser(nn.Module):
             else:
                 data[camera] = view.choose(own, memory.frames[camera], output)[:, None]
         return DenoiserOutput(data, self.feature_norm(tokens)[:, None])
+
+    def read_slots(self, slots: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> Tensor:
+        """See `Denoiser`: the slots are the only new tokens. They have no position; each has its own time."""
+        assert isinstance(memory, CosmosMemory)
+        ones = torch.ones(slots.shape[1], self.cos.shape[-1], device=slots.device)
+        text = self._read_text(conditioning.instruction)
+        tokens, _, _ = self._transform(slots, 1 - t, None, text, (ones, torch.zeros_like(ones)), _recall(memory))
+        return self.feature_norm(tokens)
 
     def _embed(self, frames: Mapping[str, Tensor], is_context: float) -> Tensor:
         """Camera -> [B, 1, C, h, w] to tokens [B, N, D]; one channel says whether the frame is a context frame."""
@@ -282,13 +286,15 @@ class CosmosDenoiser(nn.Module):
         with_memory: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor] | None],
         for_memory: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run all blocks over ``tokens`` [B, T, D] at ``tau`` [B]; ``shift`` [B, 3 D] is added to the time embedding.
+        """Run all blocks over ``tokens`` [B, T, D] at ``tau`` [B], or [B, T] with a time for each token.
+
+        ``shift`` [B, 3 D] is added to the time embedding; it goes only with ``tau`` [B].
 
         ``with_memory(layer, keys, values)`` gets each layer's unrotated keys and values [B, heads, T, head_dim]. It may
         return rotated keys and values of other tokens, [B, heads, T', head_dim], to attend to as well. With
         ``for_memory`` the last layer stops after its keys and values, because the tokens are not used.
         """
-        temb, embedded = self.transformer.time_embed(tokens, tau)
+        temb, embedded = (e.unflatten(0, tau.shape) for e in self.transformer.time_embed(tokens, tau.flatten()))
         if shift is not None:
             temb = temb + shift.to(temb)
         for layer, block in enumerate(self.transformer.transformer_blocks):
@@ -326,6 +332,16 @@ class CosmosDenoiser(nn.Module):
     def _join(self, x: Tensor) -> Tensor:
         """Inverse of `_split`."""
         return x.transpose(-2, -3).flatten(-2)
+
+
+def _recall(memory: CosmosMemory) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """``with_memory`` of `CosmosDenoiser._transform`: the tokens also attend to those of ``memory``."""
+
+    def recall(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        past = (kept[:, layer].flatten(2, 3) for kept in (memory.keys, memory.values))
+        return tuple(kept.to(values) for kept in past)  # type: ignore[return-value]
+
+    return recall
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

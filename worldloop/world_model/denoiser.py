@@ -102,3 +102,7 @@ class Denoiser(Protocol):
     ) -> DenoiserOutput:
         """Predict clean latents after ``memory`` from ``noisy``, camera -> [B, L, C, h, w], at time ``t`` [B]."""
         ...
+
+    def read_slots(self, slots: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> Tensor:
+        """``slots`` [B, n, F] after they have attended to ``memory`` and to one another; ``t`` [B, n] is their time."""
+        ...

@@ -199,18 +199,7 @@ class HybridDenoiser(nn.Module):
         self, noisy: Mapping[str, Tensor], t: Tensor, memory: FrameMemory, conditioning: Conditioning
     ) -> DenoiserOutput:
         """See `Denoiser`; L = 1, and ``memory`` holds (first, previous, now)."""
-        condition = self.condition(
-            torch.cat(
-                [
-                    embed_time(t, self.condition_dim),
-                    conditioning.actions[:, 0].flatten(1),
-                    conditioning.proprio,
-                    conditioning.next_proprio[:, 0],
-                    conditioning.instruction,
-                ],
-                dim=1,
-            )
-        )
+        condition = self._embed_condition(t, conditioning)
         encoded = {
             camera: view.encode(noisy[camera][:, 0], t, memory.frames[camera], condition, conditioning)
             for camera, view in self.views.items()
@@ -227,8 +216,41 @@ class HybridDenoiser(nn.Module):
         reward_and_images = torch.cat([tokens[:, :1], tokens[:, -sum(lengths) :]], dim=1)
         return DenoiserOutput(data, reward_and_images[:, None])
 
-    def _transform(self, images: Sequence[Tensor], condition: Tensor, conditioning: Conditioning) -> Tensor:
-        """Tokens [B, 1 + s + 3 + image tokens, dim] after the transformer; the reward token is the first.
+    def read_slots(self, slots: Tensor, t: Tensor, memory: FrameMemory, conditioning: Conditioning) -> Tensor:
+        """See `Denoiser`: the slots join the transformer's tokens, and nothing is known of the next frame.
+
+        There is no time per token here, so ``t`` is not used.
+        """
+        now = {camera: frames[:, -1] for camera, frames in memory.frames.items()}
+        start = t.new_zeros(len(t))
+        condition = self._embed_condition(start, conditioning)
+        images = [
+            view.make_tokens(
+                view.encode(torch.zeros_like(now[camera]), start, memory.frames[camera], condition, conditioning)
+            )
+            for camera, view in self.views.items()
+        ]
+        return self._transform(images, condition, conditioning, slots)[:, : slots.shape[1]]
+
+    def _embed_condition(self, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The vector [B, condition_dim] that conditions the residual blocks."""
+        known = [
+            embed_time(t, self.condition_dim),
+            conditioning.actions[:, 0].flatten(1),
+            conditioning.proprio,
+            conditioning.next_proprio[:, 0],
+            conditioning.instruction,
+        ]
+        return self.condition(torch.cat(known, dim=1))
+
+    def _transform(
+        self,
+        images: Sequence[Tensor],
+        condition: Tensor,
+        conditioning: Conditioning,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens [B, n + 1 + s + 3 + image tokens, dim] after the transformer: the n slots, then the reward token.
 
         ``images`` has the image tokens of each camera.
         """
@@ -238,6 +260,8 @@ class HybridDenoiser(nn.Module):
         proprio = self.proprio_tokens(both).reshape(B, 2, -1)
         reward = self.reward_token.to(actions.dtype).expand(B, 1, -1)
         parts = [reward, actions, proprio, self.condition_token(condition)[:, None], *images]
+        if slots is not None:
+            parts = [slots, *parts]
         tokens = torch.cat([p.to(images[0].dtype) for p in parts], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

@@ -205,6 +205,28 @@ class VideoWorldModel(nn.Module):
             output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), memory, conditioning)
         return output.features[:, 0].float()
 
+    @property
+    def feature_dim(self) -> int:
+        """F, the channels of a token of `features` and of a slot."""
+        return self.denoiser.feature_dim
+
+    @property
+    def num_latents(self) -> int:
+        """Latent values of one frame in all cameras."""
+        return self.codec.channels * sum(height * width for height, width in self.codec.sizes.values())
+
+    def read_slots(self, context: Observation, slots: Tensor, t: Tensor) -> Tensor:
+        """See `SlotReader`. Actions are mid-way in their bounds, and proprio stands still."""
+        state = self.start(context, torch.zeros(len(context), dtype=torch.long))
+        shape = (len(context), 1, self.spec.actions_per_frame, self.spec.robot.action_dim)
+        with self.autocast():
+            instruction = self.instruction(context.instruction)
+            conditioning = Conditioning(
+                torch.zeros(shape, device=self.device), state.proprio, state.proprio[:, None], instruction
+            )
+            memory = self.denoiser.remember(state.context, instruction)
+            return self.denoiser.read_slots(slots, t, memory, conditioning).float()
+
     def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
         """One frame further under ``actions`` [B, s, A] in [-1, 1]: (state, success logit [B], expected PSNR [B])."""
         noise = self._draw_noise(state)
