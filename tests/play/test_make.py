@@ -1,5 +1,6 @@
 """A game from a run: beside which simulator, and that nothing ends it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import pytest
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
+from worldloop.factory.checkpoints import load_critic
 from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import describe
 from worldloop.storage.card import read_card
+from worldloop.storage.run_directory import RunDirectory
+from worldloop.value.critic import average_value
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -41,6 +45,22 @@ def test_the_card_s_check_in_the_closed_loop_is_shown_beside_the_game(debug_run:
     expected = f"closed-loop AUC within groups {figure['value']:.2f}" if figure else ""
     assert session.note.startswith(expected)
     assert describe(session)["note"] == session.note
+
+
+def test_the_critics_of_the_run_value_every_moment(debug_run: Path, tmp_path: Path) -> None:
+    session = make_play_session(debug_run, None, "cpu")
+    critics = [load_critic(debug_run / path) for path in RunDirectory(debug_run).read_state().critics]
+    assert len(critics) == 2
+    start = read_card(debug_run / "checkpoints/iteration_001/world_model").starts.rows([0])
+    expected = float(average_value(critics, start))
+    assert session.moments[0].value == pytest.approx(expected, abs=1e-6)
+    assert -1 <= expected <= 0
+    session.step([0.5, 0.0])
+    assert describe(session)["value"] == pytest.approx(session.moments[1].value, abs=1e-4)
+    assert session.moments[1].value != session.moments[0].value
+    exported = tmp_path / "world_model"
+    shutil.copytree(debug_run / "checkpoints/iteration_001/world_model", exported)
+    assert describe(make_play_session(exported, None, "cpu"))["value"] is None, "outside of a run there are no critics"
 
 
 def test_another_simulator_is_refused(debug_run: Path) -> None:

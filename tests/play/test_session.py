@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from summing import CALIBRATIONS, SEVERAL, Summing, make_session
+from summing import CALIBRATIONS, CONFIG, SEVERAL, Summing, make_session
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.types import InitialStates
+from worldloop.core.types import InitialStates, Observation
 from worldloop.play.session import MAX_MOMENTS, NUM_STATES, PlaySession
 from worldloop.simulators.toy.simulator import ToySimulator
 
@@ -24,6 +24,27 @@ def test_a_step_is_imagined_and_simulated() -> None:
     assert first is not None
     assert now.simulated.state[0] - first.state[0] == pytest.approx(0.2)  # 2 steps of .5 x .2 units
     assert not np.array_equal(now.simulated.frames["base_camera"], first.frames["base_camera"])
+
+
+def test_a_critic_sees_first_previous_and_present_frame_of_the_branch_it_is_in() -> None:
+    seen: list[Observation] = []
+
+    def value(observation: Observation) -> torch.Tensor:
+        seen.append(observation)
+        return torch.tensor([-0.1 * len(seen)])
+
+    world_model = Summing(ToySimulator.make_spec(CONFIG))
+    session = PlaySession(world_model, CALIBRATIONS, world_model.make_starts(["ToyPush-v1"] * 3), value=value)  # type: ignore[arg-type]
+    session.step([0.5, 0.0])
+    session.step([0.5, 0.0])
+    session.go_to(1)
+    session.step([-0.5, 0.0])
+    assert [moment.value for moment in session.moments] == pytest.approx([-0.1, -0.2, -0.3, -0.4])
+    greys = [observation.frames["base_camera"][0, :, 0, 0, 0].tolist() for observation in seen[1:]]
+    assert greys == [[0, 0, 110], [0, 110, 120], [0, 110, 100]]
+    assert [int(observation.env_step) for observation in seen] == [0, 2, 4, 4]
+    assert session.moments[2].value == pytest.approx(-0.3), "going back asks nobody again"
+    assert make_session(with_simulator=False).moments[0].value is None
 
 
 def test_going_back_and_branching_restores_both_sides() -> None:

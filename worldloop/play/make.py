@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import TaskSimulator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.factory.build import choose_simulator
+from worldloop.factory.checkpoints import load_critic
 from worldloop.factory.config import SimulatorConfig
 from worldloop.factory.pretrained import load_checked_world_model
 from worldloop.play.session import PlaySession
 from worldloop.storage.run_directory import RunDirectory
+from worldloop.value.critic import Critic, average_value
 
 
 def make_play_session(
@@ -32,7 +35,22 @@ def make_play_session(
     world_model, card = load_checked_world_model(checkpoint, pretrained)
     world_model = world_model.to(choose_device(device)).for_imagination()
     beside = None if simulator is None else _make_endless_simulator(simulator, world_model.spec)
-    return PlaySession(world_model, card.calibrations, card.starts, beside, note=_describe_trust(card.closed_loop))
+    critics = [critic.to(world_model.device) for critic in _load_critics(checkpoint)]
+    return PlaySession(
+        world_model,
+        card.calibrations,
+        card.starts,
+        beside,
+        note=_describe_trust(card.closed_loop),
+        value=partial(average_value, critics) if critics else None,
+    )
+
+
+def _load_critics(checkpoint: Path) -> list[Critic]:
+    """The latest critics of the run that ``checkpoint`` is or lies in; none without a run, or if they are not there."""
+    run = _find_run(checkpoint)
+    paths = [] if run is None else [run.path / path for path in run.read_state().critics]
+    return [load_critic(path) for path in paths] if all(path.is_dir() for path in paths) else []
 
 
 def _describe_trust(closed_loop: dict[str, Any]) -> str:
@@ -54,11 +72,16 @@ def find_simulator(checkpoint: Path, config: LoopConfig | None = None) -> Simula
 
 
 def _find_config(checkpoint: Path) -> LoopConfig | None:
-    for directory in (checkpoint, *checkpoint.resolve().parents[:3]):
-        run = RunDirectory(directory)
-        if run.exists:
-            return build_config([OmegaConf.create(run.read_config())], str(directory / "config.yaml"))
-    return None
+    run = _find_run(checkpoint)
+    if run is None:
+        return None
+    return build_config([OmegaConf.create(run.read_config())], str(run.path / "config.yaml"))
+
+
+def _find_run(checkpoint: Path) -> RunDirectory | None:
+    """The run that ``checkpoint`` is or lies in."""
+    runs = (RunDirectory(directory) for directory in (checkpoint, *checkpoint.resolve().parents[:3]))
+    return next((run for run in runs if run.exists), None)
 
 
 def _make_endless_simulator(config: SimulatorConfig, spec: SimulatorSpec) -> TaskSimulator:

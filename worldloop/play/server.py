@@ -121,6 +121,7 @@ def describe(session: PlaySession) -> dict[str, Any]:
         "threshold": session.calibration.threshold,
         "expected_psnr_db": round(now.expected_psnr_db, 2) if math.isfinite(now.expected_psnr_db) else None,
         "floor_db": session.calibration.floor_db,
+        "value": None if now.value is None else round(now.value, 4),
         "success_by_moment": [round(moment.success_prob, 3) for moment in session.moments],
         "simulated": None
         if now.simulated is None

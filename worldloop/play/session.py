@@ -7,6 +7,7 @@ there starts a branch. Neither the time limit nor a success ends a game.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +46,7 @@ class Moment:
     - ``frames``: camera -> u8 [h, w, 3]
     - ``state``: the tensors of `WorldState.to_tensors`, on the CPU
     - ``success_prob``: calibrated; ``expected_psnr_db``: corrected by its bias, inf at the first moment
+    - ``value`` in [-1, 0]: of critics, if there are any
     - ``simulated``: the moment in the simulator, ``None`` without one
     """
 
@@ -54,14 +56,15 @@ class Moment:
     success_prob: float
     expected_psnr_db: float
     simulated: Simulated | None
+    value: float | None = None
 
 
 class PlaySession:
     """One game at a time. Without a simulator, a game starts from one of ``starts``.
 
     With a simulator, it starts from one of the simulator's initial states: `NUM_STATES` of each of the world model's
-    tasks, one task after the other. ``note`` is shown beside the game. Bad input raises `WorldloopError` and changes
-    nothing.
+    tasks, one task after the other. ``note`` is shown beside the game. ``value``, if given, is what critics say of an
+    observation, f32 [B] in [-1, 0]. Bad input raises `WorldloopError` and changes nothing.
     """
 
     def __init__(
@@ -72,10 +75,11 @@ class PlaySession:
         simulator: TaskSimulator | None = None,
         seed: int = 0,
         note: str = "",
+        value: Callable[[Observation], Tensor] | None = None,
     ) -> None:
         self.world_model, self.calibrations = world_model, calibrations
         self.spec = world_model.spec
-        self.simulator, self.note = simulator, note
+        self.simulator, self.note, self._value = simulator, note, value
         self.simulator_error = ""
         self._seed = seed
         self._observations = starts
@@ -120,7 +124,8 @@ class PlaySession:
         key = torch.tensor([derive_seed(self._seed, "play", start)])
         self._state = self.world_model.start(observation, key)
         frames = self._show(observation.frames)
-        self.moments = [Moment(ROOT, frames, _keep(self._state, {}), 0.0, float("inf"), simulated)]
+        worth = None if self._value is None else float(self._value(observation))
+        self.moments = [Moment(ROOT, frames, _keep(self._state, {}), 0.0, float("inf"), simulated, worth)]
         self.now, self.start, self._now_simulated, self._now_imagined = 0, start, 0, 0
         self.task, self.instruction = observation.task[0], observation.instruction[0]
 
@@ -135,13 +140,15 @@ class PlaySession:
         psnr_db = float("inf")
         if chunk.expected_psnr_db is not None:
             psnr_db = float(chunk.expected_psnr_db[0, -1]) - self.calibration.psnr_bias_db
+        frames = self._show(chunk.frames)
         moment = Moment(
             parent=self.now,
-            frames=self._show(chunk.frames),
+            frames=frames,
             state=_keep(state, here.state),
             success_prob=float(self.calibration.probability(chunk.success_logit[0, -1])),
             expected_psnr_db=psnr_db,
             simulated=self._simulate(actions),
+            value=None if self._value is None else float(self._value(self._observe(frames, chunk.proprio[:, -1]))),
         )
         self.moments.append(moment)
         self.now = self._now_imagined = len(self.moments) - 1
@@ -195,6 +202,18 @@ class PlaySession:
     def _show(self, frames: dict[str, Tensor]) -> Frames:
         """Of ``frames`` [1, n, h, w, 3], the last frame of each camera that the world model imagines."""
         return {name: frames[name][0, -1].cpu().numpy().copy() for name in self.spec.robot.camera_names}
+
+    def _observe(self, frames: Frames, proprio: Tensor) -> Observation:
+        """What a policy would see one frame after now, where ``frames`` and ``proprio`` [1, S] are imagined."""
+        first, now = self.moments[0].frames, self.moments[self.now].frames
+        seen = {name: np.stack([first[name], now[name], frames[name]])[None] for name in frames}
+        return Observation(
+            frames={name: torch.from_numpy(images) for name, images in seen.items()},
+            proprio=proprio.cpu(),
+            task=(self.task,),
+            instruction=(self.instruction,),
+            env_step=torch.tensor([len(self.path()) * self.spec.actions_per_frame]),
+        )
 
     def _scale(self, action: list[float]) -> Tensor:
         """The action, repeated s times, in environment units, f32 [1, s, A]; `WorldloopError` if it is out of range."""
