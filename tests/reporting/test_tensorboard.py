@@ -121,6 +121,10 @@ def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothi
     record["imagined_frames"] = 1000
     known = {"value": 0.8, "low": 0.7, "high": 0.9}
     record["value_check"] = {"scripted": {"auc": {"0.25": None, "0.50": known}}, "on_policy": {"auc": {"0.50": None}}}
+    record["value_at_events"] = {
+        "scripted": {},
+        "on_policy": {"grasp": {"change": known, "detected": known, "floor": 0.5}},
+    }
     timings = [
         {"iteration": 0, "stage": "fit_world_model", "seconds": 2.0, "peak_memory_mib": 300},
         {"iteration": 0, "stage": "fit_world_model", "seconds": 3.0, "peak_memory_mib": 200},
@@ -143,7 +147,8 @@ def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothi
     stem = "loop/simulated_success"
     assert (series.value, series.lower, series.upper) == (f"{stem}_rate", f"{stem}_low", f"{stem}_high")
     assert [chart.title for chart in pages["Do the critics know what comes?"]] == [
-        "AUC of the value at 50 % of the time"
+        "AUC of the value at 50 % of the time",
+        "change of the value at grasp",
     ]
     (scripted,) = pages["What is in SANS?"]
     assert [line.value for line in scripted.margin.series] == ["sans/scripted"]

@@ -212,6 +212,23 @@ def test_the_value_of_several_critics_is_their_mean() -> None:
     torch.testing.assert_close(average_value([high], observation), torch.full((3,), -0.1))
 
 
+def test_many_rows_are_valued_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of two; the values are those of one block, in order."""
+    monkeypatch.setattr("worldloop.value.critic.MAX_ROWS", 2)
+    critic = make_critic("success")
+    observation = look(torch.arange(5))
+    seen: list[int] = []
+
+    class Counting:
+        def value(self, rows: Observation) -> Tensor:
+            seen.append(len(rows))
+            return critic.value(rows)
+
+    values = average_value([Counting()], observation)  # type: ignore[list-item]
+    assert seen == [2, 2, 1]
+    torch.testing.assert_close(values, critic.value(observation), atol=1e-3, rtol=0)
+
+
 # --- what is read, and weights ------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import torch
 
 from worldloop.core.files import disk_errors
 from worldloop.core.statistics import compute_reliability
+from worldloop.evaluation.events import EVENTS
 from worldloop.reporting.records import Record, list_tasks, read_closed_loop
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def plan_charts() -> Charts:
         },
         "Do the critics know what comes?": {
             f"AUC of the value at {share} % of the time": band(f"check_value/auc_at_{share}") for share in (25, 50, 75)
-        },
+        }
+        | {f"change of the value at {event}": (f"check_value/change_at_{event}",) for event in EVENTS},
         "What did it cost?": {
             "seconds per stage": ("cost/seconds",),
             "peak memory per stage, MiB": ("cost/peak_memory_mib",),
@@ -224,6 +226,8 @@ def write_iteration(
             for share, figure in judgement["auc"].items():
                 tag = f"check_value/auc_at_{100 * float(share):.0f}"
                 seen |= set(_list_estimate({tag: figure}, tag))
+        for changes in (earlier.get("value_at_events") or {}).values():
+            seen |= {f"check_value/change_at_{event}" for event in changes}
     if any(earlier.get("imagined_frames") for earlier in records):
         seen.add("loop/imagined_frames_per_s")
     with open_writer(log_dir / "loop", purge_step=iteration) as writer:
