@@ -123,7 +123,7 @@ def test_an_iteration_has_its_cost_its_episodes_its_settings_and_charts_of_nothi
     record["value_check"] = {"scripted": {"auc": {"0.25": None, "0.50": known}}, "on_policy": {"auc": {"0.50": None}}}
     record["value_at_events"] = {
         "scripted": {},
-        "on_policy": {"grasp": {"change": known, "detected": known, "floor": 0.5}},
+        "on_policy": {"grasp": {"change": known, "above_usual": known, "detected": known}},
     }
     timings = [
         {"iteration": 0, "stage": "fit_world_model", "seconds": 2.0, "peak_memory_mib": 300},

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from reporters import RecordingReporter
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from worldloop.core.statistics import Estimate
 from worldloop.evaluation.episode_values import CriticJudgement
 from worldloop.evaluation.value_at_events import EventChange
+from worldloop.reporting.progress import SilentDisplay
+from worldloop.reporting.reporter import StageReporter
 from worldloop.reporting.value import (
     GREEN,
     MARK_PX,
@@ -44,22 +47,34 @@ def test_each_source_has_a_line() -> None:
     ]
 
 
-def test_each_source_has_a_run_with_what_is_known() -> None:
-    reporter = RecordingReporter()
-    write_critics(reporter, 3, JUDGED)
-    assert reporter.curves["check_value/on_policy"] == {3: {}}
-    assert reporter.curves["check_value/scripted"][3] == {
-        "check_value/auc_at_25": 0.61,
-        "check_value/auc_at_25_low": 0.5,
-        "check_value/auc_at_25_high": 0.7,
-        "check_value/auc_at_50": 0.875,
+NOTICED = EventChange(Estimate(-0.2, -0.3, -0.1, 25), Estimate(-0.0512, -0.1, 0.0, 25), Estimate(0.8, 0.6, 1.0, 25))
+
+
+def test_each_source_has_a_run_with_what_is_known(tmp_path: Path) -> None:
+    """In real TensorBoard files: a second writer of the same run would purge what the first has written."""
+    reporter = StageReporter("check_value", SilentDisplay(), tmp_path, writes=True)
+    for iteration in (1, 2):
+        write_critics(reporter, iteration, JUDGED, {"scripted": {"miss": NOTICED}})
+    scripted, on_policy = (EventAccumulator(str(tmp_path / "check_value" / name)) for name in ("scripted", "on_policy"))
+    scripted.Reload()
+    on_policy.Reload()
+    curves = {
+        tag: [(point.step, round(point.value, 4)) for point in scripted.Scalars(tag)]
+        for tag in scripted.Tags()["scalars"]
     }
+    assert curves == {
+        "check_value/auc_at_25": [(1, 0.61), (2, 0.61)],
+        "check_value/auc_at_25_low": [(1, 0.5), (2, 0.5)],
+        "check_value/auc_at_25_high": [(1, 0.7), (2, 0.7)],
+        "check_value/auc_at_50": [(1, 0.875), (2, 0.875)],
+        "check_value/change_at_miss": [(1, -0.0512), (2, -0.0512)],
+    }
+    assert on_policy.Tags()["scalars"] == []
 
 
 def test_events_are_told_with_how_often_they_are_noticed() -> None:
-    change = EventChange(Estimate(-0.0512, -0.1, 0.0, 25), Estimate(0.8, 0.6, 1.0, 25), floor=0.5)
-    assert describe_events({"scripted": {}, "on_policy": {"miss": change}}) == [
-        "on_policy: change of the value, and share noticed, at miss -0.051 (0.80 of 25)"
+    assert describe_events({"scripted": {}, "on_policy": {"miss": NOTICED}}) == [
+        "on_policy: change of the value above the usual, and share noticed, at miss -0.051 (0.80 of 25)"
     ]
 
 

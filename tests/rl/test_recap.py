@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+
 import torch
 from hand_rollouts import make_chunk, make_rollout, make_step
 
 from worldloop.core.types import Rollout
+from worldloop.rl.advantages import compute_group_advantages
 from worldloop.rl.recap import label_first_chunks
 
 
@@ -17,28 +19,31 @@ def two_chunks() -> Rollout:
     return make_rollout(first, second, chunks=[make_chunk(0), make_chunk(1)], task=["t", "u", "t", "v"])
 
 
-def test_the_best_first_chunks_are_good_and_groups_that_tell_nothing_are_left_out() -> None:
-    labelled = label_first_chunks(two_chunks(), torch.tensor([0.4, -0.1, 0.0, -0.3]), positive_share=0.5)
-    assert labelled.is_good.tolist() == [1, 0, 0]
-    assert labelled.chunks.actions[..., 0].tolist() == [[0, 1], [10, 11], [30, 31]], "those of the first chunk"
-    assert labelled.chunks.valid.tolist() == [[True, True], [True, False], [True, True]]
-    assert labelled.chunks.observation.task == ("t", "u", "v")
-    assert labelled.chunks.observation.env_step.tolist() == [0, 0, 0]
-    assert labelled.chunks.observation.sim_state is None, "nothing privileged"
+GROUPS = compute_group_advantages(torch.tensor([1.0, 0.0, 0.5, 0.3]), torch.tensor([0, 0, 0, 1]), normalises=False)
 
 
-@pytest.mark.parametrize(("share", "num_good"), [(0.25, 1), (0.5, 2), (0.75, 3)])
-def test_as_many_are_good_as_asked(share: float, num_good: int) -> None:
-    labelled = label_first_chunks(two_chunks(), torch.tensor([0.4, -0.1, 0.2, -0.3]), share)
-    assert int(labelled.is_good.sum()) == num_good
-    assert labelled.is_good[0] == 1
+def test_first_chunks_above_the_threshold_of_their_task_are_good() -> None:
+    """Advantages .5, -.5 and 0 of the first group; row 3 is alone in its group, which tells nothing."""
+    labelled = label_first_chunks(two_chunks(), GROUPS, {"t": -0.1, "u": -0.6}, ["cam"])
+    assert labelled.is_good.tolist() == [1, 1, 1]
+    strict = label_first_chunks(two_chunks(), GROUPS, {"t": 0.0, "u": -0.5}, ["cam"])
+    assert strict.is_good.tolist() == [1, 0, 0], "a member of average return is labelled too"
+    assert strict.chunks.actions[..., 0].tolist() == [[0, 1], [10, 11], [20, 21]], "those of the first chunk"
+    assert strict.chunks.valid.tolist() == [[True, True], [True, False], [True, True]]
+    assert strict.chunks.observation.task == ("t", "u", "t")
+    assert strict.chunks.observation.env_step.tolist() == [0, 0, 0]
+    assert strict.chunks.observation.sim_state is None, "nothing privileged"
+
+
+def test_only_the_cameras_of_the_policy_are_kept() -> None:
+    rollout = two_chunks()
+    seen = rollout.observations[0]
+    both = replace(seen, frames=seen.frames | {"hand": seen.frames["cam"]})
+    rollout = replace(rollout, observations=(both, *rollout.observations[1:]))
+    labelled = label_first_chunks(rollout, GROUPS, {"t": 0.0, "u": 0.0}, ["cam"])
+    assert list(labelled.chunks.observation.frames) == ["cam"]
 
 
 def test_no_group_may_tell_anything() -> None:
-    assert len(label_first_chunks(two_chunks(), torch.zeros(4), 0.5)) == 0
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
-def test_a_share_of_nothing_or_all_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="positive_share"):
-        label_first_chunks(two_chunks(), torch.ones(4), share)
+    alike = compute_group_advantages(torch.ones(4), torch.zeros(4, dtype=torch.long))
+    assert len(label_first_chunks(two_chunks(), alike, {}, ["cam"])) == 0

@@ -189,9 +189,9 @@ def test_the_expected_return_is_one_plus_the_mean_of_the_critics() -> None:
     """On the scale on which a success is 1: (-.2 - .6) / 2 + 1, (-1 - 0) / 2 + 1, 0 + 1, -1 + 1."""
     critics: list[Any] = [Says(-0.2, -1.0, 0.0, -1.0), Says(-0.6, 0.0, 0.0, -1.0)]
     observation: Any = None
-    got = improve_policy.predict_success(critics, observation)
+    got = improve_policy.value_as_return(critics, observation)
     torch.testing.assert_close(got, torch.tensor([0.6, 0.5, 1.0, 0.0]))
-    one = improve_policy.predict_success(critics[:1], observation)
+    one = improve_policy.value_as_return(critics[:1], observation)
     torch.testing.assert_close(one, torch.tensor([0.8, 0.0, 1.0, 0.0]))
 
 
@@ -203,7 +203,7 @@ def test_the_critics_of_fit_value_say_what_a_row_that_is_cut_off_returns(
 ) -> None:
     """All rows are cut off, since none succeeds: the mean return is what the critics say, and else a probability."""
     judged: list[torch.Tensor] = []
-    predict = improve_policy.predict_success
+    predict = improve_policy.value_as_return
 
     def note(critics: Any, observation: Any) -> torch.Tensor:
         assert [type(critic) for critic in critics] == [CategoricalCritic] * 2
@@ -220,7 +220,7 @@ def test_the_critics_of_fit_value_say_what_a_row_that_is_cut_off_returns(
         assert [bar.unit for bar in improvement.reporter.bars] == ["update"], "no critic is fitted here"
         return improvement.reporter.curves["improve_policy"][0]["improve_policy/return_mean"]
 
-    monkeypatch.setattr(improve_policy, "predict_success", note)
+    monkeypatch.setattr(improve_policy, "value_as_return", note)
     without = run(bootstraps=False)
     assert judged == []
     expected = run(bootstraps=True)

@@ -21,6 +21,7 @@ from reporters import Bar, RecordingReporter
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import AdvantageConditionedPolicy
+from worldloop.core.success import Trust
 from worldloop.evaluation import episode_values
 from worldloop.factory.checkpoints import load_critic, load_world_model
 from worldloop.loop.run import make_context
@@ -30,7 +31,7 @@ from worldloop.runtime.inline import InlineRuntime
 from worldloop.sans.advantages import AdvantageLabels, read_labels
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.store import SansStore
-from worldloop.stages import STAGES, label_advantages
+from worldloop.stages import STAGES, improve_policy, label_advantages
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
@@ -239,6 +240,35 @@ def test_labels_of_other_critics_are_refused(fork: Recap) -> None:
     fork.state = replace(fork.state, critics=fork.state.critics[::-1], iteration=7)
     with pytest.raises(WorldloopError, match=r"labels/iteration_001 are of other critics"):
         fork.run("improve_policy")
+
+
+def test_chunks_from_real_states_are_imagined_and_labelled_within_their_group(fork: Recap) -> None:
+    """The same states, chunks and labels every time; their cameras are the policy's, and nothing is privileged."""
+    overrides = ("improve_policy.method=recap_imagined", "improve_policy.num_imagined_groups=8")
+    config = load_config(DEBUG, [*RECAP, *overrides])
+    context = make_context(
+        "improve_policy", config, fork.run_dir, InlineRuntime(0, 0, SilentDisplay()), SilentDisplay()
+    )
+    settings = config.section(improve_policy.Config)
+    first, again = (improve_policy.imagine_chunks(fork.state, settings, context) for _ in range(2))
+    assert first is not None
+    assert again is not None
+    assert 0 < len(first) <= 8 * settings.group_size
+    assert torch.equal(first.is_good, again.is_good)
+    assert torch.equal(first.chunks.actions, again.chunks.actions)
+    assert 0.2 <= float(first.is_good.float().mean()) <= 0.6, "positive_share is .4"
+    assert first.chunks.observation.sim_state is None
+    distrusted = {task: Trust(False, "AUC .5") for task in context.spec.task_ids}
+    assert improve_policy.imagine_chunks(replace(fork.state, trust=distrusted), settings, context) is None
+
+
+def test_recap_learns_from_imagined_chunks_too(fork: Recap) -> None:
+    fork.state = replace(fork.state, iteration=5)
+    fork.state, _ = fork.run(
+        "improve_policy", "improve_policy.method=recap_imagined", "improve_policy.num_imagined_groups=4"
+    )
+    assert fork.state.candidates == ("checkpoints/iteration_005/policy",)
+    assert any("chunks to learn from" in line for line in fork.reporter.lines)
 
 
 def test_thresholds_are_by_task_and_the_policys_own(recap: Recap) -> None:

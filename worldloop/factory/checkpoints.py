@@ -96,14 +96,19 @@ def save_critic(critic: Critic, config: ValueConfig, directory: Path) -> None:
     save_checkpoint(directory, checkpoint)
 
 
-def load_critic(directory: Path) -> Critic:
-    """A critic in eval mode, from its checkpoint, and from the pretrained pipeline that its world model came from."""
+def load_critic(directory: Path, pretrained: str = "") -> Critic:
+    """A critic in eval mode, from its checkpoint, and from the pretrained pipeline that its world model came from.
+
+    ``pretrained`` is where that pipeline is now; "": where it was then.
+    """
     checkpoint = load_checkpoint(directory, "critic")
     with _of_this_version(directory, "fit the critics again"):
         config = rebuild_dataclass(ValueConfig, checkpoint.config)
 
         def make_world_model() -> VideoWorldModel:
             settings = rebuild_dataclass(WorldModelConfig, checkpoint.extra["world_model"])
+            if pretrained and settings.pretrained:
+                settings = replace(settings, pretrained=pretrained)
             return build_world_model(settings, checkpoint.spec, checkpoint.normalisation, seed=0)
 
         critic = build_critic(config, checkpoint.spec, checkpoint.normalisation, make_world_model, seed=0)

@@ -35,22 +35,26 @@ def make_play_session(
     world_model, card = load_checked_world_model(checkpoint, pretrained)
     world_model = world_model.to(choose_device(device)).for_imagination()
     beside = None if simulator is None else _make_endless_simulator(simulator, world_model.spec)
-    critics = [critic.to(world_model.device) for critic in _load_critics(checkpoint)]
+    note = _describe_trust(card.closed_loop)
+    try:
+        critics = [critic.to(world_model.device) for critic in _load_critics(checkpoint, pretrained)]
+    except WorldloopError as error:  # the game does not need them
+        critics, note = [], f"{note}; no value: {error}".removeprefix("; ")
     return PlaySession(
         world_model,
         card.calibrations,
         card.starts,
         beside,
-        note=_describe_trust(card.closed_loop),
+        note=note,
         value=partial(average_value, critics) if critics else None,
     )
 
 
-def _load_critics(checkpoint: Path) -> list[Critic]:
+def _load_critics(checkpoint: Path, pretrained: str) -> list[Critic]:
     """The latest critics of the run that ``checkpoint`` is or lies in; none without a run, or if they are not there."""
     run = _find_run(checkpoint)
     paths = [] if run is None else [run.path / path for path in run.read_state().critics]
-    return [load_critic(path) for path in paths] if all(path.is_dir() for path in paths) else []
+    return [load_critic(path, pretrained) for path in paths] if all(path.is_dir() for path in paths) else []
 
 
 def _describe_trust(closed_loop: dict[str, Any]) -> str:

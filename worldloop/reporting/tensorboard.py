@@ -54,7 +54,11 @@ def plan_charts() -> Charts:
         "Do the critics know what comes?": {
             f"AUC of the value at {share} % of the time": band(f"check_value/auc_at_{share}") for share in (25, 50, 75)
         }
-        | {f"change of the value at {event}": (f"check_value/change_at_{event}",) for event in EVENTS},
+        | {
+            f"change of the value at {event}": (f"check_value/change_at_{event}",)
+            for event in EVENTS
+            if event != "success"
+        },
         "What did it cost?": {
             "seconds per stage": ("cost/seconds",),
             "peak memory per stage, MiB": ("cost/peak_memory_mib",),

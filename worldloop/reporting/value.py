@@ -35,8 +35,13 @@ def _show(figures: Mapping[float, Estimate | None]) -> str:
     return " ".join("-" if figure is None else f"{figure.value:.3f}" for figure in figures.values())
 
 
-def write_critics(reporter: Reporter, iteration: int, judged: Mapping[str, CriticJudgement]) -> None:
-    """TensorBoard: the curves ``check_value/auc_at_50`` over iterations, each source in its own run."""
+def write_critics(
+    reporter: Reporter,
+    iteration: int,
+    judged: Mapping[str, CriticJudgement],
+    at_events: Mapping[str, Mapping[str, EventChange]],
+) -> None:
+    """TensorBoard: ``check_value/auc_at_50``, ``change_at_grasp``, ... over iterations, each source in its own run."""
     for source, judgement in judged.items():
         values: dict[str, float] = {}
         for share, figure in judgement.auc.items():
@@ -45,17 +50,21 @@ def write_critics(reporter: Reporter, iteration: int, judged: Mapping[str, Criti
                 values[tag] = figure.value
                 if figure.has_interval:
                     values |= {f"{tag}_low": figure.low, f"{tag}_high": figure.high}
+        values |= {f"{NAME}/change_at_{name}": e.above_usual.value for name, e in at_events.get(source, {}).items()}
         with reporter.writer(f"{NAME}/{source}", purge_step=iteration) as writer:
             writer.scalars(iteration, values)
 
 
 def describe_events(judged: Mapping[str, Mapping[str, EventChange]]) -> list[str]:
-    """One log line per source: ``on_policy: change of the value, and share noticed, at miss -0.050 (0.80 of 25)``."""
+    """One log line per source, e.g. ``on_policy: change of the value ..., at miss -0.050 (0.80 of 25)``."""
     lines = []
     for source, events in judged.items():
-        parts = [f"{name} {e.change.value:+.3f} ({e.detected.value:.2f} of {e.change.n})" for name, e in events.items()]
+        parts = [
+            f"{name} {e.above_usual.value:+.3f} ({e.detected.value:.2f} of {e.above_usual.n})"
+            for name, e in events.items()
+        ]
         if parts:
-            lines.append(f"{source}: change of the value, and share noticed, at {', '.join(parts)}")
+            lines.append(f"{source}: change of the value above the usual, and share noticed, at {', '.join(parts)}")
     return lines
 
 
@@ -118,15 +127,9 @@ def write_values(
     frames: EpisodeFrames,
     values: np.ndarray,
     events: Sequence[Mapping[str, int]],
-    judged: Mapping[str, Mapping[str, EventChange]],
     num_videos: int,
 ) -> None:
-    """TensorBoard: the change of the value at each event, and videos with the value, ``check_value/policy_worst_1``."""
-    for source, changes in judged.items():
-        curves = {f"{NAME}/change_at_{name}": change.change.value for name, change in changes.items()}
-        if curves:
-            with reporter.writer(f"{NAME}/{source}", purge_step=iteration) as writer:
-                writer.scalars(iteration, curves)
+    """TensorBoard: videos with the value below, ``check_value/SOURCE_worst_1_OUTCOME`` and so on."""
     with reporter.writer(NAME, purge_step=iteration) as writer:
         for source, chosen in choose_episodes(frames, values, num_videos).items():
             for name, number in chosen:

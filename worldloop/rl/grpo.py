@@ -12,7 +12,8 @@ Departures:
 2. Members of a group share the world model's noise and differ only in the policy's samples.
 3. The success probability is calibrated on imagined frames; there is no hand-set threshold on the reward.
 4. A share of the groups starts in the middle of real episodes. Rollouts end after ``imagination_horizon`` chunks.
-   Critics may value the state where they were cut off, and the state before each chunk (`shape_by_value`).
+   Critics may value the state where they were cut off, and the state before each chunk (`shape_by_value`). It is the
+   mean of all critics, although some of them have learned the episode that the rollout started from.
 5. Candidates have moving averages of the weights.
 6. Groups in which no success is declared are dropped: their returns are only probabilities of the success head.
 7. The KL penalty has GRPO's k3 estimator. Its value estimates KL(policy || start). Its gradient, on the policy's own

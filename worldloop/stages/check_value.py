@@ -39,8 +39,8 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     at_events = judge_at_events(frames, values, events)
     for line in (*describe_critics(judged), *describe_events(at_events)):
         context.reporter.log(line)
-    write_critics(context.reporter, state.iteration, judged)
-    write_values(context.reporter, state.iteration, frames, values, events, at_events, num_videos=config.num_videos)
+    write_critics(context.reporter, state.iteration, judged, at_events)
+    write_values(context.reporter, state.iteration, frames, values, events, config.num_videos)
     return state.record(
         value_check={source: judgement.to_dict() for source, judgement in judged.items()},
         value_at_events={

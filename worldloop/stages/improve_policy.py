@@ -39,6 +39,7 @@ from worldloop.training.optimizer import Optimizer
 from worldloop.training.resume import TrainingSetup
 from worldloop.training.trainer import Trainer
 from worldloop.value.critic import Critic, average_value
+from worldloop.value.returns import choose_threshold
 
 NAME = "improve_policy"
 STARTS = ("policy", "clone", "successes")
@@ -163,22 +164,26 @@ def imagine_chunks(state: LoopState, config: Config, context: StageContext) -> L
         max_imagination_batch=context.max_imagination_batch,
         key=key,
     )
-    dataset = context.open_clips(state.dataset, "train", policy.spec)
+    dataset = context.open_clips(state.dataset, "train")
     groups = GroupedImagination(
         policy, world_model, calibrations, dataset, settings, setup, setup.make_generators(*key)
     )
     rollout = groups.imagine(0, 0)
     critics = [context.models.load_critic(path).to(context.device) for path in state.critics]
-    judging = RewardContext(context.spec, calibrations, predict_success(critics, rollout.steps[-1].observation))
+    judging = RewardContext(context.spec, calibrations, value_as_return(critics, rollout.steps[-1].observation))
     returns, _ = score_rollout(rollout, {"success": 1.0}, judging)
     advantages = compute_group_advantages(returns, rollout.group_id, config.min_group_std, normalises=False)
-    positive_share = context.config_of(label_advantages.Config).positive_share
-    labelled = label_first_chunks(rollout, advantages.advantages, positive_share)
     context.reporter.log(
-        f"imagined {len(labelled)} chunks from {config.num_imagined_groups} real states, of which "
-        f"{advantages.num_dropped} tell nothing"
+        f"imagined {int(advantages.keep.sum())} chunks to learn from; {advantages.num_dropped} of "
+        f"{config.num_imagined_groups} real states tell nothing"
     )
-    return labelled
+    positive_share = context.config_of(label_advantages.Config).positive_share
+    task = np.array(rollout.observations[0].task)
+    thresholds = {
+        name: choose_threshold(advantages.advantages.numpy()[advantages.keep.numpy() & (task == name)], positive_share)
+        for name in np.unique(task[advantages.keep.numpy()]).tolist()
+    }
+    return label_first_chunks(rollout, advantages, thresholds, policy.spec.robot.camera_names)
 
 
 def run_grpo(state: LoopState, config: Config, context: StageContext) -> LoopState:
@@ -329,7 +334,7 @@ def improve_in_imagination(
         num_microbatches=setup.num_microbatches,
         data_parallel=setup.data_parallel,
         device=context.device,
-        value=partial(predict_success, critics) if critics else None,
+        value=partial(value_as_return, critics) if critics else None,
     )
     context.models.save_policy(trainer.fit(objective, end - done), path)
     setup.drop_checkpoint(NAME)
@@ -342,8 +347,11 @@ def improve_in_imagination(
     )
 
 
-def predict_success(critics: Sequence[Critic], observation: Observation) -> Tensor:
-    """The mean value of ``critics`` plus 1, f32 [B] in [0, 1]: on the scale of a return, where a success is 1."""
+def value_as_return(critics: Sequence[Critic], observation: Observation) -> Tensor:
+    """The mean value of ``critics`` plus 1, f32 [B] in [0, 1]: as a return, of which a success gives 1.
+
+    With ``value.target=outcome`` it is a probability of success. With ``recap`` a failure is worth up to .5.
+    """
     return average_value(critics, observation) + 1
 
 

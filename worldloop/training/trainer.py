@@ -199,7 +199,7 @@ def fit_small[ModuleT: nn.Module, BatchT](
     weight_decay: float,
     unit: str,
 ) -> ModuleT:
-    """Fit a small network from scratch, on this rank only and without checkpoints; returns it in eval mode."""
+    """Fit a module on this rank only, without checkpoints; returns it in eval mode. For what takes minutes at most."""
     make_optimizer = partial(
         OneCycleOptimizer, learning_rate=learning_rate, num_steps=num_steps, weight_decay=weight_decay
     )

@@ -19,7 +19,7 @@ class ValueConfig:
     future_steps: int = 20  # viva: environment steps to the proprio that it predicts beside the value
     future_weight: float = 0.5  # viva: weight of the loss of that proprio; the value's is 1; 0: value alone
     pure_noise_share: float = 0.5  # viva: share of training slots that are pure noise, as in one-step inference
-    from_world_model: bool = True  # viva: start from the fitted world model; false: random weights
+    from_world_model: bool = True  # viva: start from the fitted world model; false: as before its first fit
     learning_rate: float = 5.0e-4  # viva: peak
 
     def __post_init__(self) -> None:

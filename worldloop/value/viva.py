@@ -19,6 +19,8 @@ Departures:
 6. On `hybrid`, which has no time per token, each slot's time is embedded in its token. On `cosmos` the slots have their
    own time in every adaptive layer norm as well.
 
+7. It is fitted without gradient clipping, sharding or checkpoints: after a kill the critic of a fold begins anew.
+
 Shapes: B rows, S proprio, n copies, F channels of a token.
 """
 
