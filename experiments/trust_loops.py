@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from common import CONFIGS, locate_run
+from common import CONFIGS, link_dataset, locate_run, open_context
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
+from worldloop.core.files import to_json, write_file
+from worldloop.stages.context import StageContext
+from worldloop.storage.run_state import LoopState
 
 TASKS = {"push": "pushcube", "pull": "pullcube", "pick": "pickcube"}
 COMMON = [
@@ -35,6 +41,74 @@ def list_checked(config: LoopConfig) -> list[dict[str, Any]]:
     _, improved = locate_run(config).read_results()["iterations"]
     entries: list[dict[str, Any]] = improved["closed_loop"]["checkpoints"]
     return entries
+
+
+def open_beside(config: LoopConfig, suffix: str, label: str) -> tuple[StageContext, LoopState]:
+    """What stages work with in a folder beside the loop of ``config``, and a state after its first world model.
+
+    The folder is named after the loop, with ``suffix``. It shares the loop's dataset, initial states, clone and world
+    model; whatever a stage makes is its own. The state has the dataset v001 and no policy of the loop but the clone.
+    It stays the same when the loop goes on. Ends with a message if the loop is not that far.
+    """
+    loop = locate_run(config)
+    folder = loop.path.with_name(f"{loop.path.name}-{suffix}")
+    stored = folder / "state.json"
+    if stored.exists():
+        return open_context(config, folder, label), LoopState.from_dict(json.loads(stored.read_text()))
+    reached = loop.read_state()
+    if not reached.world_model or not reached.calibrations:
+        raise SystemExit(f"{loop.path} has no checked world model yet: run experiments/016_trust/run.py run first")
+    if not folder.exists():
+        link_dataset(loop.path, folder)
+        for shared in ("initial_states", "checkpoints/iteration_000", f"{reached.world_model}"):
+            (folder / shared).parent.mkdir(parents=True, exist_ok=True)
+            (folder / shared).symlink_to((loop.path / shared).resolve())
+    state = LoopState(
+        iteration=1,
+        dataset="v001",
+        clone=reached.clone,
+        policy=reached.clone,
+        world_model=reached.world_model,
+        calibrations=reached.calibrations,
+        records=reached.records[:1],
+    )
+    write_file(stored, to_json(state.to_dict()), stored.name)
+    return open_context(config, folder, label), state
+
+
+def begin_arm(folder: Path, name: str) -> None:
+    """Remove what another arm left half done in ``folder``: its training checkpoints, critics, policies and labels.
+
+    Stages go on with what they find under their own names, whoever made it.
+    """
+    marker = folder / "arm.txt"
+    if marker.exists() and marker.read_text() == name:
+        return
+    made = folder / "checkpoints/iteration_001"
+    for left in (folder / "partial", folder / "labels/iteration_001", *made.glob("critic_?"), made / "policy"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in made.glob("policy_after_???"):
+        shutil.rmtree(left)
+    write_file(marker, name.encode(), marker.name)
+
+
+def keep(folder: Path, made: str, name: str) -> str:
+    """Rename the folder ``made`` below ``folder`` to ``name``, in place of one of that name; returns ``name``."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / made).rename(folder / name)
+    return name
+
+
+def read_measured(overrides: list[str], suffix: str, name: str = "measured.json") -> dict[str, dict[int, Any]]:
+    """Task -> seed -> what was measured in the folder of `open_beside` with that ``suffix``, where there is any."""
+    tasks: dict[str, dict[int, Any]] = {}
+    for task in TASKS:
+        for seed in SEEDS:
+            loop = locate_run(configure(task, seed, overrides)).path
+            out = loop.with_name(f"{loop.name}-{suffix}") / name
+            if out.exists():
+                tasks.setdefault(task, {})[seed] = json.loads(out.read_text())
+    return tasks
 
 
 def measure_or_report(

@@ -3,15 +3,18 @@
     python experiments/018_recap/run.py measure TASK [key=value ...] [--seeds 0 1 2] [--arms recap_1 ...]
     python experiments/018_recap/run.py report [key=value ...]      # result.json, recap.png
 
-``measure`` needs loops of experiment 016 that have ended under the same run_root. On their dataset v001 (scripted
-episodes, and those of the clone) it fits critics, labels advantages, and trains policies of the same size and number of
-steps. Each acts greedily on the same evaluation states:
+``measure`` needs loops of experiment 016 under the same run_root, up to their first improve_policy or further. On their
+dataset v001 (scripted episodes, and those of the clone) it fits critics, labels advantages, and trains policies of the
+same size and number of steps. Each acts greedily on the same evaluation states:
 
 - `everything`: imitates all episodes, told nothing; `successes`: imitates the successes alone. GRPO starts from the
   latter after 900 steps
 - `recap_B`: imitates all episodes, told which actions were good; acts with guidance B: told nothing (0), told "good"
   (1), guided (1.5, 2.5). `recap_bad` is told "not good"
-- `random_1`: the same with the labels permuted over the frame steps of each source, told "good". In all arms the
+- `viva_B`, `viva_bad`: the same, with the labels of ViVa
+- `imagined_B`: as `viva_B`; a quarter of each batch are chunks of the clone from real states, labelled by what they
+  lead to in the world model (method `recap_imagined`)
+- `random_1`: as `recap_1` with the labels permuted over the frame steps of each source, told "good". In all arms the
   successes of experts stay good
 
 TASK: push, pull, pick; without ``--arms``, all of them. What was measured is not measured again.
@@ -31,8 +34,8 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import link_dataset, locate_run, open_context, run_stage  # noqa: E402
-from trust_loops import SEEDS, TASKS, configure, measure_or_report  # noqa: E402
+from common import run_stage  # noqa: E402
+from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, read_measured  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
@@ -44,45 +47,75 @@ from worldloop.stages import clone_policy, evaluate_policy  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
 
-GUIDANCE = {"recap_0": 0.0, "recap_1": 1.0, "recap_1.5": 1.5, "recap_2.5": 2.5}
+KINDS = {
+    "recap": ["improve_policy.method=recap"],
+    "viva": ["improve_policy.method=recap", "value.kind=viva", "fit_value.num_steps=400"],
+    "imagined": [
+        "improve_policy.method=recap_imagined",
+        "improve_policy.imagination_horizon=4",
+        "value.kind=viva",
+        "fit_value.num_steps=400",
+    ],
+    "random": ["improve_policy.method=recap"],
+}
+CRITICS = {"recap": "recap", "random": "recap", "viva": "viva", "imagined": "viva"}  # whose critics and labels it has
+GUIDANCE = ("0", "1", "1.5", "2.5", "bad")
 BASELINES = {"successes": EVERY_SUCCESS, "everything": EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)}
 NUM_STEPS = 2700  # optimizer steps of every policy: `recap` learns from 2.4 times as many episodes as `successes`
-ARMS = (*BASELINES, *GUIDANCE, "recap_bad", "random_1")
+ARMS = (*BASELINES, *(f"{kind}_{told}" for kind in ("recap", "viva", "imagined") for told in GUIDANCE), "random_1")
+
+
+def open_arm(task: str, seed: int, overrides: list[str], kind: str) -> tuple[StageContext, LoopState]:
+    """What stages work with for ``kind`` in TASK-seedN-recap beside the loop, and the loop's state."""
+    changes = [*KINDS[kind], f"improve_policy.num_recap_steps={NUM_STEPS}", *overrides]
+    return open_beside(configure(task, seed, changes), "recap", f"{task} {seed}")
 
 
 def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> None:
     """Write measured.json into TASK-seedN-recap beside the loop."""
-    changes = ["improve_policy.method=recap", f"improve_policy.num_recap_steps={NUM_STEPS}", *overrides]
-    config = configure(task, seed, changes)
-    loop = locate_run(config)
-    folder = loop.path.with_name(f"{loop.path.name}-recap")
-    if not folder.exists():
-        link_dataset(loop.path, folder)
-    context = open_context(config, folder, f"{task} {seed}")
-    out = folder / "measured.json"
-    measured: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"success": {}}
-
-    state = LoopState(iteration=1, dataset="v001")
-    for name in ("fit_value", "check_value", "label_advantages"):
-        state = run_stage(name, state, context)
-    measured |= {key: state.records[1][key] for key in ("value_check", "good_share")}
+    out = open_arm(task, seed, overrides, "recap")[0].models.run_dir / "measured.json"
+    measured: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"success": {}, "critics": {}}
     for name in arms:
-        if name not in measured["success"]:
-            checkpoint = make_policy(name, state, context)
-            num_states = context.config_of(evaluate_policy.Config).num_states
-            episodes = context.simulation.evaluate("evaluation", num_states, 10, checkpoint, 1)
-            measured["success"][name] = [episode.is_success for episode in episodes]
+        if name in measured["success"]:
+            continue
+        kind = name.split("_")[0]
+        context, state = open_arm(task, seed, overrides, kind if kind in KINDS else "recap")
+        begin_arm(out.parent, kind)
+        if kind in KINDS:
+            state = label(CRITICS[kind], state, context, measured)
             write_file(out, to_json(measured), out.name)
-            print(task, seed, name, np.mean(measured["success"][name]), flush=True)
+        checkpoint = make_policy(name, state, context)
+        num_states = context.config_of(evaluate_policy.Config).num_states
+        episodes = context.simulation.evaluate("evaluation", num_states, 10, checkpoint, 1)
+        measured["success"][name] = [episode.is_success for episode in episodes]
+        write_file(out, to_json(measured), out.name)
+        print(task, seed, name, np.mean(measured["success"][name]), flush=True)
+
+
+def label(kind: str, state: LoopState, context: StageContext, measured: dict[str, Any]) -> LoopState:
+    """``state`` with critics and labels of ``kind``; made once, and kept under that name."""
+    run_dir = context.models.run_dir
+    stored = run_dir / f"labelled_{kind}.json"
+    if not stored.exists():
+        made = state
+        for name in ("fit_value", "check_value", "label_advantages"):
+            made = run_stage(name, made, context)
+        measured["critics"][kind] = {key: made.records[1][key] for key in ("value_check", "good_share")}
+        critics = [keep(run_dir, path, f"{path}_{kind}") for path in made.critics]
+        labels = keep(run_dir, made.labels, f"{made.labels}_{kind}")
+        write_file(stored, to_json({"critics": critics, "labels": labels}), stored.name)
+    kept = json.loads(stored.read_text())
+    return replace(state, critics=tuple(kept["critics"]), labels=kept["labels"])
 
 
 def make_policy(name: str, state: LoopState, context: StageContext) -> str:
     """The checkpoint of the arm ``name``."""
-    if name == "random_1":
-        return train(permute_labels(state, context), context, "random")
-    if name not in BASELINES:
-        recap = train(state, context, "recap")
-        return guide(recap, context, GUIDANCE.get(name, 1.0), is_good=name != "recap_bad")
+    kind, _, told = name.partition("_")
+    if kind == "random":
+        return train(permute_labels(state, context), context, kind)
+    if kind in KINDS:
+        made = train(state, context, kind)
+        return guide(made, context, 1.0 if told == "bad" else float(told), is_good=told != "bad")
     path = f"checkpoints/iteration_001/{name}"
     cloning = replace(context.config_of(clone_policy.Config), num_steps=NUM_STEPS)
     clone_policy.imitate(state, cloning, context, BASELINES[name], path)
@@ -94,7 +127,7 @@ def train(state: LoopState, context: StageContext, name: str) -> str:
     path = f"checkpoints/iteration_001/{name}"
     if not context.models.has(path):
         made = run_stage("improve_policy", state, context).newest
-        (context.models.run_dir / made).rename(context.models.run_dir / path)
+        keep(context.models.run_dir, made, path)
     return path
 
 
@@ -131,16 +164,7 @@ def permute_labels(state: LoopState, context: StageContext) -> LoopState:
 
 def report(overrides: list[str]) -> None:
     """Write result.json and recap.png from the loops that have been measured."""
-    tasks: dict[str, Any] = {}
-    for task in TASKS:
-        seeds = {}
-        for seed in SEEDS:
-            loop = locate_run(configure(task, seed, overrides)).path
-            out = loop.with_name(f"{loop.name}-recap") / "measured.json"
-            if out.exists():
-                seeds[seed] = json.loads(out.read_text())
-        if seeds:
-            tasks[task] = summarise(seeds)
+    tasks = {task: summarise(seeds) for task, seeds in read_measured(overrides, "recap").items()}
     write_file(HERE / "result.json", to_json({"tasks": tasks}), "result.json")
     for task, figures in tasks.items():
         for name, arm in figures["arms"].items():
@@ -163,8 +187,7 @@ def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
                 "minus_successes": estimate_over_seeds(gains).to_dict(),
                 "by_seed": rates,
             }
-    checks = {seed: {key: m[key] for key in ("value_check", "good_share")} for seed, m in seeds.items()}
-    return {"arms": arms, "critics": checks}
+    return {"arms": arms, "critics": {seed: m["critics"] for seed, m in seeds.items()}}
 
 
 def plot(tasks: dict[str, Any], path: Path) -> None:

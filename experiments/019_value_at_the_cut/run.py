@@ -1,0 +1,173 @@
+"""Experiment 019: what should an imagined rollout be worth that is cut off before its end?
+
+    python experiments/019_value_at_the_cut/run.py measure TASK [key=value ...] [--seeds 0 1 2] [--arms mixed ...]
+    python experiments/019_value_at_the_cut/run.py report [key=value ...]      # result.json, value_at_the_cut.png
+
+``measure`` needs loops of experiment 016 under the same run_root, at least up to their first improve_policy. Per seed
+it imitates all successes of dataset v001, and sets the threshold of success by a check in the closed loop. From there
+every arm goes on for 28 updates, in the same world model. Its policy, unseen by any gate, acts greedily on the
+evaluation states. Every arm may imagine the same number of frames per update (groups x chunks = 240, eight rollouts a
+group).
+
+- `mixed`: six chunks, a quarter of the groups from the middle of real episodes: the default of today. What has not
+  succeeded when it is cut off counts by the success head alone, and groups without a declared success are dropped
+- `mixed_all`: the same, with groups that declare no success; `mixed_KIND`: and critics of that kind value the last
+  state
+- `branches_all`: as `mixed_all`, but four chunks, and all groups from the middle of real episodes of the policy;
+  `branches_KIND`: and critics of that kind value the last state
+- `shuffled_KIND`: as `branches_KIND`, with the returns permuted over all rows: nothing can be learned from the reward
+
+So what critics are worth is `mixed_KIND` minus `mixed_all`, and `branches_KIND` minus `branches_all`.
+
+KIND: categorical, success, viva. TASK: push, pull, pick. What was measured is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from common import run_stage  # noqa: E402
+from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, read_measured  # noqa: E402
+
+from worldloop.core.files import to_json, write_file  # noqa: E402
+from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
+from worldloop.stages import evaluate_policy  # noqa: E402
+from worldloop.stages.context import StageContext  # noqa: E402
+from worldloop.storage.run_state import LoopState  # noqa: E402
+
+MIXED = ["groups_per_update=40", "imagination_horizon=6", "mid_episode_share=0.25"]
+BRANCHES = ["groups_per_update=60", "imagination_horizon=4", "mid_episode_share=1.0"]
+ALL = "require_success=false"  # a group without a success still has values to compare
+KINDS = {
+    "categorical": ["value.kind=categorical"],
+    "success": ["value.kind=success", "value.target=outcome"],
+    "viva": ["value.kind=viva", "fit_value.num_steps=400"],
+}
+ARMS: dict[str, tuple[str, list[str]]] = {
+    "mixed": ("", MIXED),
+    "mixed_all": ("", [*MIXED, ALL]),
+    "branches_all": ("", [*BRANCHES, ALL]),
+} | {
+    f"{name}_{kind}": (kind, [*settings, ALL, "bootstraps=true"])
+    for kind in KINDS
+    for name, settings in (("mixed", MIXED), ("branches", BRANCHES), ("shuffled", [*BRANCHES, "shuffle_rewards=true"]))
+}
+COMMON = ["improve_policy.num_candidates=1", "check_closed_loop.num_states=16"]
+
+
+def open_arm(
+    task: str, seed: int, overrides: list[str], kind: str, improvement: Sequence[str]
+) -> tuple[StageContext, LoopState]:
+    """What stages work with for the critics ``kind`` and the settings ``improvement``, and the loop's state."""
+    changes = [*COMMON, *KINDS.get(kind, []), *(f"improve_policy.{change}" for change in improvement), *overrides]
+    return open_beside(configure(task, seed, changes), "cut", f"{task} {seed}")
+
+
+def begin(task: str, seed: int, overrides: list[str]) -> LoopState:
+    """The state from which every arm goes on: its start is the imitation of all successes."""
+    context, state = open_arm(task, seed, overrides, "", MIXED)
+    stored = context.models.run_dir / "begun.json"
+    if stored.exists():
+        return LoopState.from_dict(json.loads(stored.read_text()))
+    state = run_stage("improve_policy", state, context)
+    state = run_stage("check_closed_loop", state, context)
+    state = replace(state, dataset="v001", trust={})  # the arms learn from the same episodes, and none is held back
+    write_file(stored, to_json(state.to_dict()), stored.name)
+    return state
+
+
+def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> None:
+    """Write measured.json into TASK-seedN-cut beside the loop."""
+    state = begin(task, seed, overrides)
+    out = open_arm(task, seed, overrides, "", MIXED)[0].models.run_dir / "measured.json"
+    measured: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"success": {}, "imagined": {}}
+    for name in ("clone", "start", *arms):
+        if name in measured["success"]:
+            continue
+        kind, improvement = ARMS.get(name, ("", MIXED))
+        context, _ = open_arm(task, seed, overrides, kind, improvement)
+        begin_arm(out.parent, name)
+        path = {"clone": state.clone, "start": state.start}.get(name, "")
+        if not path:
+            ended = fit_critics(kind, state, context, measured) if kind else state
+            write_file(out, to_json(measured), out.name)
+            ended = run_stage("improve_policy", ended, context)
+            measured["imagined"][name] = ended.records[1]["imagined_success_in_training"]
+            path = keep(out.parent, ended.newest, f"{ended.newest}-{name}")
+        num_states = context.config_of(evaluate_policy.Config).num_states
+        episodes = context.simulation.evaluate("evaluation", num_states, 10, path, 1)
+        measured["success"][name] = [episode.is_success for episode in episodes]
+        write_file(out, to_json(measured), out.name)
+        print(task, seed, name, np.mean(measured["success"][name]), flush=True)
+
+
+def fit_critics(kind: str, state: LoopState, context: StageContext, measured: dict[str, Any]) -> LoopState:
+    """``state`` with critics of ``kind``, which the arms of that kind share."""
+    run_dir = context.models.run_dir
+    paths = tuple(f"checkpoints/iteration_001/critic_{kind}_{fold}" for fold in range(2))
+    if not all(context.models.has(path) for path in paths):
+        fitted = run_stage("check_value", run_stage("fit_value", state, context), context)
+        measured.setdefault("critics", {})[kind] = fitted.records[1]["value_check"]
+        for made, path in zip(fitted.critics, paths, strict=True):
+            keep(run_dir, made, path)
+    return replace(state, critics=paths)
+
+
+def report(overrides: list[str]) -> None:
+    """Write result.json and value_at_the_cut.png from the loops that have been measured."""
+    tasks = {task: summarise(seeds) for task, seeds in read_measured(overrides, "cut").items()}
+    write_file(HERE / "result.json", to_json({"arms": ARMS, "common": COMMON, "tasks": tasks}), "result.json")
+    for task, figures in tasks.items():
+        for name, arm in figures["arms"].items():
+            gain = arm["minus_start"]
+            bounds = "" if gain["low"] is None else f" ({gain['low']:+.3f} to {gain['high']:+.3f})"
+            print(f"{task} {name:<20} {arm['by_seed']}, minus start {gain['value']:+.3f}{bounds}")
+    plot(tasks, HERE / "value_at_the_cut.png")
+
+
+def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Of each arm the success by seed, and minus the start with a t-interval over seeds."""
+    arms = {}
+    for name in ("clone", "start", *ARMS):
+        done = [m for m in seeds.values() if {name, "start"} <= set(m["success"])]
+        if done:
+            rates = [float(np.mean(m["success"][name])) for m in done]
+            gains = [float(np.mean(m["success"][name]) - np.mean(m["success"]["start"])) for m in done]
+            arms[name] = {
+                "by_seed": rates,
+                "minus_start": estimate_over_seeds(gains).to_dict(),
+                "imagined": [m["imagined"].get(name) for m in done],
+            }
+    return {"arms": arms, "critics": {seed: m.get("critics", {}) for seed, m in seeds.items()}}
+
+
+def plot(tasks: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tasks), figsize=(7 * len(tasks), 3.5), squeeze=False)
+    for axis, (task, figures) in zip(axes[0], tasks.items(), strict=True):
+        names = list(figures["arms"])
+        axis.bar(names, [np.mean(figures["arms"][name]["by_seed"]) for name in names], color="lightgrey")
+        for x, name in enumerate(names):
+            rates = figures["arms"][name]["by_seed"]
+            axis.plot([x] * len(rates), rates, ".", color="black")
+        axis.set(title=task, ylim=(0, 1), ylabel="success, evaluation states")
+        axis.tick_params(axis="x", rotation=45)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    measure_or_report(str(__doc__), measure, report, arms=list(ARMS))
