@@ -14,6 +14,7 @@ from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibration, Calibrations, Trust
+from worldloop.core.types import Observation
 from worldloop.factory import checkpoints
 from worldloop.loop.run import make_context, run_loop
 from worldloop.loop.schedule import advance
@@ -188,7 +189,8 @@ class Says:
 def test_the_expected_return_is_one_plus_the_mean_of_the_critics() -> None:
     """On the scale on which a success is 1: (-.2 - .6) / 2 + 1, (-1 - 0) / 2 + 1, 0 + 1, -1 + 1."""
     critics: list[Any] = [Says(-0.2, -1.0, 0.0, -1.0), Says(-0.6, 0.0, 0.0, -1.0)]
-    observation: Any = None
+    frames = {"cam": torch.zeros(4, 1, 2, 2, 3, dtype=torch.uint8)}
+    observation = Observation(frames, None, ("t",) * 4, ("i",) * 4, torch.zeros(4, dtype=torch.long))
     got = improve_policy.value_as_return(critics, observation)
     torch.testing.assert_close(got, torch.tensor([0.6, 0.5, 1.0, 0.0]))
     one = improve_policy.value_as_return(critics[:1], observation)
