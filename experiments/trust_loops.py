@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,24 @@ def read_measured(overrides: list[str], suffix: str, name: str = "measured.json"
             if out.exists():
                 tasks.setdefault(task, {})[seed] = json.loads(out.read_text())
     return tasks
+
+
+def plot_success(tasks: Mapping[str, Any], path: Path) -> None:
+    """Draw for each task a bar per arm of ``tasks[task]["arms"]``, the mean of its ``by_seed``, and a dot per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tasks), figsize=(7 * len(tasks), 3.5), squeeze=False)
+    for axis, (task, figures) in zip(axes[0], tasks.items(), strict=True):
+        for x, arm in enumerate(figures["arms"].values()):
+            axis.bar(x, sum(arm["by_seed"]) / len(arm["by_seed"]), color="lightgrey")
+            axis.plot([x] * len(arm["by_seed"]), arm["by_seed"], ".", color="black")
+        axis.set_xticks(range(len(figures["arms"])), figures["arms"], rotation=45, ha="right")
+        axis.set(title=task, ylim=(0, 1), ylabel="success, evaluation states")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def measure_or_report(

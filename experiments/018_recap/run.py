@@ -35,7 +35,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import run_stage  # noqa: E402
-from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, read_measured  # noqa: E402
+from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, plot_success, read_measured  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
@@ -171,7 +171,7 @@ def report(overrides: list[str]) -> None:
             gain = arm["minus_successes"]
             bounds = "" if gain["low"] is None else f" ({gain['low']:+.3f} to {gain['high']:+.3f})"
             print(f"{task} {name:<12} {arm['success']['value']:.3f} {arm['by_seed']}, {gain['value']:+.3f}{bounds}")
-    plot(tasks, HERE / "recap.png")
+    plot_success(tasks, HERE / "recap.png")
 
 
 def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -188,25 +188,6 @@ def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
                 "by_seed": rates,
             }
     return {"arms": arms, "critics": {seed: m["critics"] for seed, m in seeds.items()}}
-
-
-def plot(tasks: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 3.5), squeeze=False)
-    for axis, (task, figures) in zip(axes[0], tasks.items(), strict=True):
-        names = list(figures["arms"])
-        axis.bar(names, [figures["arms"][name]["success"]["value"] for name in names], color="lightgrey")
-        for x, name in enumerate(names):
-            rates = figures["arms"][name]["by_seed"]
-            axis.plot([x] * len(rates), rates, ".", color="black")
-        axis.set(title=task, ylim=(0, 1), ylabel="success, evaluation states")
-        axis.tick_params(axis="x", rotation=45)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

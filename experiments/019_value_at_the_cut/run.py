@@ -36,7 +36,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import run_stage  # noqa: E402
-from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, read_measured  # noqa: E402
+from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, plot_success, read_measured  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
@@ -131,7 +131,7 @@ def report(overrides: list[str]) -> None:
             gain = arm["minus_start"]
             bounds = "" if gain["low"] is None else f" ({gain['low']:+.3f} to {gain['high']:+.3f})"
             print(f"{task} {name:<20} {arm['by_seed']}, minus start {gain['value']:+.3f}{bounds}")
-    plot(tasks, HERE / "value_at_the_cut.png")
+    plot_success(tasks, HERE / "value_at_the_cut.png")
 
 
 def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -148,25 +148,6 @@ def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
                 "imagined": [m["imagined"].get(name) for m in done],
             }
     return {"arms": arms, "critics": {seed: m.get("critics", {}) for seed, m in seeds.items()}}
-
-
-def plot(tasks: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(tasks), figsize=(7 * len(tasks), 3.5), squeeze=False)
-    for axis, (task, figures) in zip(axes[0], tasks.items(), strict=True):
-        names = list(figures["arms"])
-        axis.bar(names, [np.mean(figures["arms"][name]["by_seed"]) for name in names], color="lightgrey")
-        for x, name in enumerate(names):
-            rates = figures["arms"][name]["by_seed"]
-            axis.plot([x] * len(rates), rates, ".", color="black")
-        axis.set(title=task, ylim=(0, 1), ylabel="success, evaluation states")
-        axis.tick_params(axis="x", rotation=45)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Events of stored episodes, found from the privileged simulator state: what a value should react to.
 
 They are for labels and figures alone; no network reads them. An episode needs the landmarks ``object`` and ``effector``
-in three dimensions, else it has only ``success``.
+in three dimensions, else none are found.
 
 Shapes: F frame steps of an episode, so F + 1 stored frames.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldloop.core.specs import SimulatorSpec, TaskSpec
+from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Episode
 
 MILESTONES = ("reach", "contact", "grasp", "lift", "place", "success")  # a value should rise
@@ -76,8 +76,7 @@ def find_events(tracks: Tracks) -> dict[str, int]:
 
 def follow(episode: Episode, spec: SimulatorSpec) -> Tracks | None:
     """The tracks of ``episode``; ``None`` if its task has no landmarks ``object`` and ``effector`` in 3 dimensions."""
-    task: TaskSpec = spec.task(episode.meta.task)
-    marks = {mark.name: mark for mark in task.landmarks}
+    marks = {mark.name: mark for mark in spec.task(episode.meta.task).landmarks}
     positions = {}
     for name in ("object", "effector"):
         if name not in marks or len(marks[name].columns) != 3:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worldloop.core.errors import require_choice, require_range
+from worldloop.value import CRITICS
 from worldloop.value.returns import TARGETS
 
-KINDS = ("categorical", "success", "viva")
+KINDS = (*CRITICS, "viva")  # `viva` is built on a world model, the others from the data alone
 COPIES = ("1", "64", "all")
 
 
