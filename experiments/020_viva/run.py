@@ -42,10 +42,11 @@ from worldloop.core.randomness import derive_seed, make_generator  # noqa: E402
 from worldloop.core.statistics import auc, estimate_by_label, estimate_over_seeds  # noqa: E402
 from worldloop.core.types import Observation  # noqa: E402
 from worldloop.evaluation.episode_values import SHARES, EpisodeFrames, choose_fold, judge_critic  # noqa: E402
+from worldloop.evaluation.value_at_events import find_all_events, judge_at_events  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
 from worldloop.value.config import ValueConfig  # noqa: E402
-from worldloop.value.critic import Critic, ValueRows, fit_critic  # noqa: E402
+from worldloop.value.critic import Critic, ValueRows, average_value, fit_critic  # noqa: E402
 from worldloop.world_model.model import VideoWorldModel  # noqa: E402
 
 VIVA, NUM_STEPS = ["value.kind=viva"], {"viva": 400, "categorical": 800, "success": 800}
@@ -109,18 +110,28 @@ def judge(name: str, share: float, state: LoopState, context: StageContext) -> d
         reporter=context.reporter,
     )
     fitted = time.process_time()
-    batches = torch.arange(len(held_out)).split(BATCH_SIZE)
-    values = np.concatenate([critic.value(held_out.observe(batch)).numpy() for batch in batches])
+    values = average_value([critic], held_out.observe(torch.arange(len(held_out)))).numpy()
     ended = time.process_time()
+    context.models.save_critic(critic, locate_critic(name))
     judged = judge_critic(held_out, values)
+    at_events = judge_at_events(held_out, values, find_all_events(held_out))
     return {
         "num_training_frames": len(rows),
         "real": {source: judgement.to_dict() for source, judgement in judged.items()},
         "imagined": judge_on_imagined(critic, held_out, values, state, context),
+        "events": {
+            source: {event: change.to_dict() for event, change in changes.items()}
+            for source, changes in at_events.items()
+        },
         "mean_squared_error": float(np.mean((values - held_out.returns) ** 2)) if value.target == "recap" else None,
         "fit_cpu_seconds": round(fitted - began, 1),
         "ms_per_frame": round(1000 * (ended - fitted) / len(held_out), 2),
     }
+
+
+def locate_critic(name: str) -> str:
+    """The checkpoint of the critic of the arm ``name``."""
+    return f"checkpoints/iteration_001/{name}"
 
 
 def open_frames(split: Any, state: LoopState, context: StageContext) -> EpisodeFrames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,20 @@ from worldloop.reporting.charts import (
     draw_success_by_task,
     draw_time,
 )
+from worldloop.reporting.html_tables import (
+    DASH,
+    count,
+    count_episodes,
+    list_cameras,
+    show,
+    tabulate_closed_loop,
+    tabulate_cost,
+    tabulate_critics,
+    tabulate_events,
+    tabulate_stages,
+    tabulate_success,
+    tabulate_trust,
+)
 from worldloop.reporting.records import (
     Record,
     find_worst_task,
@@ -38,9 +52,6 @@ from worldloop.reporting.records import (
 )
 from worldloop.sans.store import SansStore
 from worldloop.storage.run_directory import RunDirectory
-
-DASH = "\u2013"
-INDENT = "\u2003"
 
 
 def write_html_report(run_dir: Path, out: Path) -> None:
@@ -91,18 +102,13 @@ def write_html_report(run_dir: Path, out: Path) -> None:
         cameras=list_cameras(records),
         is_plural=bool(name_tasks(records)),
         no_videos=no_videos,
+        critics=tabulate_critics(records),
+        events=tabulate_events(records),
+        value_videos=find_value_videos(run_dir / "tensorboard", records),
         config=config_yaml,
         environment=environment.read_text() if environment.is_file() else "",
     )
     write_file(out, html.encode(), str(out))
-
-
-def show(figures: dict[str, Any] | None, name: str, style: str = ".3f") -> str:
-    """E.g. ``0.680 (0.612 to 0.741)``; the value alone if the bounds are null, a dash if the value is missing."""
-    if not figures or figures.get(name) is None:
-        return DASH
-    value = f"{figures[name]:{style}}"
-    return value if figures["low"] is None else f"{value} ({figures['low']:{style}} to {figures['high']:{style}})"
 
 
 def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -134,15 +140,9 @@ def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dic
         note = f"95 %: {optimism[-1]['low']:+.3f} to {optimism[-1]['high']:+.3f}"
         cards.append(("imagined minus simulated", f"{optimism[-1]['gain']:+.3f}", note))
     if timings:
-        steps = f"{_count(records[-1], 'simulator_steps')} simulator steps"
+        steps = f"{count(records[-1], 'simulator_steps')} simulator steps"
         cards.append(("time in stages", f"{sum(t['seconds'] for t in timings) / 60:.0f} min", steps))
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
-
-
-def _count(record: Record, name: str) -> str:
-    """The figure ``name`` of ``record``; a dash in runs of versions that did not count it."""
-    value = record.get(name)
-    return DASH if value is None else f"{value:,}"
 
 
 def _name_worst(record: Record, read: Callable[[Record], float | None], style: str) -> str:
@@ -151,198 +151,55 @@ def _name_worst(record: Record, read: Callable[[Record], float | None], style: s
     return "" if worst is None else f"; worst: {worst}, {read(list_tasks(record)[worst]):{style}}"
 
 
-def tabulate_success(records: list[Record]) -> list[list[str]]:
-    """Table of success; with several tasks the mean, then each. Success under a swapped instruction, if measured."""
-    swaps = any(record.get("swapped_success") for record in records)
-    header = ["iteration", "simulated success", "", "gain over the clone", "imagined success", "promoted"]
-    rows = [[*header, *(["told to do another task"] if swaps else [])]]
-
-    def show_success(record: Record, iteration: int, promoted: str) -> list[str]:
-        success = record.get("simulated_success")
-        cells = [
-            show(success, "rate"),
-            f"{success['k']}/{success['n']}" if success else "",
-            show(record.get("paired_gain"), "gain", "+.3f") if iteration else DASH,
-            show(record.get("imagined_success"), "rate"),
-            promoted,
-        ]
-        return cells + ([show(record.get("swapped_success"), "rate")] if swaps else [])
-
-    for record in records:
-        iteration, worst = record["iteration"], find_worst_task(record, read_success)
-        promoted = {True: "yes", False: "rolled back", None: DASH}[record.get("promoted")]
-        rows.append([str(iteration), *show_success(record, iteration, promoted)])
-        for task, own in list_tasks(record).items():
-            rows.append([_name(task, worst), *show_success(own, iteration, "")])
-    return rows
-
-
-def tabulate_closed_loop(records: list[Record]) -> list[list[str]]:
-    """Table of the checks in the closed loop, one row per policy; with several tasks the mean, then each."""
-    rates = ("own", "replay", "declared")
-    alignments = ("within_group_auc", "auc", "start_only_auc", "true_negative_rate")
-    header = ["iteration", "policy", "n", *rates, "AUC within groups", "AUC", "AUC, start only", "true negatives"]
-
-    def show_figures(figures: Record) -> list[str]:
-        return [
-            str(figures["n"]),
-            *(show(figures[name], "value", ".2f").split(" ")[0] for name in rates),
-            *(show(figures[name], "value") for name in alignments),
-        ]
-
-    rows = []
-    for record in records:
-        for entry in (record.get("closed_loop") or {}).get("checkpoints", []):
-            name = entry["checkpoint"].rsplit("/", 1)[-1]
-            rows.append([str(record["iteration"]), name, *show_figures(entry)])
-            worst = find_worst_task(entry, read_within_group_auc)
-            rows += [[_name(task, worst), "", *show_figures(own)] for task, own in list_tasks(entry).items()]
-    return [header, *rows] if rows else []
-
-
-def tabulate_trust(records: list[Record]) -> list[list[str]]:
-    """Table of the checks; with several tasks the mean, then each; with several cameras also the PSNR of each."""
-    cameras = list_cameras(records)
-    header = [
-        "iteration",
-        "episodes",
-        "n",
-        "AUC",
-        "AUC, actions only",
-        "balanced accuracy",
-        "calibration error",
-        "PSNR, dB",
-    ]
-    rows = [[*header, *(f"{camera}, dB" for camera in cameras)]]
-
-    def show_trust(record: Record, source: str, figures: Record) -> list[str]:
-        check = record["world_model_check"][source]
-        psnr = [check.get(name) or {} for name in ("psnr_db", *(f"psnr_db/{camera}" for camera in cameras))]
-        return [
-            source,
-            str(figures["n"]),
-            show(figures["auc"], "value"),
-            show(figures.get("actions_only_auc"), "value"),
-            show(figures["balanced_accuracy"], "value"),
-            show(figures["expected_calibration_error"], "value"),
-            *(show(metric.get("mean"), "value", ".1f") for metric in psnr),
-        ]
-
-    for record in records:
-        for source, figures in list_judged_sources(record):
-            rows.append([str(record["iteration"]), *show_trust(record, source, figures)])
-            worst = find_worst_task(record, partial(read_auc, source=source))
-            for task, own in list_tasks(record).items():
-                if source in (judged := dict(list_judged_sources(own))):
-                    rows.append([_name(task, worst), *show_trust(own, source, judged[source])])
-    return rows
-
-
-def list_cameras(records: list[Record]) -> list[str]:
-    """The cameras with their own PSNR in the last check; empty with one camera."""
-    checked = [r for r in records if list_judged_sources(r)]
-    if not checked:
-        return []
-    metrics = checked[-1]["world_model_check"][list_judged_sources(checked[-1])[0][0]]
-    return [name.removeprefix("psnr_db/") for name in metrics if name.startswith("psnr_db/")]
-
-
-def _name(task: str, worst: str | None) -> str:
-    """The first cell of a task's row, below the row of all tasks."""
-    return f"{INDENT}{task}" + (" (worst)" if task == worst else "")
-
-
-def tabulate_cost(records: list[Record], timings: list[dict[str, Any]]) -> list[list[str]]:
-    rows = [
-        [
-            "iteration",
-            "minutes",
-            "steps in SANS",
-            "simulator steps",
-            "imagined frames",
-            "imagined frames/s",
-            "peak memory, MiB",
-        ]
-    ]
-    for record in records:
-        mine = [t for t in timings if t["iteration"] == record["iteration"]]
-        frames = record.get("imagined_frames")
-        seconds = sum(t["seconds"] for t in mine if t["stage"] == "improve_policy")
-        rows.append(
-            [
-                str(record["iteration"]),
-                f"{sum(t['seconds'] for t in mine) / 60:.1f}",
-                _count(record, "env_steps"),
-                _count(record, "simulator_steps"),
-                f"{frames:,}" if frames else DASH,
-                f"{frames / seconds:,.0f}" if frames and seconds else DASH,
-                f"{max((t['peak_memory_mib'] for t in mine), default=0):,}",
-            ]
-        )
-    return rows
-
-
-def tabulate_stages(timings: list[dict[str, Any]]) -> list[list[str]]:
-    """Table of stages over all iterations: total time and peak memory."""
-    rows = [["stage", "minutes", "peak memory, MiB", "peak GPU memory, MiB"]]
-    for stage in dict.fromkeys(t["stage"] for t in timings):
-        mine = [t for t in timings if t["stage"] == stage]
-        gpu = max(t["peak_gpu_memory_mib"] for t in mine)
-        rows.append(
-            [
-                stage,
-                f"{sum(t['seconds'] for t in mine) / 60:.1f}",
-                f"{max(t['peak_memory_mib'] for t in mine):,}",
-                f"{gpu:,}" if gpu else DASH,
-            ]
-        )
-    return rows
-
-
-def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
-    """``source, iteration`` -> outcome -> number of episodes in SANS version ``version``, in order of collection.
-
-    With several tasks the key is ``task, source, iteration``.
-    """
-    metas = store.metas(store.version(version)) if version else []
-    is_plural = len({meta.task for meta in metas}) > 1
-    counts: dict[str, dict[str, int]] = {}
-    for meta in metas:
-        name = f"{meta.source}, {meta.iteration}"
-        row = counts.setdefault(f"{meta.task}, {name}" if is_plural else name, dict.fromkeys(OUTCOMES, 0))
-        row[meta.outcome] += 1
-    return counts
-
-
 def find_videos(log_dir: Path, records: list[Record]) -> tuple[list[dict[str, str]], str]:
     """The GIFs of the last check as ``{data (base64), caption}``, and the reason to show if there are none."""
     checked = [r for r in records if list_judged_sources(r)]
     if not checked:
         return [], "no world model has been checked yet"
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError:
-        return [], "tensorboard is not installed (pip install 'worldloop[dashboard]')"
     videos = []
     iteration, tasks = checked[-1]["iteration"], list_tasks(checked[-1])
     for task, record in tasks.items() or (("", checked[-1]),):
-        folder = log_dir / "check_world_model" / task
-        if folder.is_dir():
-            videos += _read_videos(EventAccumulator(str(folder), size_guidance={"images": 0}), record, iteration, task)
+        images = read_images(log_dir / "check_world_model" / task, iteration)
+        if images is None:
+            return [], "tensorboard is not installed (pip install 'worldloop[dashboard]')"
+        videos += list(_caption_videos(images, record, task))
     return videos, "none were kept (check_world_model.num_videos)"
 
 
-def _read_videos(events: Any, record: Record, iteration: int, task: str) -> list[dict[str, str]]:
-    """The GIFs of ``record``; with several tasks ``task`` goes into the captions, else it is ""."""
-    events.Reload()
-    tags = set(events.Tags()["images"])
-    videos = []
+def find_value_videos(log_dir: Path, records: list[Record]) -> list[dict[str, str]]:
+    """The GIFs of the last check of the critics as ``{data (base64), caption}``, the policy's own episodes first."""
+    checked = [r for r in records if r.get("value_check")]
+    images = read_images(log_dir / "check_value", checked[-1]["iteration"]) if checked else {}
+    names = sorted(name for name in images or {} if name.startswith("check_value/"))
+    names.sort(key=lambda name: not name.startswith("check_value/on_policy"))
+    return [
+        {"data": (images or {})[name], "caption": name.removeprefix("check_value/").replace("_", " ")} for name in names
+    ]
+
+
+def read_images(folder: Path, iteration: int) -> dict[str, str] | None:
+    """Tag -> its image of ``iteration`` in base64, of a TensorBoard folder; ``None`` without TensorBoard."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        return None
+    if not folder.is_dir():
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return {
+        tag: base64.b64encode(event.encoded_image_string).decode()
+        for tag in events.Tags()["images"]
+        for event in events.Images(tag)
+        if event.step == iteration
+    }
+
+
+def _caption_videos(images: dict[str, str], record: Record, task: str) -> Iterator[dict[str, str]]:
+    """The GIFs of ``record`` among ``images``; with several tasks ``task`` goes into the captions, else it is ""."""
     for source, _ in reversed(list_judged_sources(record)):
         for video in record["world_model_check"][source].get("videos", []):
-            tag = f"check_world_model/{source}_{video['name']}"
-            shown = [e for e in (events.Images(tag) if tag in tags else []) if e.step == iteration]
+            data = images.get(f"check_world_model/{source}_{video['name']}")
             caption = f"{source}, {video['name'].split('_')[0]}: simulated {video['outcome']}, ".replace("_", "-")
             caption += f"imagined success {video['imagined_success']:.2f} (episode {video['episode']})"
-            caption = f"{task}, {caption}" if task else caption
-            videos += [{"data": base64.b64encode(e.encoded_image_string).decode(), "caption": caption} for e in shown]
-    return videos
+            if data is not None:
+                yield {"data": data, "caption": f"{task}, {caption}" if task else caption}

@@ -1,0 +1,75 @@
+"""The tables of the HTML report, cell by cell."""
+
+from pathlib import Path
+
+from tests.hand_records import CRITICS, RECORD
+from worldloop.core.statistics import Rate
+from worldloop.reporting.html_tables import (
+    count_episodes,
+    show,
+    tabulate_critics,
+    tabulate_events,
+    tabulate_stages,
+    tabulate_success,
+    tabulate_trust,
+)
+from worldloop.sans.store import SansStore
+
+
+def test_a_stage_costs_the_sum_of_its_times_and_the_most_of_its_memory() -> None:
+    times = {"finished": "", "peak_gpu_memory_mib": 0}
+    rows = tabulate_stages(
+        [
+            {"iteration": 0, "stage": "clone_policy", "seconds": 30.0, "peak_memory_mib": 700, **times},
+            {"iteration": 1, "stage": "fit_world_model", "seconds": 90.0, "peak_memory_mib": 1500, **times},
+            {"iteration": 2, "stage": "fit_world_model", "seconds": 60.0, "peak_memory_mib": 1200, **times},
+        ]
+    )
+    assert rows[1:] == [["clone_policy", "0.5", "700", "\u2013"], ["fit_world_model", "2.5", "1,500", "\u2013"]]
+
+
+def test_sans_is_counted_by_source_iteration_and_outcome(debug_run: Path) -> None:
+    store = SansStore(debug_run / "sans")
+    counts = count_episodes(store, "v001")
+    summary = store.summary(store.version("v001"))
+    assert next(iter(counts)).endswith(", 0")
+    assert sum(sum(row.values()) for row in counts.values()) == summary["num_episodes"]
+    for outcome, number in summary["outcome"].items():
+        assert sum(row[outcome] for row in counts.values()) == number
+
+
+def test_a_figure_without_bounds_is_shown_alone() -> None:
+    assert show({"value": 0.68, "low": 0.612, "high": 0.7411}, "value") == "0.680 (0.612 to 0.741)"
+    assert show({"value": 0.68, "low": None, "high": None}, "value") == "0.680"
+    assert show(None, "value") == "\u2013"
+
+
+def test_several_tasks_have_rows_below_their_mean_and_the_worst_is_named() -> None:
+    header, mean, push, pull = tabulate_success([RECORD])
+    assert "told to do another task" not in header
+    assert mean[:3] == ["1", "0.500 (0.215 to 0.785)", "4/8"]
+    assert (push[0].strip(), push[2], push[5]) == ("push", "3/4", "")
+    assert (pull[0].strip(), pull[2]) == ("pull (worst)", "1/4")
+    told = [RECORD | {"swapped_success": Rate.from_counts(1, 8).to_dict()}]
+    assert [row[-1] for row in tabulate_success(told)] == [
+        "told to do another task", "0.125 (0.022 to 0.471)", "\u2013", "\u2013",
+    ]  # fmt: skip
+
+
+def test_several_cameras_have_their_own_psnr() -> None:
+    header, mean, push, pull = tabulate_trust([RECORD])
+    assert header[-3:] == ["PSNR, dB", "base, dB", "hand, dB"]
+    assert mean[-3:] == ["24.0", "26.0", "22.0"]
+    assert (push[0].strip(), *push[-3:]) == ("push", "25.0", "27.0", "23.0")
+    assert pull[0].strip() == "pull (worst)"
+
+
+def test_critics_have_a_row_per_source_and_event() -> None:
+    assert tabulate_critics([RECORD, RECORD | CRITICS]) == [
+        ["iteration", "episodes", "n", "AUC at 25% of the time", "AUC at 50% of the time"],
+        ["1", "on_policy", "90", "0.770 (0.650 to 0.880)", "\u2013"],
+    ]
+    assert tabulate_events([RECORD | CRITICS, RECORD])[1:] == [
+        ["on_policy", "contact", "12", "+0.100 (+0.050 to +0.150)", "+0.020 (-0.010 to +0.050)", "0.75 (0.50 to 0.90)"]
+    ]
+    assert tabulate_critics([RECORD]) == tabulate_events([RECORD]) == []
