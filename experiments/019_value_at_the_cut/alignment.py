@@ -45,8 +45,8 @@ from worldloop.rl.reward_context import RewardContext  # noqa: E402
 from worldloop.rl.rewards import score_rollout  # noqa: E402
 from worldloop.rollout.groups import GroupedImagination, GroupSettings  # noqa: E402
 from worldloop.rollout.rollout import count_chunks, run_rollout  # noqa: E402
-from worldloop.stages.improve_policy import value_as_return  # noqa: E402
 from worldloop.training.resume import TrainingSetup  # noqa: E402
+from worldloop.value.critic import value_as_return  # noqa: E402
 
 NUM_STATES, GROUP_SIZE = 60, 4
 CHUNKS = ("4", "2", "1")

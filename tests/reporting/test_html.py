@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hand_records import RECORD, make_figures
 
-from tests.hand_records import RECORD, make_figures
 from worldloop.__main__ import main
 from worldloop.reporting.html import (
     find_value_videos,

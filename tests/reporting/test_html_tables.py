@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.hand_records import CRITICS, RECORD
+from hand_records import CRITICS, RECORD
+
 from worldloop.core.statistics import Rate
 from worldloop.reporting.html_tables import (
     count_episodes,

@@ -14,7 +14,6 @@ from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibration, Calibrations, Trust
-from worldloop.core.types import Observation
 from worldloop.factory import checkpoints
 from worldloop.loop.run import make_context, run_loop
 from worldloop.loop.schedule import advance
@@ -23,6 +22,8 @@ from worldloop.runtime.inline import InlineRuntime
 from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages import clone_policy, improve_policy, seed_dataset
 from worldloop.stages.context import StageContext
+from worldloop.stages.improvement import config as improvement_config
+from worldloop.stages.improvement import grpo
 from worldloop.storage.run_state import LoopState
 from worldloop.value.categorical import CategoricalCritic
 
@@ -161,7 +162,7 @@ def test_candidates_are_moving_averages(improvement: Improvement) -> None:
 def test_policies_explore_at_the_stages_temperature(improvement: Improvement) -> None:
     config = load_config(DEBUG, FRESH)
     context = improvement.make_context(config)
-    policy = improve_policy.load_likelihood_policy("policy", config.section(improve_policy.Config), context)
+    policy = grpo.load_likelihood_policy("policy", config.section(improve_policy.Config), context)
     assert policy.temperature == 1.5
 
 
@@ -176,27 +177,6 @@ def test_a_policy_without_likelihoods_is_sent_to_imitation(
 # --- critics ------------------------------------------------------------------------------------------------------
 
 
-class Says:
-    """A critic whose values are these."""
-
-    def __init__(self, *values: float) -> None:
-        self.values = torch.tensor(values)
-
-    def value(self, observation: Any) -> torch.Tensor:
-        return self.values
-
-
-def test_the_expected_return_is_one_plus_the_mean_of_the_critics() -> None:
-    """On the scale on which a success is 1: (-.2 - .6) / 2 + 1, (-1 - 0) / 2 + 1, 0 + 1, -1 + 1."""
-    critics: list[Any] = [Says(-0.2, -1.0, 0.0, -1.0), Says(-0.6, 0.0, 0.0, -1.0)]
-    frames = {"cam": torch.zeros(4, 1, 2, 2, 3, dtype=torch.uint8)}
-    observation = Observation(frames, None, ("t",) * 4, ("i",) * 4, torch.zeros(4, dtype=torch.long))
-    got = improve_policy.value_as_return(critics, observation)
-    torch.testing.assert_close(got, torch.tensor([0.6, 0.5, 1.0, 0.0]))
-    one = improve_policy.value_as_return(critics[:1], observation)
-    torch.testing.assert_close(one, torch.tensor([0.8, 0.0, 1.0, 0.0]))
-
-
 ONE_ROUND = ("improve_policy.num_updates=2", "improve_policy.num_candidates=1")
 
 
@@ -205,7 +185,7 @@ def test_the_critics_of_fit_value_say_what_a_row_that_is_cut_off_returns(
 ) -> None:
     """All rows are cut off, since none succeeds: the mean return is what the critics say, and else a probability."""
     judged: list[torch.Tensor] = []
-    predict = improve_policy.value_as_return
+    predict = grpo.value_as_return
 
     def note(critics: Any, observation: Any) -> torch.Tensor:
         assert [type(critic) for critic in critics] == [CategoricalCritic] * 2
@@ -222,7 +202,7 @@ def test_the_critics_of_fit_value_say_what_a_row_that_is_cut_off_returns(
         assert [bar.unit for bar in improvement.reporter.bars] == ["update"], "no critic is fitted here"
         return improvement.reporter.curves["improve_policy"][0]["improve_policy/return_mean"]
 
-    monkeypatch.setattr(improve_policy, "value_as_return", note)
+    monkeypatch.setattr(grpo, "value_as_return", note)
     without = run(bootstraps=False)
     assert judged == []
     expected = run(bootstraps=True)
@@ -258,7 +238,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return state
 
     monkeypatch.setattr(clone_policy, "imitate", imitate)
-    monkeypatch.setattr(improve_policy, "improve_in_imagination", improve)
+    monkeypatch.setattr(grpo, "improve_in_imagination", improve)
     return calls
 
 
@@ -285,13 +265,13 @@ def test_grpo_starts_from_an_imitation_of_all_successes(improvement: Improvement
 
 def test_the_reference_of_every_round_is_the_start(improvement: Improvement, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    load = improve_policy.load_likelihood_policy
+    load = grpo.load_likelihood_policy
 
     def note(path: str, config: Any, context: Any) -> Any:
         loaded.append(path)
         return load(path, config, context)
 
-    monkeypatch.setattr(improve_policy, "load_likelihood_policy", note)
+    monkeypatch.setattr(grpo, "load_likelihood_policy", note)
     improvement.run("improve_policy.num_updates=2")
     assert loaded == ["policy", "policy", f"{NAME}_after_001", "policy"]
 
@@ -347,3 +327,7 @@ def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Impr
 def test_the_config_names_the_bad_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"improve_policy\.{message}"):
         improve_policy.Config(**changes)
+
+
+def test_each_method_in_the_config_has_its_code() -> None:
+    assert tuple(improve_policy.METHODS) == improvement_config.METHODS

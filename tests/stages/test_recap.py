@@ -33,6 +33,7 @@ from worldloop.sans.cache import VersionCache
 from worldloop.sans.store import SansStore
 from worldloop.stages import STAGES, improve_policy, label_advantages
 from worldloop.stages.context import StageContext
+from worldloop.stages.improvement.recap import imagine_chunks
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 from worldloop.value.config import KINDS
@@ -250,7 +251,7 @@ def test_chunks_from_real_states_are_imagined_and_labelled_within_their_group(fo
         "improve_policy", config, fork.run_dir, InlineRuntime(0, 0, SilentDisplay()), SilentDisplay()
     )
     settings = config.section(improve_policy.Config)
-    first, again = (improve_policy.imagine_chunks(fork.state, settings, context) for _ in range(2))
+    first, again = (imagine_chunks(fork.state, settings, context) for _ in range(2))
     assert first is not None
     assert again is not None
     assert 0 < len(first) <= 8 * settings.group_size
@@ -259,7 +260,7 @@ def test_chunks_from_real_states_are_imagined_and_labelled_within_their_group(fo
     assert 0.2 <= float(first.is_good.float().mean()) <= 0.6, "positive_share is .4"
     assert first.chunks.observation.sim_state is None
     distrusted = {task: Trust(False, "AUC .5") for task in context.spec.task_ids}
-    assert improve_policy.imagine_chunks(replace(fork.state, trust=distrusted), settings, context) is None
+    assert imagine_chunks(replace(fork.state, trust=distrusted), settings, context) is None
 
 
 def test_recap_learns_from_imagined_chunks_too(fork: Recap) -> None:

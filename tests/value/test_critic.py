@@ -1,6 +1,7 @@
 """What all critics share: the rows that they learn from, the fit, and what they read."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,16 @@ from worldloop.core.interfaces import Metrics
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Observation
 from worldloop.value import CRITICS
-from worldloop.value.critic import BRIGHTNESS, SHIFT_PX, Critic, CriticObjective, ValueRows, average_value, fit_critic
+from worldloop.value.critic import (
+    BRIGHTNESS,
+    SHIFT_PX,
+    Critic,
+    CriticObjective,
+    ValueRows,
+    average_value,
+    fit_critic,
+    value_as_return,
+)
 
 SPEC = make_spec({"base": (16, 16)}, ("push",))
 TWO_VIEWS = make_spec({"base": (16, 16), "hand": (8, 12)}, ("push", "pull"))
@@ -294,3 +304,24 @@ def test_the_mean_frame_of_the_sample_is_the_background(kind: str) -> None:
     critic.prepare(observe({"base": frames}, torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)))
     ((_, encoder),) = critic.encoder.encoders.items()  # type: ignore[union-attr]
     torch.testing.assert_close(encoder.background, torch.full((3, 16, 16), 60 / 127.5 - 1))
+
+
+class Says:
+    """A critic whose values are these."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = torch.tensor(values)
+
+    def value(self, observation: Any) -> torch.Tensor:
+        return self.values
+
+
+def test_the_expected_return_is_one_plus_the_mean_of_the_critics() -> None:
+    """On the scale on which a success is 1: (-.2 - .6) / 2 + 1, (-1 - 0) / 2 + 1, 0 + 1, -1 + 1."""
+    critics: list[Any] = [Says(-0.2, -1.0, 0.0, -1.0), Says(-0.6, 0.0, 0.0, -1.0)]
+    frames = {"cam": torch.zeros(4, 1, 2, 2, 3, dtype=torch.uint8)}
+    observation = Observation(frames, None, ("t",) * 4, ("i",) * 4, torch.zeros(4, dtype=torch.long))
+    got = value_as_return(critics, observation)
+    torch.testing.assert_close(got, torch.tensor([0.6, 0.5, 1.0, 0.0]))
+    one = value_as_return(critics[:1], observation)
+    torch.testing.assert_close(one, torch.tensor([0.8, 0.0, 1.0, 0.0]))

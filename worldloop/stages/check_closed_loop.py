@@ -27,8 +27,9 @@ from worldloop.evaluation.closed_loop import (
 )
 from worldloop.evaluation.replayed_rollouts import ReplayedRollouts, replay_imagination
 from worldloop.reporting.closed_loop import describe_closed_loop, record_closed_loop, write_closed_loop
-from worldloop.stages import improve_policy
 from worldloop.stages.context import Schedule, StageContext
+from worldloop.stages.improvement.config import ImprovementConfig
+from worldloop.stages.improvement.grpo import count_updates, note_distrust
 from worldloop.storage.run_state import LoopState
 
 NAME = "check_closed_loop"
@@ -73,7 +74,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         if trust.get(task, Trust(True)).is_trusted:
             trust[task] = judge_closed_loop_trust(judged[task], config.required_auc)
 
-    num_updates = improve_policy.count_updates(state, context.config_of(improve_policy.Config))
+    num_updates = count_updates(state, context.config_of(ImprovementConfig))
     for line in describe_closed_loop(state.newest, judged):
         context.reporter.log(line)
     write_closed_loop(context.reporter, num_updates, judged)
@@ -81,14 +82,14 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     record = record_closed_loop(before, state.newest, judged, is_candidate)
     context.models.update_card(state.world_model, calibrations, record["checkpoints"][-1])
     state = state.record(closed_loop=record)
-    return improve_policy.note_distrust(replace(state, calibrations=calibrations, trust=trust), context)
+    return note_distrust(replace(state, calibrations=calibrations, trust=trust), context)
 
 
 def replay(
     state: LoopState, calibrations: Calibrations, split: Split, num_states: int, config: Config, context: StageContext
 ) -> ReplayedRollouts:
     """Replay imagined rollouts of ``state.newest`` from fresh states of ``split``, as long as those of GRPO."""
-    improvement = context.config_of(improve_policy.Config)
+    improvement = context.config_of(ImprovementConfig)
     policy = context.models.load_policy(state.newest).to(context.device).eval()
     policy.temperature = improvement.temperature
     key = (state.iteration, NAME, split, state.num_rounds)

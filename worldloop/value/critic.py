@@ -151,3 +151,11 @@ def average_value(critics: Sequence[Critic], observation: Observation) -> Tensor
     blocks = torch.arange(len(observation)).split(MAX_ROWS)
     values = [torch.cat([critic.value(observation.rows(rows)) for rows in blocks]) for critic in critics]
     return torch.stack(values).mean(0)
+
+
+def value_as_return(critics: Sequence[Critic], observation: Observation) -> Tensor:
+    """The mean value of ``critics`` plus 1, f32 [B] in [0, 1]: as a return, of which a success gives 1.
+
+    With ``value.target=outcome`` it is a probability of success. With ``recap`` a failure is worth up to .5.
+    """
+    return average_value(critics, observation) + 1

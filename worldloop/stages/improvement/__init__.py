@@ -1,0 +1,1 @@
+"""How `improve_policy` makes a better policy: one method a file."""
