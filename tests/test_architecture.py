@@ -16,8 +16,8 @@ PACKAGE = ROOT / "worldloop"
 MAX_LINES = 400  # lines that are not blank
 
 # From the ground up, floor 1 first. A module imports from floors below and from its own package, never from another one
-# beside it. Three rooms are reserved on purpose, and nobody lives there yet: `executability` here, and in `HOMES`
-# `policies/lerobot/*` and diffusers in `value/*`.
+# beside it. Two rooms in `HOMES` are reserved on purpose, and nobody lives there yet: `policies/lerobot/*`
+# and diffusers in `value/*`.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("networks", "training"),

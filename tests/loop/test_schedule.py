@@ -79,11 +79,13 @@ def test_a_recording_is_imported_and_modelled_once(control: list[str]) -> None:
 
 # Of iterations 0, 1 and 2, the last: with a simulator and a world model (GRPO), the same with critics, with a simulator
 # and without a world model (the control that imitates), with labelled advantages (recap), the same with critics built
-# on a world model (viva), and of a recording, which has iterations 0 and 1.
+# on a world model (viva), and of a recording, which has iterations 0 and 1, with inverse dynamics models.
 TAKES_PART = {
     "import_dataset": ("...", "...", "...", "...", "...", "0."),
     "seed_dataset": ("0..", "0..", "0..", "0..", "0..", ".."),
     "clone_policy": ("0..", "0..", "0..", "0..", "0..", ".."),
+    "fit_inverse_dynamics": ("...", "...", "...", "...", "...", ".1"),
+    "check_inverse_dynamics": ("...", "...", "...", "...", "...", ".1"),
     "fit_world_model": (".12", ".12", "...", "...", ".12", ".1"),
     "distil_world_model": (".12", ".12", "...", "...", ".12", ".1"),
     "check_world_model": (".12", ".12", "...", "...", ".12", ".1"),
@@ -112,7 +114,7 @@ def test_a_stage_knows_its_iterations(name: str) -> None:
         loop | {"uses_world_model": False, "in_rounds": False},
         loop | {"uses_world_model": False} | recap,
         loop | {"uses_world_model": True} | recap,
-        {"num_iterations": 1, "has_simulator": False, "uses_world_model": True},
+        {"num_iterations": 1, "has_simulator": False, "uses_world_model": True, "uses_inverse_dynamics": True},
     ]
     stage = STAGES[name]
     config = stage.Config(num_steps=1) if name in OFF_UNLESS_IT_HAS_STEPS else stage.Config()

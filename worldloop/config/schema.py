@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass
 
 from worldloop.core.sections import add_sections
+from worldloop.executability.inverse_dynamics import InverseDynamicsConfig
 from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recordings import RecordingConfig
@@ -78,6 +79,7 @@ class LoopConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
+    inverse_dynamics: InverseDynamicsConfig = field(default_factory=InverseDynamicsConfig)
     clips: ClipSamplingConfig = field(default_factory=ClipSamplingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 

@@ -30,11 +30,29 @@ class Landmark:
 
 
 @dataclass(frozen=True)
+class JointSpec:
+    """A joint that proprio tells the position of, under ``name``, and what it can do.
+
+    Units are those of proprio (rad, or m), per second and per second squared.
+    """
+
+    name: str
+    low: float
+    high: float
+    max_velocity: float
+    max_acceleration: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or self.max_velocity <= 0 or self.max_acceleration <= 0:
+            raise ValueError(f"joint {self.name!r} needs low < high, and positive limits of velocity and acceleration")
+
+
+@dataclass(frozen=True)
 class RobotSpec:
     """One robot: its proprio, its actions and its cameras. A run has one robot.
 
     ``action_low`` and ``action_high`` bound each action dimension, in environment units; ``hz`` is the rate of
-    environment steps.
+    environment steps. ``joints``: those whose limits are known, which executability needs; may be empty.
     """
 
     name: str
@@ -45,12 +63,16 @@ class RobotSpec:
     control_mode: str
     hz: float
     cameras: tuple[CameraSpec, ...]
+    joints: tuple[JointSpec, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.camera_names)) != len(self.cameras):
             raise ValueError(f"robot {self.name!r} needs one or more cameras with names of their own")
         if not len(self.action_names) == len(self.action_low) == len(self.action_high):
             raise ValueError(f"robot {self.name!r}: action names and bounds differ in number")
+        for joint in self.joints:
+            if joint.name not in self.proprio_names:
+                raise ValueError(f"robot {self.name!r}: joint {joint.name!r} is not in proprio")
 
     @property
     def proprio_dim(self) -> int:

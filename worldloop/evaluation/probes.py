@@ -16,7 +16,7 @@ from torch.nn import functional
 from worldloop.core import images
 from worldloop.core.interfaces import Metrics, Reporter
 from worldloop.networks.blocks import make_mlp
-from worldloop.networks.frame_pair import FramePairEncoder
+from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.training.trainer import BatchObjective, fit_small
 
 LEARNING_RATE = 2e-3
@@ -48,7 +48,7 @@ class ProbeReading:
 
 
 class FrameProbe(nn.Module):
-    """A `FramePairEncoder` for each camera, then one MLP with P coordinates and a success logit for each of T tasks.
+    """A `FrameStackEncoder` for each camera, then one MLP with P coordinates and a success logit for each of T tasks.
 
     Each task has its own outputs, because two tasks may look alike.
     """
@@ -68,7 +68,7 @@ class FrameProbe(nn.Module):
         self.register_buffer("position_mean", position_mean.float())
         self.register_buffer("position_std", position_std.float().clamp_min(1e-4))
         self.cameras, self.tasks = tuple(backgrounds), tuple(tasks)
-        encoders = [FramePairEncoder(len(mean), (mean.shape[1], mean.shape[2]), mean) for mean in backgrounds.values()]
+        encoders = [FrameStackEncoder(len(mean), (mean.shape[1], mean.shape[2]), mean) for mean in backgrounds.values()]
         self.encoders = nn.ModuleList(encoders)
         self.head = make_mlp(
             sum(encoder.dim for encoder in encoders), 256, len(self.tasks) * (len(position_mean) + 1), num_hidden=2

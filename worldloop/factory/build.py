@@ -10,6 +10,7 @@ import torch
 from worldloop.core.interfaces import Policy, TaskSimulator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
+from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
 from worldloop.factory.classes import find_class, make_settings, require_arguments, require_members
 from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.policies import POLICIES
@@ -78,6 +79,15 @@ def build_world_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VideoWorldModel(config, spec, normalisation)
+
+
+def build_inverse_dynamics(
+    config: InverseDynamicsConfig, spec: SimulatorSpec, normalisation: Normalisation, seed: int
+) -> InverseDynamics:
+    """An inverse dynamics model with fresh weights drawn from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return InverseDynamics(config, spec, normalisation)
 
 
 def build_critic(

@@ -10,7 +10,8 @@ from typing import Any
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.interfaces import Policy
-from worldloop.factory.build import build_critic, build_world_model, make_policy
+from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
+from worldloop.factory.build import build_critic, build_inverse_dynamics, build_world_model, make_policy
 from worldloop.factory.classes import find_class, make_settings
 from worldloop.factory.config import PolicyConfig
 from worldloop.policies import POLICIES
@@ -114,6 +115,29 @@ def load_critic(directory: Path, pretrained: str = "") -> Critic:
         critic = build_critic(config, checkpoint.spec, checkpoint.normalisation, make_world_model, seed=0)
     load_weights(critic, checkpoint, directory, critic.frozen)
     return critic.eval()
+
+
+def save_inverse_dynamics(model: InverseDynamics, directory: Path) -> None:
+    """Write ``model``, and all it is rebuilt from, to the folder ``directory``."""
+    checkpoint = Checkpoint(
+        kind="inverse_dynamics",
+        name="inverse_dynamics",
+        config=asdict(model.config),
+        spec=model.spec,
+        normalisation=model.normalisation,
+        weights=model.state_dict(),
+    )
+    save_checkpoint(directory, checkpoint)
+
+
+def load_inverse_dynamics(directory: Path) -> InverseDynamics:
+    """An inverse dynamics model in eval mode, from its checkpoint only."""
+    checkpoint = load_checkpoint(directory, "inverse_dynamics")
+    with _of_this_version(directory, "fit it again"):
+        config = rebuild_dataclass(InverseDynamicsConfig, checkpoint.config)
+        model = build_inverse_dynamics(config, checkpoint.spec, checkpoint.normalisation, seed=0)
+    load_weights(model, checkpoint, directory)
+    return model.eval()
 
 
 def _describe_world_model(config: WorldModelConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The policies, world models and critics of one run: make new ones from its config, save and load its checkpoints."""
+"""The networks of one run: make new ones from its config, save and load its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from worldloop.core.interfaces import Policy
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibrations
 from worldloop.core.types import Normalisation, Observation
+from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
 from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
 from worldloop.storage.card import WorldModelCard, read_card, write_card
@@ -86,6 +87,21 @@ class Models:
     def save_critic(self, critic: Critic, path: str) -> None:
         if self.data_parallel.is_main:
             checkpoints.save_critic(critic, self.value_config, self.run_dir / path)
+        self.data_parallel.barrier()
+
+    def new_inverse_dynamics(
+        self, config: InverseDynamicsConfig, normalisation: Normalisation, seed: int
+    ) -> InverseDynamics:
+        """A new model that reads the cameras that the world model imagines, so that it can read imagined video."""
+        spec, _ = self.world_model_config.select_cameras(self.spec)
+        return build.build_inverse_dynamics(config, spec, normalisation, seed)
+
+    def load_inverse_dynamics(self, path: str) -> InverseDynamics:
+        return checkpoints.load_inverse_dynamics(self.run_dir / path)
+
+    def save_inverse_dynamics(self, model: InverseDynamics, path: str) -> None:
+        if self.data_parallel.is_main:
+            checkpoints.save_inverse_dynamics(model, self.run_dir / path)
         self.data_parallel.barrier()
 
     def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:

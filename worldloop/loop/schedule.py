@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from worldloop.config.schema import LoopConfig
-from worldloop.stages import STAGES, check_world_model, improve_policy
+from worldloop.stages import STAGES, check_world_model, fit_inverse_dynamics, improve_policy
 from worldloop.stages.context import Schedule
 from worldloop.storage.run_state import LoopState
 
@@ -26,6 +26,7 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
         in_rounds=method.in_rounds,
         uses_value=uses_value,
         uses_advantages=method.uses_advantages,
+        uses_inverse_dynamics=config.section(fit_inverse_dynamics.Config).enabled,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
 

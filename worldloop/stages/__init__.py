@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 from worldloop.stages import (
     check_closed_loop,
+    check_inverse_dynamics,
     check_value,
     check_world_model,
     clone_policy,
     collect_episodes,
     distil_world_model,
     evaluate_policy,
+    fit_inverse_dynamics,
     fit_value,
     fit_world_model,
     import_dataset,
@@ -50,6 +52,8 @@ STAGES: dict[str, Stage] = {
     "import_dataset": import_dataset,
     "seed_dataset": seed_dataset,
     "clone_policy": clone_policy,
+    "fit_inverse_dynamics": fit_inverse_dynamics,
+    "check_inverse_dynamics": check_inverse_dynamics,
     "fit_world_model": fit_world_model,
     "distil_world_model": distil_world_model,
     "check_world_model": check_world_model,

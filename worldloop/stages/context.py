@@ -26,6 +26,7 @@ class Schedule:
     - ``uses_world_model``: a world model is fitted, because the policy improves in it, the critics are built on it, or
       there is no policy; ``in_rounds``: the policy improves in it round by round
     - ``uses_value``: there are critics; ``uses_advantages``: the method learns from labelled advantages
+    - ``uses_inverse_dynamics``: inverse dynamics models are fitted
     """
 
     iteration: int
@@ -35,6 +36,7 @@ class Schedule:
     in_rounds: bool = True
     uses_value: bool = False
     uses_advantages: bool = False
+    uses_inverse_dynamics: bool = False
 
     @property
     def is_first(self) -> bool:

@@ -29,14 +29,15 @@ from worldloop.core.types import Normalisation
 CHECKPOINT_SCHEMA_VERSION = 3
 _PREFIX = "normalisation."
 _REMEDY = "restore it, or delete the run directory and run again"
+_KINDS = {"inverse_dynamics": "an inverse dynamics model"}  # in messages; others are called by their kind
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything that a model is rebuilt from.
 
-    ``kind`` is ``policy``, ``world_model`` or ``critic``. ``name`` is the policy's ``kind`` in the config,
-    ``video_world_model`` or the critic's ``value.kind``.
+    ``kind`` is ``policy``, ``world_model``, ``critic`` or ``inverse_dynamics``. ``name`` is the policy's ``kind`` in
+    the config, the critic's ``value.kind``, ``video_world_model`` or ``inverse_dynamics``.
     """
 
     kind: str
@@ -90,7 +91,8 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
     weights = directory / "model.safetensors"
     try:
         if meta["kind"] != kind:
-            raise WorldloopError(f"{what} holds a {meta['kind']}, not a {kind}: give the folder of a {kind}")
+            held, wanted = (_KINDS.get(name, f"a {name}") for name in (meta["kind"], kind))
+            raise WorldloopError(f"{what} holds {held}, not {wanted}: give the folder of {wanted}")
         if not weights.is_file() or hash_file(weights) != meta["sha256"]:
             raise WorldloopError(f"{what} is damaged: model.safetensors does not match its hash; {_REMEDY}")
         tensors = load_file(weights)

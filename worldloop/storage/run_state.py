@@ -32,6 +32,8 @@ class LoopState:
     - ``rejected``: the best candidate of the last improvement that did not become the policy, "" if there is none
     - ``critics``: checkpoints of this iteration's critics, one per fold; ``labels``: folder of the advantages that they
       gave to the training episodes of ``dataset``
+    - ``inverse_dynamics``: checkpoint of this iteration's inverse dynamics model; ``inverse_dynamics_judge``: that of
+      the one that only judges; "" if none is fitted
     - ``evaluation_success``: for each iteration, task -> outcomes of its policy on the evaluation states. Recorded for
       the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
@@ -59,6 +61,8 @@ class LoopState:
     trust: dict[str, Trust] = field(default_factory=dict)
     critics: tuple[str, ...] = ()
     labels: str = ""
+    inverse_dynamics: str = ""
+    inverse_dynamics_judge: str = ""
     evaluation_success: tuple[dict[str, tuple[bool, ...]], ...] = ()
     num_scripted_episodes: int = 0
     env_steps: int = 0

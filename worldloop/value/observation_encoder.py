@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from worldloop.core import images
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation, Observation
-from worldloop.networks.frame_pair import FramePairEncoder
+from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.networks.views import ViewModules
 
@@ -32,7 +32,7 @@ class ObservationEncoder(nn.Module):
         self.proprio_dim = len(normalisation.proprio_mean)
         self.encoders = ViewModules(
             {
-                camera.name: FramePairEncoder(
+                camera.name: FrameStackEncoder(
                     3,
                     (camera.height, camera.width),
                     torch.zeros(3, camera.height, camera.width),

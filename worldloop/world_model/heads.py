@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.networks.blocks import AttentionPool, make_mlp
-from worldloop.networks.frame_pair import FramePairEncoder
+from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.networks.views import ViewModules
 
 PROPRIO_GAIN = 4.0  # small proprio networks need a several times higher learning rate than image networks
@@ -62,7 +62,7 @@ class SuccessHead(nn.Module):
         super().__init__()
         self.text_dim = text_dim
         self.read_tokens = TokenReader(feature_dim)
-        self.encoders = ViewModules({camera: FramePairEncoder(channels, size) for camera, size in sizes.items()})
+        self.encoders = ViewModules({camera: FrameStackEncoder(channels, size) for camera, size in sizes.items()})
         self.proprio = make_mlp(proprio_dim, hidden_dim, self.PROPRIO_DIM, num_hidden=1, gain=PROPRIO_GAIN)
         self.text = make_mlp(text_dim, hidden_dim, self.TEXT_DIM, num_hidden=1, gain=PROPRIO_GAIN)
         seen_dim = sum(encoder.dim for _, encoder in self.encoders.items())

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worldloop.core.specs import JointSpec
+
 
 @dataclass(frozen=True)
 class ManiSkillRobot:
@@ -21,6 +23,7 @@ class ManiSkillRobot:
     wrist_camera: str  # ManiSkill's name of that camera
     wrist_link: str  # the link whose frame is the camera's; its housing is not drawn
     joints: tuple[str, ...]
+    limits: tuple[JointSpec, ...]  # of the arm's joints, from its maker
     control_mode: str
     action_names: tuple[str, ...]
     step_m: float  # metres the tcp moves per step and unit of action
@@ -52,6 +55,17 @@ class ManiSkillRobot:
         return slice(-len(self.joints) - 1, -1)
 
 
+# https://frankaemika.github.io/docs/control_parameters.html, limits for Panda: rad, rad/s, rad/s^2
+_PANDA_LIMITS = (
+    (-2.8973, 2.8973, 2.175, 15.0),
+    (-1.7628, 1.7628, 2.175, 7.5),
+    (-2.8973, 2.8973, 2.175, 10.0),
+    (-3.0718, -0.0698, 2.175, 12.5),
+    (-2.8973, 2.8973, 2.61, 15.0),
+    (-0.0175, 3.7525, 2.61, 20.0),
+    (-2.8973, 2.8973, 2.61, 20.0),
+)
+
 ROBOTS: dict[str, ManiSkillRobot] = {
     "panda": ManiSkillRobot(
         uid="panda",
@@ -59,6 +73,7 @@ ROBOTS: dict[str, ManiSkillRobot] = {
         wrist_camera="hand_camera",
         wrist_link="camera_link",
         joints=(*(f"joint{i}" for i in range(1, 8)), "finger1", "finger2"),
+        limits=tuple(JointSpec(f"qpos_joint{i}", *limits) for i, limits in enumerate(_PANDA_LIMITS, 1)),
         control_mode="pd_ee_delta_pos",
         action_names=("dx", "dy", "dz", "gripper"),
         step_m=0.04,

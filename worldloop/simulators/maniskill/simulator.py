@@ -168,6 +168,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             control_mode=arm.control_mode,
             hz=CONTROL_HZ,
             cameras=make_cameras("simulator.maniskill", config.cameras, config.image_size, config.image_sizes),
+            joints=arm.limits,
         )
         effector = Landmark("effector", "proprio", _list_columns(arm.tcp_in_proprio))
         tasks = [TASKS[name] for name in config.tasks]

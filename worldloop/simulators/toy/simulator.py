@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.randomness import derive_seed, make_generator
-from worldloop.core.specs import Landmark, RobotSpec, SimulatorSpec, TaskSpec
+from worldloop.core.specs import JointSpec, Landmark, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
 from worldloop.core.types import ActionChunk, InitialStates, Observation, Split
 from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement, make_cameras, require_names
@@ -37,6 +37,7 @@ from worldloop.simulators.toy.scene import (
 )
 
 CAMERAS = ("base_camera", "hand_camera")
+HZ = 10.0  # environment steps a second
 HAND_VIEW = 0.5  # units that the hand camera sees on each side of the agent
 _BACKGROUND = (0.35, 0.28, 0.2)
 _DISCS = (  # columns of the state, radius, colour; later ones are drawn over earlier ones
@@ -97,8 +98,12 @@ class ToySimulator(ChunkedSimulator):
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
             control_mode="delta_pos",
-            hz=10.0,
+            hz=HZ,
             cameras=make_cameras("simulator.toy", config.cameras, config.image_size, config.image_sizes),
+            joints=tuple(
+                JointSpec(name, -1.0, 1.0, max_velocity=STEP * HZ, max_acceleration=2 * STEP * HZ**2)
+                for name in ("agent_x", "agent_y")
+            ),
         )
         landmarks = (
             Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),

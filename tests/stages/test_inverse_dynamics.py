@@ -1,0 +1,98 @@
+"""The stages of inverse dynamics in the loop, on a debug run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldloop.config.loading import load_config
+from worldloop.core.errors import WorldloopError
+from worldloop.factory.checkpoints import load_inverse_dynamics, load_policy
+from worldloop.loop.run import make_context
+from worldloop.loop.schedule import list_stages
+from worldloop.reporting.progress import SilentDisplay
+from worldloop.runtime.inline import InlineRuntime
+from worldloop.stages import STAGES
+from worldloop.stages.context import StageContext
+from worldloop.storage.run_directory import RunDirectory
+from worldloop.storage.run_state import LoopState
+
+DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
+BOTH = ("fit_inverse_dynamics", "check_inverse_dynamics")
+
+
+def test_they_are_off_and_come_before_the_world_model_once_enabled() -> None:
+    assert not set(BOTH) & set(list_stages(load_config(DEBUG, []), 1))
+    config = load_config(DEBUG, ["fit_inverse_dynamics.enabled=true"])
+    assert list_stages(config, 1)[:3] == (*BOTH, "fit_world_model")
+    assert not set(BOTH) & set(list_stages(config, 0))
+
+
+def open_run(debug_run: Path, tmp_path: Path, *overrides: str) -> tuple[LoopState, StageContext]:
+    """The debug run's data in a folder of its own, after iteration 0."""
+    (tmp_path / "sans").symlink_to(debug_run / "sans")
+    config = load_config(DEBUG, ["runtime=inline", "fit_inverse_dynamics.enabled=true", *overrides])
+    state = RunDirectory(debug_run).read_state()
+    state = LoopState(iteration=1, dataset="v001", clone=state.clone, policy=state.clone, records=state.records[:1])
+    display = SilentDisplay()
+    return state, make_context("fit_inverse_dynamics", config, tmp_path, InlineRuntime(0, 0, display), display)
+
+
+def run_stage(name: str, state: LoopState, context: StageContext) -> LoopState:
+    return STAGES[name].run(state, context.config_of(STAGES[name].Config), context)
+
+
+def test_two_models_are_fitted_checked_and_loaded(debug_run: Path, tmp_path: Path) -> None:
+    state, context = open_run(debug_run, tmp_path)
+    state = run_stage("fit_inverse_dynamics", state, context)
+    model, judge = (load_inverse_dynamics(tmp_path / p) for p in (state.inverse_dynamics, state.inverse_dynamics_judge))
+    assert model.config.for_judging() == judge.config
+    assert not model.training
+
+    checked = run_stage("check_inverse_dynamics", state, context).records[1]["inverse_dynamics_check"]
+    assert list(checked) == ["inverse_dynamics", "inverse_dynamics_judge"]
+    for figures in checked.values():
+        assert figures["explained"]["joints"]["value"] > 0.2, "the mean of the episodes has 0"
+        assert 0 <= figures["executed"]["rate"] <= 1
+        assert figures["executed"]["n"] == figures["executed"]["tasks"]["ToyPush-v1"]["n"] > 0
+
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    (tmp_path / state.inverse_dynamics / "checkpoint.json").unlink()  # the first one is fitted again, and is the same
+    again = run_stage("fit_inverse_dynamics", state, context)
+    for name, value in load_inverse_dynamics(tmp_path / again.inverse_dynamics).state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_true_motion_succeeds_again(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ceiling: if the model read the recorded actions exactly, every held-out success would succeed again."""
+    from worldloop.executability.inverse_dynamics import Motion
+    from worldloop.stages import check_inverse_dynamics
+
+    state, context = open_run(debug_run, tmp_path, "fit_inverse_dynamics.num_steps=1")
+    state = run_stage("fit_inverse_dynamics", state, context)
+    monkeypatch.setattr(
+        check_inverse_dynamics,
+        "infer_episode",
+        lambda _, episode: Motion(torch.from_numpy(episode.proprio)[None], torch.from_numpy(episode.actions)[None]),
+    )
+    checked = run_stage("check_inverse_dynamics", state, context).records[1]["inverse_dynamics_check"]
+    assert checked["inverse_dynamics"]["executed"]["rate"] == 1.0
+
+
+def test_a_checkpoint_of_another_kind_is_named(debug_run: Path) -> None:
+    policy = debug_run / "checkpoints/iteration_000/policy"
+    load_policy(policy)
+    with pytest.raises(WorldloopError, match="holds a policy, not an inverse dynamics model"):
+        load_inverse_dynamics(policy)
+
+
+def test_one_initial_state_leaves_a_model_without_data(debug_run: Path, tmp_path: Path) -> None:
+    state, context = open_run(debug_run, tmp_path)
+    context.store.open_cache(context.store.version("v001"))
+    clips = context.open_clips("v001", "train")
+    first = clips.cache.metas[int(clips.candidates[0, 0])].initial_state_id
+    clips.cache.metas = [replace(meta, initial_state_id=first) for meta in clips.cache.metas]
+    object.__setattr__(context, "open_clips", lambda *_: clips)
+    with pytest.raises(WorldloopError, match="has no training episode to learn from"):
+        run_stage("fit_inverse_dynamics", state, context)

@@ -1,0 +1,98 @@
+"""How well an inverse dynamics model reads motion from true video: the gate before EVA (arXiv:2603.17808).
+
+The paper executes the inferred motion of true videos in the simulator and counts successes. What fails here would fail
+on imagined video too, whatever is done to the video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldloop.core.statistics import Estimate, estimate
+from worldloop.core.types import Episode, InitialStates
+from worldloop.executability.inverse_dynamics import InverseDynamics, Motion
+from worldloop.rollout.replay import Replay
+
+PARTS = ("proprio", "joints", "actions")
+
+
+@dataclass(frozen=True)
+class InverseDynamicsJudgement:
+    """The motion that a model reads from n held-out episodes, beside the recorded one.
+
+    ``explained``: one of `PARTS` -> the share of the variance over frames that it explains, the mean over dimensions.
+    1 is perfect, 0 is what the mean of these episodes would have. ``joints`` is missing if the robot tells none, and
+    dimensions that never change are left out. Intervals resample episodes.
+    """
+
+    num_episodes: int
+    explained: dict[str, Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = {name: figure.to_dict() for name, figure in self.explained.items()}
+        return {"num_episodes": self.num_episodes, "explained": figures}
+
+
+def infer_episode(model: InverseDynamics, episode: Episode) -> Motion:
+    """The motion that ``model`` reads from the frames of ``episode``, B = 1."""
+    return model.infer_frames({camera: torch.from_numpy(frames)[None] for camera, frames in episode.frames.items()})
+
+
+def judge_inverse_dynamics(
+    model: InverseDynamics, episodes: Sequence[Episode], motions: Sequence[Motion]
+) -> InverseDynamicsJudgement:
+    """Compare ``motions``, which ``model`` read from ``episodes``, with what was recorded; actions up to a success."""
+    names = model.spec.robot.proprio_names
+    columns = [names.index(joint.name) for joint in model.spec.robot.joints]
+    proprio = [(motion.proprio[0].cpu().numpy(), e.proprio) for motion, e in zip(motions, episodes, strict=True)]
+    actions = [
+        (motion.actions[0].cpu().numpy()[e.valid], e.actions[e.valid])
+        for motion, e in zip(motions, episodes, strict=True)
+    ]
+    pairs = {"proprio": proprio, "joints": [(a[:, columns], b[:, columns]) for a, b in proprio], "actions": actions}
+    explained = {}
+    for name in PARTS:
+        inferred, real = (np.concatenate(values) for values in zip(*pairs[name], strict=True))
+        changes = real.std(axis=0) > 1e-6
+        if changes.any():
+            clusters = np.repeat(np.arange(len(episodes)), [len(a) for a, _ in pairs[name]])
+            explained[name] = estimate(
+                explain, inferred[:, changes], real[:, changes], clusters=clusters, num_resamples=200
+            )
+    return InverseDynamicsJudgement(len(episodes), explained)
+
+
+def explain(inferred: np.ndarray, real: np.ndarray) -> float:
+    """1 - squared error / variance of ``real`` f [n, D], the mean over dimensions; NaN if one does not change."""
+    variance = real.astype(np.float64).var(axis=0)
+    if (variance == 0).any():
+        return float("nan")
+    return float(np.mean(1 - np.square(inferred.astype(np.float64) - real).mean(axis=0) / variance))
+
+
+def make_replay(
+    model: InverseDynamics, episodes: Sequence[Episode], motions: Sequence[Motion], chunk_length: int
+) -> tuple[InitialStates, Replay, Tensor]:
+    """The states that ``episodes`` started from, the actions that ``motions`` show, and their chunks, int64 [n].
+
+    The episodes are of one split. Actions are cut to their bounds. After an episode's end its last action repeats, to
+    the end of the last chunk.
+    """
+    num_chunks = [-(-motion.actions[0].flatten(0, 1).shape[0] // chunk_length) for motion in motions]
+    flat = [motion.actions[0].flatten(0, 1).cpu() for motion in motions]
+    longest = max(num_chunks) * chunk_length
+    padded = [torch.cat([actions, actions[-1:].expand(longest - len(actions), -1)]) for actions in flat]
+    low, high = model.action_low.cpu(), model.action_high.cpu()
+    states = InitialStates(
+        episodes[0].meta.split,
+        tuple(f"{episode.meta.initial_state_id}/{number}" for number, episode in enumerate(episodes)),
+        tuple(episode.meta.task for episode in episodes),
+        torch.stack([torch.from_numpy(episode.sim_state[0]) for episode in episodes]),
+    )
+    return states, Replay(torch.stack(padded).clamp(low, high), "inverse_dynamics"), torch.tensor(num_chunks)
