@@ -14,6 +14,9 @@ same size and number of steps. Each acts greedily on the same evaluation states:
 - `viva_B`, `viva_bad`: the same, with the labels of ViVa
 - `imagined_B`: as `viva_B`; a quarter of each batch are chunks of the clone from real states, labelled by what they
   lead to in the world model (method `recap_imagined`)
+- `awr`: imitates all episodes, told nothing, and draws each chunk in proportion to exp(A), with ViVa's advantage A in
+  standard deviations (advantage-weighted regression, arXiv:1910.00177); at most `MAX_WEIGHT`
+- `good`: imitates the chunks alone that ViVa's labels call good, told nothing
 - `random_1`: as `recap_1` with the labels permuted over the frame steps of each source, told "good". In all arms the
   successes of experts stay good
 
@@ -25,12 +28,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -38,11 +42,18 @@ from common import run_stage  # noqa: E402
 from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, plot_success, read_measured  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
+from worldloop.core.randomness import derive_seed  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
-from worldloop.core.types import OUTCOMES, SOURCES  # noqa: E402
+from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch  # noqa: E402
+from worldloop.policies.imitation import fit_by_imitation  # noqa: E402
 from worldloop.policies.token_vla.policy import TokenVLA  # noqa: E402
 from worldloop.sans.advantages import AdvantageLabels, read_labels, write_labels  # noqa: E402
-from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection  # noqa: E402
+from worldloop.sans.imitation import (  # noqa: E402
+    EVERY_SUCCESS,
+    EpisodeSelection,
+    ImitationDataset,
+    LabelledImitation,
+)
 from worldloop.stages import clone_policy, evaluate_policy  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
@@ -58,11 +69,18 @@ KINDS = {
     ],
     "random": ["improve_policy.method=recap"],
 }
-CRITICS = {"recap": "recap", "random": "recap", "viva": "viva", "imagined": "viva"}  # whose critics and labels it has
+CRITICS = {"recap": "recap", "random": "recap"} | dict.fromkeys(("viva", "imagined", "awr", "good"), "viva")
 GUIDANCE = ("0", "1", "1.5", "2.5", "bad")
 BASELINES = {"successes": EVERY_SUCCESS, "everything": EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)}
+WEIGHTED = ("awr", "good")
+MAX_WEIGHT = 20.0  # of a chunk in `awr`, as in the paper
 NUM_STEPS = 2700  # optimizer steps of every policy: `recap` learns from 2.4 times as many episodes as `successes`
-ARMS = (*BASELINES, *(f"{kind}_{told}" for kind in ("recap", "viva", "imagined") for told in GUIDANCE), "random_1")
+ARMS = (
+    *BASELINES,
+    *WEIGHTED,
+    *(f"{kind}_{told}" for kind in ("recap", "viva", "imagined") for told in GUIDANCE),
+    "random_1",
+)
 
 
 def open_arm(task: str, seed: int, overrides: list[str], kind: str) -> tuple[StageContext, LoopState]:
@@ -79,9 +97,10 @@ def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> 
         if name in measured["success"]:
             continue
         kind = name.split("_")[0]
-        context, state = open_arm(task, seed, overrides, kind if kind in KINDS else "recap")
+        settings = CRITICS.get(kind, "recap") if kind not in KINDS else kind
+        context, state = open_arm(task, seed, overrides, settings)
         begin_arm(out.parent, kind)
-        if kind in KINDS:
+        if kind in CRITICS:
             state = label(CRITICS[kind], state, context, measured)
             write_file(out, to_json(measured), out.name)
         checkpoint = make_policy(name, state, context)
@@ -117,9 +136,58 @@ def make_policy(name: str, state: LoopState, context: StageContext) -> str:
         made = train(state, context, kind)
         return guide(made, context, 1.0 if told == "bad" else float(told), is_good=told != "bad")
     path = f"checkpoints/iteration_001/{name}"
+    if name in WEIGHTED:
+        imitate_weighted(name, state, context, path)
+        return path
     cloning = replace(context.config_of(clone_policy.Config), num_steps=NUM_STEPS)
     clone_policy.imitate(state, cloning, context, BASELINES[name], path)
     return path
+
+
+@dataclass(frozen=True)
+class WeightedImitation:
+    """``dataset``, whose starts are drawn in proportion to ``weight`` f64 [N]."""
+
+    dataset: ImitationDataset
+    weight: Tensor
+
+    def images(self) -> dict[str, Tensor]:
+        return self.dataset.images()
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
+        chosen = torch.multinomial(self.weight, batch_size, replacement=True, generator=generator)
+        return self.dataset.load(self.dataset.starts[chosen.numpy()], chunk_length)
+
+
+def imitate_weighted(name: str, state: LoopState, context: StageContext, path: str) -> None:
+    """Save at ``path`` a policy that imitates all episodes, each chunk as often as the arm ``name`` says."""
+    if context.models.has(path):
+        return
+    version = context.store.version(state.dataset)
+    labels = read_labels(context.models.run_dir / state.labels, version.fingerprint)
+    policy = context.models.new_policy(version.normalisation, derive_seed(context.seed, "018", name))
+    cache = context.open_cache(state.dataset)
+    dataset = ImitationDataset(cache, BASELINES["everything"], policy.spec.robot.camera_names)
+    is_good = torch.from_numpy(LabelledImitation(dataset, labels).is_good)
+    if name == "good":
+        weight = (is_good == 1).double()
+    else:
+        episode, frame = dataset.starts.T
+        advantage = labels.advantage[(np.cumsum(cache.num_steps) - cache.num_steps)[episode] + frame]
+        relative = (advantage - np.nanmean(advantage)) / np.nanstd(advantage)
+        weight = torch.from_numpy(np.where(np.isnan(relative), 0, np.exp(relative).clip(max=MAX_WEIGHT)))
+    policy = fit_by_imitation(
+        policy,
+        WeightedImitation(dataset, weight.double()),
+        replace(context.config_of(clone_policy.Config), num_steps=NUM_STEPS),
+        context.setup.make_generators(context.seed, "018", name),
+        context.setup,
+        context.reporter,
+        name=name,
+        first_step=0,
+    )
+    context.models.save_policy(policy, path)
+    context.setup.drop_checkpoint(name)
 
 
 def train(state: LoopState, context: StageContext, name: str) -> str:

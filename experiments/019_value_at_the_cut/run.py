@@ -17,6 +17,8 @@ group).
   `branches_KIND`: and critics of that kind value the last state
 - `shuffled_KIND`: as `branches_KIND`, with the returns permuted over all rows: nothing can be learned from the reward
 
+- `mixed_shaped`: as `mixed`, and ViVa's value shapes the reward of every chunk (`improve_policy.shapes_by_value`)
+
 So what critics are worth is `mixed_KIND` minus `mixed_all`, and `branches_KIND` minus `branches_all`.
 
 KIND: categorical, success, viva. TASK: push, pull, pick. What was measured is not measured again.
@@ -55,6 +57,7 @@ KINDS = {
 ARMS: dict[str, tuple[str, list[str]]] = {
     "mixed": ("", MIXED),
     "mixed_all": ("", [*MIXED, ALL]),
+    "mixed_shaped": ("viva", [*MIXED, "shapes_by_value=true"]),
     "branches_all": ("", [*BRANCHES, ALL]),
 } | {
     f"{name}_{kind}": (kind, [*settings, ALL, "bootstraps=true"])

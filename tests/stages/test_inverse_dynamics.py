@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reporters import RecordingReporter
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
@@ -78,6 +79,32 @@ def test_true_motion_succeeds_again(debug_run: Path, tmp_path: Path, monkeypatch
     )
     checked = run_stage("check_inverse_dynamics", state, context).records[1]["inverse_dynamics_check"]
     assert checked["inverse_dynamics"]["executed"]["rate"] == 1.0
+
+
+def test_the_world_model_learns_to_show_the_actions(debug_run: Path, tmp_path: Path) -> None:
+    """A fit with the loss on actions shows it, and leaves the inverse dynamics model as it is."""
+    overrides = ("fit_world_model.inverse_dynamics_weight=1", "fit_world_model.num_steps=3")
+    state, context = open_run(debug_run, tmp_path, *overrides, "fit_world_model.num_proprio_steps=1")
+    state = run_stage("fit_inverse_dynamics", state, context)
+    before = (tmp_path / state.inverse_dynamics / "model.safetensors").read_bytes()
+    reporter = RecordingReporter()
+    state = run_stage("fit_world_model", state, replace(context, reporter=reporter))
+    curves = [values for values in reporter.curves["fit_world_model"].values() if "fit_world_model/loss" in values]
+    assert all(values["fit_world_model/loss_actions"] > 0 for values in curves)
+    assert curves
+    assert (tmp_path / state.inverse_dynamics / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fit_world_model.inverse_dynamics_weight=1"], "needs an inverse dynamics model: set fit_inverse_dynamics"),
+        (["fit_world_model.inverse_dynamics_weight=-1"], "fit_world_model.inverse_dynamics_weight"),
+    ],
+)
+def test_a_loss_on_actions_needs_a_model_that_reads_them(overrides: list[str], message: str) -> None:
+    with pytest.raises(WorldloopError, match=message):
+        load_config(DEBUG, overrides)
 
 
 def test_a_checkpoint_of_another_kind_is_named(debug_run: Path) -> None:

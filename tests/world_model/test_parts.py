@@ -1,6 +1,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -212,6 +213,10 @@ def test_losses_of_frames_by_hand() -> None:
     loss, metrics = losses.add_up([first, second], valid, success_weight=0.5)
     assert metrics == pytest.approx({"loss_video": 2, "loss_success": 3, "loss_error": 200, "loss": 2 + 1.5 + 6})
     assert float(loss) == pytest.approx(9.5)
+    read = [replace(frame, actions=torch.tensor([0.5, 1.0])) for frame in (first, second)]
+    loss, metrics = losses.add_up(read, valid, success_weight=0.5)
+    assert metrics["loss_actions"] == pytest.approx(2 / 3)
+    assert float(loss) == pytest.approx(9.5 + 2 / 3)
 
 
 def test_success_loss_balances_classes() -> None:

@@ -32,6 +32,7 @@ from worldloop.training.trainer import Trainer
 from worldloop.world_model.config import SelfRolloutConfig
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.training import (
+    ActionTerm,
     DataTarget,
     NoisyFrame,
     ProprioObjective,
@@ -65,6 +66,41 @@ def test_the_joint_loss_comes_with_metrics_and_the_models_own_prediction() -> No
     assert own.proprio.shape == (3, 2)
     assert not own.proprio.requires_grad
     assert own.is_prediction.dtype == torch.bool
+
+
+def test_the_loss_on_actions_by_hand() -> None:
+    """Read back as (last - before) of a window's first pixel; the windows end with the prediction, the context's own
+    frames come before it."""
+    context = {"cam": torch.stack([torch.full((2, 1, 1, 1), value) for value in (9.0, 1.0, 2.0)], dim=1)}
+    predicted = {"cam": torch.full((2, 1, 1, 1), 5.0, requires_grad=True)}
+
+    def read(windows: Mapping[str, Tensor]) -> Tensor:
+        before, now, following = windows["cam"].flatten(1).unbind(1)
+        assert now.tolist() == [2.0, 2.0]
+        return (following - before)[:, None, None]
+
+    term = ActionTerm(read, weight=0.5)
+    loss = term.compute_loss(context, predicted, torch.tensor([4.0, 2.0])[:, None, None])
+    assert loss.tolist() == [0.0, 2.0]  # (5 - 1) - 4, and (5 - 1) - 2, squared, times .5
+    loss.sum().backward()
+    assert predicted["cam"].grad is not None
+    assert predicted["cam"].grad.flatten().tolist() == [0.0, 2.0]
+
+
+def test_the_joint_loss_includes_the_loss_on_actions() -> None:
+    data, model = ToyEpisodes(4), make_model()
+    clip = data.load(torch.tensor([[0, 0], [1, 2]]), 2)
+    num_read = []
+
+    def read(windows: Mapping[str, Tensor]) -> Tensor:
+        num_read.append(windows["base_camera"].shape[1])
+        return windows["base_camera"][:, -1].mean((1, 2, 3))[:, None, None].expand(-1, *clip.actions.shape[2:]) + 3
+
+    plain, _, _ = compute_joint_loss(model, clip, make_generator())
+    loss, metrics, _ = compute_joint_loss(model, clip, make_generator(), action_term=ActionTerm(read, 2.0))
+    assert num_read == [3, 3]
+    assert metrics["loss_actions"] > 1
+    assert float(loss) == pytest.approx(float(plain) + metrics["loss_actions"], rel=1e-5)
 
 
 def test_padding_does_not_count() -> None:

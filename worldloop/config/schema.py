@@ -15,7 +15,15 @@ from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recordings import RecordingConfig
 from worldloop.simulators import SIMULATORS
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
-from worldloop.stages import STAGES, check_closed_loop, distil_world_model, refit_world_model, seed_dataset
+from worldloop.stages import (
+    STAGES,
+    check_closed_loop,
+    distil_world_model,
+    fit_inverse_dynamics,
+    fit_world_model,
+    refit_world_model,
+    seed_dataset,
+)
 from worldloop.value.config import ValueConfig
 from worldloop.world_model.config import WorldModelConfig
 
@@ -116,6 +124,17 @@ class LoopConfig:
                 f"distil_world_model.num_sampler_steps {student} must divide world_model.num_sampler_steps {teacher} "
                 "and be fewer"
             )
+        if self.section(fit_world_model.Config).inverse_dynamics_weight:
+            if not self.section(fit_inverse_dynamics.Config).enabled:
+                raise ValueError(
+                    "fit_world_model.inverse_dynamics_weight needs an inverse dynamics model: set "
+                    "fit_inverse_dynamics.enabled=true"
+                )
+            if self.world_model.codec != "pixel":
+                raise ValueError(
+                    "fit_world_model.inverse_dynamics_weight reads pixels: set it to 0 with world_model.codec "
+                    f"{self.world_model.codec}"
+                )
         if self.section(refit_world_model.Config).num_steps:
             replaying = self.section(check_closed_loop.Config)
             if not (replaying.num_states and replaying.num_training_states):

@@ -126,6 +126,13 @@ class InverseDynamics(nn.Module):
         now, following, actions = self.mlp(seen).float().split(self.sizes, dim=1)
         return now, following, actions.unflatten(1, (self.spec.actions_per_frame, -1))
 
+    def read_actions(self, windows: Mapping[str, Tensor]) -> Tensor:
+        """The actions to the last of three frames, f32 [B, s, A], which are -1 to 1 in bounds, with gradients.
+
+        ``windows``: camera -> float [B, 3, 3, h, w] in [-1, 1].
+        """
+        return self(map_views(lambda frames: frames[:, -self.config.num_frames :], windows))[2]
+
     def infer(self, video: Mapping[str, Tensor]) -> Motion:
         """The motion in ``video``, camera -> float [B, T, 3, h, w] in [-1, 1], T >= 2, with gradients.
 

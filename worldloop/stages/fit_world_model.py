@@ -20,7 +20,7 @@ from worldloop.storage.run_state import LoopState
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.trainer import Trainer
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.training import ProprioObjective, Target, WorldModelObjective
+from worldloop.world_model.training import ActionTerm, ProprioObjective, Target, WorldModelObjective
 
 NAME = "fit_world_model"
 PROPRIO = "fit_world_model_proprio"
@@ -42,6 +42,7 @@ class Config:
     proprio_batch_size: int = 128  # clips per step of the proprio head
     proprio_frames: int = 5  # frames over which the proprio head is unrolled
     proprio_learning_rate: float = 1e-3  # peak, AdamW
+    inverse_dynamics_weight: float = 0.0  # of a loss on the actions that predicted frames show; 0: none
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_refit_steps", "batch_size", "proprio_batch_size", "proprio_frames"):
@@ -51,6 +52,7 @@ class Config:
             raise ValueError(f"fit_world_model.num_proprio_steps must be at least 0, got {self.num_proprio_steps}")
         require_range("fit_world_model.self_rollout_start", self.self_rollout_start, 0, 1)
         require_range("fit_world_model.weight_decay", self.weight_decay, 0)
+        require_range("fit_world_model.inverse_dynamics_weight", self.inverse_dynamics_weight, 0)
         for name in ("learning_rate", "refit_learning_rate", "proprio_learning_rate"):
             require_positive(f"fit_world_model.{name}", getattr(self, name))
 
@@ -98,6 +100,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         learning_rate=config.refit_learning_rate if is_refit else config.learning_rate,
         pool_from=0 if is_refit else int(config.self_rollout_start * num_steps),
         draws=(state.iteration, NAME, fit_number),
+        action_term=make_action_term(state, config, context),
     )
     path = name_checkpoint(state.iteration, "world_model", fit_number)
     context.models.save_world_model(averaged, path)
@@ -106,6 +109,14 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     steps = state.world_model_steps + num_steps
     state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
     return replace(state, calibrations=None, trust={})
+
+
+def make_action_term(state: LoopState, config: Config, context: StageContext) -> ActionTerm | None:
+    """The loss by this iteration's inverse dynamics model, which is not trained here; ``None`` if its weight is 0."""
+    if config.inverse_dynamics_weight == 0:
+        return None
+    model = context.models.load_inverse_dynamics(state.inverse_dynamics).to(context.device).requires_grad_(False)
+    return ActionTerm(model.read_actions, config.inverse_dynamics_weight)
 
 
 def open_training_clips(state: LoopState, context: StageContext) -> BalancedClipSampler:
@@ -170,6 +181,7 @@ def fit(
     pool_from: int,
     draws: tuple[int | str, ...],
     target: Target | None = None,
+    action_term: ActionTerm | None = None,
 ) -> VideoWorldModel:
     """Train ``model`` on the joint loss; return the model with averaged weights. ``draws`` seeds the random draws."""
     setup = context.setup
@@ -195,5 +207,6 @@ def fit(
         batch_size=config.batch_size // setup.num_microbatches,
         pool_from=pool_from,
         target=target,
+        action_term=action_term,
     )
     return trainer.fit(objective, num_steps)

@@ -21,23 +21,22 @@ RARE_WEIGHT_MAX = 20.0
 
 @dataclass(frozen=True)
 class FrameLosses:
-    """The losses of one frame, [B] each."""
+    """The losses of one frame, [B] each. ``actions``, already weighted, is ``None`` without inverse dynamics."""
 
     video: Tensor
     success: Tensor
     error: Tensor
+    actions: Tensor | None = None
 
 
 def add_up(frames: Sequence[FrameLosses], valid: Tensor, success_weight: float) -> tuple[Tensor, Metrics]:
     """The scalar to minimise and its parts: means of the losses of M frames over ``valid`` bool [B, M]."""
     valid = valid.float()
     count = valid.sum().clamp_min(1)
-    video, success, error = (
-        (torch.stack([getattr(frame, name) for frame in frames], 1) * valid).sum() / count
-        for name in ("video", "success", "error")
-    )
-    loss = video + success_weight * success + ERROR_WEIGHT * error
-    parts = {"loss": loss, "loss_video": video, "loss_success": success, "loss_error": error}
+    names = ("video", "success", "error", *(["actions"] if frames[0].actions is not None else []))
+    means = {name: (torch.stack([getattr(frame, name) for frame in frames], 1) * valid).sum() / count for name in names}
+    loss = means["video"] + success_weight * means["success"] + ERROR_WEIGHT * means["error"] + means.get("actions", 0)
+    parts = {"loss": loss} | {f"loss_{name}": mean for name, mean in means.items()}
     return loss, {name: part.item() for name, part in parts.items()}
 
 

@@ -10,7 +10,7 @@ Shapes: B rows, M target frames, s actions per frame, S proprio, A action, C x h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -115,6 +115,24 @@ class TeacherTarget:
 
 
 @dataclass(frozen=True)
+class ActionTerm:
+    """A loss on what the predicted frame shows the robot do: its actions, read back by inverse dynamics.
+
+    ``read`` gets windows of the frames before, now and next, camera -> float [B, 3, 3, h, w] in [-1, 1], and returns
+    actions f32 [B, s, A], which are -1 to 1 in bounds, with gradients. The loss is their squared error times
+    ``weight``. It helped a policy that learned inside the world model (WAM, arXiv:2603.28955).
+    """
+
+    read: Callable[[Mapping[str, Tensor]], Tensor]
+    weight: float
+
+    def compute_loss(self, context: Mapping[str, Tensor], predicted: Mapping[str, Tensor], actions: Tensor) -> Tensor:
+        """[B], from ``context``, camera -> [B, K, 3, h, w], and ``predicted``, camera -> [B, 3, h, w]."""
+        windows = {c: torch.cat([context[c][:, -2:], frame[:, None]], dim=1) for c, frame in predicted.items()}
+        return self.weight * (self.read(windows) - actions).square().mean(dim=(1, 2))
+
+
+@dataclass(frozen=True)
 class _Prediction:
     """One frame's losses and its detached prediction, ``next_latent`` camera -> [B, C, h, w]."""
 
@@ -125,7 +143,11 @@ class _Prediction:
 
 
 def compute_joint_loss(
-    model: VideoWorldModel, clip: Clip, generator: torch.Generator, target: Target | None = None
+    model: VideoWorldModel,
+    clip: Clip,
+    generator: torch.Generator,
+    target: Target | None = None,
+    action_term: ActionTerm | None = None,
 ) -> tuple[Tensor, Metrics, OwnPrediction]:
     """The joint loss over the M frames of ``clip``, each predicted from the one before; metrics; the first prediction.
 
@@ -144,7 +166,7 @@ def compute_joint_loss(
     for m in range(clip.valid.shape[1]):
         real = {camera: latents[:, m] for camera, latents in frames.items()}
         prediction = _predict_frame(
-            model, clip, m, context, real, real_proprio[:, m], proprio, instruction, generator, target
+            model, clip, m, context, real, real_proprio[:, m], proprio, instruction, generator, target, action_term
         )
         predictions.append(prediction)
         blind = prediction.is_prediction[:, None]
@@ -173,6 +195,7 @@ def _predict_frame(
     instruction: Tensor,
     generator: torch.Generator,
     target: Target,
+    action_term: ActionTerm | None,
 ) -> _Prediction:
     config, limit = model.config, model.codec.limit
 
@@ -210,6 +233,7 @@ def _predict_frame(
         video=torch.stack(video).mean(0),
         success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
         error=error * (t == 0),  # imagination uses the error head only at t = 0
+        actions=None if action_term is None else action_term.compute_loss(context, predicted, actions),
     )
     return _Prediction(terms, next_latent, next_proprio, is_prediction=t == 0)
 
@@ -284,10 +308,12 @@ class WorldModelObjective(Objective[Clip]):
         batch_size: int,
         pool_from: int = 0,
         target: Target | None = None,
+        action_term: ActionTerm | None = None,
     ) -> None:
         super().__init__(generators)
         self.model, self.clips, self.data_parallel = model, clips, data_parallel
         self.batch_size, self.pool_from, self.target = batch_size, pool_from, target
+        self.action_term = action_term
         share = model.config.self_rollout.share
         self._uses_pool = False
         self.pools = {number: SelfRolloutPool(batch_size, share, clips.num_frame_steps) for number in generators}
@@ -310,7 +336,7 @@ class WorldModelObjective(Objective[Clip]):
 
     def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
         clip, generator = batch.to(self.model.device), self.generators[number]
-        loss, metrics, own = self.model(compute_joint_loss, clip, generator, self.target)
+        loss, metrics, own = self.model(compute_joint_loss, clip, generator, self.target, self.action_term)
         if self._uses_pool:
             self.pools[number].update(batch, own)
         return loss, metrics
