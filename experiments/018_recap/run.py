@@ -17,8 +17,8 @@ same size and number of steps. Each acts greedily on the same evaluation states:
 - `awr`: imitates all episodes, told nothing, and draws each chunk in proportion to exp(A), with ViVa's advantage A in
   standard deviations (advantage-weighted regression, arXiv:1910.00177); at most `MAX_WEIGHT`
 - `good`: imitates the chunks alone that ViVa's labels call good, told nothing
-- `random_1`: as `recap_1` with the labels permuted over the frame steps of each source, told "good". In all arms the
-  successes of experts stay good
+- `random_1`: as `recap_1` with the labels permuted over the frame steps of each source, told "good". The successes
+  of experts stay good, except in `awr`, which weights all chunks alike
 
 TASK: push, pull, pick; without ``--arms``, all of them. What was measured is not measured again.
 """

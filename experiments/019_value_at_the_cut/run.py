@@ -13,13 +13,13 @@ group).
   succeeded when it is cut off counts by the success head alone, and groups without a declared success are dropped
 - `mixed_all`: the same, with groups that declare no success; `mixed_KIND`: and critics of that kind value the last
   state
+- `mixed_shaped`: as `mixed`, and ViVa's value shapes the reward of every chunk (`improve_policy.shapes_by_value`)
 - `branches_all`: as `mixed_all`, but four chunks, and all groups from the middle of real episodes of the policy;
   `branches_KIND`: and critics of that kind value the last state
 - `shuffled_KIND`: as `branches_KIND`, with the returns permuted over all rows: nothing can be learned from the reward
 
-- `mixed_shaped`: as `mixed`, and ViVa's value shapes the reward of every chunk (`improve_policy.shapes_by_value`)
-
 So what critics are worth is `mixed_KIND` minus `mixed_all`, and `branches_KIND` minus `branches_all`.
+What shaping is worth is `mixed_shaped` minus `mixed`.
 
 KIND: categorical, success, viva. TASK: push, pull, pick. What was measured is not measured again.
 """

@@ -13,8 +13,13 @@ the true advantage of the recorded actions of the next N steps, where an episode
 in place of V(g). ``report`` compares it with the advantages that `label_advantages` would store, with the same formula
 and the critic's value in place of V: Spearman's rank correlation over frames; its interval resamples episodes.
 
-- `half`: V from eight of the sixteen, against V from the other eight: about what a perfect critic could reach
-- `clock`: V is the mean return of all training frames at the same time of their episodes: what knowing nothing reaches
+- `ceiling`: about what a perfect critic could reach: the square root of 2r / (1 + r) (Spearman-Brown), where r is the
+  agreement of V from eight of the sixteen with V from the other eight
+- `clock`: V is the mean return of all training frames at the same time of their episodes: a critic that knows only the
+  time
+
+The critic of the outcome is compared with V of the outcome. `simulate` stores returns of RECAP; a success has -.5 or
+more.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent))
-from run import locate_critic, open_frames  # noqa: E402
+from run import SETTINGS, locate_critic, open_frames  # noqa: E402
 from trust_loops import SEEDS, TASKS, configure, open_beside, read_measured  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
@@ -43,6 +48,7 @@ from worldloop.rollout.rollout import run_rollout  # noqa: E402
 from worldloop.stages import collect_episodes, label_advantages  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
+from worldloop.value.config import ValueConfig  # noqa: E402
 from worldloop.value.critic import average_value  # noqa: E402
 from worldloop.value.returns import compute_returns  # noqa: E402
 
@@ -51,8 +57,8 @@ CRITICS = ("viva", "categorical", "success")
 FILE = "rerollouts.json"
 
 
-def open_beside_viva(task: str, seed: int, overrides: list[str]) -> tuple[StageContext, LoopState]:
-    return open_beside(configure(task, seed, overrides), "viva", f"{task} {seed}")
+def open_beside_viva(task: str, seed: int, overrides: list[str], critic: str = "") -> tuple[StageContext, LoopState]:
+    return open_beside(configure(task, seed, [*SETTINGS.get(critic, []), *overrides]), "viva", f"{task} {seed}")
 
 
 def choose_rows(frames: EpisodeFrames) -> np.ndarray:
@@ -99,29 +105,49 @@ def judge(task: str, seed: int, overrides: list[str], done: dict[str, Any]) -> d
     """Of each critic, and of the two bounds, the rank correlation of values and of advantages with the truth."""
     context, state = open_beside_viva(task, seed, overrides)
     frames, train = (open_frames(split, state, context) for split in ("validation", "train"))
-    horizon = -(-context.config_of(label_advantages.Config).num_env_steps // frames.cache.actions_per_frame)
     repeats = np.full((len(frames), NUM_REPEATS), np.nan)
     for row, returns in done.items():
         repeats[int(row)] = returns
-    number = np.repeat(np.arange(len(frames.metas)), frames.num_frames)
-    time, train_time = frames.index[:, 1], train.index[:, 1]
-    by_time = [train.returns[train_time == t].mean() for t in range(int(train_time.max()) + 1)]
-    observation = frames.observe(torch.arange(len(frames)))
-    predicted = {"clock": np.array(by_time)[np.minimum(time, len(by_time) - 1)], "half": repeats[:, 1::2].mean(1)}
+    times, train_times = frames.index[:, 1], train.index[:, 1]
+    by_time = [train.returns[train_times == t].mean() for t in range(int(train_times.max()) + 1)]
+    clock = np.array(by_time)[np.minimum(times, len(by_time) - 1)]
+    figures: dict[str, Any] = {
+        "num_frames": len(done),
+        "clock": correlate(frames, clock, repeats.mean(1), context),
+        "ceiling": {},
+    }
+    for what, found in correlate(frames, repeats[:, 1::2].mean(1), repeats[:, ::2].mean(1), context).items():
+        halves = max(found["value"], 0.0)
+        figures["ceiling"][what] = {"value": (2 * halves / (1 + halves)) ** 0.5, "low": None, "high": None}
     for name in CRITICS:
-        if context.models.has(locate_critic(name)):
-            predicted[name] = average_value([context.models.load_critic(locate_critic(name))], observation).numpy()
-    figures: dict[str, Any] = {"num_frames": len(done)}
-    for name, values in predicted.items():
-        truth = (repeats[:, ::2] if name == "half" else repeats).mean(1)
-        figures[name] = {}
-        for what, x, y in (
-            ("value", values, truth),
-            ("advantage", frames.compute_advantages(values, horizon), frames.compute_advantages(truth, horizon)),
-        ):
-            known = ~np.isnan(x) & ~np.isnan(y)
-            figure = estimate(rank_correlation, x[known], y[known], clusters=number[known])
-            figures[name][what] = figure.to_dict(with_n=True)
+        context, _ = open_beside_viva(task, seed, overrides, name)
+        if not context.models.has(locate_critic(name)):
+            print(task, seed, f"{name} is missing: measure it with run.py")
+            continue
+        own = open_frames("validation", state, context)
+        is_outcome = context.config_of(ValueConfig).target == "outcome"
+        known = np.where(repeats >= -0.5, 0.0, -1.0) if is_outcome else repeats
+        truth = np.where(np.isnan(repeats), np.nan, known).mean(1)
+        critic = context.models.load_critic(locate_critic(name))
+        values = average_value([critic], own.observe(torch.arange(len(own)))).numpy()
+        figures[name] = correlate(own, values, truth, context)
+    return figures
+
+
+def correlate(frames: EpisodeFrames, values: np.ndarray, truth: np.ndarray, context: StageContext) -> dict[str, Any]:
+    """The rank correlation of ``values`` with ``truth`` f [N], which is NaN at most frames, and of their advantages."""
+    horizon = -(-context.config_of(label_advantages.Config).num_env_steps // frames.cache.actions_per_frame)
+    if horizon % EVERY:
+        raise SystemExit(f"an advantage spans {horizon} frames, but only every {EVERY}nd is known")
+    number = np.repeat(np.arange(len(frames.metas)), frames.num_frames)
+    figures = {}
+    for what, x, y in (
+        ("value", values, truth),
+        ("advantage", frames.compute_advantages(values, horizon), frames.compute_advantages(truth, horizon)),
+    ):
+        known = ~np.isnan(x) & ~np.isnan(y)
+        figure = estimate(rank_correlation, x[known], y[known], clusters=number[known])
+        figures[what] = figure.to_dict(with_n=True)
     return figures
 
 
@@ -131,7 +157,7 @@ def report(overrides: list[str]) -> None:
     for task, seeds in read_measured(overrides, "viva", FILE).items():
         judged = {seed: judge(task, seed, overrides, done) for seed, done in seeds.items()}
         tasks[task] = {"seeds": judged, "over_seeds": {}}
-        for name in ("clock", *CRITICS, "half"):
+        for name in ("clock", *CRITICS, "ceiling"):
             for what in ("value", "advantage"):
                 values = [figures[name][what]["value"] for figures in judged.values() if name in figures]
                 if values:
@@ -153,10 +179,13 @@ def plot(tasks: dict[str, Any]) -> None:
     for axis, (task, found) in zip(axes[0], tasks.items(), strict=True):
         for offset, what in enumerate(("value", "advantage")):
             for seed, figures in found["seeds"].items():
-                names = [name for name in ("clock", *CRITICS, "half") if name in figures]
+                names = [name for name in ("clock", *CRITICS, "ceiling") if name in figures]
                 at = np.arange(len(names)) + 0.2 * offset - 0.1 + 0.04 * seed
-                value, low, high = ([figures[name][what][key] for name in names] for key in ("value", "low", "high"))
-                spread = np.abs(np.array([low, high]) - np.array(value))
+                value, low, high = (
+                    np.array([figures[name][what][key] for name in names], dtype=float)
+                    for key in ("value", "low", "high")
+                )
+                spread = np.abs(np.nan_to_num(np.stack([low, high]) - value))
                 label = what if seed == min(found["seeds"]) else None
                 axis.errorbar(at, value, spread, fmt=".", color=f"C{offset}", label=label)
                 axis.set_xticks(range(len(names)), names)
@@ -177,7 +206,10 @@ def main() -> None:
     if options.command == "report":
         report(overrides)
         return
-    for task in (a for a in options.arguments if "=" not in a):
+    tasks = [a for a in options.arguments if "=" not in a]
+    if not tasks or set(tasks) - set(TASKS):
+        parser.error(f"name some of {', '.join(TASKS)}")
+    for task in tasks:
         for seed in options.seeds:
             simulate(task, seed, overrides)
 

@@ -46,10 +46,14 @@ def test_the_true_motion_explains_everything_and_the_mean_nothing(model: Inverse
 
 def test_a_replay_fills_the_last_chunk_and_keeps_bounds(model: InverseDynamics, toy_clips: Any) -> None:
     episodes = [toy_clips.cache.episode(number) for number in (0, 1)]
-    states, replay, num_chunks = make_replay(model, episodes, [copy_motion(e, shift=5.0) for e in episodes], 4)
+    motions = [copy_motion(episode, shift=shift) for episode, shift in zip(episodes, (0.0, 5.0), strict=True)]
+    states, replay, num_chunks = make_replay(model, episodes, motions, 4)
     flat = [e.actions.reshape(-1, 2) for e in episodes]
     assert num_chunks.tolist() == [-(-len(actions) // 4) for actions in flat]
     assert replay.actions.shape == (2, 4 * max(num_chunks.tolist()), 2)
-    assert float(replay.actions.max()) == 1.0
+    first, length = replay.actions[0].numpy(), len(flat[0])
+    np.testing.assert_array_equal(first[:length], flat[0])
+    np.testing.assert_array_equal(first[length:], np.broadcast_to(flat[0][-1], first[length:].shape))
+    assert bool((replay.actions[1] == 1).all())
     np.testing.assert_array_equal(states.states[0], episodes[0].sim_state[0])
     assert len(set(states.ids)) == 2

@@ -465,13 +465,13 @@ def test_the_defaults_are_the_public_weights() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *[({term: -0.1}, rf"align_world_model\.reward\.{term} is -0\.1, allowed: 0 to 1000") for term in TERMS],
-        ({"jerk": math.nan}, r"align_world_model\.reward\.jerk is nan"),
-        (dict.fromkeys(TERMS, 0.0), r"align_world_model\.reward has no term, allowed: weights of jerk, "),
-        ({"huber_delta": 0}, r"align_world_model\.reward\.huber_delta is 0"),
-        ({"gamma": 0}, r"align_world_model\.reward\.gamma is 0"),
-        ({"guard_low": 1.1}, r"align_world_model\.reward\.guard_low is 1\.1, allowed: 0 to 1"),
-        ({"guard_high": 0.9}, r"align_world_model\.reward\.guard_high is 0\.9, allowed: 1 to 1000"),
+        *[({term: -0.1}, rf"reward\.{term} is -0\.1, allowed: 0 to 1000") for term in TERMS],
+        ({"jerk": math.nan}, r"reward\.jerk is nan"),
+        (dict.fromkeys(TERMS, 0.0), r"reward has no term, allowed: weights of jerk, "),
+        ({"huber_delta": 0}, r"reward\.huber_delta is 0"),
+        ({"gamma": 0}, r"reward\.gamma is 0"),
+        ({"guard_low": 1.1}, r"reward\.guard_low is 1\.1, allowed: 0 to 1"),
+        ({"guard_high": 0.9}, r"reward\.guard_high is 0\.9, allowed: 1 to 1000"),
     ],
 )
 def test_a_wrong_setting_is_one_error_that_names_the_key(settings: dict[str, float], message: str) -> None:

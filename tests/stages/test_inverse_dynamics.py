@@ -9,6 +9,7 @@ from reporters import RecordingReporter
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
+from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.factory.checkpoints import load_inverse_dynamics, load_policy
 from worldloop.loop.run import make_context
 from worldloop.loop.schedule import list_stages
@@ -81,24 +82,45 @@ def test_true_motion_succeeds_again(debug_run: Path, tmp_path: Path, monkeypatch
     assert checked["inverse_dynamics"]["executed"]["rate"] == 1.0
 
 
-def test_the_world_model_learns_to_show_the_actions(debug_run: Path, tmp_path: Path) -> None:
+def test_the_world_model_learns_to_show_the_actions(
+    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fit with the loss on actions shows it, and leaves the inverse dynamics model as it is."""
     overrides = ("fit_world_model.inverse_dynamics_weight=1", "fit_world_model.num_steps=3")
     state, context = open_run(debug_run, tmp_path, *overrides, "fit_world_model.num_proprio_steps=1")
     state = run_stage("fit_inverse_dynamics", state, context)
-    before = (tmp_path / state.inverse_dynamics / "model.safetensors").read_bytes()
+    loaded = []
+
+    def load(path: str) -> InverseDynamics:
+        loaded.append(load_inverse_dynamics(tmp_path / path))
+        return loaded[-1]
+
+    monkeypatch.setattr(context.models, "load_inverse_dynamics", load)
     reporter = RecordingReporter()
     state = run_stage("fit_world_model", state, replace(context, reporter=reporter))
     curves = [values for values in reporter.curves["fit_world_model"].values() if "fit_world_model/loss" in values]
     assert all(values["fit_world_model/loss_actions"] > 0 for values in curves)
     assert curves
-    assert (tmp_path / state.inverse_dynamics / "model.safetensors").read_bytes() == before
+    (model,) = loaded
+    fresh = load_inverse_dynamics(tmp_path / state.inverse_dynamics).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["fit_world_model.inverse_dynamics_weight=1"], "needs an inverse dynamics model: set fit_inverse_dynamics"),
+        (
+            [
+                "fit_world_model.inverse_dynamics_weight=1",
+                "fit_inverse_dynamics.enabled=true",
+                "world_model.codec=wan",
+                "world_model.denoiser=cosmos",
+                "world_model.pretrained=somewhere",
+            ],
+            "reads pixels: set it to 0 with world_model.codec wan",
+        ),
         (["fit_world_model.inverse_dynamics_weight=-1"], "fit_world_model.inverse_dynamics_weight"),
     ],
 )
@@ -116,7 +138,6 @@ def test_a_checkpoint_of_another_kind_is_named(debug_run: Path) -> None:
 
 def test_one_initial_state_leaves_a_model_without_data(debug_run: Path, tmp_path: Path) -> None:
     state, context = open_run(debug_run, tmp_path)
-    context.store.open_cache(context.store.version("v001"))
     clips = context.open_clips("v001", "train")
     first = clips.cache.metas[int(clips.candidates[0, 0])].initial_state_id
     clips.cache.metas = [replace(meta, initial_state_id=first) for meta in clips.cache.metas]

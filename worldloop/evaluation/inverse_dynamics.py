@@ -1,7 +1,7 @@
 """How well an inverse dynamics model reads motion from true video: the gate before EVA (arXiv:2603.17808).
 
-The paper executes the inferred motion of true videos in the simulator and counts successes. What fails here would fail
-on imagined video too, whatever is done to the video.
+The paper executes the inferred motion of true videos in the simulator and counts successes. A model that misreads true
+video cannot judge imagined video.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from worldloop.core.statistics import Estimate, estimate
 from worldloop.core.types import Episode, InitialStates
 from worldloop.executability.inverse_dynamics import InverseDynamics, Motion
 from worldloop.rollout.replay import Replay
+from worldloop.sans.normalisation import MIN_STD
 
 PARTS = ("proprio", "joints", "actions")
 
@@ -27,8 +28,9 @@ class InverseDynamicsJudgement:
     """The motion that a model reads from n held-out episodes, beside the recorded one.
 
     ``explained``: one of `PARTS` -> the share of the variance over frames that it explains, the mean over dimensions.
-    1 is perfect, 0 is what the mean of these episodes would have. ``joints`` is missing if the robot tells none, and
-    dimensions that never change are left out. Intervals resample episodes.
+    1 is perfect, 0 is what the mean of these episodes would have. ``joints`` is missing if the robot tells none.
+    Dimensions with a standard deviation below `MIN_STD` are left out: the network does not learn them in their own
+    scale. Intervals resample episodes.
     """
 
     num_episodes: int
@@ -59,7 +61,7 @@ def judge_inverse_dynamics(
     explained = {}
     for name in PARTS:
         inferred, real = (np.concatenate(values) for values in zip(*pairs[name], strict=True))
-        changes = real.std(axis=0) > 1e-6
+        changes = real.std(axis=0) >= MIN_STD
         if changes.any():
             clusters = np.repeat(np.arange(len(episodes)), [len(a) for a, _ in pairs[name]])
             explained[name] = estimate(

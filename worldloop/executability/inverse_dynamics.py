@@ -21,9 +21,7 @@ from torch.nn import functional
 
 from worldloop.core import images
 from worldloop.core.errors import require_range
-from worldloop.core.interfaces import Metrics
 from worldloop.core.specs import SimulatorSpec
-from worldloop.core.tensors import Rows
 from worldloop.core.types import Clip, Normalisation
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_stack import FrameStackEncoder
@@ -52,7 +50,7 @@ class InverseDynamicsConfig:
 
 
 @dataclass(frozen=True)
-class Motion(Rows):
+class Motion:
     """The motion that B videos of T frames show: ``proprio`` f32 [B, T, S], ``actions`` f32 [B, T - 1, s, A].
 
     Both are in the units of the data; actions may lie outside their bounds.
@@ -60,9 +58,6 @@ class Motion(Rows):
 
     proprio: Tensor
     actions: Tensor
-
-    def __len__(self) -> int:
-        return len(self.proprio)
 
 
 class InverseDynamics(nn.Module):
@@ -162,8 +157,8 @@ class InverseDynamics(nn.Module):
         parts = (before, now, following)[-self.config.num_frames :]
         return torch.stack(parts, dim=2).flatten(0, 1)
 
-    def compute_loss(self, clip: Clip) -> tuple[Tensor, Metrics]:
-        """The mean squared error over the first frame step of ``clip``, which must be valid, and its parts.
+    def compute_loss(self, clip: Clip) -> Tensor:
+        """The mean squared error over the first frame step of ``clip``, which must be valid.
 
         Proprio is in standard deviations, actions are in half their range. The context must hold the frame before.
         """
@@ -175,10 +170,6 @@ class InverseDynamics(nn.Module):
         now, following, actions = self(windows)
         target = 2 * (clip.actions[:, 0] - self.action_low) / (self.action_high - self.action_low) - 1
         normalise = self.normalisation.normalise
-        parts = {
-            "proprio": functional.mse_loss(now, normalise(clip.context_proprio)) / 2
-            + functional.mse_loss(following, normalise(clip.proprio[:, 0])) / 2,
-            "actions": functional.mse_loss(actions, target),
-        }
-        loss = torch.stack(list(parts.values())).sum()
-        return loss, {f"loss_{name}": float(part.detach()) for name, part in parts.items()}
+        proprio = functional.mse_loss(now, normalise(clip.context_proprio))
+        next_proprio = functional.mse_loss(following, normalise(clip.proprio[:, 0]))
+        return (proprio + next_proprio) / 2 + functional.mse_loss(actions, target)

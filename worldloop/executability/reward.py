@@ -13,12 +13,12 @@ Departures:
 2. The paper's limits are the joint's own. At four or five stored frames a second no motion reaches them. Here the limit
    of velocity and acceleration is the smaller of the joint's own and the envelope.
 3. The paper squares the excess in physical units. Here each excess is relative to its limit or range.
-4. Two terms are added: joint positions out of their range, and actions that the controller does not accept. The second
-   one is what bad video breaks first at a low frame rate.
+4. Two terms are added: joint positions out of their range, and actions that the controller does not accept. At a low
+   frame rate, bad video leaves the bounds of actions first.
 5. A video that stands still has no penalty. A guard against that is added: the path that the joints travel must be
    nearly as long as in the real video.
-6. A model that is given actions must follow the jerky ones too, and these terms would teach it not to.
-   `score_following` rewards it for doing what the actions say.
+6. A model that is given actions must also show jerky ones, which these terms would punish. `score_following` rewards
+   it for doing what the actions say.
 
 Shapes: B rows; T stored frames; J joints, in the order of ``RobotSpec.joints``; s actions a stored frame; A action
 dimensions. Joint positions have the units of ``JointSpec`` (rad, or m), actions those of the environment.
@@ -49,7 +49,7 @@ STILL_PATH = 0.05  # rad, all joints together: shorter real paths count as this 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The weights and the shape of the reward (``align_world_model.reward``).
+    """The weights and the shape of the reward.
 
     - one weight for each of `TERMS`; 0 turns a term off
     - ``huber_delta``: where the loss of jerk and acceleration turns from a square into a line, in envelopes
@@ -72,7 +72,7 @@ class RewardConfig:
     guard_high: float = 1.2
 
     def __post_init__(self) -> None:
-        key = "align_world_model.reward"
+        key = "reward"
         for term, weight in self.weights.items():
             require_range(f"{key}.{term}", weight, 0, 1000)
         if not any(self.weights.values()):
@@ -211,8 +211,8 @@ def compute_guard(path: Tensor, real_path: Tensor, low: float = 0.8, high: float
     """A factor that is 1 while the path is about as long as the real one, and the ratio of the two; float [B] each.
 
     The factor is 1 for a ratio in [low, high]. Outside it is exp(-(d / .2)^2), with d the distance to the nearer edge.
-    Real paths shorter than `STILL_PATH` count as that long in the ratio and in d, but the edges stay where they are: if
-    the real robot rests, a video that rests gets 1, and one that moves gets almost 0.
+    The divisor is at least `STILL_PATH`. So if the real robot rests, a video that rests gets 1, and one that moves gets
+    almost 0.
 
     Example: ratios 0, .8, 1, 1.2, 2 -> factors 1e-7, 1, 1, 1, 1e-7.
     """

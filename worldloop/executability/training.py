@@ -40,8 +40,8 @@ class InverseDynamicsObjective(BatchObjective[Clip]):
         return torch.tensor(len(batch.index))
 
     def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
-        loss, metrics = self.model.compute_loss(batch.to(self.model.device))
-        return loss, metrics | {"loss": float(loss.detach())}
+        loss = self.model.compute_loss(batch.to(self.model.device))
+        return loss, {"loss": float(loss.detach())}
 
 
 def fit_inverse_dynamics(

@@ -1,4 +1,4 @@
-"""An encoder of a few frames together: the first one and now, for probes, critics and the success head, or a window."""
+"""Encode a few frames together: the first and the present one, or a window of neighbours."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from worldloop.core.errors import require_range
 from worldloop.core.statistics import Rate
 from worldloop.core.types import Episode
 from worldloop.evaluation.inverse_dynamics import infer_episode, judge_inverse_dynamics, make_replay
-from worldloop.executability.inverse_dynamics import InverseDynamics
+from worldloop.executability.inverse_dynamics import InverseDynamics, Motion
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.stages.fit_inverse_dynamics import NAMES
 from worldloop.storage.run_state import LoopState
@@ -21,11 +22,13 @@ NAME = "check_inverse_dynamics"
 
 @dataclass(frozen=True)
 class Config:
-    num_executed: int = 200  # held-out successes whose inferred actions the simulator repeats; 0: none
+    max_episodes: int = 200  # latest held-out episodes of each task that are judged, and executed if they succeeded
+    block_size: int = 10  # initial states per simulator call
     required_success: float = 0.85  # least share of them that must succeed again, else the log warns
 
     def __post_init__(self) -> None:
-        require_range("check_inverse_dynamics.num_executed", self.num_executed, 0)
+        for name in ("max_episodes", "block_size"):
+            require_range(f"check_inverse_dynamics.{name}", getattr(self, name), 1)
         require_range("check_inverse_dynamics.required_success", self.required_success, 0, 1)
 
 
@@ -34,19 +37,21 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Judge both models on the held-out episodes of ``state.dataset``, and record it; no decision depends on it."""
+    """Judge both models on held-out episodes of ``state.dataset``, and record it; no decision depends on it."""
     cache = context.open_cache(state.dataset)
-    episodes = [cache.episode(number) for number in cache.select(split="validation").tolist()]
+    held_out = [cache.select(task=task, split="validation")[-config.max_episodes :] for task in context.spec.task_ids]
+    episodes = [cache.episode(number) for number in np.concatenate(held_out).tolist()]
     if not episodes:
         context.reporter.log("no held-out episode, so the inverse dynamics models are not checked")
         return state.record(inverse_dynamics_check=None)
     checked: dict[str, Any] = {}
     for name, path in zip(NAMES, (state.inverse_dynamics, state.inverse_dynamics_judge), strict=True):
         model = context.models.load_inverse_dynamics(path).to(context.device)
-        judged = judge_inverse_dynamics(model, episodes, [infer_episode(model, episode) for episode in episodes])
+        motions = [infer_episode(model, episode) for episode in episodes]
+        judged = judge_inverse_dynamics(model, episodes, motions)
         shown = ", ".join(f"{part} {figure}" for part, figure in judged.explained.items())
-        context.reporter.log(f"{name}: explains of the variance of {shown}; {judged.num_episodes} episodes")
-        checked[name] = judged.to_dict() | {"executed": execute(model, episodes, state, config, context)}
+        context.reporter.log(f"{name}: share of variance explained: {shown}; {judged.num_episodes} episodes")
+        checked[name] = judged.to_dict() | {"executed": execute(model, episodes, motions, state, config, context)}
     values = {
         f"{NAME}/{name}_{part}": figures["explained"][part]["value"]
         for name, figures in checked.items()
@@ -59,26 +64,37 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 
 
 def execute(
-    model: InverseDynamics, episodes: list[Episode], state: LoopState, config: Config, context: StageContext
+    model: InverseDynamics,
+    episodes: Sequence[Episode],
+    motions: Sequence[Motion],
+    state: LoopState,
+    config: Config,
+    context: StageContext,
 ) -> dict[str, Any] | None:
-    """Repeat what ``model`` reads from held-out successes in the simulator: how many succeed again, by task as well.
+    """Repeat what ``model`` read from successes in the simulator: how many succeed again, by task as well.
 
-    ``None`` without a simulator, or without a success.
+    ``None`` without a simulator, or without a success. Its steps only measure, so they are not counted.
     """
-    solved = [episode for episode in episodes if episode.is_success and episode.sim_state.shape[1]]
-    solved = solved[: config.num_executed]
+    solved = [(e, m) for e, m in zip(episodes, motions, strict=True) if e.is_success and e.sim_state.shape[1]]
     if not solved:
         return None
     states, replay, num_chunks = make_replay(
-        model, solved, [infer_episode(model, episode) for episode in solved], context.chunk_length
+        model, [e for e, _ in solved], [m for _, m in solved], context.chunk_length
     )
+    counted = context.simulation.num_env_steps
     repeated = context.simulation.run(
-        states, block_size=10, purpose=NAME, iteration=state.iteration, replay=replay, row_chunks=num_chunks
+        states,
+        block_size=config.block_size,
+        purpose=NAME,
+        iteration=state.iteration,
+        replay=replay,
+        row_chunks=num_chunks,
     )
+    context.simulation.num_env_steps = counted
     success = np.array([episode.is_success for episode in repeated])
     rate = Rate.of(success)
-    verdict = "" if rate.rate >= config.required_success else f", below {config.required_success}"
-    context.reporter.log(f"executed in the simulator: {rate} of held-out successes succeed again{verdict}")
+    warning = "" if rate.rate >= config.required_success else "warning: "
+    context.reporter.log(f"{warning}executed in the simulator, {rate} of these successes succeed again")
     tasks = np.array(states.tasks)
     by_task = {name: Rate.of(success[tasks == name]).to_dict() for name in np.unique(tasks).tolist()}
     return rate.to_dict() | {"tasks": by_task}

@@ -1,7 +1,7 @@
 """Fit two inverse dynamics models on the video in SANS, of all sources: one to learn from and one to judge by (EVA).
 
-The judge is another network, and learns from the episodes of the other half of the initial states. So what a training
-did to please the first model, the judge still sees.
+The judge is another network, and learns from the episodes of the other half of the initial states. A training may
+exploit errors of the first model. The judge does not share them.
 """
 
 from __future__ import annotations

@@ -100,7 +100,6 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         learning_rate=config.refit_learning_rate if is_refit else config.learning_rate,
         pool_from=0 if is_refit else int(config.self_rollout_start * num_steps),
         draws=(state.iteration, NAME, fit_number),
-        action_term=make_action_term(state, config, context),
     )
     path = name_checkpoint(state.iteration, "world_model", fit_number)
     context.models.save_world_model(averaged, path)
@@ -181,7 +180,6 @@ def fit(
     pool_from: int,
     draws: tuple[int | str, ...],
     target: Target | None = None,
-    action_term: ActionTerm | None = None,
 ) -> VideoWorldModel:
     """Train ``model`` on the joint loss; return the model with averaged weights. ``draws`` seeds the random draws."""
     setup = context.setup
@@ -207,6 +205,6 @@ def fit(
         batch_size=config.batch_size // setup.num_microbatches,
         pool_from=pool_from,
         target=target,
-        action_term=action_term,
+        action_term=make_action_term(state, config, context),
     )
     return trainer.fit(objective, num_steps)

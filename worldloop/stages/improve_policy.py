@@ -1,6 +1,6 @@
 """Improve the policy: by GRPO inside the world model, by RECAP, or by imitating every success in SANS (the control).
 
-RECAP and imitation run once in an iteration, GRPO several times, see `improvement.grpo`. After every run
+RECAP and imitation run once in an iteration, GRPO several times, see `improvement.grpo`. After every run of GRPO
 `check_closed_loop` may find that the world model is not trusted any more for the newest policy; then no round follows.
 """
 
