@@ -268,8 +268,8 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
             means = [found["probe"][NAMES[0]][candidate][score]["mean"]["value"] for candidate in candidates]
             axis.bar(np.arange(len(candidates)) + 0.27 * (offset - 1), means, width=0.27, label=score)
         axis.set_xticks(range(len(candidates)), candidates, rotation=45, ha="right")
-        axis.set(title=task, ylim=(0, 1), ylabel="mean score")
-        axis.legend()
+        axis.set(ylim=(0, 1), ylabel=f"mean score, {task}")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
