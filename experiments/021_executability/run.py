@@ -226,11 +226,11 @@ def report(overrides: list[str]) -> None:
     """Write result.json and executability.png from the loops that have been measured."""
     tasks: dict[str, Any] = {}
     for task, seeds in read_measured(overrides, "idm").items():
-        tasks[task] = {"seeds": seeds, "probe": {name: summarise(name, seeds) for name in NAMES}, "executed": {}}
+        tasks[task] = {"seeds": seeds, "probe": {name: summarise(name, seeds) for name in NAMES}, "followed": {}}
         for name in NAMES:
-            rates = [m["check"][name]["executed"]["rate"] for m in seeds.values() if m["check"][name]["executed"]]
-            tasks[task]["executed"][name] = estimate_over_seeds(rates).to_dict() | {"by_seed": rates}
-            print(task, name, "executed", rates)
+            rates = [m["check"][name]["followed"]["rate"] for m in seeds.values() if m["check"][name]["followed"]]
+            tasks[task]["followed"][name] = estimate_over_seeds(rates).to_dict() | {"by_seed": rates}
+            print(task, name, "followed", rates)
             for candidate, scores in tasks[task]["probe"][name].items():
                 shown = {s: f"{f['mean']['value']:.3f} (AUC {f['auc']['value']:.3f})" for s, f in scores.items()}
                 print(f"  {candidate:<14}", shown)

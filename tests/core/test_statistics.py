@@ -73,6 +73,11 @@ def test_auc_by_hand_with_a_tie() -> None:
     # pairs (positive, negative): .9>.5, .9>.1, .5=.5 (half), .5>.1 -> 3.5 of 4
     assert auc(np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 1, 0, 0])) == pytest.approx(3.5 / 4)
     assert np.isnan(auc(np.array([0.1, 0.2]), np.array([1, 1])))
+    assert np.isnan(auc(np.array([0.1, np.nan]), np.array([1, 0])))
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 5, 40), rng.random(40) < 0.4
+    gaps = scores[labels][:, None] - scores[~labels][None, :]
+    assert auc(scores, labels) == ((gaps > 0).sum() + (gaps == 0).sum() / 2) / gaps.size
 
 
 def test_balanced_accuracy_by_hand() -> None:

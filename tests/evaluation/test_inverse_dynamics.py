@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldloop.core.types import Normalisation
-from worldloop.evaluation.inverse_dynamics import explain, judge_inverse_dynamics, make_replay
+from worldloop.evaluation.inverse_dynamics import cut_videos, explain, judge_inverse_dynamics
 from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, Motion
 from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
@@ -18,9 +18,9 @@ def model() -> InverseDynamics:
     return InverseDynamics(InverseDynamicsConfig(width=8), ToySimulator.make_spec(ToyConfig(image_size=32)), unit)
 
 
-def copy_motion(episode: Any, shift: float = 0.0) -> Motion:
-    """The true motion, with ``shift`` added to every action."""
-    return Motion(torch.from_numpy(episode.proprio)[None], torch.from_numpy(episode.actions)[None] + shift)
+def copy_motion(episode: Any) -> Motion:
+    """The true motion."""
+    return Motion(torch.from_numpy(episode.proprio)[None], torch.from_numpy(episode.actions)[None])
 
 
 def test_explained_variance_by_hand() -> None:
@@ -44,16 +44,19 @@ def test_the_true_motion_explains_everything_and_the_mean_nothing(model: Inverse
     assert judge_inverse_dynamics(model, episodes, blind).explained["actions"].value == pytest.approx(0, abs=1e-6)
 
 
-def test_a_replay_fills_the_last_chunk_and_keeps_bounds(model: InverseDynamics, toy_clips: Any) -> None:
-    episodes = [toy_clips.cache.episode(number) for number in (0, 1)]
-    motions = [copy_motion(episode, shift=shift) for episode, shift in zip(episodes, (0.0, 5.0), strict=True)]
-    states, replay, num_chunks = make_replay(model, episodes, motions, 4)
-    flat = [e.actions.reshape(-1, 2) for e in episodes]
-    assert num_chunks.tolist() == [-(-len(actions) // 4) for actions in flat]
-    assert replay.actions.shape == (2, 4 * max(num_chunks.tolist()), 2)
-    first, length = replay.actions[0].numpy(), len(flat[0])
-    np.testing.assert_array_equal(first[:length], flat[0])
-    np.testing.assert_array_equal(first[length:], np.broadcast_to(flat[0][-1], first[length:].shape))
-    assert bool((replay.actions[1] == 1).all())
-    np.testing.assert_array_equal(states.states[0], episodes[0].sim_state[0])
+def test_videos_are_padded_with_their_last_frame(toy_clips: Any) -> None:
+    """The expert's episode, and that of another variant, of which one is shorter."""
+    episodes = sorted((toy_clips.cache.episode(number) for number in range(3)), key=lambda e: e.num_frame_steps)
+    short, long = episodes[0], episodes[-1]
+    assert short.num_frame_steps < long.num_frame_steps
+    states, video, num_chunks = cut_videos(("base_camera",), "checkpoint", [short, long], 4)
+    s = short.actions.shape[1]
+    assert num_chunks.tolist() == [-(-e.num_frame_steps * s // 4) for e in (short, long)]
+    frames, stop = video.frames["base_camera"], short.num_frame_steps + 1
+    assert frames.shape[:2] == (2, long.num_frame_steps + 1)
+    np.testing.assert_array_equal(frames[0, :stop], short.frames["base_camera"])
+    np.testing.assert_array_equal(frames[1], long.frames["base_camera"])
+    assert all(torch.equal(frame, frames[0, stop - 1]) for frame in frames[0, stop:])
+    np.testing.assert_array_equal(states.states[0], short.sim_state[0])
     assert len(set(states.ids)) == 2
+    assert video.inverse_dynamics == "checkpoint"

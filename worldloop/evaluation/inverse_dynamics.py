@@ -17,7 +17,7 @@ from torch import Tensor
 from worldloop.core.statistics import Estimate, estimate
 from worldloop.core.types import Episode, InitialStates
 from worldloop.executability.inverse_dynamics import InverseDynamics, Motion
-from worldloop.rollout.replay import Replay
+from worldloop.rollout.following import Video
 from worldloop.sans.normalisation import MIN_STD
 
 PARTS = ("proprio", "joints", "actions")
@@ -78,23 +78,26 @@ def explain(inferred: np.ndarray, real: np.ndarray) -> float:
     return float(np.mean(1 - np.square(inferred.astype(np.float64) - real).mean(axis=0) / variance))
 
 
-def make_replay(
-    model: InverseDynamics, episodes: Sequence[Episode], motions: Sequence[Motion], chunk_length: int
-) -> tuple[InitialStates, Replay, Tensor]:
-    """The states that ``episodes`` started from, the actions that ``motions`` show, and their chunks, int64 [n].
+def cut_videos(
+    cameras: Sequence[str], checkpoint: str, episodes: Sequence[Episode], chunk_length: int
+) -> tuple[InitialStates, Video, Tensor]:
+    """The states that ``episodes`` started from, their videos, and their lengths in chunks, int64 [n].
 
-    The episodes are of one split. Actions are cut to their bounds. After an episode's end its last action repeats, to
-    the end of the last chunk.
+    The episodes are of one split. ``checkpoint`` is that of the model that follows the videos, by ``cameras``. After an
+    episode's end its last frame repeats.
     """
-    num_chunks = [-(-motion.actions[0].flatten(0, 1).shape[0] // chunk_length) for motion in motions]
-    flat = [motion.actions[0].flatten(0, 1).cpu() for motion in motions]
-    longest = max(num_chunks) * chunk_length
-    padded = [torch.cat([actions, actions[-1:].expand(longest - len(actions), -1)]) for actions in flat]
-    low, high = model.action_low.cpu(), model.action_high.cpu()
+    length = max(episode.num_frame_steps for episode in episodes) + 1
+
+    def pad(frames: np.ndarray) -> Tensor:
+        shown = torch.from_numpy(frames)
+        return torch.cat([shown, shown[-1:].expand(length - len(shown), *shown.shape[1:])])
+
+    frames = {camera: torch.stack([pad(episode.frames[camera]) for episode in episodes]) for camera in cameras}
+    steps = [episode.actions.shape[0] * episode.actions.shape[1] for episode in episodes]
     states = InitialStates(
         episodes[0].meta.split,
         tuple(f"{episode.meta.initial_state_id}/{number}" for number, episode in enumerate(episodes)),
         tuple(episode.meta.task for episode in episodes),
         torch.stack([torch.from_numpy(episode.sim_state[0]) for episode in episodes]),
     )
-    return states, Replay(torch.stack(padded).clamp(low, high), "inverse_dynamics"), torch.tensor(num_chunks)
+    return states, Video(frames, checkpoint), torch.tensor([-(-count // chunk_length) for count in steps])

@@ -1,6 +1,6 @@
 """The work of a simulator process: draw initial states, and run blocks of episodes.
 
-A trained policy acts, or a scripted one, or recorded actions are replayed.
+A trained policy acts, or a scripted one, or recorded actions are replayed, or a video is followed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from torch import Tensor
 from worldloop.core.interfaces import Actor, Policy, TaskSimulator, WorldModel
 from worldloop.core.specs import TaskSpec
 from worldloop.core.types import ActionChunk, Episode, InitialStates, Observation, Source, Split
+from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.factory.build import build_simulator
-from worldloop.factory.checkpoints import load_policy, load_world_model
+from worldloop.factory.checkpoints import load_inverse_dynamics, load_policy, load_world_model
 from worldloop.factory.config import SimulatorConfig
+from worldloop.rollout.following import Video, VideoFollower
 from worldloop.rollout.replay import RecordedActions, Replay
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 from worldloop.rollout.swap import PartlyImagined, Swap
@@ -36,6 +38,7 @@ class RolloutJob:
       this task; "": of the states' own task. ``swap``: parts of its observation that it sees imagined
     - ``variants``: scripted policies, one name per state
     - ``replay``: recorded actions
+    - ``video``: videos to follow
 
     ``splits``: the split each episode is stored under. ``row_chunks`` int64 [N]: each episode ends after so many
     chunks; ``None``: no limit.
@@ -52,14 +55,17 @@ class RolloutJob:
     temperature: float | None = None
     variants: tuple[str, ...] | None = None
     replay: Replay | None = None
+    video: Video | None = None
     row_chunks: Tensor | None = None
     told_task: str = ""
     swap: Swap | None = None
     num_threads: int = 1
 
     def __post_init__(self) -> None:
-        if sum(actor is not None for actor in (self.policy, self.variants, self.replay)) != 1:
-            raise ValueError("a rollout job needs a policy, scripted variants or a replay, and only one of them")
+        if sum(actor is not None for actor in (self.policy, self.variants, self.replay, self.video)) != 1:
+            raise ValueError(
+                "a rollout job needs a policy, scripted variants, a replay or a video, and only one of them"
+            )
 
 
 class ToldOtherwise:
@@ -100,6 +106,11 @@ def _cached_policy(directory: str, modified_ns: int) -> Policy:
 
 
 @lru_cache(maxsize=1)
+def _cached_inverse_dynamics(directory: str, modified_ns: int) -> InverseDynamics:
+    return load_inverse_dynamics(Path(directory))
+
+
+@lru_cache(maxsize=1)
 def _cached_world_model(directory: str, modified_ns: int) -> WorldModel:
     return load_world_model(Path(directory)).for_imagination()
 
@@ -137,6 +148,11 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
     elif job.replay is not None:
         variants = ("replay",) * len(index)
         actor = RecordedActions(job.replay.rows(index), job.chunk_length)
+    elif job.video is not None:
+        variants = ("video",) * len(index)
+        checkpoint = job.video.inverse_dynamics
+        model = _cached_inverse_dynamics(checkpoint, _date(checkpoint))
+        actor = VideoFollower(model, job.video.rows(index).frames, job.chunk_length)
     else:
         assert job.policy is not None
         actor = policy = _cached_policy(job.policy, _date(job.policy))
@@ -166,7 +182,13 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
 
 
 def _source_of(variant: str) -> Source:
-    by_name: dict[str, Source] = {"policy": "policy", "rejected": "policy", "replay": "policy", "expert": "expert"}
+    by_name: dict[str, Source] = {
+        "policy": "policy",
+        "rejected": "policy",
+        "replay": "policy",
+        "video": "policy",
+        "expert": "expert",
+    }
     return by_name.get(variant, "perturbed")
 
 

@@ -16,6 +16,7 @@ from worldloop.core.randomness import derive_seed, make_row_keys
 from worldloop.core.types import Episode, InitialStates, Split
 from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig
+from worldloop.rollout.following import Video
 from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
 from worldloop.rollout.replay import Replay
 from worldloop.rollout.swap import Swap
@@ -112,6 +113,7 @@ class Simulation:
         temperature: float | None = None,
         variants: tuple[str, ...] | None = None,
         replay: Replay | None = None,
+        video: Video | None = None,
         row_chunks: Tensor | None = None,
         swaps_instructions: bool = False,
         swap: Swap | None = None,
@@ -119,7 +121,8 @@ class Simulation:
         """Run one episode per state, and return them in the order of the states.
 
         - ``policy``: path of its checkpoint in the run directory; or ``variants``: a scripted variant for each state;
-          or ``replay``: recorded actions, one row for each state
+          or ``replay``: recorded actions, or ``video``: videos to follow, one row for each state; the path of its
+          inverse dynamics model is in the run directory
         - ``variant``: what the episodes of ``policy`` are stored as; ``temperature``: ``None`` acts greedily
         - ``row_chunks`` int64 [n]: each episode ends after so many chunks; ``None``: no limit
         - ``splits``: the split that each episode is stored under; ``None``: that of the states
@@ -129,6 +132,8 @@ class Simulation:
         """
         if swap is not None:
             swap = replace(swap, world_model=str(self.run_dir / swap.world_model))
+        if video is not None:
+            video = replace(video, inverse_dynamics=str(self.run_dir / video.inverse_dynamics))
         jobs, rows = [], []
         for task in dict.fromkeys(states.tasks):
             own = [row for row, other in enumerate(states.tasks) if other == task]
@@ -149,6 +154,7 @@ class Simulation:
                         temperature=temperature,
                         variants=tuple(variants[i] for i in block) if variants else None,
                         replay=None if replay is None else replay.rows(block),
+                        video=None if video is None else video.rows(block),
                         row_chunks=None if row_chunks is None else row_chunks[block],
                         told_task=self._next_task(task) if swaps_instructions else "",
                         swap=swap,

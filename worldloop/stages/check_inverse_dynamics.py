@@ -1,4 +1,4 @@
-"""Judge the inverse dynamics models on held-out video, and execute what they read from it in the simulator."""
+"""Judge the inverse dynamics models on held-out video, and follow it with them in the simulator."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from worldloop.core.errors import require_range
 from worldloop.core.statistics import Rate
 from worldloop.core.types import Episode
-from worldloop.evaluation.inverse_dynamics import infer_episode, judge_inverse_dynamics, make_replay
-from worldloop.executability.inverse_dynamics import InverseDynamics, Motion
+from worldloop.evaluation.inverse_dynamics import cut_videos, infer_episode, judge_inverse_dynamics
+from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.stages.fit_inverse_dynamics import NAMES
 from worldloop.storage.run_state import LoopState
@@ -22,7 +22,7 @@ NAME = "check_inverse_dynamics"
 
 @dataclass(frozen=True)
 class Config:
-    max_episodes: int = 200  # latest held-out episodes of each task that are judged, and executed if they succeeded
+    max_episodes: int = 200  # latest held-out episodes of each task that are judged, and followed if they succeeded
     block_size: int = 10  # initial states per simulator call
     required_success: float = 0.85  # least share of them that must succeed again, else the log warns
 
@@ -47,17 +47,16 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     checked: dict[str, Any] = {}
     for name, path in zip(NAMES, (state.inverse_dynamics, state.inverse_dynamics_judge), strict=True):
         model = context.models.load_inverse_dynamics(path).to(context.device)
-        motions = [infer_episode(model, episode) for episode in episodes]
-        judged = judge_inverse_dynamics(model, episodes, motions)
+        judged = judge_inverse_dynamics(model, episodes, [infer_episode(model, episode) for episode in episodes])
         shown = ", ".join(f"{part} {figure}" for part, figure in judged.explained.items())
         context.reporter.log(f"{name}: share of variance explained: {shown}; {judged.num_episodes} episodes")
-        checked[name] = judged.to_dict() | {"executed": execute(model, episodes, motions, state, config, context)}
+        checked[name] = judged.to_dict() | {"followed": execute(model, path, episodes, state, config, context)}
     values = {
         f"{NAME}/{name}_{part}": figures["explained"][part]["value"]
         for name, figures in checked.items()
         for part in figures["explained"]
     }
-    values |= {f"{NAME}/{name}_executed": f["executed"]["rate"] for name, f in checked.items() if f["executed"]}
+    values |= {f"{NAME}/{name}_followed": f["followed"]["rate"] for name, f in checked.items() if f["followed"]}
     with context.reporter.writer(NAME, purge_step=state.iteration) as writer:
         writer.scalars(state.iteration, values)
     return state.record(inverse_dynamics_check=checked)
@@ -65,36 +64,34 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 
 def execute(
     model: InverseDynamics,
+    path: str,
     episodes: Sequence[Episode],
-    motions: Sequence[Motion],
     state: LoopState,
     config: Config,
     context: StageContext,
 ) -> dict[str, Any] | None:
-    """Repeat what ``model`` read from successes in the simulator: how many succeed again, by task as well.
+    """Follow the video of each success in the simulator: how many succeed again, by task as well.
 
     ``None`` without a simulator, or without a success. Its steps only measure, so they are not counted.
     """
-    solved = [(e, m) for e, m in zip(episodes, motions, strict=True) if e.is_success and e.sim_state.shape[1]]
+    solved = [episode for episode in episodes if episode.is_success and episode.sim_state.shape[1]]
     if not solved:
         return None
-    states, replay, num_chunks = make_replay(
-        model, [e for e, _ in solved], [m for _, m in solved], context.chunk_length
-    )
+    states, video, num_chunks = cut_videos(model.spec.robot.camera_names, path, solved, context.chunk_length)
     counted = context.simulation.num_env_steps
     repeated = context.simulation.run(
         states,
         block_size=config.block_size,
         purpose=NAME,
         iteration=state.iteration,
-        replay=replay,
+        video=video,
         row_chunks=num_chunks,
     )
     context.simulation.num_env_steps = counted
     success = np.array([episode.is_success for episode in repeated])
     rate = Rate.of(success)
     warning = "" if rate.rate >= config.required_success else "warning: "
-    context.reporter.log(f"{warning}executed in the simulator, {rate} of these successes succeed again")
+    context.reporter.log(f"{warning}followed in the simulator, {rate} of these successes succeed again")
     tasks = np.array(states.tasks)
     by_task = {name: Rate.of(success[tasks == name]).to_dict() for name in np.unique(tasks).tolist()}
     return rate.to_dict() | {"tasks": by_task}
