@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import CONFIGS, link_dataset, locate_run, open_context
 
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.files import to_json, write_file
+from worldloop.core.statistics import estimate_over_seeds
+from worldloop.stages import evaluate_policy
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -109,6 +112,40 @@ def read_measured(overrides: list[str], suffix: str, name: str = "measured.json"
             if out.exists():
                 tasks.setdefault(task, {})[seed] = json.loads(out.read_text())
     return tasks
+
+
+def evaluate_arm(name: str, path: str, context: StageContext, measured: dict[str, Any], out: Path) -> None:
+    """Write the outcomes of the policy at ``path`` on the evaluation states to ``measured["success"][name]``, and that
+    to the file ``out``."""
+    num_states = context.config_of(evaluate_policy.Config).num_states
+    episodes = context.simulation.evaluate("evaluation", num_states, 10, path, 1)
+    measured["success"][name] = [episode.is_success for episode in episodes]
+    write_file(out, to_json(measured), out.name)
+    print(out.parent.name, name, sum(measured["success"][name]) / num_states, flush=True)
+
+
+def compare_arms(seeds: Mapping[int, Any], names: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
+    """Of each arm in ``names`` its success by seed, and minus that of ``baseline``, with t-intervals over seeds."""
+    arms = {}
+    for name in names:
+        done = [m["success"] for m in seeds.values() if {name, baseline} <= set(m["success"])]
+        if done:
+            rates = [float(np.mean(success[name])) for success in done]
+            gains = [float(np.mean(success[name]) - np.mean(success[baseline])) for success in done]
+            arms[name] = {
+                "success": estimate_over_seeds(rates).to_dict(),
+                f"minus_{baseline}": estimate_over_seeds(gains).to_dict(),
+                "by_seed": rates,
+            }
+    return arms
+
+
+def print_arms(task: str, arms: Mapping[str, Any], baseline: str) -> None:
+    """One line for each arm of `compare_arms`."""
+    for name, arm in arms.items():
+        gain = arm[f"minus_{baseline}"]
+        bounds = "" if gain["low"] is None else f" ({gain['low']:+.3f} to {gain['high']:+.3f})"
+        print(f"{task} {name:<20} {arm['by_seed']}, minus {baseline} {gain['value']:+.3f}{bounds}")
 
 
 def plot_success(tasks: Mapping[str, Any], path: Path) -> None:

@@ -39,11 +39,21 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import run_stage  # noqa: E402
-from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, plot_success, read_measured  # noqa: E402
+from trust_loops import (  # noqa: E402
+    begin_arm,
+    compare_arms,
+    configure,
+    evaluate_arm,
+    keep,
+    measure_or_report,
+    open_beside,
+    plot_success,
+    print_arms,
+    read_measured,
+)
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.randomness import derive_seed  # noqa: E402
-from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
 from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch  # noqa: E402
 from worldloop.policies.imitation import fit_by_imitation  # noqa: E402
 from worldloop.policies.token_vla.policy import TokenVLA  # noqa: E402
@@ -54,7 +64,7 @@ from worldloop.sans.imitation import (  # noqa: E402
     ImitationDataset,
     LabelledImitation,
 )
-from worldloop.stages import clone_policy, evaluate_policy  # noqa: E402
+from worldloop.stages import clone_policy  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
 
@@ -103,12 +113,7 @@ def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> 
         if kind in CRITICS:
             state = label(CRITICS[kind], state, context, measured)
             write_file(out, to_json(measured), out.name)
-        checkpoint = make_policy(name, state, context)
-        num_states = context.config_of(evaluate_policy.Config).num_states
-        episodes = context.simulation.evaluate("evaluation", num_states, 10, checkpoint, 1)
-        measured["success"][name] = [episode.is_success for episode in episodes]
-        write_file(out, to_json(measured), out.name)
-        print(task, seed, name, np.mean(measured["success"][name]), flush=True)
+        evaluate_arm(name, make_policy(name, state, context), context, measured, out)
 
 
 def label(kind: str, state: LoopState, context: StageContext, measured: dict[str, Any]) -> LoopState:
@@ -235,27 +240,16 @@ def report(overrides: list[str]) -> None:
     tasks = {task: summarise(seeds) for task, seeds in read_measured(overrides, "recap").items()}
     write_file(HERE / "result.json", to_json({"tasks": tasks}), "result.json")
     for task, figures in tasks.items():
-        for name, arm in figures["arms"].items():
-            gain = arm["minus_successes"]
-            bounds = "" if gain["low"] is None else f" ({gain['low']:+.3f} to {gain['high']:+.3f})"
-            print(f"{task} {name:<12} {arm['success']['value']:.3f} {arm['by_seed']}, {gain['value']:+.3f}{bounds}")
+        print_arms(task, figures["arms"], "successes")
     plot_success(tasks, HERE / "recap.png")
 
 
 def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Of each arm the mean over seeds with a t-interval, alone and minus the imitation of successes."""
-    arms = {}
-    for name in ARMS:
-        done = [m["success"] for m in seeds.values() if name in m["success"] and "successes" in m["success"]]
-        rates = [float(np.mean(success[name])) for success in done]
-        gains = [float(np.mean(s[name]) - np.mean(s["successes"])) for s in done]
-        if rates:
-            arms[name] = {
-                "success": estimate_over_seeds(rates).to_dict(),
-                "minus_successes": estimate_over_seeds(gains).to_dict(),
-                "by_seed": rates,
-            }
-    return {"arms": arms, "critics": {seed: m["critics"] for seed, m in seeds.items()}}
+    """Of each arm the success, alone and minus the imitation of successes; and what its critics know."""
+    return {
+        "arms": compare_arms(seeds, ARMS, "successes"),
+        "critics": {seed: measured["critics"] for seed, measured in seeds.items()},
+    }
 
 
 if __name__ == "__main__":

@@ -33,16 +33,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import run_stage  # noqa: E402
-from trust_loops import begin_arm, configure, keep, measure_or_report, open_beside, plot_success, read_measured  # noqa: E402
+from trust_loops import (  # noqa: E402
+    begin_arm,
+    compare_arms,
+    configure,
+    evaluate_arm,
+    keep,
+    measure_or_report,
+    open_beside,
+    plot_success,
+    print_arms,
+    read_measured,
+)
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
-from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
-from worldloop.stages import evaluate_policy  # noqa: E402
 from worldloop.stages.context import StageContext  # noqa: E402
 from worldloop.storage.run_state import LoopState  # noqa: E402
 
@@ -106,11 +113,7 @@ def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> 
             ended = run_stage("improve_policy", ended, context)
             measured["imagined"][name] = ended.records[1]["imagined_success_in_training"]
             path = keep(out.parent, ended.newest, f"{ended.newest}-{name}")
-        num_states = context.config_of(evaluate_policy.Config).num_states
-        episodes = context.simulation.evaluate("evaluation", num_states, 10, path, 1)
-        measured["success"][name] = [episode.is_success for episode in episodes]
-        write_file(out, to_json(measured), out.name)
-        print(task, seed, name, np.mean(measured["success"][name]), flush=True)
+        evaluate_arm(name, path, context, measured, out)
 
 
 def fit_critics(kind: str, state: LoopState, context: StageContext, measured: dict[str, Any]) -> LoopState:
@@ -130,27 +133,17 @@ def report(overrides: list[str]) -> None:
     tasks = {task: summarise(seeds) for task, seeds in read_measured(overrides, "cut").items()}
     write_file(HERE / "result.json", to_json({"arms": ARMS, "common": COMMON, "tasks": tasks}), "result.json")
     for task, figures in tasks.items():
-        for name, arm in figures["arms"].items():
-            gain = arm["minus_start"]
-            bounds = "" if gain["low"] is None else f" ({gain['low']:+.3f} to {gain['high']:+.3f})"
-            print(f"{task} {name:<20} {arm['by_seed']}, minus start {gain['value']:+.3f}{bounds}")
+        print_arms(task, figures["arms"], "start")
     plot_success(tasks, HERE / "value_at_the_cut.png")
 
 
 def summarise(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Of each arm the success by seed, and minus the start with a t-interval over seeds."""
-    arms = {}
-    for name in ("clone", "start", *ARMS):
-        done = [m for m in seeds.values() if {name, "start"} <= set(m["success"])]
-        if done:
-            rates = [float(np.mean(m["success"][name])) for m in done]
-            gains = [float(np.mean(m["success"][name]) - np.mean(m["success"]["start"])) for m in done]
-            arms[name] = {
-                "by_seed": rates,
-                "minus_start": estimate_over_seeds(gains).to_dict(),
-                "imagined": [m["imagined"].get(name) for m in done],
-            }
-    return {"arms": arms, "critics": {seed: m.get("critics", {}) for seed, m in seeds.items()}}
+    """Of each arm the success, alone and minus that of the start; imagined success in training; and the critics."""
+    return {
+        "arms": compare_arms(seeds, ("clone", "start", *ARMS), "start"),
+        "imagined": {seed: measured["imagined"] for seed, measured in seeds.items()},
+        "critics": {seed: measured.get("critics", {}) for seed, measured in seeds.items()},
+    }
 
 
 if __name__ == "__main__":

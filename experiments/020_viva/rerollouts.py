@@ -1,9 +1,9 @@
 """Experiment 020, second part: do the advantages of a critic agree with what the simulator says?
 
-    python experiments/020_viva/rerollouts.py simulate TASK [key=value ...] [--seeds 0 1 2]
+    python experiments/020_viva/rerollouts.py measure TASK [key=value ...] [--seeds 0 1 2]
     python experiments/020_viva/rerollouts.py report [key=value ...]      # result_rerollouts.json, rerollouts.png
 
-``simulate`` needs what `run.py measure` left. The clone goes on from every second stored frame of held-out episodes of
+``measure`` needs what `run.py measure` left. The clone goes on from every second stored frame of held-out episodes of
 its own, 16 times from each, as it acted when it was recorded (sampled at the collection's temperature). The mean return
 of those 16 is the true value V(f) of the frame f, and
 
@@ -18,13 +18,12 @@ and the critic's value in place of V: Spearman's rank correlation over frames; i
 - `clock`: V is the mean return of all training frames at the same time of their episodes: a critic that knows only the
   time
 
-The critic of the outcome is compared with V of the outcome. `simulate` stores returns of RECAP; a success has -.5 or
+The critic of the outcome is compared with V of the outcome. `measure` stores returns of RECAP; a success has -.5 or
 more.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent))
 from run import SETTINGS, locate_critic, open_frames  # noqa: E402
-from trust_loops import SEEDS, TASKS, configure, open_beside, read_measured  # noqa: E402
+from trust_loops import configure, measure_or_report, open_beside, read_measured  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.randomness import make_row_keys  # noqa: E402
@@ -67,7 +66,7 @@ def choose_rows(frames: EpisodeFrames) -> np.ndarray:
     return np.concatenate([np.arange(frames.first[i], frames.first[i + 1], EVERY) for i in own])
 
 
-def simulate(task: str, seed: int, overrides: list[str]) -> None:
+def measure(task: str, seed: int, overrides: list[str]) -> None:
     """Write rerollouts.json into TASK-seedN-viva: row -> the `NUM_REPEATS` returns of the clone from there.
 
     What is there already is not simulated again.
@@ -196,23 +195,5 @@ def plot(tasks: dict[str, Any]) -> None:
     figure.savefig(HERE / "rerollouts.png", dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["simulate", "report"])
-    parser.add_argument("arguments", nargs="*", metavar="TASK, key=value", help=f"tasks: {', '.join(TASKS)}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    options = parser.parse_intermixed_args()
-    overrides = [a for a in options.arguments if "=" in a]
-    if options.command == "report":
-        report(overrides)
-        return
-    tasks = [a for a in options.arguments if "=" not in a]
-    if not tasks or set(tasks) - set(TASKS):
-        parser.error(f"name some of {', '.join(TASKS)}")
-    for task in tasks:
-        for seed in options.seeds:
-            simulate(task, seed, overrides)
-
-
 if __name__ == "__main__":
-    main()
+    measure_or_report(str(__doc__), measure, report)
