@@ -26,7 +26,7 @@ from pathlib import Path
 import system_packages
 
 ROOT = Path(__file__).resolve().parents[1]
-DISK_GIB = 9  # the packages take 6.5 GiB; unpacking needs room beside them
+DISK_GIB = 9  # the packages take 7 GiB; unpacking needs room beside them
 PROBE = (
     "import sys; from worldloop.cli.doctor import probe_rendering; "
     "r = probe_rendering(); print(r.detail); sys.exit(not r.ok)"
@@ -127,13 +127,15 @@ def install_packages(python: str, lock_text: str) -> None:
         say(f"warning: {free:.1f} GiB of disk are free here, {DISK_GIB} are needed for a first installation")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     uv_pin = read_pin(lock_text, "uv") or "uv"
-    say("installing the pinned packages: up to 6.5 GB, one to ten minutes the first time")
+    say("installing the pinned packages: up to 7 GB, one to ten minutes the first time")
     environment = index_environment(dict(os.environ), "" if is_dry_run() else read_pip_configuration(pip))
     # The lock is complete, so nothing is resolved here: opencv-python, which it leaves out on purpose, stays out.
     arguments = ["install", "--no-deps", "-r", "requirements.lock"]
     installed = False
     if run([*pip, "install", "--quiet", uv_pin]):
-        installed = run([python, "-m", "uv", "pip", *arguments, "--python", python], environment)
+        # pip compiles by itself. Else every process would, where PYTHONDONTWRITEBYTECODE is set: seconds each time.
+        uv = [python, "-m", "uv", "pip", *arguments, "--compile-bytecode", "--python", python]
+        installed = run(uv, environment)
         if not installed:
             say("uv could not install the packages; trying pip, which takes longer")
     else:

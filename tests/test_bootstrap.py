@@ -234,6 +234,7 @@ def test_second_setup_runs_nothing(checkout):
     bootstrap.set_up_packages()
     assert calls[1][-3:] == ["install", "--quiet", "uv==1.2.3"]
     assert calls[2][1:4] == ["-m", "uv", "pip"]
+    assert "--compile-bytecode" in calls[2]
     assert len(calls) == 4
     bootstrap.set_up_packages()
     assert len(calls) == 4

@@ -11,7 +11,8 @@ group).
 
 - `mixed`: six chunks, a quarter of the groups from the middle of real episodes: the default of today. What has not
   succeeded when it is cut off counts by the success head alone, and groups without a declared success are dropped
-- `mixed_all`: the same, with groups that declare no success; `mixed_KIND`: and critics of that kind value the last
+- `mixed_shuffled`: the same, with the returns permuted over all rows: nothing can be learned from the reward
+- `mixed_all`: as `mixed`, with groups that declare no success; `mixed_KIND`: and critics of that kind value the last
   state
 - `mixed_shaped`: as `mixed`, and ViVa's value shapes the reward of every chunk (`improve_policy.shapes_by_value`)
 - `branches_all`: as `mixed_all`, but four chunks, and all groups from the middle of real episodes of the policy;
@@ -63,6 +64,7 @@ KINDS = {
 }
 ARMS: dict[str, tuple[str, list[str]]] = {
     "mixed": ("", MIXED),
+    "mixed_shuffled": ("", [*MIXED, "shuffle_rewards=true"]),
     "mixed_all": ("", [*MIXED, ALL]),
     "mixed_shaped": ("viva", [*MIXED, "shapes_by_value=true"]),
     "branches_all": ("", [*BRANCHES, ALL]),

@@ -88,13 +88,14 @@ def judge_candidate(candidate: str, current: Outcomes, outcomes: Outcomes, net_w
 
     duels = measure_by_task(measure, current)
     lost = tuple(task for task, alone in duels.tasks.items() if alone.gain.high < 0) if len(current) > 1 else ()
-    return Verdict(candidate, _decide(duels.overall, net_wins, lost), lost, duels)
+    lead = duels.overall.won - duels.overall.lost
+    return Verdict(candidate, decide(lead, net_wins, bool(lost)), lost, duels)
 
 
-def _decide(duel: Duel, net_wins: int, lost_tasks: tuple[str, ...]) -> Decision:
-    lead = duel.won - duel.lost
+def decide(lead: int, net_wins: int, is_worse_at_a_task: bool = False) -> Decision:
+    """What the test says of a candidate that has won ``lead`` states more than it has lost."""
     if lead >= net_wins:
-        return "refused" if lost_tasks else "promoted"
+        return "refused" if is_worse_at_a_task else "promoted"
     return "refused" if lead <= -net_wins else "undecided"
 
 
