@@ -9,7 +9,8 @@ ends in a policy that acts greedily on the same evaluation states. No gate choos
 - `clone_N`: an imitation of N expert demonstrations, of one list
 - `simulated`: GRPO from the loop's clone, in the simulator. A round is 8 training states with 8 rollouts each, two
   epochs over them, else the settings of the loop. `simulated_12` is after twelve rounds, `simulated_24` after 24
-- `simulated_from_successes_12`: twelve such rounds from the imitation of all successes
+- `simulated_slowly_12`, `simulated_slowly_24`: the same at a third of the learning rate
+- `simulated_from_successes_12`: twelve rounds, at a third of the learning rate, from the imitation of all successes
 
 ``report`` sets beside them what experiment 019 has measured in the same loops: the clone, the imitation of all
 successes of v001, and GRPO from there in the world model, with true rewards (`mixed`) and shuffled ones.
@@ -60,7 +61,8 @@ from worldloop.training.trainer import Trainer  # noqa: E402
 
 CLONES = {f"clone_{number}": number for number in (100, 300)}
 NUM_STEPS = 900  # of imitation, as many as the loop's imitation of successes takes
-ROUNDS = {"simulated": (12, 24), "simulated_from_successes": (12,)}
+ROUNDS = {"simulated": (12, 24), "simulated_slowly": (12, 24), "simulated_from_successes": (12,)}
+SLOW_RATE = 2e-4
 SIMULATED = ["groups_per_update=8", "group_size=8", "num_epochs=2", "ema_decay=0.9"]
 
 
@@ -97,8 +99,10 @@ def clone(number: int, context: StageContext, path: str) -> int:
 def learn_in_simulator(name: str, state: LoopState, context: StageContext, measured: dict[str, Any], out: Path) -> None:
     """GRPO whose rollouts are real, in as many parts as ``ROUNDS[name]`` has; evaluates the policy after each."""
     config = context.config_of(improve_policy.Config)
-    origin = state.clone
     if name != "simulated":
+        config = replace(config, learning_rate=SLOW_RATE)
+    origin = state.clone
+    if name == "simulated_from_successes":
         origin = "checkpoints/iteration_001/policy_of_successes"
         (context.models.run_dir / origin).parent.mkdir(parents=True, exist_ok=True)
         source = context.models.run_dir.with_name(context.models.run_dir.name.replace("-real", "-cut")) / origin
@@ -259,6 +263,7 @@ LOOP_ARMS = {
 LINES = {
     "demonstrations": ("clone", "clone_100", "clone_300"),
     "GRPO in the simulator": ("clone", "simulated_12", "simulated_24"),
+    "GRPO in the simulator, slowly": ("clone", "simulated_slowly_12", "simulated_slowly_24"),
     "imitation of successes, then GRPO in the simulator": ("successes", "simulated_from_successes_12"),
     "imitation of successes, then GRPO in the world model": ("successes", "world_model"),
     "the same, rewards shuffled": ("successes", "world_model_shuffled"),
@@ -274,7 +279,7 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(tasks), figsize=(8 * len(tasks), 4.5), squeeze=False)
     for axis, (task, figures) in zip(axes[0], tasks.items(), strict=True):
-        for (label, names), marker in zip(LINES.items(), "sodv^", strict=True):
+        for (label, names), marker in zip(LINES.items(), "sopdv^", strict=True):
             arms = [figures["arms"][name] for name in names if name in figures["arms"]]
             (line,) = axis.plot(
                 [a["steps"] for a in arms], [a["success"]["value"] for a in arms], marker=marker, label=label

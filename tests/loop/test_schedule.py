@@ -79,7 +79,7 @@ def test_a_recording_is_imported_and_modelled_once(control: list[str]) -> None:
 
 # Of iterations 0, 1 and 2, the last: with a simulator and a world model (GRPO), the same with critics, with a simulator
 # and without a world model (the control that imitates), with labelled advantages (recap), the same with critics built
-# on a world model (viva), and of a recording, which has iterations 0 and 1, with inverse dynamics models.
+# on a world model (viva), and of a recording, which has iterations 0 and 1, with inverse dynamics models and a planner.
 TAKES_PART = {
     "import_dataset": ("...", "...", "...", "...", "...", "0."),
     "seed_dataset": ("0..", "0..", "0..", "0..", "0..", ".."),
@@ -89,6 +89,8 @@ TAKES_PART = {
     "fit_world_model": (".12", ".12", "...", "...", ".12", ".1"),
     "distil_world_model": (".12", ".12", "...", "...", ".12", ".1"),
     "check_world_model": (".12", ".12", "...", "...", ".12", ".1"),
+    "fit_planner": ("...", "...", "...", "...", "...", ".1"),
+    "check_planner": ("...", "...", "...", "...", "...", ".1"),
     "fit_value": ("...", ".12", "...", ".12", ".12", ".."),
     "check_value": ("...", ".12", "...", ".12", ".12", ".."),
     "label_advantages": ("...", "...", "...", ".12", ".12", ".."),
@@ -114,7 +116,8 @@ def test_a_stage_knows_its_iterations(name: str) -> None:
         loop | {"uses_world_model": False, "in_rounds": False},
         loop | {"uses_world_model": False} | recap,
         loop | {"uses_world_model": True} | recap,
-        {"num_iterations": 1, "has_simulator": False, "uses_world_model": True, "uses_inverse_dynamics": True},
+        {"num_iterations": 1, "has_simulator": False, "uses_world_model": True}
+        | {"uses_inverse_dynamics": True, "uses_planner": True},
     ]
     stage = STAGES[name]
     config = stage.Config(num_steps=1) if name in OFF_UNLESS_IT_HAS_STEPS else stage.Config()

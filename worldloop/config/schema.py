@@ -20,6 +20,7 @@ from worldloop.stages import (
     check_closed_loop,
     distil_world_model,
     fit_inverse_dynamics,
+    fit_planner,
     fit_world_model,
     refit_world_model,
     seed_dataset,
@@ -135,6 +136,11 @@ class LoopConfig:
                     "fit_world_model.inverse_dynamics_weight reads pixels: set it to 0 with world_model.codec "
                     f"{self.world_model.codec}"
                 )
+        if self.section(fit_planner.Config).enabled and not self.section(fit_inverse_dynamics.Config).enabled:
+            raise ValueError(
+                "fit_planner needs an inverse dynamics model, which executes its plans: set "
+                "fit_inverse_dynamics.enabled=true"
+            )
         if self.section(refit_world_model.Config).num_steps:
             replaying = self.section(check_closed_loop.Config)
             if not (replaying.num_states and replaying.num_training_states):

@@ -140,6 +140,35 @@ class WorldModel(Protocol):
         ...
 
 
+class Planner(Protocol):
+    """Imagines what a robot that succeeds will show, from what it sees and from the instruction alone."""
+
+    spec: SimulatorSpec
+
+    @property
+    def normalisation(self) -> Normalisation: ...
+
+    def plan(self, context: Observation, noise_key: Tensor | None, num_frames: int) -> dict[str, Tensor]:
+        """The next M = ``num_frames`` frames, camera name -> u8 [B, M, h, w, 3], without gradients.
+
+        ``noise_key`` int64 [B] seeds each row's noise; ``None``: the same noise at every call.
+        """
+        ...
+
+
+class ActionReader(Protocol):
+    """Inverse dynamics, as an actor uses it."""
+
+    spec: SimulatorSpec
+
+    def read_plan(self, seen: Mapping[str, Tensor], plan: Mapping[str, Tensor]) -> Tensor:
+        """The actions that lead from what was ``seen`` through ``plan``, f32 [B, M s, A], within the robot's bounds.
+
+        Both are camera -> u8 frames: [B, K >= 2, h, w, 3], the last of which is now, and [B, M, h, w, 3].
+        """
+        ...
+
+
 class SlotReader(Protocol):
     """A world model that lets further tokens, called slots, attend to what it sees; ViVa's value is read from them.
 
@@ -324,6 +353,7 @@ class SilentWriter:
 
 __all__ = [
     "ActionChunk",
+    "ActionReader",
     "Actor",
     "AdvantageConditionedPolicy",
     "ChunkStep",
@@ -332,6 +362,7 @@ __all__ = [
     "InitialStateSource",
     "LikelihoodPolicy",
     "Metrics",
+    "Planner",
     "Policy",
     "Progress",
     "Reporter",

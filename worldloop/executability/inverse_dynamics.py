@@ -150,6 +150,13 @@ class InverseDynamics(nn.Module):
         """As `infer`, from stored frames: camera -> u8 [B, T, h, w, 3]; without gradients."""
         return self.infer(map_views(lambda stored: images.to_network(stored.to(self.device)), frames))
 
+    @torch.no_grad()
+    def read_plan(self, seen: Mapping[str, Tensor], plan: Mapping[str, Tensor]) -> Tensor:
+        """See `ActionReader`."""
+        video = {camera: torch.cat([seen[camera][:, -2:], frames], dim=1) for camera, frames in plan.items()}
+        actions = self.infer_frames(video).actions[:, 1:].flatten(1, 2)  # those before now have been executed
+        return actions.clamp(self.action_low, self.action_high).cpu()
+
     def _cut_windows(self, video: Tensor) -> Tensor:
         """[B, T, ...] -> [B (T - 1), n, ...]: the window of each frame but the last."""
         now, following = video[:, :-1], video[:, 1:]

@@ -22,6 +22,7 @@ from worldloop.value.critic import Critic
 from worldloop.value.viva import VivaCritic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.planner import VideoPlanner
 
 
 def build_spec(source: str, simulator: SimulatorConfig, recording: RecordingConfig) -> SimulatorSpec:
@@ -79,6 +80,15 @@ def build_world_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VideoWorldModel(config, spec, normalisation)
+
+
+def build_planner(
+    config: WorldModelConfig, spec: SimulatorSpec, normalisation: Normalisation, seed: int
+) -> VideoPlanner:
+    """A planner with fresh weights drawn from ``seed``; ``config`` is that of its networks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VideoPlanner(config, spec, normalisation)
 
 
 def build_inverse_dynamics(

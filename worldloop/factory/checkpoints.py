@@ -10,17 +10,28 @@ from typing import Any
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.interfaces import Policy
+from worldloop.core.tensors import prefix
 from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
-from worldloop.factory.build import build_critic, build_inverse_dynamics, build_world_model, make_policy
+from worldloop.factory.build import (
+    build_critic,
+    build_inverse_dynamics,
+    build_planner,
+    build_world_model,
+    make_policy,
+)
 from worldloop.factory.classes import find_class, make_settings
 from worldloop.factory.config import PolicyConfig
 from worldloop.policies import POLICIES
+from worldloop.policies.planner.policy import PlannerPolicy
 from worldloop.storage.checkpoint import Checkpoint, load_checkpoint, load_weights, rebuild_dataclass, save_checkpoint
 from worldloop.value.config import ValueConfig
 from worldloop.value.critic import Critic
 from worldloop.value.viva import VivaCritic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.planner import VideoPlanner
+
+PLANNER = "planner"  # the name of a policy that plans, in its checkpoint
 
 
 def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: str) -> None:
@@ -41,6 +52,8 @@ def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: 
 def load_policy(directory: Path) -> Policy:
     """A policy in eval mode, from its checkpoint only."""
     checkpoint = load_checkpoint(directory, "policy")
+    if checkpoint.name == PLANNER:
+        return _load_planner_policy(checkpoint, directory)
     with _of_this_version(directory, "clone the policy again"):
         policy_class = find_class(checkpoint.name, POLICIES)
         settings = rebuild_dataclass(policy_class.Config, checkpoint.config)
@@ -48,6 +61,40 @@ def load_policy(directory: Path) -> Policy:
         policy = make_policy(policy_class, settings, checkpoint.spec, checkpoint.normalisation, length, seed=0)
     load_weights(policy, checkpoint, directory)
     policy.version = version
+    return policy.eval()
+
+
+def save_planner_policy(
+    planner: VideoPlanner, inverse_dynamics: InverseDynamics, chunk_length: int, directory: Path, version: str
+) -> None:
+    """Write a `PlannerPolicy` of ``planner`` and ``inverse_dynamics`` to the folder ``directory``."""
+    weights = prefix("planner", planner.trained_state()) | prefix("inverse_dynamics", inverse_dynamics.state_dict())
+    checkpoint = Checkpoint(
+        kind="policy",
+        name=PLANNER,
+        config=_describe_world_model(planner.config),
+        spec=planner.spec,
+        normalisation=planner.normalisation,
+        weights=weights,
+        extra={
+            "chunk_length": chunk_length,
+            "version": version,
+            "inverse_dynamics": asdict(inverse_dynamics.config),
+        },
+    )
+    save_checkpoint(directory, checkpoint)
+
+
+def _load_planner_policy(checkpoint: Checkpoint, directory: Path) -> PlannerPolicy:
+    with _of_this_version(directory, "fit the planner again"):
+        config = rebuild_dataclass(WorldModelConfig, checkpoint.config)
+        reading = rebuild_dataclass(InverseDynamicsConfig, checkpoint.extra["inverse_dynamics"])
+        spec, normalisation = checkpoint.spec, checkpoint.normalisation
+        planner = build_planner(config, spec, normalisation, seed=0)
+        inverse_dynamics = build_inverse_dynamics(reading, spec, normalisation, seed=0)
+        policy = PlannerPolicy(planner, inverse_dynamics, int(checkpoint.extra["chunk_length"]))
+    load_weights(policy, checkpoint, directory, frozenset(f"planner.{name}" for name in planner.frozen))
+    policy.version = str(checkpoint.extra["version"])
     return policy.eval()
 
 

@@ -19,6 +19,7 @@ from worldloop.value.config import ValueConfig
 from worldloop.value.critic import Critic
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.planner import VideoPlanner
 
 
 class Models:
@@ -102,6 +103,20 @@ class Models:
     def save_inverse_dynamics(self, model: InverseDynamics, path: str) -> None:
         if self.data_parallel.is_main:
             checkpoints.save_inverse_dynamics(model, self.run_dir / path)
+        self.data_parallel.barrier()
+
+    def new_planner(self, fitted: VideoWorldModel, seed: int, **changes: Any) -> VideoPlanner:
+        """A planner with the weights of ``fitted``; ``changes`` are settings that differ from those of ``fitted``."""
+        config = replace(fitted.config, **changes)
+        planner = build.build_planner(config, fitted.spec, fitted.normalisation, seed)
+        planner.start_from(fitted)
+        return planner
+
+    def save_planner_policy(self, planner: VideoPlanner, inverse_dynamics: InverseDynamics, path: str) -> None:
+        """Save a policy that executes the plans of ``planner`` by ``inverse_dynamics``; `load_policy` loads it."""
+        if self.data_parallel.is_main:
+            directory = self.run_dir / path
+            checkpoints.save_planner_policy(planner, inverse_dynamics, self.chunk_length, directory, version=path)
         self.data_parallel.barrier()
 
     def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from worldloop.config.schema import LoopConfig
-from worldloop.stages import STAGES, check_world_model, fit_inverse_dynamics, improve_policy
+from worldloop.stages import STAGES, check_world_model, fit_inverse_dynamics, fit_planner, improve_policy
 from worldloop.stages.context import Schedule
 from worldloop.storage.run_state import LoopState
 
@@ -18,15 +18,18 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     improvement = config.section(improve_policy.Config)
     method = improve_policy.METHODS[improvement.method]
     uses_value = method.uses_advantages or (method.in_rounds and improvement.uses_value)
+    uses_planner = config.section(fit_planner.Config).enabled
+    builds_on_world_model = uses_planner or (uses_value and config.value.uses_world_model)
     schedule = Schedule(
         iteration=iteration,
         num_iterations=config.num_iterations,
         has_simulator=has_simulator,
-        uses_world_model=method.uses_world_model or not has_simulator or (uses_value and config.value.uses_world_model),
+        uses_world_model=method.uses_world_model or not has_simulator or builds_on_world_model,
         in_rounds=method.in_rounds,
         uses_value=uses_value,
         uses_advantages=method.uses_advantages,
         uses_inverse_dynamics=config.section(fit_inverse_dynamics.Config).enabled,
+        uses_planner=uses_planner,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
 

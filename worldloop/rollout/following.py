@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldloop.core import images
+from worldloop.core.interfaces import ActionReader
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.networks.views import map_views
 
 
@@ -41,22 +40,13 @@ class VideoFollower:
 
     version = "video"
 
-    def __init__(self, model: InverseDynamics, frames: dict[str, Tensor], chunk_length: int) -> None:
+    def __init__(self, model: ActionReader, frames: dict[str, Tensor], chunk_length: int) -> None:
         self.model, self.frames = model, frames
         self.num_frames = chunk_length // model.spec.actions_per_frame
         self._now = 0
 
-    @torch.no_grad()
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
         steps = torch.arange(self._now + 1, self._now + 1 + self.num_frames)
         self._now += self.num_frames
-        seen = {
-            camera: torch.cat(
-                [observation.frames[camera][:, -2:], frames[:, steps.clamp(max=frames.shape[1] - 1)]], dim=1
-            )
-            for camera, frames in self.frames.items()
-        }
-        video = map_views(lambda frames: images.to_network(frames.to(self.model.device)), seen)
-        motion = self.model.infer(video)
-        actions = motion.actions[:, 1:].flatten(1, 2)  # those before now have been executed
-        return ActionChunk(actions.clamp(self.model.action_low, self.model.action_high).cpu(), policy_version="video")
+        plan = map_views(lambda frames: frames[:, steps.clamp(max=frames.shape[1] - 1)], self.frames)
+        return ActionChunk(self.model.read_plan(observation.frames, plan), policy_version=self.version)

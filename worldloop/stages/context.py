@@ -23,10 +23,10 @@ class Schedule:
     """One iteration of the loop, for a stage's ``takes_part``. The loop has iteration 0 and ``num_iterations`` more.
 
     - ``has_simulator``: false if episodes come from a recording
-    - ``uses_world_model``: a world model is fitted, because the policy improves in it, the critics are built on it, or
-      there is no policy; ``in_rounds``: the policy improves in it round by round
+    - ``uses_world_model``: a world model is fitted, because the policy improves in it, or critics or a planner build on
+      it, or there is no policy; ``in_rounds``: the policy improves in it round by round
     - ``uses_value``: there are critics; ``uses_advantages``: the method learns from labelled advantages
-    - ``uses_inverse_dynamics``: inverse dynamics models are fitted
+    - ``uses_inverse_dynamics``: inverse dynamics models are fitted; ``uses_planner``: a planner as well
     """
 
     iteration: int
@@ -37,6 +37,7 @@ class Schedule:
     uses_value: bool = False
     uses_advantages: bool = False
     uses_inverse_dynamics: bool = False
+    uses_planner: bool = False
 
     @property
     def is_first(self) -> bool:

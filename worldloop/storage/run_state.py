@@ -34,6 +34,7 @@ class LoopState:
       gave to the training episodes of ``dataset``
     - ``inverse_dynamics``: checkpoint of this iteration's inverse dynamics model; ``inverse_dynamics_judge``: that of
       the one that only judges; "" if none is fitted
+    - ``planner``: checkpoint of this iteration's policy that executes a planner's video, "" if none is fitted
     - ``evaluation_success``: for each iteration, task -> outcomes of its policy on the evaluation states. Recorded for
       the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
@@ -63,6 +64,7 @@ class LoopState:
     labels: str = ""
     inverse_dynamics: str = ""
     inverse_dynamics_judge: str = ""
+    planner: str = ""
     evaluation_success: tuple[dict[str, tuple[bool, ...]], ...] = ()
     num_scripted_episodes: int = 0
     env_steps: int = 0

@@ -65,8 +65,8 @@ class CosmosView(nn.Module):
         return seen + self.draw_poses(conditioning)
 
     def draw_poses(self, conditioning: Conditioning) -> Tensor | float:
-        """Tokens [B, n, D] from the pose maps of proprio now and next; 0 without poses."""
-        if self.poses is None:
+        """Tokens [B, n, D] from the pose maps of proprio now and next; 0 without poses, and in a plan."""
+        if self.poses is None or conditioning.is_plan:
             return 0.0
         maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
         return self.draw(join_channels(maps)).flatten(2).transpose(1, 2)

@@ -24,12 +24,14 @@ class Conditioning:
     - ``actions`` f32 [B, L, s, A] in [-1, 1]
     - ``proprio`` [B, S] now, and ``next_proprio`` [B, L, S] predicted by the proprio head; both normalised
     - ``instruction`` [B, E], embedded
+    - ``is_plan``: actions and proprio are not known, only stand-ins for them; no pose is drawn from these
     """
 
     actions: Tensor
     proprio: Tensor
     next_proprio: Tensor
     instruction: Tensor
+    is_plan: bool = False
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class HybridView(nn.Module):
         informative = noisy * t[:, None, None, None]
         image = join_channels([informative, now, now - previous, first, self.background.to(now).expand_as(now)])
         x = self.stem(fold_patches(image, self.patch)) + self.position
-        if self.poses is not None:
+        if self.poses is not None and not conditioning.is_plan:
             maps = [self.poses(conditioning.proprio), self.poses(conditioning.next_proprio[:, 0])]
             x = x + self.draw(join_channels(maps))
         for block in self.down_blocks:

@@ -229,7 +229,7 @@ class VideoWorldModel(nn.Module):
 
     def _imagine_frame(self, state: ImaginationState, actions: Tensor) -> tuple[ImaginationState, Tensor, Tensor]:
         """One frame further under ``actions`` [B, s, A] in [-1, 1]: (state, success logit [B], expected PSNR [B])."""
-        noise = self._draw_noise(state)
+        noise = self.draw_noise(state)
         with self.autocast():
             conditioning, next_proprio = self.condition(state.context, state.proprio, actions, state.instruction)
 
@@ -250,7 +250,7 @@ class VideoWorldModel(nn.Module):
         moved = replace(state, memory=memory, proprio=next_proprio, step=state.step + 1)
         return moved, logit, psnr_db
 
-    def _draw_noise(self, state: ImaginationState) -> dict[str, Tensor]:
+    def draw_noise(self, state: ImaginationState) -> dict[str, Tensor]:
         """The initial noise of a frame, camera -> [B, 1, C, h, w]; zeros if one sampler step ignores it."""
         if self.config.num_sampler_steps == 1 and self.denoiser.ignores_noise:
             return map_views(lambda latents: torch.zeros_like(latents[:, :1]), state.context)

@@ -1,0 +1,1 @@
+"""A policy that plans a video and executes it by inverse dynamics."""
