@@ -203,9 +203,9 @@ def make_cosmos_steps(size: int, num_context_frames: int, device: torch.device) 
     config = replace(CosmosConfig(), prediction="velocity", num_context_frames=K)
     denoiser = CosmosDenoiser(config, 3, {"camera": (size, size)}, 25, 4, 5, 32).to(device).eval()
     frames = torch.rand(B, K, 3, size, size, device=device) * 2 - 1
-    conditioning = Conditioning(
-        *(torch.zeros(shape, device=device) for shape in ((B, 1, 5, 4), (B, 25), (B, 1, 25), (B, 32)))
-    )
+    shapes = (B, 1, 5, 4), (B, 25), (B, 1, 25), (B, 32)
+    actions, proprio, next_proprio, instruction = (torch.zeros(shape, device=device) for shape in shapes)
+    conditioning = Conditioning(actions, proprio, next_proprio, instruction)
     noise = torch.randn(B, 1, 3, size, size, device=device)
     memory = [denoiser.remember({"camera": frames}, conditioning.instruction)]
     window = [frames]
