@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from worldloop.networks import flow
 
@@ -47,3 +50,44 @@ def test_sample_times_has_the_share_of_exact_zeros() -> None:
     assert t.max() < 1
     assert abs(t[t > 0].mean().item() - 0.5) < 0.03
     assert (flow.sample_times(50, 1.0, torch.Generator().manual_seed(0)) == 0).all()
+
+
+def integrate_gaussian(num_steps: int, level: float, num_rows: int = 20_000) -> Tensor:
+    """Samples f64 [rows] of N(2, .3^2), by the exact prediction of the data; the first step is the ODE's."""
+    mean, variance = 2.0, 0.09
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_rows, 1, dtype=torch.float64, generator=generator)
+    times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    for i in range(num_steps):
+        t, t_next = (times[i + k].expand(num_rows) for k in (0, 1))
+        time = float(times[i])
+        data = mean + variance * time / (time**2 * variance + (1 - time) ** 2) * (x - time * mean)
+        if 0 < i < num_steps - 1 and level:
+            expected, std = flow.sde_step(x, data, t, t_next, level)
+            x = expected + std * torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        else:
+            x = flow.euler_step(x, data, t, t_next)
+    return x[:, 0]
+
+
+def test_random_steps_keep_the_marginal_once_steps_are_small() -> None:
+    """The ODE and the SDE end in the same Gaussian at 256 steps; with four random steps the SDE is far off."""
+    for level in (0.0, 0.7):
+        samples = integrate_gaussian(256, level)
+        assert float(samples.mean()) == pytest.approx(2.0, abs=0.01)
+        assert float(samples.std()) == pytest.approx(0.3, abs=0.01)
+    assert abs(float(integrate_gaussian(4, 0.7).std()) - float(integrate_gaussian(4, 0.0).std())) > 0.03
+
+
+def test_a_random_step_by_hand() -> None:
+    """At t = .25, dt = .25, level 1: s^2 = 3, velocity (3 - 1) / .75, noise (1 - .75) / .75; drift 8/3 - 2 / 3."""
+    noisy, data = torch.tensor([[1.0]]), torch.tensor([[3.0]])
+    mean, std = flow.sde_step(noisy, data, torch.tensor([0.25]), torch.tensor([0.5]), 1.0)
+    assert float(mean) == pytest.approx(1 + 0.25 * (8 / 3 - 2 * (1 / 3)))
+    assert float(std) == pytest.approx(math.sqrt(3 * 0.25))
+
+
+def test_log_probabilities_are_means_over_dimensions() -> None:
+    reached, mean, std = torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0]])
+    normal = torch.distributions.Normal(mean, std).log_prob(reached)
+    assert float(flow.compute_log_prob(reached, mean, std)) == pytest.approx(float(normal.mean()))

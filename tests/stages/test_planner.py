@@ -25,11 +25,11 @@ ENABLED = ("fit_inverse_dynamics.enabled=true", "fit_planner.enabled=true")
 SMALL = ("fit_inverse_dynamics.num_steps=2", "fit_planner.num_steps=3", "fit_planner.batch_size=4")
 
 
-def test_they_are_off_and_come_after_the_check_of_the_world_model_once_enabled() -> None:
+def test_they_are_off_and_come_with_the_world_model_once_enabled() -> None:
     assert not {"fit_planner", "check_planner"} & set(list_stages(load_config(DEBUG, []), 1))
     config = load_config(DEBUG, [*ENABLED, "improve_policy.method=imitate_successes"])
     stages = list_stages(config, 1)
-    assert stages[2:6] == ("fit_world_model", "check_world_model", "fit_planner", "check_planner")
+    assert stages[2:6] == ("fit_world_model", "fit_planner", "check_world_model", "check_planner")
     assert not {"fit_planner", "check_planner"} & set(list_stages(config, 0))
 
 

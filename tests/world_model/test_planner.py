@@ -2,53 +2,19 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
+from planner_toy import DENOISERS, B, M, keys, make_planner, make_start
 from reporters import RecordingReporter
 from torch import Tensor
 from world_model_toy import TWO_CAMERAS, ToyEpisodes, make_model, tiny_config, toy_normalisation, toy_spec
 
-from worldloop.core.types import Clip, Observation
+from worldloop.core.types import Clip
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.resume import TrainingSetup
 from worldloop.training.trainer import Trainer
-from worldloop.world_model.config import WorldModelConfig
-from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.planner import PlannerObjective, VideoPlanner, compute_plan_loss
-
-DENOISERS = ("hybrid", "cosmos")
-B, M = 3, 2  # rows, planned frames
-
-
-def make_config(denoiser: str, **changes: Any) -> WorldModelConfig:
-    if denoiser == "cosmos":
-        pytest.importorskip("diffusers")
-    cosmos = CosmosConfig(patch=4, num_layers=2, num_heads=2, head_dim=16, adaln_lora_dim=8, condition_dim=16)
-    return dataclasses.replace(tiny_config(), denoiser=denoiser, cosmos=cosmos, **changes)
-
-
-def make_planner(denoiser: str = "hybrid", num_sampler_steps: int = 3, **changes: Any) -> VideoPlanner:
-    """Of two cameras and two tasks; its weights are not those of a copy of the frame now."""
-    config = make_config(denoiser, num_sampler_steps=num_sampler_steps, **changes)
-    torch.manual_seed(0)
-    planner = VideoPlanner(config, toy_spec(TWO_CAMERAS, ("Dot", "LeftDot")), toy_normalisation()).eval()
-    with torch.no_grad():
-        for parameter in planner.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape))
-    return planner
-
-
-def make_start() -> Observation:
-    """Three frames in which the dot moves."""
-    data = ToyEpisodes(B, seed=2, cameras=TWO_CAMERAS)
-    frames = {camera: images[:, [0, 1, 2]] for camera, images in data.frames.items()}
-    return dataclasses.replace(data.first_observation(B), frames=frames, proprio=data.proprio[:, 2])
-
-
-def keys(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.long)
 
 
 def largest_change(a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:

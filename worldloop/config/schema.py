@@ -17,6 +17,7 @@ from worldloop.simulators import SIMULATORS
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 from worldloop.stages import (
     STAGES,
+    align_world_model,
     check_closed_loop,
     distil_world_model,
     fit_inverse_dynamics,
@@ -141,6 +142,7 @@ class LoopConfig:
                 "fit_planner needs an inverse dynamics model, which executes its plans: set "
                 "fit_inverse_dynamics.enabled=true"
             )
+        self._check_alignment()
         if self.section(refit_world_model.Config).num_steps:
             replaying = self.section(check_closed_loop.Config)
             if not (replaying.num_states and replaying.num_training_states):
@@ -177,6 +179,34 @@ class LoopConfig:
                     f"seed_dataset.episodes: {variant!r} is not one of the scripted variants "
                     f"{', '.join(SCRIPTED_VARIANTS)}"
                 )
+
+    def _check_alignment(self) -> None:
+        """The settings of `align_world_model` that concern other sections."""
+        alignment, planner = self.section(align_world_model.Config), self.section(fit_planner.Config)
+        if not alignment.enabled:
+            return
+        if not self.section(fit_inverse_dynamics.Config).enabled:
+            raise ValueError(
+                "align_world_model needs inverse dynamics models, which reward and judge: set "
+                "fit_inverse_dynamics.enabled=true"
+            )
+        if self.world_model.codec != "pixel":
+            raise ValueError(
+                "align_world_model rewards pixels: set align_world_model.enabled=false with world_model.codec "
+                f"{self.world_model.codec}"
+            )
+        if alignment.mode == "plan":
+            if not planner.enabled:
+                raise ValueError(
+                    "align_world_model.mode plan needs a planner: set fit_planner.enabled=true, or "
+                    "align_world_model.mode=follow"
+                )
+            alignment.check_sampler(planner.num_sampler_steps, "fit_planner.num_sampler_steps")
+        else:
+            distillation = self.section(distil_world_model.Config)
+            alignment.check_sampler(self.world_model.num_sampler_steps, "world_model.num_sampler_steps")
+            if distillation.num_steps:
+                alignment.check_sampler(distillation.num_sampler_steps, "distil_world_model.num_sampler_steps")
 
     def _check_microbatches(self) -> None:
         parts, workers = self.num_microbatches, self.resources.num_workers

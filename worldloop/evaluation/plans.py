@@ -24,6 +24,7 @@ from worldloop.executability.reward import (
     measure_envelope,
 )
 from worldloop.networks.views import map_views
+from worldloop.sans.cache import VersionCache
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ class PlannedVideos:
         """A video u8 [T, h, w, 3] of each start: the planned views, then the real ones."""
         views = [*self.planned.values(), *self.real.values()]
         return [images.join_views([view[row] for view in views]) for row in range(len(views[0]))]
+
+
+def find_successes(cache: VersionCache, num_frames: int, max_episodes: int) -> list[Episode]:
+    """The latest held-out successes with ``num_frames`` frame steps or more, ``max_episodes`` at most."""
+    chosen = cache.select(split="validation", outcome=("success",))
+    chosen = chosen[cache.num_steps[chosen] >= num_frames][-max_episodes:]
+    return [cache.episode(number) for number in chosen.tolist()]
 
 
 def plan_successes(planner: Planner, episodes: Sequence[Episode], num_frames: int, noise_key: Tensor) -> PlannedVideos:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from worldloop.config.schema import LoopConfig
-from worldloop.stages import STAGES, check_world_model, fit_inverse_dynamics, fit_planner, improve_policy
+from worldloop.stages import (
+    STAGES,
+    align_world_model,
+    check_world_model,
+    fit_inverse_dynamics,
+    fit_planner,
+    improve_policy,
+)
 from worldloop.stages.context import Schedule
 from worldloop.storage.run_state import LoopState
 
@@ -19,7 +26,8 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     method = improve_policy.METHODS[improvement.method]
     uses_value = method.uses_advantages or (method.in_rounds and improvement.uses_value)
     uses_planner = config.section(fit_planner.Config).enabled
-    builds_on_world_model = uses_planner or (uses_value and config.value.uses_world_model)
+    is_aligned = config.section(align_world_model.Config).enabled
+    builds_on_world_model = uses_planner or is_aligned or (uses_value and config.value.uses_world_model)
     schedule = Schedule(
         iteration=iteration,
         num_iterations=config.num_iterations,

@@ -7,6 +7,8 @@ that uses published weights converts to this convention. ``t`` is f32 [B]; other
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,3 +52,21 @@ def sample_times(num_rows: int, zero_share: float, generator: torch.Generator) -
     """f32 [num_rows]: exactly 0 with probability ``zero_share``, else uniform in [0, 1)."""
     uniform = torch.rand(2, num_rows, generator=generator)
     return torch.where(uniform[0] < zero_share, 0.0, uniform[1])
+
+
+def sde_step(noisy: Tensor, data: Tensor, t: Tensor, t_next: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """A random step with the marginals of `euler_step` (Flow-GRPO, arXiv:2505.05470, section 4.1): its mean and std.
+
+    In this convention (t from noise to data) the mean is noisy + (velocity - s^2 / (2 (1 - t)) noise) dt and the
+    standard deviation s sqrt(dt), with s^2 = level^2 (1 - t) / t; velocity and noise are those of the predicted
+    ``data``. Marginals agree in the limit of small steps. ``t`` f32 [B] must be above 0, since s is infinite there.
+    The std is [B, 1, ...].
+    """
+    t_wide, dt = expand_time(t, noisy), expand_time(t_next - t, noisy)
+    drift = velocity_from_data(noisy, data, t) - level**2 / (2 * t_wide) * noise_from_data(noisy, data, t)
+    return noisy + drift * dt, level * ((1 - t_wide) / t_wide * dt).sqrt()
+
+
+def compute_log_prob(reached: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density [B] of ``reached`` under N(mean, std^2), the mean over all other dimensions, as in Flow-GRPO."""
+    return (-((reached - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)

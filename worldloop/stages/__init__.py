@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from worldloop.stages import (
+    align_world_model,
     check_closed_loop,
     check_inverse_dynamics,
     check_planner,
@@ -58,8 +59,9 @@ STAGES: dict[str, Stage] = {
     "check_inverse_dynamics": check_inverse_dynamics,
     "fit_world_model": fit_world_model,
     "distil_world_model": distil_world_model,
-    "check_world_model": check_world_model,
     "fit_planner": fit_planner,
+    "align_world_model": align_world_model,
+    "check_world_model": check_world_model,
     "check_planner": check_planner,
     "fit_value": fit_value,
     "check_value": check_value,

@@ -10,9 +10,8 @@ import numpy as np
 from worldloop.core.errors import require_range
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.statistics import Rate
-from worldloop.evaluation.plans import judge_plans, plan_successes
+from worldloop.evaluation.plans import find_successes, judge_plans, plan_successes
 from worldloop.policies.planner.policy import PlannerPolicy
-from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -67,16 +66,13 @@ def act(state: LoopState, config: Config, context: StageContext) -> dict[str, An
 
 def compare_plans(state: LoopState, config: Config, context: StageContext) -> dict[str, Any] | None:
     """Plans from the starts of held-out successes beside their videos; ``None`` if no success is long enough."""
-    cache = context.open_cache(state.dataset)
-    chosen = cache.select(split="validation", outcome=EVERY_SUCCESS.outcomes)
-    chosen = chosen[cache.num_steps[chosen] >= config.num_frames][-config.max_episodes :]
-    if not len(chosen):
+    episodes = find_successes(context.open_cache(state.dataset), config.num_frames, config.max_episodes)
+    if not episodes:
         context.reporter.log(f"no held-out success of {config.num_frames} frames, so no plan is compared with one")
         return None
     policy = context.models.load_policy(state.planner)
     assert isinstance(policy, PlannerPolicy)
-    keys = make_row_keys(len(chosen), context.seed, state.iteration, NAME)
-    episodes = [cache.episode(number) for number in chosen.tolist()]
+    keys = make_row_keys(len(episodes), context.seed, state.iteration, NAME)
     videos = plan_successes(policy.planner, episodes, config.num_frames, keys)
     judged = judge_plans(videos, context.models.load_inverse_dynamics(state.inverse_dynamics_judge))
     context.reporter.log(f"plans: {judged}")

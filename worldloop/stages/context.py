@@ -24,7 +24,7 @@ class Schedule:
 
     - ``has_simulator``: false if episodes come from a recording
     - ``uses_world_model``: a world model is fitted, because the policy improves in it, or critics or a planner build on
-      it, or there is no policy; ``in_rounds``: the policy improves in it round by round
+      it, or it is aligned, or there is no policy; ``in_rounds``: the policy improves in it round by round
     - ``uses_value``: there are critics; ``uses_advantages``: the method learns from labelled advantages
     - ``uses_inverse_dynamics``: inverse dynamics models are fitted; ``uses_planner``: a planner as well
     """

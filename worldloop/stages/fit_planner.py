@@ -52,7 +52,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Fit on the training successes of ``state.dataset``, up to where each of them succeeds."""
-    path = name_checkpoint(state.iteration, "planner")
+    path = name_checkpoint(state.iteration, "planner", max(1, state.num_fits))  # a further fit, a further planner
     if not context.models.has(path):
         fitted = context.models.load_world_model(state.teacher or state.world_model)
         settings = {"num_sampler_steps": config.num_sampler_steps, "zero_time_share": config.zero_time_share}

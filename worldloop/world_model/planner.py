@@ -102,11 +102,14 @@ class VideoPlanner(nn.Module):
         self, noisy: Mapping[str, Tensor], t: Tensor, *, memory: FrameMemory, instruction: Tensor
     ) -> DenoiserOutput:
         """The clean latents of the frame after ``memory``, from ``noisy``, camera -> [B, 1, C, h, w], at ``t`` [B]."""
+        return self.world_model.denoiser(noisy, t, memory, self.condition(instruction))
+
+    def condition(self, instruction: Tensor) -> Conditioning:
+        """What conditions every frame of a plan: the ``instruction`` [B, E], and stand-ins for the rest."""
         B = len(instruction)
         proprio = self.unknown_proprio.expand(B, -1)
         actions = self.unknown_actions.expand(B, 1, -1, -1)
-        conditioning = Conditioning(actions, proprio, proprio[:, None], instruction, is_plan=True)
-        return self.world_model.denoiser(noisy, t, memory, conditioning)
+        return Conditioning(actions, proprio, proprio[:, None], instruction, is_plan=True)
 
 
 def compute_plan_loss(planner: VideoPlanner, clip: Clip, generator: torch.Generator) -> tuple[Tensor, Metrics]:
