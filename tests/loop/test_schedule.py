@@ -104,7 +104,11 @@ TAKES_PART = {
 }
 
 
-OFF_UNLESS_IT_HAS_STEPS = ("distil_world_model", "refit_world_model")
+OFF_UNLESS: dict[str, dict[str, Any]] = {
+    "distil_world_model": {"num_steps": 1},
+    "refit_world_model": {"num_steps": 1},
+    "align_world_model": {"enabled": True},
+}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -121,17 +125,17 @@ def test_a_stage_knows_its_iterations(name: str) -> None:
         | {"uses_inverse_dynamics": True, "uses_planner": True},
     ]
     stage = STAGES[name]
-    config = stage.Config(num_steps=1) if name in OFF_UNLESS_IT_HAS_STEPS else stage.Config()
+    config = stage.Config(**OFF_UNLESS.get(name, {}))
     for kind, expected in zip(kinds, TAKES_PART[name], strict=True):
         iterations = range(kind["num_iterations"] + 1)
         got = "".join(str(i) if stage.takes_part(config, Schedule(iteration=i, **kind)) else "." for i in iterations)
         assert got == expected, kind
 
 
-@pytest.mark.parametrize("name", OFF_UNLESS_IT_HAS_STEPS)
-def test_a_student_and_a_refit_are_off_unless_they_have_steps(name: str) -> None:
+@pytest.mark.parametrize("name", OFF_UNLESS)
+def test_a_student_a_refit_and_an_alignment_are_off_by_default(name: str) -> None:
     stage = STAGES[name]
-    schedule = Schedule(iteration=1, num_iterations=2, has_simulator=True, uses_world_model=True)
+    schedule = Schedule(1, 2, has_simulator=True, uses_world_model=True, uses_inverse_dynamics=True)
     assert not stage.takes_part(stage.Config(), schedule)
 
 
