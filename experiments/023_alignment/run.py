@@ -116,10 +116,13 @@ def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> 
 
 def align(name: str, state: LoopState, context: StageContext, measured: dict[str, Any]) -> str:
     """Run the stage; returns the path of the aligned planner's policy, whether the gate would keep it or not."""
+    path = f"checkpoints/iteration_001/planner-{name}"
+    if context.models.has(path):
+        return path
     ended = align_world_model.run(state, context.config_of(align_world_model.Config), context)
     record = ended.records[1]["alignment"]
     measured["arms"].setdefault(name, {})["stage"] = {key: record[key] for key in ("accepted", "reason")}
-    return keep(context.models.run_dir, ended.planner, f"checkpoints/iteration_001/planner-{name}")
+    return keep(context.models.run_dir, ended.planner, path)
 
 
 class Smoothed:

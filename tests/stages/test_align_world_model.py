@@ -10,8 +10,11 @@ from reporters import RecordingReporter
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
+from worldloop.core.specs import SimulatorSpec
+from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.checkpoints import load_policy, load_world_model
-from worldloop.loop.run import make_context
+from worldloop.loop import startup
+from worldloop.loop.run import make_context, run_loop
 from worldloop.loop.schedule import list_stages
 from worldloop.policies.planner.policy import PlannerPolicy
 from worldloop.reporting.progress import SilentDisplay
@@ -25,8 +28,8 @@ from worldloop.storage.run_state import LoopState
 from worldloop.world_model.planner import VideoPlanner
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-PLAN = ("fit_inverse_dynamics.enabled=true", "fit_planner.enabled=true", "align_world_model.enabled=true")
-FOLLOW = ("fit_inverse_dynamics.enabled=true", "align_world_model.enabled=true", "align_world_model.mode=follow")
+PLAN = ("align_world_model.enabled=true",)
+FOLLOW = ("align_world_model.enabled=true", "align_world_model.mode=follow")
 SMALL = (
     "fit_inverse_dynamics.num_steps=20",
     "fit_planner.num_steps=3",
@@ -39,16 +42,14 @@ SMALL = (
 def test_it_comes_between_fit_and_check() -> None:
     stages = list_stages(load_config(DEBUG, list(PLAN)), 1)
     assert stages[2:6] == ("fit_world_model", "fit_planner", "align_world_model", "check_world_model")
-    assert "align_world_model" not in list_stages(load_config(DEBUG, list(PLAN[:2])), 1)
+    assert "align_world_model" not in list_stages(load_config(DEBUG, ["fit_planner.enabled=true"]), 1)
     following = list_stages(load_config(DEBUG, [*FOLLOW, "align_world_model.algorithm=pathwise"]), 1)
-    assert following[2:5] == ("fit_world_model", "align_world_model", "check_world_model")
+    assert following[2:5] == ("fit_world_model", "align_world_model", "check_world_model"), "there is no planner"
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (PLAN[2:], r"set fit_inverse_dynamics\.enabled=true"),
-        ((PLAN[0], PLAN[2]), r"set fit_planner\.enabled=true"),
         ((*PLAN, "fit_planner.num_sampler_steps=1"), r"the videos of a group are the same.*algorithm=pathwise"),
         (
             (*PLAN, "align_world_model.algorithm=nft", "fit_planner.num_sampler_steps=1"),
@@ -88,7 +89,7 @@ def open_run(debug_run: Path, tmp_path: Path, *overrides: str) -> tuple[LoopStat
         num_fits=1,
         records=done.records[:1],
     )
-    for name in ("fit_inverse_dynamics", *(["fit_planner"] if "fit_planner.enabled=true" in overrides else [])):
+    for name in ("fit_inverse_dynamics", *(["fit_planner"] if config.uses_planner else [])):
         state = run_stage(name, state, context)
     return state, context
 
@@ -221,3 +222,26 @@ def test_too_few_frames_are_named(debug_run: Path, tmp_path: Path) -> None:
     state, context = open_run(debug_run, tmp_path, *PLAN, "align_world_model.num_frames=40")
     with pytest.raises(WorldloopError, match=r"no train success has 40 frames; lower align_world_model\.num_frames"):
         run_stage("align_world_model", state, context)
+
+
+def test_a_robot_without_joint_limits_is_named_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_spec(*arguments: object) -> SimulatorSpec:
+        spec = build_simulator_spec(load_config(DEBUG, []).simulator)
+        return replace(spec, robot=replace(spec.robot, joints=()))
+
+    monkeypatch.setattr(startup, "build_spec", build_spec)
+    with pytest.raises(WorldloopError, match=r"tells no joint limits.*give RobotSpec\.joints"):
+        startup.check_run_can_start(load_config(DEBUG, list(PLAN)))
+    startup.check_run_can_start(load_config(DEBUG, [*FOLLOW, "align_world_model.algorithm=pathwise"]))
+
+
+def test_a_loop_runs_with_it_to_its_end(tmp_path: Path) -> None:
+    """The planner is fitted, aligned and checked; the policy improves without it."""
+    small = ("improve_policy.method=imitate_successes", "num_iterations=1", "check_world_model.probe_steps=5")
+    run_loop(load_config(DEBUG, ["runtime=inline", f"run_root={tmp_path}", *PLAN, *SMALL, *small]))
+    state = RunDirectory(tmp_path / "debug").read_state()
+    assert state.next_stage == ""
+    record = state.records[1]
+    assert record["alignment"]["mode"] == "plan"
+    assert record["planner_check"]["success"]["n"] == 40
+    assert record["inverse_dynamics_check"]["inverse_dynamics_judge"]["num_episodes"] > 0

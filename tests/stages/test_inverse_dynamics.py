@@ -29,6 +29,8 @@ def test_they_are_off_and_come_before_the_world_model_once_enabled() -> None:
     assert not set(BOTH) & set(list_stages(load_config(DEBUG, []), 1))
     config = load_config(DEBUG, ["fit_inverse_dynamics.enabled=true"])
     assert list_stages(config, 1)[:3] == (*BOTH, "fit_world_model")
+    config = load_config(DEBUG, ["fit_world_model.inverse_dynamics_weight=1"])
+    assert list_stages(config, 1)[:2] == BOTH, "the loss on actions needs them"
     assert not set(BOTH) & set(list_stages(config, 0))
 
 
@@ -108,11 +110,9 @@ def test_the_world_model_learns_to_show_the_actions(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["fit_world_model.inverse_dynamics_weight=1"], "needs an inverse dynamics model: set fit_inverse_dynamics"),
         (
             [
                 "fit_world_model.inverse_dynamics_weight=1",
-                "fit_inverse_dynamics.enabled=true",
                 "world_model.codec=wan",
                 "world_model.denoiser=cosmos",
                 "world_model.pretrained=somewhere",
@@ -122,7 +122,7 @@ def test_the_world_model_learns_to_show_the_actions(
         (["fit_world_model.inverse_dynamics_weight=-1"], "fit_world_model.inverse_dynamics_weight"),
     ],
 )
-def test_a_loss_on_actions_needs_a_model_that_reads_them(overrides: list[str], message: str) -> None:
+def test_settings_of_the_loss_on_actions_have_bounds(overrides: list[str], message: str) -> None:
     with pytest.raises(WorldloopError, match=message):
         load_config(DEBUG, overrides)
 

@@ -21,21 +21,17 @@ from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-ENABLED = ("fit_inverse_dynamics.enabled=true", "fit_planner.enabled=true")
+ENABLED = ("fit_planner.enabled=true",)
 SMALL = ("fit_inverse_dynamics.num_steps=2", "fit_planner.num_steps=3", "fit_planner.batch_size=4")
 
 
 def test_they_are_off_and_come_with_the_world_model_once_enabled() -> None:
     assert not {"fit_planner", "check_planner"} & set(list_stages(load_config(DEBUG, []), 1))
-    config = load_config(DEBUG, [*ENABLED, "improve_policy.method=imitate_successes"])
+    config = load_config(DEBUG, ["fit_planner.enabled=true", "improve_policy.method=imitate_successes"])
     stages = list_stages(config, 1)
+    assert stages[:2] == ("fit_inverse_dynamics", "check_inverse_dynamics"), "they execute the plans"
     assert stages[2:6] == ("fit_world_model", "fit_planner", "check_world_model", "check_planner")
     assert not {"fit_planner", "check_planner"} & set(list_stages(config, 0))
-
-
-def test_a_planner_needs_inverse_dynamics() -> None:
-    with pytest.raises(WorldloopError, match=r"set fit_inverse_dynamics\.enabled=true"):
-        load_config(DEBUG, ["fit_planner.enabled=true"])
 
 
 @pytest.mark.parametrize("setting", ["num_steps=0", "num_frames=0", "zero_time_share=2", "learning_rate=0"])

@@ -126,21 +126,10 @@ class LoopConfig:
                 f"distil_world_model.num_sampler_steps {student} must divide world_model.num_sampler_steps {teacher} "
                 "and be fewer"
             )
-        if self.section(fit_world_model.Config).inverse_dynamics_weight:
-            if not self.section(fit_inverse_dynamics.Config).enabled:
-                raise ValueError(
-                    "fit_world_model.inverse_dynamics_weight needs an inverse dynamics model: set "
-                    "fit_inverse_dynamics.enabled=true"
-                )
-            if self.world_model.codec != "pixel":
-                raise ValueError(
-                    "fit_world_model.inverse_dynamics_weight reads pixels: set it to 0 with world_model.codec "
-                    f"{self.world_model.codec}"
-                )
-        if self.section(fit_planner.Config).enabled and not self.section(fit_inverse_dynamics.Config).enabled:
+        if self.section(fit_world_model.Config).inverse_dynamics_weight and self.world_model.codec != "pixel":
             raise ValueError(
-                "fit_planner needs an inverse dynamics model, which executes its plans: set "
-                "fit_inverse_dynamics.enabled=true"
+                "fit_world_model.inverse_dynamics_weight reads pixels: set it to 0 with world_model.codec "
+                f"{self.world_model.codec}"
             )
         self._check_alignment()
         if self.section(refit_world_model.Config).num_steps:
@@ -180,27 +169,33 @@ class LoopConfig:
                     f"{', '.join(SCRIPTED_VARIANTS)}"
                 )
 
+    @property
+    def uses_planner(self) -> bool:
+        """Whether a planner is fitted: it was asked for, or is aligned."""
+        alignment = self.section(align_world_model.Config)
+        return self.section(fit_planner.Config).enabled or (alignment.enabled and alignment.mode == "plan")
+
+    @property
+    def uses_inverse_dynamics(self) -> bool:
+        """Whether inverse dynamics models are fitted: they were asked for, or another stage needs one."""
+        return (
+            self.section(fit_inverse_dynamics.Config).enabled
+            or self.uses_planner
+            or self.section(align_world_model.Config).enabled
+            or self.section(fit_world_model.Config).inverse_dynamics_weight > 0
+        )
+
     def _check_alignment(self) -> None:
         """The settings of `align_world_model` that concern other sections."""
         alignment, planner = self.section(align_world_model.Config), self.section(fit_planner.Config)
         if not alignment.enabled:
             return
-        if not self.section(fit_inverse_dynamics.Config).enabled:
-            raise ValueError(
-                "align_world_model needs inverse dynamics models, which reward and judge: set "
-                "fit_inverse_dynamics.enabled=true"
-            )
         if self.world_model.codec != "pixel":
             raise ValueError(
                 "align_world_model rewards pixels: set align_world_model.enabled=false with world_model.codec "
                 f"{self.world_model.codec}"
             )
         if alignment.mode == "plan":
-            if not planner.enabled:
-                raise ValueError(
-                    "align_world_model.mode plan needs a planner: set fit_planner.enabled=true, or "
-                    "align_world_model.mode=follow"
-                )
             alignment.check_sampler(planner.num_sampler_steps, "fit_planner.num_sampler_steps")
         else:
             distillation = self.section(distil_world_model.Config)

@@ -9,8 +9,6 @@ from worldloop.stages import (
     STAGES,
     align_world_model,
     check_world_model,
-    fit_inverse_dynamics,
-    fit_planner,
     improve_policy,
 )
 from worldloop.stages.context import Schedule
@@ -25,9 +23,8 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     improvement = config.section(improve_policy.Config)
     method = improve_policy.METHODS[improvement.method]
     uses_value = method.uses_advantages or (method.in_rounds and improvement.uses_value)
-    uses_planner = config.section(fit_planner.Config).enabled
     is_aligned = config.section(align_world_model.Config).enabled
-    builds_on_world_model = uses_planner or is_aligned or (uses_value and config.value.uses_world_model)
+    builds_on_world_model = config.uses_planner or is_aligned or (uses_value and config.value.uses_world_model)
     schedule = Schedule(
         iteration=iteration,
         num_iterations=config.num_iterations,
@@ -36,8 +33,8 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
         in_rounds=method.in_rounds,
         uses_value=uses_value,
         uses_advantages=method.uses_advantages,
-        uses_inverse_dynamics=config.section(fit_inverse_dynamics.Config).enabled,
-        uses_planner=uses_planner,
+        uses_inverse_dynamics=config.uses_inverse_dynamics,
+        uses_planner=config.uses_planner,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
 

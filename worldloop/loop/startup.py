@@ -9,11 +9,12 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import Policy, WorldModel
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
+from worldloop.executability.reward import require_joints
 from worldloop.factory.build import build_policy, build_spec, build_world_model, choose_simulator
 from worldloop.factory.classes import require_arguments, require_members
 from worldloop.sans.recordings import check_recording
 from worldloop.simulators.base import ChunkedSimulator
-from worldloop.stages import improve_policy
+from worldloop.stages import align_world_model, improve_policy
 
 SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "make_scripted_policy", "reset", "step_chunk", "close")
 POLICY_MEMBERS = (
@@ -38,6 +39,9 @@ def check_run_can_start(config: LoopConfig) -> None:
             )
         normalisation = Normalisation(torch.zeros(spec.robot.proprio_dim), torch.ones(spec.robot.proprio_dim))
         world_model = build_world_model(config.world_model, spec, normalisation, seed=0)
+        alignment = config.section(align_world_model.Config)
+        if alignment.enabled and alignment.mode == "plan":
+            require_joints(world_model.spec.robot)
         if config.source == "simulator":
             method = improve_policy.METHODS[config.section(improve_policy.Config).method]
             policy = _check_policy(config, spec, normalisation, method.interface)

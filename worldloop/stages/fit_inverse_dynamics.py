@@ -25,7 +25,7 @@ NAMES = ("inverse_dynamics", "inverse_dynamics_judge")  # their checkpoints; the
 
 @dataclass(frozen=True)
 class Config:
-    enabled: bool = False  # fit them, and check them on held-out video
+    enabled: bool = False  # fit them, and check them on held-out video, even if no other stage needs them
     num_steps: int = 1000  # optimizer steps of each
     batch_size: int = 64  # frame steps per optimizer step
     learning_rate: float = 1e-3  # peak

@@ -29,7 +29,7 @@ class Config:
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    enabled: bool = False  # fit it, and check it; needs fit_inverse_dynamics.enabled=true
+    enabled: bool = False  # fit it, and check it; inverse dynamics models are fitted as well
     num_steps: int = 600  # optimizer steps, from the fitted world model's weights
     batch_size: int = 32  # clips per step
     learning_rate: float = 6e-4  # peak, AdamW

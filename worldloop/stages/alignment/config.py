@@ -17,7 +17,7 @@ class AlignmentConfig:
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("starts_per_update",)
 
-    enabled: bool = False  # align by a reward from inverse dynamics; needs fit_inverse_dynamics.enabled=true
+    enabled: bool = False  # align by a reward from inverse dynamics; what that needs is fitted as well
     mode: str = "plan"  # plan: the planner, by executability | follow: the world model, by following its actions
     algorithm: str = "flow_grpo"  # flow_grpo | nft | pathwise (the only one for a sampler of one step)
     num_updates: int = 30  # rounds of generated videos
