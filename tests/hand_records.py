@@ -1,4 +1,4 @@
-"""Records of an iteration with made-up figures: with two tasks, and of critics."""
+"""Records of an iteration with made-up figures: with two tasks, of critics, and of plans."""
 
 from __future__ import annotations
 
@@ -45,4 +45,24 @@ CRITICS: dict[str, Any] = {
             }
         }
     },
+}
+
+_PLANS: dict[str, Any] = {
+    "n": 52,
+    "penalty_ratio": {"value": 1.3, "low": 1.1, "high": 1.6},
+    "path_ratio": None,
+    "psnr_db": {"value": 19.0, "low": 18.0, "high": 20.0},
+    "still_psnr_db": {"value": 19.8, "low": 19.0, "high": 20.5},
+}
+
+PLANS: dict[str, Any] = {
+    "inverse_dynamics_check": {
+        "inverse_dynamics": {
+            "num_episodes": 90,
+            "explained": {"joints": {"value": 0.7, "low": 0.6, "high": 0.8}},
+            "followed": {"rate": 0.47, "low": 0.4, "high": 0.54, "k": 47, "n": 100},
+        }
+    },
+    "alignment": {"mode": "plan", "accepted": False, "reason": "worse", "before": _PLANS, "after": None},
+    "planner_check": {"plans": _PLANS, "success": {"rate": 0.34, "low": 0.28, "high": 0.41, "k": 68, "n": 200}},
 }

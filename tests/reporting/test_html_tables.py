@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hand_records import CRITICS, RECORD
+from hand_records import CRITICS, PLANS, RECORD
 
 from worldloop.core.statistics import Rate
 from worldloop.reporting.html_tables import (
@@ -10,6 +10,8 @@ from worldloop.reporting.html_tables import (
     show,
     tabulate_critics,
     tabulate_events,
+    tabulate_inverse_dynamics,
+    tabulate_plans,
     tabulate_stages,
     tabulate_success,
     tabulate_trust,
@@ -74,3 +76,23 @@ def test_critics_have_a_row_per_source_and_event() -> None:
         ["on_policy", "contact", "12", "+0.100 (+0.050 to +0.150)", "+0.020 (-0.010 to +0.050)", "0.75 (0.50 to 0.90)"]
     ]
     assert tabulate_critics([RECORD]) == tabulate_events([RECORD]) == []
+
+
+def test_plans_have_a_row_before_and_after_alignment_and_one_for_what_was_kept() -> None:
+    header, *rows = tabulate_plans([RECORD, RECORD | PLANS])
+    assert header[3:5] == ["penalty / real", "path / real"]
+    before = ["52", "1.30 (1.10 to 1.60)", "\u2013", "19.0 (18.0 to 20.0)", "19.8 (19.0 to 20.5)"]
+    assert rows == [
+        ["1", "before alignment", *before, "\u2013"],
+        ["1", "aligned (refused)", *["\u2013"] * 6],
+        ["1", "the planner kept", *before, "0.340 (0.280 to 0.410)"],
+    ]
+    following = RECORD | {"alignment": {"mode": "follow", "accepted": True, "before": {}, "after": {}}}
+    assert tabulate_plans([RECORD, following]) == []
+
+
+def test_inverse_dynamics_has_a_row_per_model() -> None:
+    assert tabulate_inverse_dynamics([RECORD, RECORD | PLANS])[1:] == [
+        ["1", "inverse_dynamics", "90", "0.700 (0.600 to 0.800)", "\u2013", "0.470 (0.400 to 0.540)"]
+    ]
+    assert tabulate_inverse_dynamics([RECORD]) == []

@@ -217,6 +217,57 @@ def tabulate_events(records: list[Record]) -> list[list[str]]:
     return [header, *rows] if rows else []
 
 
+def tabulate_inverse_dynamics(records: list[Record]) -> list[list[str]]:
+    """Table of what inverse dynamics reads from held-out video, one row per iteration and model."""
+    rows = [
+        [
+            str(record["iteration"]),
+            name,
+            str(checked["num_episodes"]),
+            *(show(checked["explained"].get(part), "value") for part in ("joints", "actions")),
+            show(checked["followed"], "rate"),
+        ]
+        for record in records
+        for name, checked in (record.get("inverse_dynamics_check") or {}).items()
+    ]
+    header = ["iteration", "model", "n", "joints explained", "actions explained", "successes followed"]
+    return [header, *rows] if rows else []
+
+
+def tabulate_plans(records: list[Record]) -> list[list[str]]:
+    """Table of a planner's videos: before and after alignment, if there was one, and the planner that was kept."""
+    rows = []
+    for record in records:
+        alignment, checked = record.get("alignment") or {}, record.get("planner_check") or {}
+        entries = [(name, alignment.get(name), None) for name in ("before", "after") if alignment.get("mode") == "plan"]
+        if checked:
+            entries.append(("kept", checked.get("plans"), checked.get("success")))
+        for name, plans, success in entries:
+            figures = plans or {}
+            verdict = {True: " (accepted)", False: " (refused)"}[alignment["accepted"]] if name == "after" else ""
+            rows.append(
+                [
+                    str(record["iteration"]),
+                    {"before": "before alignment", "after": "aligned"}.get(name, "the planner kept") + verdict,
+                    str(figures.get("n", DASH)),
+                    *(show(figures.get(figure), "value", ".2f") for figure in ("penalty_ratio", "path_ratio")),
+                    *(show(figures.get(figure), "value", ".1f") for figure in ("psnr_db", "still_psnr_db")),
+                    show(success, "rate"),
+                ]
+            )
+    header = [
+        "iteration",
+        "videos of",
+        "n",
+        "penalty / real",
+        "path / real",
+        "PSNR, dB",
+        "standing still, dB",
+        "success",
+    ]
+    return [header, *rows] if rows else []
+
+
 def count_episodes(store: SansStore, version: str) -> dict[str, dict[str, int]]:
     """``source, iteration`` -> outcome -> number of episodes in SANS version ``version``, in order of collection.
 

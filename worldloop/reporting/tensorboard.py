@@ -59,6 +59,12 @@ def plan_charts() -> Charts:
             for event in EVENTS
             if event != "success"
         },
+        "Can the robot do what a video shows?": {
+            "reward of generated videos, over updates": ("align_world_model/reward",),
+            "success of the planner": ("check_planner/success",),
+            "penalty of plans / real": ("check_planner/penalty_ratio",),
+            "path of plans / real": ("check_planner/path_ratio",),
+        },
         "What did it cost?": {
             "seconds per stage": ("cost/seconds",),
             "peak memory per stage, MiB": ("cost/peak_memory_mib",),
