@@ -17,7 +17,7 @@ Shapes: V videos, M generated frames, n = V x M, R random steps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -166,7 +166,9 @@ class AlignmentObjective(Objective[Generated]):
         old: dict[str, Tensor] = {}
         if self.config.algorithm == "flow_grpo":
             log_probs = _in_parts(
-                lambda part: compute_random_steps(tracer, part, self.sampling).log_probs, traced, self._size
+                lambda part: compute_random_steps(tracer, part, self.sampling).log_probs,
+                traced,
+                self.config.minibatch_size,
             )
         elif self.config.algorithm == "nft":
             generator = self.generators[number]
@@ -179,16 +181,12 @@ class AlignmentObjective(Objective[Generated]):
             old = self._predict_noised(tracer, traced, noisy, t)
         return Generated(traced, starts, advantages, log_probs, t, noisy, old)
 
-    @property
-    def _size(self) -> int:
-        return self.config.minibatch_size
-
     def _predict_noised(
         self, tracer: Tracer, traced: TracedFrames, noisy: Mapping[str, Tensor], t: Tensor
     ) -> dict[str, Tensor]:
         """Camera -> [V, M, C, h, w]."""
         parts = []
-        for rows in torch.arange(len(t)).split(self._size):
+        for rows in torch.arange(len(t)).split(self.config.minibatch_size):
             flat = map_views(lambda latents, r=rows: latents[r].flatten(0, 1), noisy)
             found = predict(tracer, flat, t[rows].flatten(), _flatten(traced.rows(rows)))
             parts.append(map_views(lambda latents: latents.unflatten(0, (-1, t.shape[1])), found))
@@ -271,9 +269,8 @@ def _stack_frames(frames: list[TracedFrames]) -> TracedFrames:
     return flat._map(lambda tensor: tensor.unflatten(0, (len(frames), -1)).transpose(0, 1), lambda value: value)
 
 
-def _in_parts(compute: object, traced: TracedFrames, size: int) -> Tensor:
+def _in_parts(compute: Callable[[TracedFrames], Tensor], traced: TracedFrames, size: int) -> Tensor:
     """``compute(flattened part)`` f32 [n, R] for ``size`` videos at a time, as [V, M, R]."""
-    assert callable(compute)
     M = traced.instruction.shape[1]
     parts = torch.arange(len(traced.instruction)).split(size)
     return torch.cat([compute(_flatten(traced.rows(rows))).unflatten(0, (-1, M)) for rows in parts])
