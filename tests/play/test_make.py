@@ -8,7 +8,9 @@ import pytest
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
-from worldloop.factory.checkpoints import load_critic
+from worldloop.executability.inverse_dynamics import InverseDynamicsConfig
+from worldloop.factory.build import build_inverse_dynamics, build_planner
+from worldloop.factory.checkpoints import load_critic, load_world_model, save_planner_policy
 from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import describe
 from worldloop.storage.card import read_card
@@ -91,3 +93,28 @@ def test_a_simulator_with_more_cameras_and_tasks_will_do(debug_run: Path) -> Non
     assert {task for task, _ in session.starts} == {"ToyPush-v1"}
     assert list(session.moments[1].frames) == ["base_camera"]
     session.close()
+
+
+def test_the_planner_of_the_run_plans_every_moment(debug_run: Path, tmp_path: Path) -> None:
+    """One with random weights, stored as `fit_planner` would store it."""
+    run = tmp_path / "run"
+    shutil.copytree(debug_run, run)
+    directory = RunDirectory(run)
+    state = directory.read_state()
+    fitted = load_world_model(run / state.world_model)
+    planner = build_planner(replace(fitted.config, num_sampler_steps=2), fitted.spec, fitted.normalisation, seed=0)
+    reader = build_inverse_dynamics(InverseDynamicsConfig(width=8), fitted.spec, fitted.normalisation, seed=0)
+    path = "checkpoints/iteration_001/planner"
+    save_planner_policy(planner, reader, 2, run / path, path)
+    directory.write_state(replace(state, planner=path))
+    session = make_play_session(run, None, "cpu")
+    session.step([0.5, 0.0])
+    shown = describe(session)
+    assert len(shown["plan"]["base_camera"]) == len(shown["frames"]["base_camera"])
+    assert shown["plan"] != shown["frames"]
+    assert describe(make_play_session(debug_run, None, "cpu"))["plan"] is None
+
+    (run / path / "model.safetensors").write_bytes(b"cut")
+    spoiled = make_play_session(run, None, "cpu")
+    assert describe(spoiled)["plan"] is None
+    assert "no plan: " in spoiled.note

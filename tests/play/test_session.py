@@ -47,6 +47,23 @@ def test_a_critic_sees_first_previous_and_present_frame_of_the_branch_it_is_in()
     assert make_session(with_simulator=False).moments[0].value is None
 
 
+def test_a_planner_sees_the_same_and_its_first_frame_is_kept() -> None:
+    seen: list[Observation] = []
+
+    def plan(observation: Observation) -> dict[str, torch.Tensor]:
+        seen.append(observation)
+        now = observation.frames["base_camera"][:, -1:]
+        return {"base_camera": now + len(seen)}
+
+    world_model = Summing(ToySimulator.make_spec(CONFIG))
+    session = PlaySession(world_model, CALIBRATIONS, world_model.make_starts(["ToyPush-v1"] * 3), plan=plan)  # type: ignore[arg-type]
+    session.step([0.5, 0.0])
+    assert session.moments[1].plan is not None
+    assert session.moments[1].plan["base_camera"][0, 0, 0] == session.moments[1].frames["base_camera"][0, 0, 0] + 2
+    assert [int(observation.env_step) for observation in seen] == [0, 2]
+    assert make_session(with_simulator=False).moments[0].plan is None
+
+
 def test_going_back_and_branching_restores_both_sides() -> None:
     session = make_session()
     for _ in range(3):

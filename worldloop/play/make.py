@@ -6,19 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from worldloop.config.loading import build_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import TaskSimulator
+from worldloop.core.interfaces import Planner, TaskSimulator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.factory.build import choose_simulator
-from worldloop.factory.checkpoints import load_critic
+from worldloop.factory.checkpoints import load_critic, load_policy
 from worldloop.factory.config import SimulatorConfig
 from worldloop.factory.pretrained import load_checked_world_model
 from worldloop.play.session import PlaySession
+from worldloop.policies.planner.policy import PlannerPolicy
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.value.critic import Critic, average_value
 
@@ -40,6 +42,10 @@ def make_play_session(
         critics = [critic.to(world_model.device) for critic in _load_critics(checkpoint, pretrained)]
     except WorldloopError as error:  # the game does not need them
         critics, note = [], f"{note}; no value: {error}".removeprefix("; ")
+    try:
+        planner = _load_planner(checkpoint, world_model.device)
+    except WorldloopError as error:
+        planner, note = None, f"{note}; no plan: {error}".removeprefix("; ")
     return PlaySession(
         world_model,
         card.calibrations,
@@ -47,7 +53,19 @@ def make_play_session(
         beside,
         note=note,
         value=partial(average_value, critics) if critics else None,
+        plan=None if planner is None else partial(planner.plan, noise_key=None, num_frames=1),
     )
+
+
+def _load_planner(checkpoint: Path, device: torch.device) -> Planner | None:
+    """The latest planner of the run that ``checkpoint`` is or lies in; none without a run, or if it is not there."""
+    run = _find_run(checkpoint)
+    path = "" if run is None else run.read_state().planner
+    if run is None or not path or not (run.path / path).is_dir():
+        return None
+    policy = load_policy(run.path / path)
+    assert isinstance(policy, PlannerPolicy)
+    return policy.to(device).planner
 
 
 def _load_critics(checkpoint: Path, pretrained: str) -> list[Critic]:

@@ -122,6 +122,7 @@ def describe(session: PlaySession) -> dict[str, Any]:
         "expected_psnr_db": round(now.expected_psnr_db, 2) if math.isfinite(now.expected_psnr_db) else None,
         "floor_db": session.calibration.floor_db,
         "value": None if now.value is None else round(now.value, 4),
+        "plan": None if now.plan is None else _encode(now.plan),
         "success_by_moment": [round(moment.success_prob, 3) for moment in session.moments],
         "simulated": None
         if now.simulated is None

@@ -48,6 +48,7 @@ class Moment:
     - ``success_prob``: calibrated; ``expected_psnr_db``: corrected by its bias, inf at the first moment
     - ``value`` in [-1, 0]: of critics, if there are any
     - ``simulated``: the moment in the simulator, ``None`` without one
+    - ``plan``: the frames that a planner expects next, if there is one
     """
 
     parent: int
@@ -57,6 +58,7 @@ class Moment:
     expected_psnr_db: float
     simulated: Simulated | None
     value: float | None = None
+    plan: Frames | None = None
 
 
 class PlaySession:
@@ -64,7 +66,8 @@ class PlaySession:
 
     With a simulator, it starts from one of the simulator's initial states: `NUM_STATES` of each of the world model's
     tasks, one task after the other. ``note`` is shown beside the game. ``value``, if given, is what critics say of an
-    observation, f32 [B] in [-1, 0]. Bad input raises `WorldloopError` and changes nothing.
+    observation, f32 [B] in [-1, 0], and ``plan`` the frames that a planner expects after it, camera -> u8
+    [B, M, h, w, 3]. Bad input raises `WorldloopError` and changes nothing.
     """
 
     def __init__(
@@ -76,10 +79,11 @@ class PlaySession:
         seed: int = 0,
         note: str = "",
         value: Callable[[Observation], Tensor] | None = None,
+        plan: Callable[[Observation], dict[str, Tensor]] | None = None,
     ) -> None:
         self.world_model, self.calibrations = world_model, calibrations
         self.spec = world_model.spec
-        self.simulator, self.note, self._value = simulator, note, value
+        self.simulator, self.note, self._value, self._plan = simulator, note, value, plan
         self.simulator_error = ""
         self._seed = seed
         self._observations = starts
@@ -124,8 +128,8 @@ class PlaySession:
         key = torch.tensor([derive_seed(self._seed, "play", start)])
         self._state = self.world_model.start(observation, key)
         frames = self._show(observation.frames)
-        worth = None if self._value is None else float(self._value(observation))
-        self.moments = [Moment(ROOT, frames, _keep(self._state, {}), 0.0, float("inf"), simulated, worth)]
+        judged = self._judge(observation)
+        self.moments = [Moment(ROOT, frames, _keep(self._state, {}), 0.0, float("inf"), simulated, *judged)]
         self.now, self.start, self._now_simulated, self._now_imagined = 0, start, 0, 0
         self.task, self.instruction = observation.task[0], observation.instruction[0]
 
@@ -141,6 +145,7 @@ class PlaySession:
         if chunk.expected_psnr_db is not None:
             psnr_db = float(chunk.expected_psnr_db[0, -1]) - self.calibration.psnr_bias_db
         frames = self._show(chunk.frames)
+        value, plan = self._judge(self._observe(frames, chunk.proprio[:, -1]))
         moment = Moment(
             parent=self.now,
             frames=frames,
@@ -148,7 +153,8 @@ class PlaySession:
             success_prob=float(self.calibration.probability(chunk.success_logit[0, -1])),
             expected_psnr_db=psnr_db,
             simulated=self._simulate(actions),
-            value=None if self._value is None else float(self._value(self._observe(frames, chunk.proprio[:, -1]))),
+            value=value,
+            plan=plan,
         )
         self.moments.append(moment)
         self.now = self._now_imagined = len(self.moments) - 1
@@ -202,6 +208,11 @@ class PlaySession:
     def _show(self, frames: dict[str, Tensor]) -> Frames:
         """Of ``frames`` [1, n, h, w, 3], the last frame of each camera that the world model imagines."""
         return {name: frames[name][0, -1].cpu().numpy().copy() for name in self.spec.robot.camera_names}
+
+    def _judge(self, observation: Observation) -> tuple[float | None, Frames | None]:
+        """The value of ``observation``, of one row, and the frames that are planned next."""
+        value = None if self._value is None else float(self._value(observation))
+        return value, None if self._plan is None else self._show(self._plan(observation))
 
     def _observe(self, frames: Frames, proprio: Tensor) -> Observation:
         """What a policy would see one frame after now, where ``frames`` and ``proprio`` [1, S] are imagined."""
