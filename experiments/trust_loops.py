@@ -80,7 +80,8 @@ def open_beside(config: LoopConfig, suffix: str, label: str) -> tuple[StageConte
 
 
 def begin_arm(folder: Path, name: str) -> None:
-    """Remove what another arm left half done in ``folder``: its training checkpoints, critics, policies and labels.
+    """Remove what another arm left half done in ``folder``: its training checkpoints, critics, policies, planners and
+    labels.
 
     Stages go on with what they find under their own names, whoever made it.
     """
@@ -88,7 +89,8 @@ def begin_arm(folder: Path, name: str) -> None:
     if marker.exists() and marker.read_text() == name:
         return
     made = folder / "checkpoints/iteration_001"
-    for left in (folder / "partial", folder / "labels/iteration_001", *made.glob("critic_?"), made / "policy"):
+    own = [made / name for name in ("policy", "planner", "planner_aligned")]
+    for left in (folder / "partial", folder / "labels/iteration_001", *own, *made.glob("critic_?")):
         shutil.rmtree(left, ignore_errors=True)
     for left in made.glob("policy_after_???"):
         shutil.rmtree(left)

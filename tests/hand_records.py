@@ -63,6 +63,6 @@ PLANS: dict[str, Any] = {
             "followed": {"rate": 0.47, "low": 0.4, "high": 0.54, "k": 47, "n": 100},
         }
     },
-    "alignment": {"mode": "plan", "accepted": False, "reason": "worse", "before": _PLANS, "after": None},
+    "alignment": {"mode": "plan", "accepted": False, "kept": False, "reason": "worse", "before": _PLANS, "after": None},
     "planner_check": {"plans": _PLANS, "success": {"rate": 0.34, "low": 0.28, "high": 0.41, "k": 68, "n": 200}},
 }

@@ -8,7 +8,8 @@ ends in a policy that acts greedily on the same evaluation states. No gate choos
 
 - `clone_N`: an imitation of N expert demonstrations, of one list
 - `simulated`: GRPO from the loop's clone, in the simulator. A round is 8 training states with 8 rollouts each, two
-  epochs over them, else the settings of the loop. `simulated_12` is after twelve rounds, `simulated_24` after 24
+  epochs over them, else the settings of the loop. `simulated_12` is after twelve rounds; `simulated_24` after twelve
+  more from its averaged weights, with a fresh optimizer
 - `simulated_slowly_12`, `simulated_slowly_24`: the same at a third of the learning rate
 - `simulated_from_successes_12`: twelve rounds, at a third of the learning rate, from the imitation of all successes
 

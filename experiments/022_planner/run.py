@@ -8,7 +8,7 @@ it fits both inverse dynamics models on dataset v001, then a planner for every a
 it. Then its policy acts on the evaluation states: it plans anew before every chunk, and executes that chunk.
 
 - `planner`: the default, four sampler steps
-- `one_step`: one sampler step, the mean of all ways to go on
+- `one_step`: one sampler step, the mean of all ways to go on; .9 of the training samples start from pure noise, not .5
 - `longer`: three times as many optimizer steps
 - `judge`: the plans of `planner`, executed by the model that judges, which follows real video better
 

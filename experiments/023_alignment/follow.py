@@ -13,7 +13,9 @@ TASK: push, pull, pick. What was measured is not measured again.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,10 @@ def measure(task: str, seed: int, overrides: list[str]) -> None:
         return
     begin_arm(context.models.run_dir, "follow")
     state = run_stage("fit_inverse_dynamics", state, context)
+    copy = "checkpoints/iteration_001/world_model_to_follow"  # since a check writes a card beside the weights
+    if not context.models.has(copy):
+        shutil.copytree((context.models.run_dir / state.world_model).resolve(), context.models.run_dir / copy)
+    state = replace(state, world_model=copy, teacher=copy)
     before = run_stage("check_world_model", state, context)
     aligned = run_stage("align_world_model", state, context)
     after = run_stage("check_world_model", aligned, context)

@@ -50,12 +50,24 @@ def test_it_comes_between_fit_and_check() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ((*PLAN, "fit_planner.num_sampler_steps=1"), r"the videos of a group are the same.*algorithm=pathwise"),
+        ((*PLAN, "fit_planner.num_sampler_steps=1"), r"num_sampler_steps=1 adds none: use .*algorithm=pathwise"),
         (
             (*PLAN, "align_world_model.algorithm=nft", "fit_planner.num_sampler_steps=1"),
-            "the videos of a group are the",
+            "num_sampler_steps=1 adds none",
         ),
-        (FOLLOW, r"with world_model\.num_sampler_steps=1 the videos of a group are the same"),
+        (FOLLOW, r"a sampler with world_model\.num_sampler_steps=1 adds none"),
+        ((*PLAN, "fit_planner.num_sampler_steps=2"), "needs three sampler steps or more"),
+        ((*PLAN, "align_world_model.random_steps=[2,1]"), r"random_steps is \(2, 1\), allowed: .* in order"),
+        ((*PLAN, "align_world_model.random_steps=[1,1]"), r"random_steps is \(1, 1\), allowed: .* in order"),
+        (
+            (*PLAN, "align_world_model.algorithm=pathwise", "align_world_model.shuffle_rewards=true"),
+            "does nothing for pathwise",
+        ),
+        (
+            (*PLAN, "runtime=ray", "resources.num_workers=2", "num_microbatches=2", "resources.shard_world_model=true"),
+            r"set resources\.shard_world_model=false",
+        ),
+        ((*PLAN, "num_microbatches=4"), r"align_world_model.starts_per_update 2 is no multiple"),
         ((*PLAN, "align_world_model.random_steps=[0,1]"), "neither the first nor the last sampler step can be random"),
         ((*PLAN, "align_world_model.random_steps=[3]"), "give numbers from 1 to 2"),
         ((*PLAN, "align_world_model.algorithm=ppo"), "align_world_model.algorithm"),
@@ -119,7 +131,7 @@ def test_the_planner_is_aligned_and_an_interrupted_stage_ends_in_the_same_bytes(
     assert weights.read_bytes() == before
 
     record = again.records[1]["alignment"]
-    assert (record["mode"], record["accepted"]) == ("plan", record["reason"] is None)
+    assert (record["mode"], record["accepted"], record["kept"]) == ("plan", record["reason"] is None, True)
     assert record["before"]["n"] == record["after"]["n"] > 0
     changed = set()
     old, new = (load_policy(tmp_path / path).state_dict() for path in (state.planner, resumed.planner))
@@ -197,7 +209,8 @@ def test_the_world_model_is_aligned_with_its_actions(debug_run: Path, tmp_path: 
     overrides = (*FOLLOW, "align_world_model.algorithm=pathwise", "align_world_model.gate=false")
     state, context = open_run(debug_run, tmp_path, *overrides)
     aligned = run_stage("align_world_model", state, context)
-    assert aligned.world_model == aligned.teacher == f"{state.world_model}_aligned"
+    assert aligned.world_model == f"{state.world_model}_aligned"
+    assert aligned.teacher == state.teacher, "the next fit goes on from the weights before alignment"
     old, new = (load_world_model(tmp_path / path).state_dict() for path in (state.world_model, aligned.world_model))
     changed = {name.split(".")[0] for name, value in old.items() if not torch.equal(value, new[name])}
     assert changed == {"denoiser"}
@@ -216,6 +229,22 @@ def test_several_sampler_steps_follow_by_flow_grpo(debug_run: Path, tmp_path: Pa
     context.models.save_world_model(model, state.world_model)
     ended = run_stage("align_world_model", state, context)
     assert ended.records[1]["alignment"]["mode"] == "follow"
+
+
+def test_a_planner_that_nothing_can_judge_is_refused(
+    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, context = open_run(debug_run, tmp_path, *PLAN)
+    monkeypatch.setattr(align_world_model, "find_successes", lambda *_: [])
+    refused = run_stage("align_world_model", state, context)
+    assert refused.planner == state.planner
+    assert refused.records[1]["alignment"]["reason"] == "no held-out success has 3 frames to judge by"
+    assert refused.records[1]["alignment"]["kept"] is False
+
+
+def test_what_is_off_does_not_divide_the_batch() -> None:
+    """`pushcube_gpu` with eight microbatches, the command of docs/cluster.md: alignment has four starts by default."""
+    assert load_config(DEBUG.with_name("pushcube_gpu.yaml"), ["num_microbatches=8"]).num_microbatches == 8
 
 
 def test_too_few_frames_are_named(debug_run: Path, tmp_path: Path) -> None:

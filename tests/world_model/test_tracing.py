@@ -65,6 +65,10 @@ def test_random_steps_have_ratio_1_and_distance_0_until_the_model_changes(denois
     draws = (traced.reached["base_camera"] - first.means["base_camera"]) / first.stds[:, None, None, None]
     assert float(draws.std()) == pytest.approx(1, abs=0.05)
     assert float(draws.mean()) == pytest.approx(0, abs=0.05)
+    above = traced.reached["above.camera"] - first.means["above.camera"]
+    shared = min(draws[0, 0].numel(), above[0, 0].numel())
+    pair = torch.stack([draws[0, 0].flatten()[:shared], above[0, 0].flatten()[:shared]]).detach()
+    assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.3, "cameras have noise of their own"
     first.log_probs.sum().backward()  # type: ignore[no-untyped-call]
     assert any(p.grad is not None and bool(p.grad.abs().max() > 0) for p in planner.parameters())
     with torch.no_grad():
@@ -111,7 +115,7 @@ def test_the_last_step_gives_the_frames_and_their_gradient(num_steps: int) -> No
 
 
 def test_the_first_and_last_step_cannot_be_random() -> None:
-    for steps in ((0,), (3,)):
+    for steps in ((0,), (3,), (2, 1), (1, 1)):
         with pytest.raises(ValueError, match=r"allowed: 1\.\.2 of 4 steps"):
             Sampling(4, steps)
 

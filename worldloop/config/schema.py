@@ -195,6 +195,10 @@ class LoopConfig:
                 "align_world_model rewards pixels: set align_world_model.enabled=false with world_model.codec "
                 f"{self.world_model.codec}"
             )
+        if self.resources.shard_world_model:
+            raise ValueError(
+                "align_world_model and fit_planner hold whole world models: set resources.shard_world_model=false"
+            )
         if alignment.mode == "plan":
             alignment.check_sampler(planner.num_sampler_steps, "fit_planner.num_sampler_steps")
         else:
@@ -211,6 +215,8 @@ class LoopConfig:
             raise ValueError(f"resources.num_workers {workers} needs runtime ray, not {self.runtime}")
         for name, stage in STAGES.items():
             section = self.section(stage.Config)
+            if not getattr(section, "enabled", True):
+                continue
             for key in getattr(stage.Config, "MICROBATCHED", ()):
                 if getattr(section, key) % parts:
                     raise ValueError(f"{name}.{key} {getattr(section, key)} is no multiple of num_microbatches {parts}")

@@ -55,12 +55,12 @@ def sample_times(num_rows: int, zero_share: float, generator: torch.Generator) -
 
 
 def sde_step(noisy: Tensor, data: Tensor, t: Tensor, t_next: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    """A random step with the marginals of `euler_step` (Flow-GRPO, arXiv:2505.05470, section 4.1): its mean and std.
+    """Mean and std of a random step in place of `euler_step` (Flow-GRPO, arXiv:2505.05470, section 4.1).
 
     In this convention (t from noise to data) the mean is noisy + (velocity - s^2 / (2 (1 - t)) noise) dt and the
     standard deviation s sqrt(dt), with s^2 = level^2 (1 - t) / t; velocity and noise are those of the predicted
-    ``data``. Marginals agree in the limit of small steps. ``t`` f32 [B] must be above 0, since s is infinite there.
-    The std is [B, 1, ...].
+    ``data``. Marginals agree with those of Euler steps in the limit of small steps. Four steps are far from it: they
+    leave more noise. ``t`` f32 [B] must be above 0, since s is infinite there. The std is [B, 1, ...].
     """
     t_wide, dt = expand_time(t, noisy), expand_time(t_next - t, noisy)
     drift = velocity_from_data(noisy, data, t) - level**2 / (2 * t_wide) * noise_from_data(noisy, data, t)

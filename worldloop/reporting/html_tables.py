@@ -244,7 +244,7 @@ def tabulate_plans(records: list[Record]) -> list[list[str]]:
             entries.append(("kept", checked.get("plans"), checked.get("success")))
         for name, plans, success in entries:
             figures = plans or {}
-            verdict = {True: " (accepted)", False: " (refused)"}[alignment["accepted"]] if name == "after" else ""
+            verdict = {True: " (kept)", False: " (refused)"}[alignment["kept"]] if name == "after" else ""
             rows.append(
                 [
                     str(record["iteration"]),

@@ -64,10 +64,11 @@ def align_planner(state: LoopState, config: Config, context: StageContext) -> Lo
     planner.unknown_proprio.requires_grad_(True)
     aligned = train(planner, mode, sampling, state, config, context)
     after = judge_planner(aligned, judge, state, config, context)
-    fault = ""
+    fault = f"no held-out success has {config.num_frames} frames to judge by"
     if before is not None and after is not None:
         context.reporter.log(f"plans before: {before}; after: {after}")
         fault = plan.find_fault(before, after, config)
+    fault = context.setup.data_parallel.all_gather(fault)[0]  # all ranks must decide alike, whatever their rounding
     figures = {"before": before and before.to_dict(), "after": after and after.to_dict()}
     path = f"{state.planner}_aligned"
     state = finish(state, config, context, figures, fault)
@@ -97,7 +98,7 @@ def align_world_model(state: LoopState, config: Config, context: StageContext) -
         f"held-out video: following {before.following} -> {after.following}, PSNR {before.psnr_db.value:.2f} -> "
         f"{after.psnr_db.value:.2f} dB"
     )
-    fault = follow.find_fault(before, after, config)
+    fault = context.setup.data_parallel.all_gather(follow.find_fault(before, after, config))[0]
     path = f"{state.world_model}_aligned"
     state = finish(state, config, context, {"before": before.to_dict(), "after": after.to_dict()}, fault)
     if fault and config.gate:
@@ -105,9 +106,7 @@ def align_world_model(state: LoopState, config: Config, context: StageContext) -
         return state
     context.models.save_world_model(aligned, path)
     context.setup.drop_checkpoint(NAME)
-    # the next fit goes on from the aligned weights, unless these are a student's
-    teacher = path if state.teacher == state.world_model else state.teacher
-    return replace(state, world_model=path, teacher=teacher)
+    return replace(state, world_model=path)  # the next fit goes on from the teacher, which is not aligned
 
 
 def choose_sampling(config: Config, num_sampler_steps: int) -> Sampling:
@@ -165,4 +164,6 @@ def finish(state: LoopState, config: Config, context: StageContext, figures: dic
     """Log and record whether the aligned model is kept."""
     kept = "the aligned model is kept" + (f", though {fault}" if fault else "")
     context.reporter.log(f"alignment refused: {fault}" if fault and config.gate else kept)
-    return state.record(alignment=figures | {"mode": config.mode, "accepted": not fault, "reason": fault or None})
+    is_kept = not (fault and config.gate)
+    verdict = {"mode": config.mode, "accepted": not fault, "reason": fault or None, "kept": is_kept}
+    return state.record(alignment=figures | verdict)

@@ -70,11 +70,12 @@ def compare_plans(state: LoopState, config: Config, context: StageContext) -> di
     if not episodes:
         context.reporter.log(f"no held-out success of {config.num_frames} frames, so no plan is compared with one")
         return None
-    policy = context.models.load_policy(state.planner)
+    policy = context.models.load_policy(state.planner).to(context.device)
     assert isinstance(policy, PlannerPolicy)
     keys = make_row_keys(len(episodes), context.seed, state.iteration, NAME)
     videos = plan_successes(policy.planner, episodes, config.num_frames, keys)
-    judged = judge_plans(videos, context.models.load_inverse_dynamics(state.inverse_dynamics_judge))
+    judge = context.models.load_inverse_dynamics(state.inverse_dynamics_judge).to(context.device)
+    judged = judge_plans(videos, judge)
     context.reporter.log(f"plans: {judged}")
     values = {f"{NAME}/psnr_db": judged.psnr_db.value, f"{NAME}/still_psnr_db": judged.still_psnr_db.value}
     for name in ("penalty_ratio", "path_ratio"):

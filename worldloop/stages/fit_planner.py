@@ -1,6 +1,6 @@
 """Fit a planner on the successes in SANS, from the fitted world model, and make a policy that executes its plans (EVA).
 
-The policy is a checkpoint like any other: it can be evaluated and played, and it collects episodes.
+The policy is a checkpoint like any other: it acts in the simulator wherever a policy does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Fit on the training successes of ``state.dataset``, up to where each of them succeeds."""
+    """Fit on the training successes of ``state.dataset``; clips start before the success, and may end after it."""
     path = name_checkpoint(state.iteration, "planner", max(1, state.num_fits))  # a further fit, a further planner
     if not context.models.has(path):
         fitted = context.models.load_world_model(state.teacher or state.world_model)

@@ -41,8 +41,8 @@ from worldloop.world_model.variation import vary_context
 class VideoPlanner(nn.Module):
     """`Planner` on the codec, the denoiser and the instruction encoder of a world model. Its heads are not used.
 
-    ``config.num_sampler_steps`` denoising steps make a frame: there are several ways to go on, and one step would show
-    their mean. The state dict, ``config``, ``spec`` and ``normalisation`` determine it completely.
+    ``config.num_sampler_steps`` denoising steps make a frame. One step would show the mean of all ways to go on. The
+    state dict, ``config``, ``spec`` and ``normalisation`` determine it completely.
     """
 
     def __init__(self, config: WorldModelConfig, spec: SimulatorSpec, normalisation: Normalisation) -> None:

@@ -1,7 +1,7 @@
 """Generated frames with everything needed to compute again how they came about, for reinforcement learning on video.
 
 `trace` lets a world model, or a planner, generate frames; some sampler steps may be random (`flow.sde_step`).
-`predict` and `compute_step_log_probs` repeat single steps with gradients.
+`predict` and `compute_random_steps` repeat single steps with gradients.
 
 Shapes: B rows, n = B x M frames, K context frames, R random steps, C x h x w latents.
 """
@@ -38,9 +38,10 @@ class Sampling:
     level: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(0 < step < self.num_steps - 1 for step in self.random_steps):
+        steps = self.random_steps
+        if not all(0 < step < self.num_steps - 1 for step in steps) or list(steps) != sorted(set(steps)):
             raise ValueError(
-                f"random steps are {self.random_steps}, allowed: 1..{self.num_steps - 2} of {self.num_steps} steps"
+                f"random steps are {steps}, allowed: 1..{self.num_steps - 2} of {self.num_steps} steps, in order"
             )
 
     def times(self, step: int, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -158,10 +159,9 @@ def _trace_frame(
         if step in sampling.random_steps:
             assert step_key is not None
             counter = state.step * sampling.num_steps + step
-            noisy = {}
-            for camera, mean, std in _step_all(last, data, t, t_next, sampling.level):
-                draw = row_normal(step_key, counter, mean.shape[1:]).to(mean)
-                noisy[camera] = mean + std * draw
+            means = _step_all(last, data, t, t_next, sampling.level)
+            draws = _draw_normal(step_key, counter, {camera: mean for camera, mean, _ in means})
+            noisy = {camera: mean + std * draws[camera] for camera, mean, std in means}
             before.append(map_views(_first, last))
             after.append(map_views(_first, noisy))
         else:
@@ -231,6 +231,13 @@ def _step_all(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """Camera, mean and std of the random step of each view."""
     return [(camera, *flow.sde_step(noisy[camera], frame, t, t_next, level)) for camera, frame in data.items()]
+
+
+def _draw_normal(key: Tensor, step: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Standard normal noise of the shapes of ``like``, camera -> [B, ...]; each camera has a part of one draw."""
+    counts = [latents[0].numel() for latents in like.values()]
+    parts = row_normal(key, step, (sum(counts),)).split(counts, dim=1)
+    return {camera: part.reshape(like[camera].shape).to(like[camera]) for camera, part in zip(like, parts, strict=True)}
 
 
 def _first(latents: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ class AlignmentConfig:
     algorithm: str = "flow_grpo"  # flow_grpo | nft | pathwise (the only one for a sampler of one step)
     num_updates: int = 30  # rounds of generated videos
     starts_per_update: int = 4  # real starts per round
-    group_size: int = 8  # videos per start; 1 is enough for pathwise
-    num_frames: int = 6  # generated frames of a video; three or more for executability
+    group_size: int = 8  # videos per start; pathwise does not compare them, so 1 is enough there
+    num_frames: int = 6  # generated frames of a video; three or more in mode plan
     minibatch_size: int = 16  # videos per optimizer step
-    learning_rate: float = 1e-4  # AdamW, constant
+    learning_rate: float = 1e-4  # AdamW, constant after four steps
     ema_decay: float = 0.9  # decay per optimizer step of the averaged weights, which are the result; 0: none
     min_group_std: float = 1e-4  # groups with a std of rewards up to this are dropped
     kl_coefficient: float = 0.004  # weight of the distance to the model before alignment; 0: none
@@ -37,7 +37,7 @@ class AlignmentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)  # of executability
     guard: bool = True  # multiply executability by the guard against standing still; false: a control
     following_temperature: float = 0.1  # mean squared error of actions, -1 to 1 in bounds, at which the reward is 1/e
-    shuffle_rewards: bool = False  # control: permute the rewards over all videos
+    shuffle_rewards: bool = False  # control: permute the rewards over the videos of a microbatch; not for pathwise
     gate: bool = True  # false, a control: keep the aligned model whatever the judge says
     max_psnr_loss_db: float = 0.5  # PSNR of held-out frames that the model may lose, in dB
 
@@ -55,8 +55,15 @@ class AlignmentConfig:
             require_range(f"align_world_model.{name}", getattr(self, name), 0)
         if self.algorithm != "pathwise" and self.group_size < 2:
             raise ValueError(f"align_world_model.group_size must be at least 2 for {self.algorithm}")
-        if self.algorithm == "flow_grpo" and not self.random_steps:
-            raise ValueError("align_world_model.random_steps must name a sampler step for flow_grpo")
+        if list(self.random_steps) != sorted(set(self.random_steps)) or not self.random_steps:
+            raise ValueError(
+                f"align_world_model.random_steps is {self.random_steps}, allowed: one or more numbers, in order"
+            )
+        if self.algorithm == "pathwise" and self.shuffle_rewards:
+            raise ValueError(
+                "align_world_model.shuffle_rewards does nothing for pathwise, which follows the reward's gradient: "
+                "use flow_grpo or nft"
+            )
 
     def check_sampler(self, num_sampler_steps: int, setting: str) -> None:
         """Raise ``ValueError`` if the algorithm cannot learn from a sampler of so many steps; ``setting`` names it."""
@@ -64,10 +71,15 @@ class AlignmentConfig:
             return
         if num_sampler_steps == 1:
             raise ValueError(
-                f"align_world_model.algorithm {self.algorithm} compares videos that differ by noise, and with "
-                f"{setting}=1 the videos of a group are the same: use align_world_model.algorithm=pathwise"
+                f"align_world_model.algorithm {self.algorithm} compares videos that differ by noise, and a sampler "
+                f"with {setting}=1 adds none: use align_world_model.algorithm=pathwise"
             )
         last = num_sampler_steps - 2
+        if self.algorithm == "flow_grpo" and last < 1:
+            raise ValueError(
+                "align_world_model.algorithm flow_grpo needs three sampler steps or more, as neither the first nor the "
+                f"last can be random: {setting} is {num_sampler_steps}"
+            )
         if self.algorithm == "flow_grpo" and not all(0 < step <= last for step in self.random_steps):
             raise ValueError(
                 f"align_world_model.random_steps is {self.random_steps}, but neither the first nor the last sampler "

@@ -95,10 +95,10 @@ def _mean(values: np.ndarray) -> float:
 
 
 def find_fault(before: Following, after: Following, config: AlignmentConfig) -> str:
-    """Why an aligned world model is refused, "" if it is not."""
+    """Why an aligned world model is refused, "" if it is not. Means are compared."""
     loss = before.psnr_db.value - after.psnr_db.value
     if loss > config.max_psnr_loss_db:
         return f"imagined frames lost {loss:.2f} dB, at most {config.max_psnr_loss_db} are allowed"
-    if after.following.value < before.following.value:
-        return "the video follows its actions no better, for the model that only judges"
+    if not after.following.value >= before.following.value:
+        return "the video follows its actions less well, for the model that only judges"
     return ""

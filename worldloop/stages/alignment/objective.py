@@ -151,7 +151,8 @@ class AlignmentObjective(Objective[Generated]):
         if config.shuffle_rewards:
             rewards = rewards[shuffle_rows(len(rewards), self.generators[number])]
         judged = compute_group_advantages(rewards, groups, config.min_group_std)
-        add_metrics(self.step_metrics, {"groups_dropped": float(judged.num_dropped)})
+        if config.algorithm != "pathwise":  # which compares no videos
+            add_metrics(self.step_metrics, {"groups_dropped": float(judged.num_dropped)})
         return self._prepare(tracer, traced, starts, judged.advantages.to(self.device), number)
 
     @torch.no_grad()

@@ -68,12 +68,15 @@ class PlanMode(Mode):
 
 
 def find_fault(before: PlanJudgement, after: PlanJudgement, config: AlignmentConfig) -> str:
-    """Why aligned plans are refused, "" if they are not: worse pictures, no smoother, or another length of path."""
+    """Why aligned plans are refused, "" if they are not: worse pictures, less smooth, or another length of path.
+
+    Means are compared. The judge's penalty has the default weights, whatever ``config.reward`` has.
+    """
     loss = before.psnr_db.value - after.psnr_db.value
     if loss > config.max_psnr_loss_db:
         return f"plans lost {loss:.2f} dB, at most {config.max_psnr_loss_db} are allowed"
-    if _value(after.penalty_ratio) > _value(before.penalty_ratio):
-        return "plans are no smoother for the model that only judges"
+    if not _value(after.penalty_ratio) <= _value(before.penalty_ratio):
+        return "plans are less smooth for the model that only judges"
     if config.guard and _leaves(_value(after.path_ratio), _value(before.path_ratio), config):
         return f"the joints' path is {_value(after.path_ratio):.2f} times as long as in real video"
     return ""
