@@ -107,7 +107,11 @@ def test_it_learns_to_go_where_successes_go() -> None:
     planner = VideoPlanner(config, toy_spec(), toy_normalisation())
     setup = TrainingSetup()
     index = torch.cartesian_prod(torch.arange(32), torch.arange(3))
-    objective = PlannerObjective(planner, data, index, setup.make_generators("plan"), batch_size=16, num_frames=2)
+
+    def draw_starts(generator: torch.Generator, number: int) -> Tensor:
+        return index[torch.randint(len(index), (number,), generator=generator)]
+
+    objective = PlannerObjective(planner, data, draw_starts, setup.make_generators("plan"), batch_size=16, num_frames=2)
     make_optimizer = partial(Optimizer, learning_rate=3e-3, num_steps=None, warmup_steps=0)
     trainer = Trainer(planner, make_optimizer, setup, RecordingReporter(), name="planner", ema_decay=0.9)
     planner = trainer.fit(objective, 120).eval()

@@ -59,7 +59,12 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         planner = context.models.new_planner(fitted, derive_seed(context.seed, "planner"), **settings)
         planner = planner.to(context.device).train()
         clips = context.open_clips(state.dataset, "train")
-        starts = ImitationDataset(clips.cache, EVERY_SUCCESS, planner.spec.robot.camera_names).starts
+        successes = ImitationDataset(clips.cache, EVERY_SUCCESS, planner.spec.robot.camera_names)
+
+        def draw_starts(generator: torch.Generator, number: int) -> torch.Tensor:
+            """All tasks are drawn equally often."""
+            return torch.from_numpy(successes.starts[successes.draw_starts(generator, number)])
+
         trainer = Trainer(
             planner,
             partial(
@@ -77,7 +82,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         objective = PlannerObjective(
             planner,
             clips,
-            torch.from_numpy(starts),
+            draw_starts,
             context.setup.make_generators(context.seed, state.iteration, NAME),
             batch_size=config.batch_size // context.setup.num_microbatches,
             num_frames=config.num_frames,

@@ -15,7 +15,7 @@ Shapes: B rows, K context frames, M frames of a plan, s actions per frame, S pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -156,29 +156,29 @@ class ClipLoader(Protocol):
 
 
 class PlannerObjective(BatchObjective[Clip]):
-    """`compute_plan_loss` on clips of ``num_frames`` frames that start at the rows of ``index`` int64 [N, 2].
+    """`compute_plan_loss` on clips of ``num_frames`` frames.
 
-    ``batch_size`` is the size of a microbatch.
+    ``draw_starts(generator, number)`` gives their starts int64 [number, 2] = (episode, frame). ``batch_size`` is the size
+    of a microbatch.
     """
 
     def __init__(
         self,
         planner: VideoPlanner,
         clips: ClipLoader,
-        index: Tensor,
+        draw_starts: Callable[[torch.Generator, int], Tensor],
         generators: Mapping[int, torch.Generator],
         *,
         batch_size: int,
         num_frames: int,
     ) -> None:
         super().__init__(generators)
-        self.planner, self.clips, self.index = planner, clips, index
+        self.planner, self.clips, self.draw_starts = planner, clips, draw_starts
         self.batch_size, self.num_frames = batch_size, num_frames
 
     def draw(self, generator: torch.Generator) -> Clip:
-        rows = torch.randint(len(self.index), (self.batch_size,), generator=generator)
-        num_context = self.planner.world_model.num_context_frames
-        return self.clips.load(self.index[rows], self.num_frames, num_context)
+        starts = self.draw_starts(generator, self.batch_size)
+        return self.clips.load(starts, self.num_frames, self.planner.world_model.num_context_frames)
 
     def count(self, batch: Clip) -> Tensor:
         return batch.valid.sum()
