@@ -158,7 +158,7 @@ class ClipLoader(Protocol):
 class PlannerObjective(BatchObjective[Clip]):
     """`compute_plan_loss` on clips of ``num_frames`` frames.
 
-    ``draw_starts(generator, number)`` gives their starts int64 [number, 2] = (episode, frame). ``batch_size`` is that of
+    ``draw_starts(generator, number)`` gives their starts int64 [number, 2] = (episode, frame); ``batch_size`` is of
     a microbatch.
     """
 
