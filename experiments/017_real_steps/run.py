@@ -282,6 +282,8 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
     for axis, (task, figures) in zip(axes[0], tasks.items(), strict=True):
         for (label, names), marker in zip(LINES.items(), "sopdv^", strict=True):
             arms = [figures["arms"][name] for name in names if name in figures["arms"]]
+            if len(arms) < 2:
+                continue  # not measured
             (line,) = axis.plot(
                 [a["steps"] for a in arms], [a["success"]["value"] for a in arms], marker=marker, label=label
             )

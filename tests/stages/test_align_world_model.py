@@ -195,6 +195,17 @@ def test_first_updates_have_ratio_1_and_no_distance(debug_run: Path, tmp_path: P
     assert "align_world_model/reward_path_ratio" in first
 
 
+def test_videos_that_are_made_one_after_the_other_are_nearly_the_same(debug_run: Path, tmp_path: Path) -> None:
+    rewards = []
+    for batch in (0, 3):
+        (tmp_path / str(batch)).mkdir()
+        state, context = open_run(debug_run, tmp_path / str(batch), *PLAN, f"resources.max_imagination_batch={batch}")
+        run_stage("align_world_model", state, context)
+        assert isinstance(context.reporter, RecordingReporter)
+        rewards.append(context.reporter.curves["align_world_model"][0]["align_world_model/reward"])
+    assert rewards[0] == pytest.approx(rewards[1], rel=1e-3)
+
+
 def test_a_planner_that_became_worse_is_refused(debug_run: Path, tmp_path: Path) -> None:
     state, context = open_run(debug_run, tmp_path, *PLAN, "align_world_model.learning_rate=1")
     refused = run_stage("align_world_model", state, context)

@@ -145,6 +145,7 @@ def train[ModuleT: nn.Module](
         key=key,
         num_microbatches=context.setup.num_microbatches,
         device=context.device,
+        max_batch=context.max_imagination_batch,
     )
     return trainer.fit(objective, config.num_updates).eval()
 

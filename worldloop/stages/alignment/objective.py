@@ -84,7 +84,10 @@ class Generated(Rows):
 
 
 class AlignmentObjective(Objective[Generated]):
-    """One step is a round: generate groups of videos, score them, then take optimizer steps over them."""
+    """One step is a round: generate groups of videos, score them, then take optimizer steps over them.
+
+    ``max_batch``: most videos that are generated at once; 0: all of a microbatch.
+    """
 
     progress_metric = "reward"
     log_every = 1
@@ -99,10 +102,11 @@ class AlignmentObjective(Objective[Generated]):
         key: tuple[int | str, ...],
         num_microbatches: int,
         device: torch.device,
+        max_batch: int = 0,
     ) -> None:
         super().__init__(generators)
         self.mode, self.config, self.sampling, self.key = mode, config, sampling, key
-        self.num_microbatches, self.device = num_microbatches, device
+        self.num_microbatches, self.device, self.max_batch = num_microbatches, device, max_batch
 
     def batches(self, step: int) -> Iterable[Mapping[int, Generated]]:
         rounds = {number: self._generate(step, number) for number in self.generators}
@@ -130,16 +134,9 @@ class AlignmentObjective(Objective[Generated]):
         starts = self.mode.draw_starts(self.generators[number], num_starts).rows(groups)
         draws = (*self.key, step, "micro-batch", number)
         own, shared = make_row_keys(len(groups), *draws, "video"), make_row_keys(num_starts, *draws, "start")[groups]
-        tracer = self.mode.make_tracer(starts)
-        frames = trace(
-            tracer,
-            starts.observation,
-            shared if config.algorithm == "flow_grpo" else own,
-            config.num_frames,
-            self.sampling,
-            own,
-        )
-        traced = _stack_frames(frames)
+        noise = shared if config.algorithm == "flow_grpo" else own
+        blocks = torch.arange(len(groups)).split(self.max_batch or len(groups))
+        traced = TracedFrames.cat([self._trace(starts.rows(rows), noise[rows], own[rows]) for rows in blocks])
         with torch.no_grad():
             rewards, figures = self.mode.score(traced.data, starts)
         means = {"reward": rewards} | {f"reward_{name}": values for name, values in figures.items()}
@@ -153,13 +150,18 @@ class AlignmentObjective(Objective[Generated]):
         judged = compute_group_advantages(rewards, groups, config.min_group_std)
         if config.algorithm != "pathwise":  # which compares no videos
             add_metrics(self.step_metrics, {"groups_dropped": float(judged.num_dropped)})
-        return self._prepare(tracer, traced, starts, judged.advantages.to(self.device), number)
+        return self._prepare(traced, starts, judged.advantages.to(self.device), number)
+
+    def _trace(self, starts: Starts, noise_key: Tensor, step_key: Tensor) -> TracedFrames:
+        """The videos after ``starts``, with [V, M, ...] in place of [n, ...]."""
+        tracer = self.mode.make_tracer(starts)
+        num_frames = self.config.num_frames
+        return _stack_frames(trace(tracer, starts.observation, noise_key, num_frames, self.sampling, step_key))
 
     @torch.no_grad()
-    def _prepare(
-        self, tracer: Tracer, traced: TracedFrames, starts: Starts, advantages: Tensor, number: int
-    ) -> Generated:
+    def _prepare(self, traced: TracedFrames, starts: Starts, advantages: Tensor, number: int) -> Generated:
         """What the algorithm needs of the model that generated the videos."""
+        tracer = self.mode.make_tracer(None)
         V, M = traced.instruction.shape[:2]
         nothing = advantages.new_zeros(V, M, 0)
         log_probs, t = nothing, nothing
