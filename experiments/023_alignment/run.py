@@ -1,13 +1,14 @@
 """Experiment 023: does EVA's alignment make plans that a robot executes better?
 
     python experiments/023_alignment/run.py measure TASK [key=value ...] [--seeds 0 1 2] [--arms flow_grpo ...]
-    python experiments/023_alignment/run.py report [key=value ...]      # result.json, alignment.png
+    python experiments/023_alignment/run.py report [key=value ...]      # result.json, alignment.png, plans.png
 
 ``measure`` needs the arm `planner` of experiment 022 under the same run_root. Every arm aligns that planner, by the
 loop's own stage, and keeps the result whatever the stage decides. Then its policy acts on the evaluation states.
 
 - `none`: the planner before alignment
 - `flow_grpo`, `nft`, `pathwise`: the algorithms, by the reward of the first inverse dynamics model
+- `flow_grpo_10`: a third of the updates
 - `shuffled`: flow_grpo with the rewards permuted over all videos; `no_guard`: pathwise without the guard against
   standing still; `no_jerk`: flow_grpo without the term of jerk
 - `smoothed`: the planner before alignment, but every executed action is the mean of the latest five
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -49,6 +51,7 @@ from trust_loops import (  # noqa: E402
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
 from worldloop.core.types import ActionChunk, Episode, Observation  # noqa: E402
+from worldloop.evaluation.plans import find_successes, plan_successes  # noqa: E402
 from worldloop.executability.inverse_dynamics import InverseDynamics  # noqa: E402
 from worldloop.factory.build import build_simulator  # noqa: E402
 from worldloop.policies.planner.policy import PlannerPolicy  # noqa: E402
@@ -61,6 +64,7 @@ from worldloop.world_model.planner import VideoPlanner  # noqa: E402
 ARMS: dict[str, list[str]] = {
     "none": [],
     "flow_grpo": [],
+    "flow_grpo_10": ["num_updates=10"],
     "nft": ["algorithm=nft"],
     "pathwise": ["algorithm=pathwise"],
     "shuffled": ["shuffle_rewards=true"],
@@ -69,6 +73,7 @@ ARMS: dict[str, list[str]] = {
     "smoothed": [],
 }
 WINDOW = 5  # actions that are averaged in `smoothed`
+NUM_FRAMES, NUM_DRAWN = 6, 3  # of each video in plans.png, and videos
 COMMON = [
     "fit_inverse_dynamics.enabled=true",
     "fit_planner.enabled=true",
@@ -205,7 +210,7 @@ def observe_all(episode: Episode) -> Observation:
 
 
 def report(overrides: list[str]) -> None:
-    """Write result.json and alignment.png from the loops that have been measured."""
+    """Write result.json, alignment.png and plans.png from the loops that have been measured."""
     tasks: dict[str, Any] = {}
     for task, seeds in read_measured(overrides, "idm", NAME).items():
         arms = compare_arms(seeds, list(ARMS), "none")
@@ -219,6 +224,23 @@ def report(overrides: list[str]) -> None:
         raise SystemExit("nothing has been measured yet")
     write_file(HERE / "result.json", to_json({"arms": ARMS, "tasks": tasks}), "result.json")
     plot_success(tasks, HERE / "alignment.png")
+    task, figures = next(iter(tasks.items()))
+    draw_plans(task, next(seed for seed, arms in figures["seeds"].items() if "flow_grpo" in arms), overrides)
+
+
+def draw_plans(task: str, seed: int, overrides: list[str]) -> None:
+    """Draw the last held-out successes: the real video, the plan from its start, and the plan after `flow_grpo`."""
+    context, state = open_beside(configure(task, seed, overrides), "idm", f"{task} {seed}")
+    episodes = find_successes(context.open_cache(state.dataset), NUM_FRAMES, NUM_DRAWN)
+    rows = []
+    for path in (PLANNER, "checkpoints/iteration_001/planner-flow_grpo"):
+        policy = context.models.load_policy(path)
+        assert isinstance(policy, PlannerPolicy)
+        videos = plan_successes(policy.planner, episodes, NUM_FRAMES, torch.arange(len(episodes)))
+        rows.append(next(iter(videos.planned.values())))
+    rows.insert(0, next(iter(videos.real.values())))
+    strips = [torch.cat(list(video[episode]), dim=1) for episode in range(len(episodes)) for video in rows]
+    Image.fromarray(torch.cat(strips).numpy()).save(HERE / "plans.png")
 
 
 FIGURES = ("penalty_ratio", "path_ratio", "psnr_db", "tracking_mm", "reading_mm", "moved_mm")
@@ -226,7 +248,7 @@ FIGURES = ("penalty_ratio", "path_ratio", "psnr_db", "tracking_mm", "reading_mm"
 
 def summarise(name: str, seeds: Mapping[int, Any]) -> dict[str, Any]:
     """Of one arm each of `FIGURES` over seeds."""
-    entries = [measured["arms"][name] for measured in seeds.values() if name in measured["arms"]]
+    entries = [measured["arms"][name] for measured in seeds.values() if name in measured["success"]]
     values = {
         figure: [e["plans"][figure]["value"] if figure in e["plans"] else e[figure] for e in entries]
         for figure in FIGURES
