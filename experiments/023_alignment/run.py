@@ -13,9 +13,10 @@ loop's own stage, and keeps the result whatever the stage decides. Then its poli
   standing still; `no_jerk`: flow_grpo without the term of jerk
 - `smoothed`: the planner before alignment, but every executed action is the mean of the latest five
 
-Figures: the penalty of plans over that of real video by the inverse dynamics model that only judges; the length of
-their path; PSNR; success; and the tracking error, the distance in the simulator between the tool in the plan and the
-tool after its execution. The judge reads the former from the plan's frame; what it misreads counts as well.
+Figures, by the inverse dynamics model that only judges: violations, the terms of the penalty for limits that are
+broken; the penalty of plans over that of real video; the length of their path. And PSNR, success, and the tracking
+error: the distance in the simulator between the tool in the plan and the tool after its execution. The judge reads the
+former from the plan's frame; what it misreads counts as well.
 
 TASK: push, pull, pick. What was measured is not measured again.
 """
@@ -215,7 +216,7 @@ def report(overrides: list[str]) -> None:
     for task, seeds in read_measured(overrides, "idm", NAME).items():
         arms = compare_arms(seeds, list(ARMS), "none")
         for name, arm in arms.items():
-            arm |= summarise(name, seeds)
+            arm |= summarise(name, seeds) | {"violations_over_none": compare_violations(name, seeds)}
         tasks[task] = {"arms": arms, "seeds": {seed: measured["arms"] for seed, measured in seeds.items()}}
         print_arms(task, arms, "none")
         for name, arm in arms.items():
@@ -253,7 +254,24 @@ def summarise(name: str, seeds: Mapping[int, Any]) -> dict[str, Any]:
         figure: [e["plans"][figure]["value"] if figure in e["plans"] else e[figure] for e in entries]
         for figure in FIGURES
     }
+    values["violations"] = [sum_violations(entry, "planned") for entry in entries]
+    values["violations_of_real_video"] = [sum_violations(entry, "real") for entry in entries]
     return {figure: estimate_over_seeds(own).to_dict() | {"by_seed": own} for figure, own in values.items()}
+
+
+def sum_violations(entry: dict[str, Any], kind: str) -> float:
+    """The penalty's terms of velocity and acceleration beyond their limits, by the judge."""
+    terms = entry["plans"]["terms"]
+    return float(sum(terms[name][kind] for name in ("velocity_limit", "acceleration_limit")))
+
+
+def compare_violations(name: str, seeds: Mapping[int, Any]) -> dict[str, Any]:
+    """Violations of ``name`` over those of `none`: geometric mean over seeds, with a t-interval of its logarithm."""
+    pairs = [m["arms"] for m in seeds.values() if {name, "none"} <= set(m["success"])]
+    ratios = [sum_violations(arms[name], "planned") / sum_violations(arms["none"], "planned") for arms in pairs]
+    logarithm = estimate_over_seeds(np.log(ratios).tolist()).to_dict()
+    bounds = {key: None if value is None else float(np.exp(value)) for key, value in logarithm.items()}
+    return bounds | {"by_seed": ratios}
 
 
 if __name__ == "__main__":

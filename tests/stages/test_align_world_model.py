@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from reporters import RecordingReporter
@@ -11,6 +12,7 @@ from reporters import RecordingReporter
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import SimulatorSpec
+from worldloop.core.statistics import Rate
 from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.checkpoints import load_policy, load_world_model
 from worldloop.loop import startup
@@ -20,6 +22,7 @@ from worldloop.policies.planner.policy import PlannerPolicy
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.stages import STAGES, align_world_model
+from worldloop.stages.alignment import plan
 from worldloop.stages.alignment.objective import AlignmentObjective
 from worldloop.stages.alignment.plan import PlanMode
 from worldloop.stages.context import StageContext
@@ -133,6 +136,7 @@ def test_the_planner_is_aligned_and_an_interrupted_stage_ends_in_the_same_bytes(
     record = again.records[1]["alignment"]
     assert (record["mode"], record["accepted"], record["kept"]) == ("plan", record["reason"] is None, True)
     assert record["before"]["n"] == record["after"]["n"] > 0
+    assert record["success"]["before"]["n"] == record["success"]["after"]["n"] == 10
     changed = set()
     old, new = (load_policy(tmp_path / path).state_dict() for path in (state.planner, resumed.planner))
     for name, value in old.items():
@@ -210,7 +214,6 @@ def test_a_planner_that_became_worse_is_refused(debug_run: Path, tmp_path: Path)
     state, context = open_run(debug_run, tmp_path, *PLAN, "align_world_model.learning_rate=1")
     refused = run_stage("align_world_model", state, context)
     assert refused.planner == state.planner
-    assert not (tmp_path / f"{state.planner}_aligned").exists()
     assert refused.records[1]["alignment"]["accepted"] is False
     assert isinstance(context.reporter, RecordingReporter)
     assert any(line.startswith("alignment refused: plans lost") for line in context.reporter.lines)
@@ -240,6 +243,22 @@ def test_several_sampler_steps_follow_by_flow_grpo(debug_run: Path, tmp_path: Pa
     context.models.save_world_model(model, state.world_model)
     ended = run_stage("align_world_model", state, context)
     assert ended.records[1]["alignment"]["mode"] == "follow"
+
+
+def test_a_smoother_planner_that_succeeds_less_often_is_refused(
+    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, context = open_run(debug_run, tmp_path, *PLAN)
+    monkeypatch.setattr(plan, "find_fault", lambda *_: "")
+    rates = {state.planner: Rate.of(np.arange(10) < 6), f"{state.planner}_aligned": Rate.of(np.arange(10) < 5)}
+    monkeypatch.setattr(align_world_model, "act", lambda policy, *_: rates[policy])
+    refused = run_stage("align_world_model", state, context)
+    assert refused.planner == state.planner
+    record = refused.records[1]["alignment"]
+    assert record["reason"] == "the aligned planner succeeds in 5 states, before in 6"
+    assert record["success"]["before"]["k"] == 6
+    rates[f"{state.planner}_aligned"] = rates[state.planner]
+    assert run_stage("align_world_model", state, context).planner == f"{state.planner}_aligned"
 
 
 def test_a_planner_that_nothing_can_judge_is_refused(

@@ -12,9 +12,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from worldloop.core.randomness import make_row_keys
+from worldloop.core.statistics import Rate
 from worldloop.evaluation.plans import PlanJudgement, find_successes, judge_plans, plan_successes
 from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.policies.planner.policy import PlannerPolicy
@@ -68,16 +70,35 @@ def align_planner(state: LoopState, config: Config, context: StageContext) -> Lo
     if before is not None and after is not None:
         context.reporter.log(f"plans before: {before}; after: {after}")
         fault = plan.find_fault(before, after, config)
-    fault = context.setup.data_parallel.all_gather(fault)[0]  # all ranks must decide alike, whatever their rounding
-    figures = {"before": before and before.to_dict(), "after": after and after.to_dict()}
     path = f"{state.planner}_aligned"
+    context.models.save_planner_policy(aligned, inverse_dynamics, path)
+    success: dict[str, dict[str, float]] = {}
+    has_simulator = bool(state.clone)
+    if config.num_states and has_simulator and context.setup.data_parallel.is_main:
+        planners = {"before": state.planner, "after": path}
+        rates = {when: act(policy, state, config, context) for when, policy in planners.items()}
+        success = {when: rate.to_dict() for when, rate in rates.items()}
+        context.reporter.log(f"the planner succeeds in {rates['before']}, aligned in {rates['after']}")
+        if not fault and rates["after"].k < rates["before"].k:
+            fault = f"the aligned planner succeeds in {rates['after'].k} states, before in {rates['before'].k}"
+    fault = context.setup.data_parallel.all_gather(fault)[0]  # all ranks must decide alike, whatever their rounding
+    figures = {"before": before and before.to_dict(), "after": after and after.to_dict(), "success": success or None}
     state = finish(state, config, context, figures, fault)
     if fault and config.gate:
         context.setup.drop_checkpoint(NAME)
         return state
-    context.models.save_planner_policy(aligned, inverse_dynamics, path)
     context.setup.drop_checkpoint(NAME)
     return replace(state, planner=path)
+
+
+def act(policy: str, state: LoopState, config: Config, context: StageContext) -> Rate:
+    """Success of ``policy`` on fresh validation states, the same for every policy. Its steps only judge."""
+    simulation = context.simulation
+    states = simulation.draw_fresh_states("validation", config.num_states, NAME, state.iteration)
+    episodes = simulation.run(
+        states, block_size=config.block_size, purpose=NAME, iteration=state.iteration, policy=policy
+    )
+    return Rate.of(np.array([episode.is_success for episode in episodes]))
 
 
 def align_world_model(state: LoopState, config: Config, context: StageContext) -> LoopState:

@@ -38,20 +38,22 @@ class AlignmentConfig:
     guard: bool = True  # multiply executability by the guard against standing still; false: a control
     following_temperature: float = 0.1  # mean squared error of actions, -1 to 1 in bounds, at which the reward is 1/e
     shuffle_rewards: bool = False  # control: permute the rewards over the videos of a microbatch; not for pathwise
+    num_states: int = 40  # mode plan: fresh validation states in which the planner acts before and after; 0: none
+    block_size: int = 10  # initial states per simulator call
     gate: bool = True  # false, a control: keep the aligned model whatever the judge says
     max_psnr_loss_db: float = 0.5  # PSNR of held-out frames that the model may lose, in dB
 
     def __post_init__(self) -> None:
         require_choice("align_world_model.mode", self.mode, MODES)
         require_choice("align_world_model.algorithm", self.algorithm, ALGORITHMS)
-        for name in ("num_updates", "starts_per_update", "group_size", "minibatch_size"):
+        for name in ("num_updates", "starts_per_update", "group_size", "minibatch_size", "block_size"):
             require_range(f"align_world_model.{name}", getattr(self, name), 1)
         require_range("align_world_model.num_frames", self.num_frames, 3 if self.mode == "plan" else 1)
         for name in ("learning_rate", "noise_level", "clip_ratio", "strength", "max_advantage"):
             require_positive(f"align_world_model.{name}", getattr(self, name))
         require_positive("align_world_model.following_temperature", self.following_temperature)
         require_range("align_world_model.ema_decay", self.ema_decay, 0, 0.999999)
-        for name in ("min_group_std", "kl_coefficient", "max_psnr_loss_db"):
+        for name in ("min_group_std", "kl_coefficient", "max_psnr_loss_db", "num_states"):
             require_range(f"align_world_model.{name}", getattr(self, name), 0)
         if self.algorithm != "pathwise" and self.group_size < 2:
             raise ValueError(f"align_world_model.group_size must be at least 2 for {self.algorithm}")
