@@ -296,11 +296,20 @@ def test_a_robot_without_joint_limits_is_named_at_start_up(monkeypatch: pytest.M
 
 def test_a_loop_runs_with_it_to_its_end(tmp_path: Path) -> None:
     """The planner is fitted, aligned and checked; the policy improves without it."""
-    small = ("improve_policy.method=imitate_successes", "num_iterations=1", "check_world_model.probe_steps=5")
+    small = (
+        "improve_policy.method=imitate_successes",
+        "num_iterations=1",
+        "clone_policy.num_steps=60",
+        "fit_world_model.num_steps=10",
+        "fit_world_model.num_proprio_steps=5",
+        "check_world_model.probe_steps=5",
+        "check_planner.num_states=10",
+        "evaluate_policy.num_states=10",
+    )
     run_loop(load_config(DEBUG, ["runtime=inline", f"run_root={tmp_path}", *PLAN, *SMALL, *small]))
     state = RunDirectory(tmp_path / "debug").read_state()
     assert state.next_stage == ""
     record = state.records[1]
     assert record["alignment"]["mode"] == "plan"
-    assert record["planner_check"]["success"]["n"] == 40
+    assert record["planner_check"]["success"]["n"] == 10
     assert record["inverse_dynamics_check"]["inverse_dynamics_judge"]["num_episodes"] > 0

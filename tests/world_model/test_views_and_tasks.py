@@ -65,7 +65,7 @@ def test_noise_is_the_same_for_one_camera_whatever_is_drawn_beside_it() -> None:
     data = ToyEpisodes(2, cameras=TWO_CAMERAS)
     models = [make_model(tiny_config(num_sampler_steps=2), cameras) for cameras in (ONE_CAMERA, TWO_CAMERAS)]
     states = [model.start(data.first_observation(2), torch.tensor([5, 6])) for model in models]
-    one, two = (model._draw_noise(state) for model, state in zip(models, states, strict=True))
+    one, two = (model.draw_noise(state) for model, state in zip(models, states, strict=True))
     assert {camera: tuple(noise.shape) for camera, noise in two.items()} == {
         "base_camera": (2, 1, 3, 16, 16),
         "above.camera": (2, 1, 3, 8, 12),
@@ -73,7 +73,7 @@ def test_noise_is_the_same_for_one_camera_whatever_is_drawn_beside_it() -> None:
     assert two["base_camera"].std() == pytest.approx(1, abs=0.1)
     assert torch.equal(one["base_camera"], two["base_camera"])
     assert not torch.equal(two["above.camera"].flatten(), two["base_camera"].flatten()[: 2 * 3 * 8 * 12])
-    single = [make_model(cameras=TWO_CAMERAS)._draw_noise(states[1])]
+    single = [make_model(cameras=TWO_CAMERAS).draw_noise(states[1])]
     assert not any(noise.any() for noise in single[0].values()), "a single step ignores it"
 
 
