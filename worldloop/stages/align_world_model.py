@@ -84,11 +84,7 @@ def align_planner(state: LoopState, config: Config, context: StageContext) -> Lo
     fault = context.setup.data_parallel.all_gather(fault)[0]  # all ranks must decide alike, whatever their rounding
     figures = {"before": before and before.to_dict(), "after": after and after.to_dict(), "success": success or None}
     state = finish(state, config, context, figures, fault)
-    if fault and config.gate:
-        context.setup.drop_checkpoint(NAME)
-        return state
-    context.setup.drop_checkpoint(NAME)
-    return replace(state, planner=path)
+    return state if fault and config.gate else replace(state, planner=path)
 
 
 def act(policy: str, state: LoopState, config: Config, context: StageContext) -> Rate:
@@ -121,13 +117,10 @@ def align_world_model(state: LoopState, config: Config, context: StageContext) -
     )
     fault = context.setup.data_parallel.all_gather(follow.find_fault(before, after, config))[0]
     path = f"{state.world_model}_aligned"
-    state = finish(state, config, context, {"before": before.to_dict(), "after": after.to_dict()}, fault)
-    if fault and config.gate:
-        context.setup.drop_checkpoint(NAME)
-        return state
     context.models.save_world_model(aligned, path)
-    context.setup.drop_checkpoint(NAME)
-    return replace(state, world_model=path)  # the next fit goes on from the teacher, which is not aligned
+    state = finish(state, config, context, {"before": before.to_dict(), "after": after.to_dict()}, fault)
+    # the next fit goes on from the teacher, which is not aligned
+    return state if fault and config.gate else replace(state, world_model=path)
 
 
 def choose_sampling(config: Config, num_sampler_steps: int) -> Sampling:
@@ -183,7 +176,8 @@ def judge_planner(
 
 
 def finish(state: LoopState, config: Config, context: StageContext, figures: dict[str, Any], fault: str) -> LoopState:
-    """Log and record whether the aligned model is kept."""
+    """Log and record whether the aligned model, which has been saved, is kept; drop the training checkpoint."""
+    context.setup.drop_checkpoint(NAME)
     kept = "the aligned model is kept" + (f", though {fault}" if fault else "")
     context.reporter.log(f"alignment refused: {fault}" if fault and config.gate else kept)
     is_kept = not (fault and config.gate)
