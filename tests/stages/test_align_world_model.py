@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from reporters import RecordingReporter
+from stage_runs import DEBUG, open_fitted, run_stage
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
@@ -16,12 +17,10 @@ from worldloop.core.statistics import Rate
 from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.checkpoints import load_policy, load_world_model
 from worldloop.loop import startup
-from worldloop.loop.run import make_context, run_loop
+from worldloop.loop.run import run_loop
 from worldloop.loop.schedule import list_stages
 from worldloop.policies.planner.policy import PlannerPolicy
-from worldloop.reporting.progress import SilentDisplay
-from worldloop.runtime.inline import InlineRuntime
-from worldloop.stages import STAGES, align_world_model
+from worldloop.stages import align_world_model
 from worldloop.stages.alignment import plan
 from worldloop.stages.alignment.objective import AlignmentObjective
 from worldloop.stages.alignment.plan import PlanMode
@@ -30,7 +29,6 @@ from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 from worldloop.world_model.planner import VideoPlanner
 
-DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 PLAN = ("align_world_model.enabled=true",)
 FOLLOW = ("align_world_model.enabled=true", "align_world_model.mode=follow")
 SMALL = (
@@ -85,32 +83,7 @@ def test_settings_that_cannot_be_are_named(overrides: tuple[str, ...], message: 
 
 
 def open_run(debug_run: Path, tmp_path: Path, *overrides: str) -> tuple[LoopState, StageContext]:
-    """The debug run's data and world model in a folder of its own, with inverse dynamics and, if enabled, a planner."""
-    (tmp_path / "sans").symlink_to(debug_run / "sans")
-    done = RunDirectory(debug_run).read_state()
-    (tmp_path / done.world_model).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / done.world_model).symlink_to(debug_run / done.world_model)
-    config = load_config(DEBUG, ["runtime=inline", *SMALL, *overrides])
-    display = SilentDisplay()
-    context = make_context("align_world_model", config, tmp_path, InlineRuntime(0, 0, display), display)
-    context = replace(context, reporter=RecordingReporter())
-    state = LoopState(
-        iteration=1,
-        dataset="v001",
-        clone=done.clone,
-        policy=done.clone,
-        world_model=done.world_model,
-        teacher=done.world_model,
-        num_fits=1,
-        records=done.records[:1],
-    )
-    for name in ("fit_inverse_dynamics", *(["fit_planner"] if config.uses_planner else [])):
-        state = run_stage(name, state, context)
-    return state, context
-
-
-def run_stage(name: str, state: LoopState, context: StageContext) -> LoopState:
-    return STAGES[name].run(state, context.config_of(STAGES[name].Config), context)
+    return open_fitted(debug_run, tmp_path, "align_world_model", *SMALL, *overrides)
 
 
 @pytest.mark.parametrize("algorithm", ["flow_grpo", "nft", "pathwise"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reporters import RecordingReporter
+from stage_runs import DEBUG, run_stage
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
@@ -16,12 +17,10 @@ from worldloop.loop.run import make_context
 from worldloop.loop.schedule import list_stages
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
-from worldloop.stages import STAGES
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
-DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 BOTH = ("fit_inverse_dynamics", "check_inverse_dynamics")
 
 
@@ -42,10 +41,6 @@ def open_run(debug_run: Path, tmp_path: Path, *overrides: str) -> tuple[LoopStat
     state = LoopState(iteration=1, dataset="v001", clone=state.clone, policy=state.clone, records=state.records[:1])
     display = SilentDisplay()
     return state, make_context("fit_inverse_dynamics", config, tmp_path, InlineRuntime(0, 0, display), display)
-
-
-def run_stage(name: str, state: LoopState, context: StageContext) -> LoopState:
-    return STAGES[name].run(state, context.config_of(STAGES[name].Config), context)
 
 
 def test_two_models_are_fitted_checked_and_loaded(debug_run: Path, tmp_path: Path) -> None:

@@ -1,26 +1,20 @@
 """The stages of the planner in the loop, on a debug run."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from reporters import RecordingReporter
+from stage_runs import DEBUG, open_fitted, run_stage
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.factory.checkpoints import load_inverse_dynamics, load_policy, load_world_model
-from worldloop.loop.run import make_context
 from worldloop.loop.schedule import list_stages
 from worldloop.policies.planner.policy import PlannerPolicy
-from worldloop.reporting.progress import SilentDisplay
-from worldloop.runtime.inline import InlineRuntime
-from worldloop.stages import STAGES
 from worldloop.stages.context import StageContext
-from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
-DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
 ENABLED = ("fit_planner.enabled=true",)
 SMALL = ("fit_inverse_dynamics.num_steps=2", "fit_planner.num_steps=3", "fit_planner.batch_size=4")
 
@@ -41,30 +35,7 @@ def test_settings_have_bounds(setting: str) -> None:
 
 
 def open_run(debug_run: Path, tmp_path: Path, *overrides: str) -> tuple[LoopState, StageContext]:
-    """The debug run's data and world model in a folder of its own, in iteration 1 after inverse dynamics."""
-    (tmp_path / "sans").symlink_to(debug_run / "sans")
-    done = RunDirectory(debug_run).read_state()
-    for path in (done.clone, done.world_model):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).symlink_to(debug_run / path)
-    config = load_config(DEBUG, ["runtime=inline", *ENABLED, *SMALL, *overrides])
-    display = SilentDisplay()
-    context = make_context("fit_planner", config, tmp_path, InlineRuntime(0, 0, display), display)
-    context = replace(context, reporter=RecordingReporter())
-    state = LoopState(
-        iteration=1,
-        dataset="v001",
-        clone=done.clone,
-        policy=done.clone,
-        world_model=done.world_model,
-        teacher=done.world_model,
-        records=done.records[:1],
-    )
-    return run_stage("fit_inverse_dynamics", state, context), context
-
-
-def run_stage(name: str, state: LoopState, context: StageContext) -> LoopState:
-    return STAGES[name].run(state, context.config_of(STAGES[name].Config), context)
+    return open_fitted(debug_run, tmp_path, "fit_planner", *ENABLED, *SMALL, *overrides)
 
 
 def test_the_planner_is_a_policy_that_is_checked(debug_run: Path, tmp_path: Path) -> None:
