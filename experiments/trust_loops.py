@@ -46,6 +46,13 @@ def list_checked(config: LoopConfig) -> list[dict[str, Any]]:
     return entries
 
 
+def open_loop_run(task: str, seed: int, overrides: list[str], label: str) -> tuple[StageContext, str]:
+    """What stages work with in the run, and the path of its world model."""
+    config = configure(task, seed, overrides)
+    directory = locate_run(config)
+    return open_context(config, directory.path, f"{label} {task} {seed}"), directory.read_state().world_model
+
+
 def open_beside(config: LoopConfig, suffix: str, label: str) -> tuple[StageContext, LoopState]:
     """What stages work with in a folder beside the loop of ``config``, and a state after its first world model.
 

@@ -29,7 +29,6 @@ from torch import Tensor
 from worldloop.config.schema import LoopConfig
 from worldloop.core.files import to_json, write_file
 from worldloop.core.randomness import make_generator, make_row_keys
-from worldloop.core.specs import SimulatorSpec
 from worldloop.core.statistics import (
     auc,
     estimate,
@@ -39,21 +38,20 @@ from worldloop.core.statistics import (
     rank_correlation,
 )
 from worldloop.core.success import Calibrations
-from worldloop.core.types import Episode, Observation
 from worldloop.evaluation.actions_only import score_actions
 from worldloop.evaluation.closed_loop import judge_closed_loop
 from worldloop.evaluation.outcomes import observe_start
-from worldloop.evaluation.replayed_rollouts import ReplayedRollouts, replay_imagination, score_by_chunk
+from worldloop.evaluation.replayed_rollouts import score_by_chunk
 from worldloop.reporting.closed_loop import CURVES
 from worldloop.rollout.imagination import imagine_rollout
 from worldloop.stages import improve_policy
 from worldloop.stages.context import StageContext
-from worldloop.world_model.model import VideoWorldModel
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import has_ended, locate_run, open_context, run_or_report  # noqa: E402
-from trust_loops import COMMON, SEEDS, TASKS, configure, list_checked  # noqa: E402
+from replays import Replays, replay_policy  # noqa: E402
+from trust_loops import COMMON, SEEDS, TASKS, configure, list_checked, open_loop_run  # noqa: E402
 
 FIGURES = (*CURVES, "own_minus_replay")
 POLICIES = ("start", "after half of the updates", "after all updates")
@@ -61,44 +59,6 @@ NUM_SWAP_STATES = 60
 NUM_RANK_STATES = 100
 NUM_PARTS_STATES = 50
 HOT = (2.0, 4.0)  # temperatures at which a clone is a bad policy
-
-
-def open_loop_run(task: str, seed: int, overrides: list[str], label: str) -> tuple[StageContext, str]:
-    """What stages work with in the run, and the path of its world model."""
-    config = configure(task, seed, overrides)
-    directory = locate_run(config)
-    return open_context(config, directory.path, f"{label} {task} {seed}"), directory.read_state().world_model
-
-
-def replay_policy(
-    context: StageContext,
-    world_model: VideoWorldModel,
-    checkpoint: str,
-    purpose: str,
-    *,
-    num_states: int,
-    group_size: int,
-    swap_with: str = "",
-) -> ReplayedRollouts:
-    """Replayed rollouts of the policy in ``checkpoint`` from fresh validation states, as long as those of GRPO."""
-    improvement = context.config_of(improve_policy.Config)
-    policy = context.models.load_policy(checkpoint).eval()
-    policy.temperature = improvement.temperature
-    return replay_imagination(
-        policy,
-        checkpoint,
-        world_model,
-        Calibrations(),
-        context.simulation,
-        context.simulation.draw_fresh_states("validation", num_states, purpose),
-        group_size=group_size,
-        num_chunks=improvement.imagination_horizon,
-        temperature=improvement.temperature,
-        block_size=10,
-        iteration=1,
-        key=(context.seed, purpose),
-        swap_with=swap_with,
-    )
 
 
 def measure_swap(task: str, seed: int, overrides: list[str]) -> None:
@@ -167,74 +127,6 @@ def judge_actions(context: StageContext) -> dict[str, Any] | None:
     success = np.array([held_out.cache.metas[e].outcome == "success" for e in episodes.tolist()])
     figure = estimate_by_label(auc, scores[known], success[known])
     return None if figure is None else figure.to_dict(with_n=True)
-
-
-class Replays:
-    """Replayed rollouts as tensors [n, C + 1] from the first frame on; one frame per chunk. Ended rows stand still."""
-
-    def __init__(self, episodes: Sequence[Episode], num_chunks: int, spec: SimulatorSpec) -> None:
-        def stack(arrays: Sequence[np.ndarray]) -> Tensor:
-            rows = [np.concatenate([a, np.repeat(a[-1:], max(num_chunks + 1 - len(a), 0), axis=0)]) for a in arrays]
-            return torch.from_numpy(np.stack([row[: num_chunks + 1] for row in rows]))
-
-        self.num_chunks, self.spec = num_chunks, spec
-        self.frames = {c: stack([e.frames[c] for e in episodes]) for c in spec.robot.camera_names}
-        self.proprio = stack([e.proprio for e in episodes]).float()
-        self.actions = stack([e.actions for e in episodes])[:, :num_chunks]
-        solved = [np.logical_or.accumulate((e.success & e.valid).any(1)) for e in episodes]
-        self.solved = stack([np.concatenate([[False], flags]) for flags in solved])
-        self.is_running = stack([np.arange(num_chunks + 1) <= e.num_frame_steps for e in episodes])
-        metas = [episode.meta for episode in episodes]
-        self.task, self.instruction = tuple(m.task for m in metas), tuple(m.instruction for m in metas)
-
-    def observe(self, number: int) -> Observation:
-        """The true observation after ``number`` chunks."""
-        rows = torch.tensor([0, max(number - 1, 0), number])
-        return Observation(
-            frames={camera: images[:, rows] for camera, images in self.frames.items()},
-            proprio=self.proprio[:, number],
-            task=self.task,
-            instruction=self.instruction,
-            env_step=torch.full((len(self.task),), number * self.spec.actions_per_frame),
-        )
-
-    def imagine(self, world_model: VideoWorldModel, first: int, true_proprio: bool = False) -> tuple[Tensor, Tensor]:
-        """Success probability [n, C] of the frames, imagined from the true frame ``first`` on, and the hand's error.
-
-        Frames before it have the true outcome. The error is the mean distance in metres between the hand's imagined
-        and true position, by frame, over rows that still run.
-        """
-        state = world_model.start(self.observe(first), torch.arange(len(self.task)))
-        (hand,) = [m for m in self.spec.tasks[0].landmarks if m.source == "proprio"]
-        probability, errors = [self.solved[:, i + 1].float() for i in range(first)], []
-        for chunk in range(first, self.num_chunks):
-            truth = self.proprio[:, chunk + 1]
-            if true_proprio:
-                known = world_model.normalisation.normalise(truth)
-                world_model.proprio_head.forward = lambda *_, known=known: known  # type: ignore[method-assign]
-            state, imagined = world_model.imagine(state, self.actions[:, chunk])
-            probability.append(torch.sigmoid(imagined.success_logit[:, 0]))
-            apart = (imagined.proprio[:, 0] - truth)[:, list(hand.columns)].norm(dim=1) * hand.metres_per_unit
-            errors.append(apart[self.is_running[:, chunk + 1]].mean())
-        if true_proprio:
-            del world_model.proprio_head.forward
-        solved_before = self.solved[:, first] if first else torch.zeros(len(self.task), dtype=torch.bool)
-        scores = torch.stack(probability, 1)
-        scores[solved_before] = 1.0
-        return scores, torch.stack(errors)
-
-    def read_truth(self, world_model: VideoWorldModel) -> Tensor:
-        """Probability [n, C] that the frame reader of the success head gives to the true frames."""
-        logits = []
-        with torch.no_grad(), world_model.autocast():
-            instruction = world_model.instruction(self.instruction)
-            latents = world_model.encode(self.frames)
-            first = {camera: z[:, 0] for camera, z in latents.items()}
-            for number in range(1, self.num_chunks + 1):
-                frame = {camera: z[:, number] for camera, z in latents.items()}
-                proprio = world_model.normalisation.normalise(self.proprio[:, number])
-                logits.append(world_model.success_head.read_frame(first, frame, proprio, instruction))
-        return torch.sigmoid(torch.stack(logits, 1).float())
 
 
 def measure_ranking(task: str, overrides: list[str]) -> None:

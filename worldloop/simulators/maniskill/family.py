@@ -48,8 +48,8 @@ class ManiSkillTask(ABC):
     """One registered ManiSkill task with one cube and one goal.
 
     ``camera`` is the base camera's close view of this task alone; ``goal_actor`` is what marks the goal in the
-    environment. ``tells_goal``: proprio ends with the goal's position. ``actors`` are those of the family's scene, in
-    the order of the simulator state, and say which of them are the ``cube`` and the ``goal``.
+    environment, "" where no marker does. ``tells_goal``: proprio ends with the goal's position. ``actors`` are those of
+    the family's scene, in the order of the simulator state, and say which of them are the ``cube`` and the ``goal``.
     """
 
     actors: ClassVar[tuple[str, ...]] = ("table", "cube", "goal")

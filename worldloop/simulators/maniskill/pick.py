@@ -45,15 +45,19 @@ class PickScriptedPolicy:
     """
 
     version = "scripted-1"
+    carries_from = CARRY  # from this phase on what is held steers the arm
 
-    def __init__(self, task: PickTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> None:
+    def __init__(
+        self, task: ManiSkillTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
+    ) -> None:
         self._task = task
         self._robot = robot
         self._p = parameters
         self._chunk_length = chunk_length
         rows = len(parameters.progress)
         self._phase = torch.zeros(rows, dtype=torch.long)
-        self._grasped_for = torch.zeros(rows, dtype=torch.long)
+        self._held_for = torch.zeros(rows, dtype=torch.long)
+        self._released_for = torch.zeros(rows, dtype=torch.long)
         self._began_m = torch.zeros(rows, 3)
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
@@ -65,9 +69,10 @@ class PickScriptedPolicy:
         cube, goal = state[:, self._task.cube_xyz], state[:, self._task.goal_xyz]
         starts = observation.env_step == 0
         self._phase = torch.where(starts, APPROACH, self._phase)
-        self._grasped_for = torch.where(starts, 0, self._grasped_for)
+        self._held_for = torch.where(starts, 0, self._held_for)
+        self._released_for = torch.where(starts, 0, self._released_for)
         self._began_m = torch.where(starts[:, None], cube, self._began_m)
-        held = torch.where((self._phase >= CARRY)[:, None], cube - tcp, torch.zeros_like(cube))
+        held = torch.where((self._phase >= self.carries_from)[:, None], cube - tcp, torch.zeros_like(cube))
         held = held * (held.norm(dim=1, keepdim=True) < 0.03)  # what is not in the fingers does not steer them
         actions = []
         for h in range(self._chunk_length):
@@ -108,8 +113,8 @@ class PickScriptedPolicy:
 
         phase = torch.where((phase == APPROACH) & near(above), DESCEND, phase)
         phase = torch.where((phase == DESCEND) & near(grasp), GRASP, phase)
-        self._grasped_for = self._grasped_for + (phase == GRASP).long()
-        phase = torch.where((phase == GRASP) & (self._grasped_for > GRASP_STEPS), CARRY, phase)
+        self._held_for = self._held_for + (phase == GRASP).long()
+        phase = torch.where((phase == GRASP) & (self._held_for > GRASP_STEPS), CARRY, phase)
         self._phase = torch.where((phase == CARRY) & near(carry), FINISH, phase)
 
     def _wander(self, cube: Tensor, step: Tensor) -> Tensor:

@@ -258,7 +258,8 @@ class ManiSkillSimulator(ChunkedSimulator):
             render_backend="gpu" if on_gpu else "cpu",
         ).unwrapped
         env.reset(seed=0)
-        getattr(env, task.goal_actor).show_visual()  # ManiSkill hides some goals, and tells where they are instead
+        if task.goal_actor:
+            getattr(env, task.goal_actor).show_visual()  # ManiSkill hides some goals, and tells where they are instead
         if config.has_wrist_camera:
             _hide_link(env, config.robot.wrist_link)
         if (numbers := env.get_state().shape[1] + 1) != self.state_dim:
@@ -348,16 +349,17 @@ class ManiSkillSimulator(ChunkedSimulator):
 
     def _render(self) -> dict[str, Tensor]:
         env, frames = self._env, {}
-        goal = getattr(env, self._task.goal_actor)
-        if not self.config.show_goal:  # only while rendering: on the GPU what is hidden is somewhere else
-            goal.hide_visual()
+        goal = getattr(env, self._task.goal_actor, None)
+        if goal is not None and not self.config.show_goal:
+            goal.hide_visual()  # only while rendering: on the GPU what is hidden is somewhere else
         env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         for camera in self.spec.robot.camera_names:
             sensor = env._sensors[camera]
             sensor.capture()
             images = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)["rgb"]
             frames[camera] = _average_blocks(images[: self._num_rows], self.config.supersampling).cpu().clone()
-        goal.show_visual()
+        if goal is not None:
+            goal.show_visual()
         return frames
 
 
