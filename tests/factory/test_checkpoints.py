@@ -1,4 +1,4 @@
-"""Critics as checkpoints: each comes back whole, and what cannot is one clear error."""
+"""Critics and policies as checkpoints: each comes back whole, and what cannot is one clear error."""
 
 import json
 from dataclasses import replace
@@ -7,13 +7,24 @@ from typing import Any
 
 import pytest
 import torch
+from planner_toy import make_planner, make_start
 from tiny_pipeline import make_pipeline
 from world_model_toy import TWO_CAMERAS, ToyEpisodes, make_model, tiny_config, toy_normalisation, toy_spec
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Observation
-from worldloop.factory.build import build_critic
-from worldloop.factory.checkpoints import load_critic, load_world_model, save_critic, save_world_model
+from worldloop.factory.build import build_critic, build_policy
+from worldloop.factory.checkpoints import (
+    load_critic,
+    load_policy,
+    load_world_model,
+    save_critic,
+    save_policy,
+    save_world_model,
+)
+from worldloop.factory.config import PolicyConfig
+from worldloop.policies.harmowam.config import HarmoWAMConfig
+from worldloop.policies.harmowam.policy import HarmoWAM
 from worldloop.value.config import KINDS, ValueConfig
 from worldloop.value.critic import Critic
 from worldloop.value.viva import VivaCritic
@@ -22,6 +33,16 @@ from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.model import VideoWorldModel
 
 TASKS = ("Dot", "LeftDot")
+HARMOWAM = HarmoWAMConfig(
+    acts_by="average",
+    width=32,
+    num_layers=1,
+    num_heads=2,
+    stem_channels=(8, 8),
+    num_image_tokens=2,
+    num_keypoints=4,
+    proprio_prefixes=("",),
+)
 COSMOS = CosmosConfig(patch=4, num_layers=1, num_heads=2, head_dim=16, adaln_lora_dim=8, condition_dim=16)
 
 
@@ -215,3 +236,24 @@ def test_a_checkpoint_says_of_which_kind_it_is(kind: str, tmp_path: Path) -> Non
     description = json.loads((tmp_path / "critic/checkpoint.json").read_text())
     assert (description["kind"], description["name"]) == ("critic", kind)
     assert set(description["extra"]) == ({"world_model"} if kind == "viva" else set())
+
+
+def test_a_policy_that_builds_on_a_planner_comes_back_with_it(tmp_path: Path) -> None:
+    config = PolicyConfig("harmowam", harmowam=HARMOWAM)
+    spec = toy_spec(TWO_CAMERAS, TASKS)
+    policy = build_policy(config, spec, toy_normalisation(), 4, seed=1, make_planner=make_planner)
+    assert isinstance(policy, HarmoWAM)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape))
+    policy.guidance = 1.5
+    save_policy(policy, tmp_path / "policy", config, version="checkpoints/x")
+    loaded = load_policy(tmp_path / "policy")
+    assert isinstance(loaded, HarmoWAM)
+    assert (loaded.config, loaded.chunk_length, loaded.version) == (HARMOWAM, 4, "checkpoints/x")
+    assert loaded.guidance == 1.5
+    start, keys = make_start(), torch.tensor([3, 4, 5])
+    for key in (None, keys):
+        assert torch.equal(loaded.act(start, key).actions, policy.eval().act(start, key).actions)
+    with pytest.raises(WorldloopError, match="HarmoWAM builds on a planner; there is none"):
+        build_policy(config, spec, toy_normalisation(), 4, seed=1)

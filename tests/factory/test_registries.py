@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from worldloop.core.interfaces import PlannedPolicy
 from worldloop.core.specs import SimulatorSpec
 from worldloop.factory.build import build_simulator_spec, choose_simulator
 from worldloop.factory.config import PolicyConfig, SimulatorConfig
@@ -53,7 +54,8 @@ def test_a_policy_follows_its_contract(name: str) -> None:
     policy_class, config = POLICIES[name], PolicyConfig(kind=name)
     _check_section(policy_class, config, name)
     assert config.chosen_section() == policy_class.Config()
-    assert _list_arguments(policy_class) == ["config", "spec", "normalisation", "chunk_length"]
+    built_on = ["planner"] if issubclass(policy_class, PlannedPolicy) else ["spec", "normalisation"]
+    assert _list_arguments(policy_class) == ["config", *built_on, "chunk_length"]
     set_when_built = {"spec", "normalisation", "chunk_length", "temperature", "version"}
     assert all(hasattr(policy_class, member) for member in POLICY_MEMBERS if member not in set_when_built)
 

@@ -185,6 +185,27 @@ def test_a_loop_with_recap_killed_in_its_own_stages_gives_the_same_results(
     assert (last["imagined_success"] is not None) == (last["reward_alignment"] is not None) == bool(critics)
 
 
+HARMOWAM = ("policy.kind=harmowam", *RECAP, "fit_planner.num_steps=8", "fit_inverse_dynamics.num_steps=8")
+
+
+def test_a_loop_with_harmowam_killed_in_its_own_stages_gives_the_same_results(tmp_path: Path) -> None:
+    """Its world model and its planner are fitted in iteration 0 too, before it is cloned."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _in_child(whole, None, *HARMOWAM) == 0
+    for target in ((0, "fit_world_model"), (0, "fit_planner"), (0, "clone_policy"), (1, "improve_policy")):
+        assert _in_child(killed, target, *HARMOWAM) == -signal.SIGKILL, target
+    assert _in_child(killed, None, *HARMOWAM) == 0
+    assert (killed / "debug/results.json").read_bytes() == (whole / "debug/results.json").read_bytes()
+
+
+def test_harmowam_cannot_be_improved_by_likelihood_ratios(tmp_path: Path) -> None:
+    config = load_config(DEBUG, [f"run_root={tmp_path}", "policy.kind=harmowam"])
+    message = "harmowam lacks log_prob, which improve_policy.method=grpo needs: set improve_policy.method to recap or "
+    with pytest.raises(WorldloopError, match=message):
+        run_loop(config)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_ray_and_simulator_pool_give_the_same_results(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "worldloop", "run", str(DEBUG), f"run_root={tmp_path}", "runtime=ray", *SMALL]

@@ -23,6 +23,8 @@ FITTING = ("fit_world_model", "check_world_model")
 VALUE = ("fit_value", "check_value")  # critics value where imagined rollouts are cut off
 POLICY = ("improve_policy", "check_closed_loop", "promote_policy", "evaluate_policy", "collect_episodes")
 IMITATION = ("improve_policy", "promote_policy", "evaluate_policy", "collect_episodes")
+PLANNING = ("fit_inverse_dynamics", "fit_world_model", "fit_planner")
+PLAN_CHECKS = ("check_world_model", "check_planner")
 CONTROL = ["improve_policy.method=imitate_successes"]
 STUDENT = ["distil_world_model.num_steps=5", "world_model.num_sampler_steps=4"]
 
@@ -57,6 +59,13 @@ def without_collecting(stages: tuple[str, ...]) -> tuple[str, ...]:
         ),
         (CONTROL, (FIRST, IMITATION, without_collecting(IMITATION))),
         ([*CONTROL, *STUDENT], (FIRST, IMITATION, without_collecting(IMITATION))),  # nothing to distil
+        (
+            ["policy.kind=harmowam", "improve_policy.method=imitate_successes", "num_iterations=1"],
+            (
+                ("seed_dataset", *PLANNING, *FIRST[1:]),
+                ("fit_inverse_dynamics", "check_inverse_dynamics", *PLANNING[1:], *PLAN_CHECKS, *IMITATION[:-1]),
+            ),
+        ),
         (["num_iterations=0"], (without_collecting(FIRST),)),
         (["num_iterations=1"], (FIRST, without_collecting((*FITTING, *VALUE, *POLICY)))),
     ],
@@ -79,28 +88,29 @@ def test_a_recording_is_imported_and_modelled_once(control: list[str]) -> None:
 
 # Of iterations 0, 1 and 2, the last: with a simulator and a world model (GRPO), the same with critics, with a simulator
 # and without a world model (the control that imitates), with labelled advantages (recap), the same with critics built
-# on a world model (viva), and of a recording, which has iterations 0 and 1, with inverse dynamics models and a planner.
+# on a world model (viva), of a recording, which has iterations 0 and 1, with inverse dynamics models and a planner, and
+# the fifth again with a policy that builds on the planner.
 TAKES_PART = {
-    "import_dataset": ("...", "...", "...", "...", "...", "0."),
-    "seed_dataset": ("0..", "0..", "0..", "0..", "0..", ".."),
-    "clone_policy": ("0..", "0..", "0..", "0..", "0..", ".."),
-    "fit_inverse_dynamics": ("...", "...", "...", "...", "...", ".1"),
-    "check_inverse_dynamics": ("...", "...", "...", "...", "...", ".1"),
-    "fit_world_model": (".12", ".12", "...", "...", ".12", ".1"),
-    "distil_world_model": (".12", ".12", "...", "...", ".12", ".1"),
-    "fit_planner": ("...", "...", "...", "...", "...", ".1"),
-    "align_world_model": ("...", "...", "...", "...", "...", ".1"),
-    "check_world_model": (".12", ".12", "...", "...", ".12", ".1"),
-    "check_planner": ("...", "...", "...", "...", "...", ".1"),
-    "fit_value": ("...", ".12", "...", ".12", ".12", ".."),
-    "check_value": ("...", ".12", "...", ".12", ".12", ".."),
-    "label_advantages": ("...", "...", "...", ".12", ".12", ".."),
-    "improve_policy": (".12", ".12", ".12", ".12", ".12", ".."),
-    "check_closed_loop": (".12", ".12", "...", "...", "...", ".."),
-    "refit_world_model": (".12", ".12", "...", "...", "...", ".."),
-    "promote_policy": (".12", ".12", ".12", ".12", ".12", ".."),
-    "evaluate_policy": ("012", "012", "012", "012", "012", ".."),
-    "collect_episodes": ("01.", "01.", "01.", "01.", "01.", ".."),
+    "import_dataset": ("...", "...", "...", "...", "...", "0.", "..."),
+    "seed_dataset": ("0..", "0..", "0..", "0..", "0..", "..", "0.."),
+    "clone_policy": ("0..", "0..", "0..", "0..", "0..", "..", "0.."),
+    "fit_inverse_dynamics": ("...", "...", "...", "...", "...", ".1", "012"),
+    "check_inverse_dynamics": ("...", "...", "...", "...", "...", ".1", ".12"),
+    "fit_world_model": (".12", ".12", "...", "...", ".12", ".1", "012"),
+    "distil_world_model": (".12", ".12", "...", "...", ".12", ".1", ".12"),
+    "fit_planner": ("...", "...", "...", "...", "...", ".1", "012"),
+    "align_world_model": ("...", "...", "...", "...", "...", ".1", ".12"),
+    "check_world_model": (".12", ".12", "...", "...", ".12", ".1", ".12"),
+    "check_planner": ("...", "...", "...", "...", "...", ".1", ".12"),
+    "fit_value": ("...", ".12", "...", ".12", ".12", "..", ".12"),
+    "check_value": ("...", ".12", "...", ".12", ".12", "..", ".12"),
+    "label_advantages": ("...", "...", "...", ".12", ".12", "..", ".12"),
+    "improve_policy": (".12", ".12", ".12", ".12", ".12", "..", ".12"),
+    "check_closed_loop": (".12", ".12", "...", "...", "...", "..", "..."),
+    "refit_world_model": (".12", ".12", "...", "...", "...", "..", "..."),
+    "promote_policy": (".12", ".12", ".12", ".12", ".12", "..", ".12"),
+    "evaluate_policy": ("012", "012", "012", "012", "012", "..", "012"),
+    "collect_episodes": ("01.", "01.", "01.", "01.", "01.", "..", "01."),
 }
 
 
@@ -123,6 +133,9 @@ def test_a_stage_knows_its_iterations(name: str) -> None:
         loop | {"uses_world_model": True} | recap,
         {"num_iterations": 1, "has_simulator": False, "uses_world_model": True}
         | {"uses_inverse_dynamics": True, "uses_planner": True},
+        loop
+        | {"uses_world_model": True, "uses_inverse_dynamics": True, "uses_planner": True, "policy_is_planned": True}
+        | recap,
     ]
     stage = STAGES[name]
     config = stage.Config(**OFF_UNLESS.get(name, {}))

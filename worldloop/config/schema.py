@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 from worldloop.core.sections import add_sections
 from worldloop.executability.inverse_dynamics import InverseDynamicsConfig
+from worldloop.factory.build import is_planned
 from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recordings import RecordingConfig
@@ -171,9 +172,15 @@ class LoopConfig:
 
     @property
     def uses_planner(self) -> bool:
-        """Whether a planner is fitted: it was asked for, or is aligned."""
+        """Whether a planner is fitted: it was asked for, is aligned, or the policy builds on it."""
         alignment = self.section(align_world_model.Config)
-        return self.section(fit_planner.Config).enabled or (alignment.enabled and alignment.mode == "plan")
+        is_aligned = alignment.enabled and alignment.mode == "plan"
+        return self.section(fit_planner.Config).enabled or is_aligned or self.policy_is_planned
+
+    @property
+    def policy_is_planned(self) -> bool:
+        """Whether the policy builds on a planner; `WorldloopError` if its class cannot be found."""
+        return self.source == "simulator" and is_planned(self.policy)
 
     @property
     def uses_inverse_dynamics(self) -> bool:

@@ -22,6 +22,7 @@ from worldloop.core.types import (
     ChunkStep,
     ImitationBatch,
     InitialStates,
+    InteractionRule,
     Normalisation,
     Observation,
     Split,
@@ -148,11 +149,20 @@ class Planner(Protocol):
     @property
     def normalisation(self) -> Normalisation: ...
 
+    @property
+    def feature_dim(self) -> int:
+        """F, the channels of a token of `features`."""
+        ...
+
     def plan(self, context: Observation, noise_key: Tensor | None, num_frames: int) -> dict[str, Tensor]:
         """The next M = ``num_frames`` frames, camera name -> u8 [B, M, h, w, 3], without gradients.
 
         ``noise_key`` int64 [B] seeds each row's noise; ``None``: the same noise at every call.
         """
+        ...
+
+    def features(self, context: Observation) -> Tensor:
+        """Tokens f32 [B, N, F] of the next frame before it is drawn, without gradients; policies can build on them."""
         ...
 
 
@@ -244,6 +254,7 @@ class Policy(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Any]]
+    interaction: InteractionRule | None = None  # what the batches of a policy that tells interaction from transit say
     spec: SimulatorSpec  # with only the cameras that the policy reads
     normalisation: Normalisation
     chunk_length: int
@@ -264,6 +275,16 @@ class Policy(nn.Module, ABC):
     def prepare(self, dataset: ImitationSource) -> None:
         """Prepare for cloning; called once before it. Image statistics, for example, become part of the state dict."""
         return
+
+
+class PlannedPolicy(Policy):
+    """A policy that builds on a fitted planner, ``PlannedPolicy(config, planner, chunk_length)``.
+
+    ``planner`` is a `Planner` and a `torch.nn.Module`, frozen, and part of the policy's state dict. The loop fits it
+    before it clones the policy, in iteration 0 as well.
+    """
+
+    planner: nn.Module
 
 
 class LikelihoodPolicy(Policy):
@@ -362,6 +383,7 @@ __all__ = [
     "InitialStateSource",
     "LikelihoodPolicy",
     "Metrics",
+    "PlannedPolicy",
     "Planner",
     "Policy",
     "Progress",

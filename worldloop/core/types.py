@@ -327,11 +327,32 @@ class Clip(Rows):
 
 @dataclass(frozen=True)
 class ImitationBatch(Rows):
-    """Observations and the action chunks to imitate: ``actions`` f32 [B, H, A], ``valid`` bool [B, H]."""
+    """Observations and the action chunks to imitate: ``actions`` f32 [B, H, A], ``valid`` bool [B, H].
+
+    ``is_interaction`` int64 [B], for a policy with an `InteractionRule`: 1 where a chunk begins in an interaction, 0
+    where not, -1 unknown; else ``None``.
+    """
 
     observation: Observation
     actions: Tensor
     valid: Tensor
+    is_interaction: Tensor | None = None
+
+
+INTERACTION_SIGNS = ("gripper", "distance")
+
+
+@dataclass(frozen=True)
+class InteractionRule:
+    """Which frame steps of a recorded episode are an interaction with the object; the others are transit.
+
+    - ``signs``: ``gripper``: its command changes in the step, or at most ``num_frames`` steps before or after;
+      ``distance``: the hand is less than ``distance_m`` metres from the object. One sign is enough
+    """
+
+    signs: tuple[str, ...]
+    num_frames: int
+    distance_m: float
 
 
 @dataclass(frozen=True)

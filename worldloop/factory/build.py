@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from worldloop.core.interfaces import Policy, TaskSimulator
+from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import PlannedPolicy, Policy, TaskSimulator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
 from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
@@ -49,13 +50,23 @@ def choose_simulator(config: SimulatorConfig) -> tuple[type[TaskSimulator], Any]
     return simulator_class, make_settings(simulator_class, config)
 
 
+def is_planned(config: PolicyConfig) -> bool:
+    """Whether the policy that ``config`` names builds on a planner."""
+    return issubclass(find_class(config.kind, POLICIES), PlannedPolicy)
+
+
 def build_policy(
-    config: PolicyConfig, spec: SimulatorSpec, normalisation: Normalisation, chunk_length: int, seed: int
+    config: PolicyConfig,
+    spec: SimulatorSpec,
+    normalisation: Normalisation,
+    chunk_length: int,
+    seed: int,
+    make_planner: Callable[[], VideoPlanner] | None = None,
 ) -> Policy:
-    """A policy with fresh weights drawn from ``seed``."""
+    """A policy with fresh weights drawn from ``seed``; see `make_policy`."""
     policy_class = find_class(config.kind, POLICIES)
     settings = make_settings(policy_class, config)
-    return make_policy(policy_class, settings, spec, normalisation, chunk_length, seed)
+    return make_policy(policy_class, settings, spec, normalisation, chunk_length, seed, make_planner)
 
 
 def make_policy(
@@ -65,12 +76,21 @@ def make_policy(
     normalisation: Normalisation,
     chunk_length: int,
     seed: int,
+    make_planner: Callable[[], VideoPlanner] | None = None,
 ) -> Policy:
-    """A ``policy_class`` with fresh weights drawn from ``seed``. ``settings`` is an instance of its ``Config``."""
-    require_arguments(policy_class, settings, spec, normalisation, chunk_length)
+    """A ``policy_class`` with fresh weights drawn from ``seed``. ``settings`` is an instance of its ``Config``.
+
+    A `PlannedPolicy` is built on what ``make_planner`` returns; `WorldloopError` without it.
+    """
+    arguments: tuple[Any, ...] = (settings, spec, normalisation, chunk_length)
+    if issubclass(policy_class, PlannedPolicy):
+        if make_planner is None:
+            raise WorldloopError(f"{policy_class.__name__} builds on a planner; there is none: fit_planner makes it")
+        arguments = (settings, make_planner(), chunk_length)
+    require_arguments(policy_class, *arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return policy_class(settings, spec, normalisation, chunk_length)
+        return policy_class(*arguments)
 
 
 def build_world_model(

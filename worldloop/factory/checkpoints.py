@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.core.interfaces import Policy
+from worldloop.core.interfaces import PlannedPolicy, Policy
 from worldloop.core.tensors import prefix
 from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
 from worldloop.factory.build import (
@@ -37,14 +37,22 @@ PLANNER = "planner"  # the name of a policy that plans, in its checkpoint
 def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: str) -> None:
     """Write ``policy``, which was built from ``config``, to the folder ``directory``; ``version`` names its weights."""
     settings = make_settings(find_class(config.kind, POLICIES), config)
+    weights, extra = policy.state_dict(), {"chunk_length": policy.chunk_length, "version": version}
+    if isinstance(policy, PlannedPolicy):
+        planner = policy.planner
+        assert isinstance(planner, VideoPlanner)
+        extra |= {"planner": _describe_world_model(planner.config)}
+        weights = {
+            name: value for name, value in weights.items() if name not in prefix_names("planner", planner.frozen)
+        }
     checkpoint = Checkpoint(
         kind="policy",
         name=config.kind,
         config=asdict(settings),
         spec=policy.spec,
         normalisation=policy.normalisation,
-        weights=policy.state_dict(),
-        extra={"chunk_length": policy.chunk_length, "version": version},
+        weights=weights,
+        extra=extra,
     )
     save_checkpoint(directory, checkpoint)
 
@@ -58,8 +66,16 @@ def load_policy(directory: Path) -> Policy:
         policy_class = find_class(checkpoint.name, POLICIES)
         settings = rebuild_dataclass(policy_class.Config, checkpoint.config)
         length, version = int(checkpoint.extra["chunk_length"]), str(checkpoint.extra["version"])
-        policy = make_policy(policy_class, settings, checkpoint.spec, checkpoint.normalisation, length, seed=0)
-    load_weights(policy, checkpoint, directory)
+        spec, normalisation = checkpoint.spec, checkpoint.normalisation
+
+        def make_planner() -> VideoPlanner:
+            planner = rebuild_dataclass(WorldModelConfig, checkpoint.extra["planner"])
+            return build_planner(planner, spec, normalisation, seed=0)
+
+        policy = make_policy(policy_class, settings, spec, normalisation, length, 0, make_planner)
+    planned = policy.planner if isinstance(policy, PlannedPolicy) else None
+    frozen = prefix_names("planner", planned.frozen) if isinstance(planned, VideoPlanner) else frozenset()
+    load_weights(policy, checkpoint, directory, frozen)
     policy.version = version
     return policy.eval()
 
@@ -93,7 +109,7 @@ def _load_planner_policy(checkpoint: Checkpoint, directory: Path) -> PlannerPoli
         planner = build_planner(config, spec, normalisation, seed=0)
         inverse_dynamics = build_inverse_dynamics(reading, spec, normalisation, seed=0)
         policy = PlannerPolicy(planner, inverse_dynamics, int(checkpoint.extra["chunk_length"]))
-    load_weights(policy, checkpoint, directory, frozenset(f"planner.{name}" for name in planner.frozen))
+    load_weights(policy, checkpoint, directory, prefix_names("planner", planner.frozen))
     policy.version = str(checkpoint.extra["version"])
     return policy.eval()
 
@@ -185,6 +201,11 @@ def load_inverse_dynamics(directory: Path) -> InverseDynamics:
         model = build_inverse_dynamics(config, checkpoint.spec, checkpoint.normalisation, seed=0)
     load_weights(model, checkpoint, directory)
     return model.eval()
+
+
+def prefix_names(part: str, names: frozenset[str]) -> frozenset[str]:
+    """The names of the weights of ``part`` in the state dict of the whole."""
+    return frozenset(f"{part}.{name}" for name in names)
 
 
 def _describe_world_model(config: WorldModelConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from worldloop.core.types import Normalisation, Observation
 from worldloop.executability.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
 from worldloop.factory import build, checkpoints
 from worldloop.factory.config import PolicyConfig
+from worldloop.policies.planner.policy import PlannerPolicy
 from worldloop.storage.card import WorldModelCard, read_card, write_card
 from worldloop.training.data_parallel import DataParallel
 from worldloop.value.config import ValueConfig
@@ -46,8 +48,10 @@ class Models:
         """Whether a checkpoint has been saved at ``path``."""
         return self.data_parallel.any((self.run_dir / path / "checkpoint.json").is_file())
 
-    def new_policy(self, normalisation: Normalisation, seed: int) -> Policy:
-        return build.build_policy(self.policy_config, self.spec, normalisation, self.chunk_length, seed)
+    def new_policy(self, normalisation: Normalisation, seed: int, planner: str = "") -> Policy:
+        """A new policy; one that builds on a planner gets that of the policy at ``planner``, "" if there is none."""
+        make_planner = partial(self.load_planner, planner) if planner else None
+        return build.build_policy(self.policy_config, self.spec, normalisation, self.chunk_length, seed, make_planner)
 
     def load_policy(self, path: str) -> Policy:
         return checkpoints.load_policy(self.run_dir / path)
@@ -111,6 +115,13 @@ class Models:
         planner = build.build_planner(config, fitted.spec, fitted.normalisation, seed)
         planner.start_from(fitted)
         return planner
+
+    def load_planner(self, path: str) -> VideoPlanner:
+        """The planner of the policy at ``path``."""
+        policy = self.load_policy(path)
+        assert isinstance(policy, PlannerPolicy)
+        assert isinstance(policy.planner, VideoPlanner)
+        return policy.planner
 
     def save_planner_policy(self, planner: VideoPlanner, inverse_dynamics: InverseDynamics, path: str) -> None:
         """Save a policy that executes the plans of ``planner`` by ``inverse_dynamics``; `load_policy` loads it."""

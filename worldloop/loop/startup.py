@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from worldloop.config.schema import LoopConfig
@@ -10,7 +12,7 @@ from worldloop.core.interfaces import Policy, WorldModel
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
 from worldloop.executability.reward import require_joints
-from worldloop.factory.build import build_policy, build_spec, build_world_model, choose_simulator
+from worldloop.factory.build import build_planner, build_policy, build_spec, build_world_model, choose_simulator
 from worldloop.factory.classes import require_arguments, require_members
 from worldloop.sans.recordings import check_recording
 from worldloop.simulators.base import ChunkedSimulator
@@ -62,9 +64,17 @@ def _check_simulator(config: LoopConfig) -> None:
 def _check_policy(
     config: LoopConfig, spec: SimulatorSpec, normalisation: Normalisation, interface: type[Policy]
 ) -> Policy:
-    policy = build_policy(config.policy, spec, normalisation, config.chunk_length, seed=0)
-    members = (*POLICY_MEMBERS, *sorted(interface.__abstractmethods__ - Policy.__abstractmethods__))
-    require_members(members, policy, config.policy.kind)
+    make_planner = partial(build_planner, config.world_model, spec, normalisation, seed=0)
+    policy = build_policy(config.policy, spec, normalisation, config.chunk_length, 0, make_planner)
+    method = config.section(improve_policy.Config).method
+    able = [name for name, other in improve_policy.METHODS.items() if isinstance(policy, other.interface)]
+    needed = sorted(interface.__abstractmethods__ - Policy.__abstractmethods__)
+    if able and (missing := [member for member in needed if getattr(policy, member, None) is None]):
+        raise WorldloopError(
+            f"{config.policy.kind} lacks {', '.join(missing)}, which improve_policy.method={method} needs: "
+            f"set improve_policy.method to {' or '.join(able)}"
+        )
+    require_members((*POLICY_MEMBERS, *needed), policy, config.policy.kind)
     if not isinstance(policy, interface):
         raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{interface.__name__}")
     return policy

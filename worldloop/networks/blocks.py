@@ -95,6 +95,42 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens [B, N, C] to others [B, M, C] -> [B, N, C]."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.query, self.keys_values = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, others: Tensor) -> Tensor:
+        B, N, C = x.shape
+        query = self.query(x).reshape(B, N, self.num_heads, -1).transpose(1, 2)
+        keys, values = (
+            self.keys_values(others).reshape(B, others.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )
+        return self.out(attend(query, keys, values).transpose(1, 2).reshape(B, N, C))
+
+
+class CrossBlock(nn.Module):
+    """`TransformerBlock` whose tokens [B, N, C], after attending to each other, attend to others [B, M, C]."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention, self.cross = Attention(dim, num_heads), CrossAttention(dim, num_heads)
+        self.norm3 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.SiLU(), nn.Linear(mlp_ratio * dim, dim))
+
+    def forward(self, x: Tensor, others: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        x = x + self.cross(self.norm2(x), others)
+        return x + self.mlp(self.norm3(x))
+
+
 class AttentionPool(nn.Module):
     """Pool tokens [B, N, C] -> [B, C] by attention with one learned query."""
 

@@ -59,7 +59,10 @@ class WithImagined:
         if chosen is None:
             return real, is_good
         real = replace(real, observation=replace(real.observation, sim_state=None))
-        return ImitationBatch.cat([real, self.chunks.rows(chosen)]), torch.cat([is_good, self.is_good[chosen]])
+        chunks = self.chunks.rows(chosen)
+        if real.is_interaction is not None:
+            chunks = replace(chunks, is_interaction=torch.full((num_imagined,), UNKNOWN))
+        return ImitationBatch.cat([real, chunks]), torch.cat([is_good, self.is_good[chosen]])
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class ImitationDataset:
 
     - ``episodes`` int64 [n]: numbers of the selected episodes
     - ``starts`` int64 [N, 2] = (episode, frame): stored frames that are followed by at least one valid action
+    - ``interaction`` bool, one entry per frame step of the version, see `find_interaction`; ``None``: batches tell
+      nothing of it
 
     `sample` draws all tasks equally often, and all starts of a task equally often. Raises ``WorldloopError`` if no
     episode matches, ``ValueError`` for a camera that is not in the dataset.
@@ -56,7 +58,10 @@ class ImitationDataset:
         select: EpisodeSelection,
         cameras: Sequence[str],
         num_context_frames: int = NUM_CONTEXT_FRAMES,
+        interaction: np.ndarray | None = None,
     ) -> None:
+        self.interaction = interaction
+        self.first_step = np.cumsum(cache.num_steps) - cache.num_steps  # of each episode, among those of the version
         self.cache, self.cameras, self.num_context_frames = cache, cache.check_cameras(cameras), num_context_frames
         chosen = cache.select(source=select.sources, outcome=select.outcomes, split=select.split)
         tasks = np.array([cache.metas[e].task for e in chosen.tolist()])
@@ -106,8 +111,14 @@ class ImitationDataset:
         step = np.minimum(step, last)
         actions = self.cache.steps("actions", episode, step)
         valid = self.cache.steps("valid", episode, step) & is_inside[..., None]
+        interaction = None
+        if self.interaction is not None:
+            interaction = torch.from_numpy(
+                self.interaction[self.first_step[index[:, 0]] + index[:, 1]].astype(np.int64)
+            )
         return ImitationBatch(
             observation=make_observation(self.cache, self.cameras, index, self.num_context_frames),
+            is_interaction=interaction,
             actions=torch.from_numpy(actions.reshape(len(index), chunk_length, -1)),
             valid=torch.from_numpy(valid.reshape(len(index), chunk_length)),
         )
@@ -129,9 +140,8 @@ class LabelledImitation:
         is_good = np.where(np.isnan(labels.advantage), -1, labels.is_good.astype(np.int64))
         is_demonstration = [m.source in DEMONSTRATION_SOURCES and m.outcome == "success" for m in cache.metas]
         is_good[np.repeat(is_demonstration, cache.num_steps)] = 1
-        first_step = np.cumsum(cache.num_steps) - cache.num_steps  # of each episode, among those of the whole version
         episode, frame = dataset.starts.T
-        self.is_good = is_good[first_step[episode] + frame]
+        self.is_good = is_good[dataset.first_step[episode] + frame]
 
     def images(self) -> dict[str, Tensor]:
         """See `ImitationDataset.images`."""

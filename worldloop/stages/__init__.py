@@ -54,7 +54,6 @@ class Stage(Protocol):
 STAGES: dict[str, Stage] = {
     "import_dataset": import_dataset,
     "seed_dataset": seed_dataset,
-    "clone_policy": clone_policy,
     "fit_inverse_dynamics": fit_inverse_dynamics,
     "check_inverse_dynamics": check_inverse_dynamics,
     "fit_world_model": fit_world_model,
@@ -63,6 +62,7 @@ STAGES: dict[str, Stage] = {
     "align_world_model": align_world_model,
     "check_world_model": check_world_model,
     "check_planner": check_planner,
+    "clone_policy": clone_policy,
     "fit_value": fit_value,
     "check_value": check_value,
     "label_advantages": label_advantages,

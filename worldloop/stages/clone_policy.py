@@ -8,6 +8,7 @@ from typing import ClassVar
 from worldloop.core.randomness import derive_seed
 from worldloop.policies.imitation import ImitationConfig, fit_by_imitation
 from worldloop.sans.imitation import EXPERT_DEMONSTRATIONS, EpisodeSelection, ImitationDataset
+from worldloop.sans.interaction import find_interaction
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
@@ -44,9 +45,11 @@ def imitate(
     if not context.models.has(path):
         normalisation = context.store.version(state.dataset).normalisation
         seed = derive_seed(context.seed, state.iteration, "clone_policy")
-        policy = context.models.new_policy(normalisation, seed)
+        policy = context.models.new_policy(normalisation, seed, state.planner)
         cameras = policy.spec.robot.camera_names
-        dataset = ImitationDataset(context.open_cache(state.dataset), select, cameras)
+        cache = context.open_cache(state.dataset)
+        interaction = find_interaction(cache, context.spec, policy.interaction)
+        dataset = ImitationDataset(cache, select, cameras, interaction=interaction)
         context.reporter.log(f"imitating {len(dataset.episodes)} episodes ({', '.join(select.sources)})")
         policy = fit_by_imitation(
             policy,

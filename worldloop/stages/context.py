@@ -26,7 +26,8 @@ class Schedule:
     - ``uses_world_model``: a world model is fitted, because the policy improves in it, or critics or a planner build on
       it, or it is aligned, or there is no policy; ``in_rounds``: the policy improves in it round by round
     - ``uses_value``: there are critics; ``uses_advantages``: the method learns from labelled advantages
-    - ``uses_inverse_dynamics``: inverse dynamics models are fitted; ``uses_planner``: a planner as well
+    - ``uses_inverse_dynamics``: inverse dynamics models are fitted; ``uses_planner``: a planner as well;
+      ``policy_is_planned``: the policy builds on a planner, so that all of them are fitted in iteration 0 too
     """
 
     iteration: int
@@ -38,10 +39,16 @@ class Schedule:
     uses_advantages: bool = False
     uses_inverse_dynamics: bool = False
     uses_planner: bool = False
+    policy_is_planned: bool = False
 
     @property
     def is_first(self) -> bool:
         return self.iteration == 0
+
+    @property
+    def fits_models(self) -> bool:
+        """Whether the world model, and what is fitted beside it, is fitted anew."""
+        return not self.is_first or self.policy_is_planned
 
     @property
     def is_last(self) -> bool:

@@ -37,7 +37,7 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return not schedule.is_first and schedule.uses_inverse_dynamics
+    return schedule.fits_models and schedule.uses_inverse_dynamics
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:

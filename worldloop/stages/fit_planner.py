@@ -47,7 +47,7 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return not schedule.is_first and schedule.uses_planner
+    return schedule.fits_models and schedule.uses_planner
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
@@ -76,7 +76,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
             context.setup,
             context.reporter,
             name=NAME,
-            first_step=(state.iteration - 1) * config.num_steps,
+            first_step=state.iteration * config.num_steps,
             ema_decay=planner.config.ema_decay,
         )
         objective = PlannerObjective(

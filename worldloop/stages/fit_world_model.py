@@ -58,7 +58,7 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return not schedule.is_first and schedule.uses_world_model
+    return schedule.fits_models and schedule.uses_world_model
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
@@ -85,7 +85,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
             context,
             name=PROPRIO,
             tag=NAME,
-            first_step=(state.iteration - 1) * config.num_proprio_steps,
+            first_step=state.iteration * config.num_proprio_steps,
             draws=(state.iteration, "fit_world_model/proprio"),
         )
     num_steps = config.num_refit_steps if is_refit else config.num_steps

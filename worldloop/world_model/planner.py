@@ -60,6 +60,10 @@ class VideoPlanner(nn.Module):
         return self.world_model.normalisation
 
     @property
+    def feature_dim(self) -> int:
+        return self.world_model.feature_dim
+
+    @property
     def frozen(self) -> frozenset[str]:
         """Names of the weights that come from ``config.pretrained``, not from a checkpoint."""
         return frozenset(f"world_model.{name}" for name in self.world_model.frozen)
@@ -90,6 +94,17 @@ class VideoPlanner(nn.Module):
             yield latents
             memory = model.denoiser.shift(state.memory, latents, state.instruction)
             state = ImaginationState(state.noise_key, state.step + 1, memory, state.proprio, state.instruction)
+
+    @torch.no_grad()
+    def features(self, context: Observation) -> Tensor:
+        """See `Planner`; the noise of the frame is zero."""
+        model = self.world_model
+        state = model.start(context, torch.zeros(len(context), dtype=torch.long))
+        noisy = map_views(lambda latents: torch.zeros_like(latents[:, -1:]), state.context)
+        t = torch.zeros(len(context), device=model.device)
+        with model.autocast():
+            output = self.predict(noisy, t, memory=state.memory, instruction=state.instruction)
+        return output.features[:, 0].float()
 
     def _imagine_frame(self, state: ImaginationState, step: int) -> dict[str, Tensor]:
         model = self.world_model

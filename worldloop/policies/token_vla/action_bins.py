@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloop.core.specs import RobotSpec
+from worldloop.policies.robot_dimensions import find_action_range
 
 
 class ActionBins(nn.Module):
@@ -23,17 +24,8 @@ class ActionBins(nn.Module):
         self, robot: RobotSpec, low: float, high: float, num_bins: int, full_range: tuple[str, ...] = ()
     ) -> None:
         super().__init__()
-        rows = []
-        for name, bound_low, bound_high in zip(robot.action_names, robot.action_low, robot.action_high, strict=True):
-            is_full = name.startswith(tuple(full_range))
-            first = bound_low if is_full else max(low, bound_low)
-            last = bound_high if is_full else min(high, bound_high)
-            if first >= last:
-                raise ValueError(
-                    f"action_low/high [{low}, {high}] leaves no range for action {name!r}, "
-                    f"whose bounds are [{bound_low}, {bound_high}]"
-                )
-            rows.append(torch.linspace(first, last, num_bins, dtype=torch.float64))
+        ranges = zip(*find_action_range(robot, low, high, full_range), strict=True)
+        rows = [torch.linspace(first, last, num_bins, dtype=torch.float64) for first, last in ranges]
         self.num_bins = num_bins
         # linspace gives about 1e-17 where a centre should be exactly zero.
         centres = torch.stack(rows)

@@ -38,8 +38,9 @@ from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Obs
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.instruction import InstructionEncoder
 from worldloop.networks.views import ViewModules
+from worldloop.policies.image_stem import ImageStem
+from worldloop.policies.robot_dimensions import choose_proprio
 from worldloop.policies.token_vla.action_bins import ActionBins
-from worldloop.policies.token_vla.image_stem import ImageStem
 
 
 @dataclass(frozen=True)
@@ -304,14 +305,7 @@ def _select_cameras(config: TokenVLAConfig, spec: SimulatorSpec) -> SimulatorSpe
 def _select_proprio(config: TokenVLAConfig, spec: SimulatorSpec) -> tuple[int, ...]:
     if not config.use_proprio:
         return ()
-    names = spec.robot.proprio_names
-    chosen = tuple(i for i, name in enumerate(names) if name.startswith(tuple(config.proprio_prefixes)))
-    if not chosen:
-        raise ValueError(
-            f"policy.token_vla.proprio_prefixes is {config.proprio_prefixes}, which matches no proprio; "
-            f"allowed: beginnings of {names}"
-        )
-    return chosen
+    return choose_proprio(spec.robot, config.proprio_prefixes, "policy.token_vla.proprio_prefixes")
 
 
 def smooth_targets(tokens: Tensor, num_bins: int, smoothing: float) -> Tensor:

@@ -19,6 +19,7 @@ from worldloop.rl.rewards import score_rollout
 from worldloop.rollout.groups import GroupedImagination, GroupSettings
 from worldloop.sans.advantages import read_labels
 from worldloop.sans.imitation import EpisodeSelection, ImitationDataset, LabelledImitation
+from worldloop.sans.interaction import find_interaction
 from worldloop.stages import clone_policy, label_advantages
 from worldloop.stages.context import StageContext
 from worldloop.stages.improvement.config import NAME, ImprovementConfig
@@ -45,10 +46,13 @@ def run_recap(state: LoopState, config: ImprovementConfig, context: StageContext
                 f"the labels in {state.labels} are of other critics than {', '.join(state.critics)}: they were made "
                 "anew since; delete the run directory and run again"
             )
-        policy = context.models.new_policy(version.normalisation, derive_seed(context.seed, state.iteration, NAME))
+        seed = derive_seed(context.seed, state.iteration, NAME)
+        policy = context.models.new_policy(version.normalisation, seed, state.planner)
         assert isinstance(policy, AdvantageConditionedPolicy)
         everything = EpisodeSelection(sources=SOURCES, outcomes=OUTCOMES)
-        episodes = ImitationDataset(context.open_cache(state.dataset), everything, policy.spec.robot.camera_names)
+        cache = context.open_cache(state.dataset)
+        interaction = find_interaction(cache, context.spec, policy.interaction)
+        episodes = ImitationDataset(cache, everything, policy.spec.robot.camera_names, interaction=interaction)
         cloning = replace(context.config_of(clone_policy.Config), num_steps=config.num_recap_steps)
         source: LabelledImitationSource = LabelledImitation(episodes, labels)
         imagined = imagine_chunks(state, config, context) if config.method == "recap_imagined" else None

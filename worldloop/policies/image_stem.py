@@ -43,7 +43,7 @@ class ImageStem(nn.Module):
         factor, height, width_px = 2 ** len(channels), camera.height, camera.width
         if height % factor or width_px % factor:
             raise ValueError(
-                f"policy.token_vla.stem_channels has {len(channels)} stride-2 layers; camera {camera.name!r} is "
+                f"stem_channels has {len(channels)} stride-2 layers; camera {camera.name!r} is "
                 f"{height} x {width_px} pixels, allowed: multiples of {factor}"
             )
         self.camera = camera

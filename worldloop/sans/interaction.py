@@ -1,0 +1,86 @@
+"""Which frame steps of stored episodes are an interaction with the object, by a rule; see `InteractionRule`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from worldloop.core.errors import WorldloopError
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.types import InteractionRule
+from worldloop.sans.cache import VersionCache
+
+GRIPPER = "gripper"  # what the names of a gripper's actions begin with
+MIN_CHANGE = 0.25  # of an action's range: smaller changes of the gripper are noise
+
+
+def find_interaction(cache: VersionCache, spec: SimulatorSpec, rule: InteractionRule | None) -> np.ndarray | None:
+    """bool [N]: for each frame step of the version, one episode after the other; ``None`` without a rule.
+
+    Raises `WorldloopError` where no sign of the rule can be seen: without a gripper, or without stored positions.
+    """
+    if rule is None:
+        return None
+    signs = []
+    if "gripper" in rule.signs and (columns := _list_grippers(spec)):
+        signs.append(_find_gripper_changes(cache, spec, columns, rule.num_frames))
+    if "distance" in rule.signs and _has_positions(cache, spec):
+        signs.append(_measure_hand_to_object(cache, spec) < rule.distance_m)
+    if not signs:
+        raise WorldloopError(
+            f"the episodes show none of the signs of interaction {', '.join(rule.signs)}: 'gripper' needs an action of "
+            "that name, 'distance' needs the stored positions of hand and object"
+        )
+    return np.logical_or.reduce(signs)
+
+
+def _list_grippers(spec: SimulatorSpec) -> list[int]:
+    return [i for i, name in enumerate(spec.robot.action_names) if name.startswith(GRIPPER)]
+
+
+def _find_gripper_changes(cache: VersionCache, spec: SimulatorSpec, columns: list[int], num_frames: int) -> np.ndarray:
+    actions = cache.all_steps("actions")[..., columns]  # [N, s, columns]
+    low, high = (np.array(bound)[columns] for bound in (spec.robot.action_low, spec.robot.action_high))
+    found = []
+    for first, last in _list_bounds(cache):
+        commands = actions[first:last].reshape(-1, len(columns))
+        moved = np.abs(np.diff(commands, axis=0, prepend=commands[:1])) > MIN_CHANGE * (high - low)
+        changes = np.flatnonzero(moved.any(1).reshape(last - first, -1).any(1))
+        near = np.zeros(last - first, dtype=bool)
+        for change in changes:
+            near[max(change - num_frames, 0) : change + num_frames + 1] = True
+        found.append(near)
+    return np.concatenate(found)
+
+
+def _list_bounds(cache: VersionCache) -> list[tuple[int, int]]:
+    """The first frame step of each episode, and the one after its last."""
+    ends = np.cumsum(cache.num_steps).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _has_positions(cache: VersionCache, spec: SimulatorSpec) -> bool:
+    """Whether every task tells where hand and object are, and the episodes hold it."""
+    marks = [mark for task in spec.tasks for mark in task.landmarks]
+    width = cache.frames("sim_state", np.array([0]), np.array([0])).shape[1]
+    needed = [max(mark.columns) for mark in marks if mark.source == "sim_state"]
+    return all({m.name for m in task.landmarks} >= {"object", "effector"} for task in spec.tasks) and (
+        not needed or width > max(needed)
+    )
+
+
+def _measure_hand_to_object(cache: VersionCache, spec: SimulatorSpec) -> np.ndarray:
+    """f [N]: metres between hand and object at the beginning of each frame step."""
+    episode = np.repeat(np.arange(len(cache)), cache.num_steps)
+    now = np.concatenate([np.arange(n) for n in cache.num_steps])
+    names = np.array([cache.metas[e].task for e in episode.tolist()])
+    distance = np.zeros(len(now))
+    for task in np.unique(names):
+        rows = np.flatnonzero(names == task)
+        marks = {mark.name: mark for mark in spec.task(str(task)).landmarks}
+        hand, thing = (
+            cache.frames(marks[name].source, episode[rows], now[rows])[:, list(marks[name].columns)]
+            * marks[name].metres_per_unit
+            for name in ("effector", "object")
+        )
+        distance[rows] = np.linalg.norm(hand - thing, axis=1)
+    return distance
