@@ -66,3 +66,17 @@ PLANS: dict[str, Any] = {
     "alignment": {"mode": "plan", "accepted": False, "kept": False, "reason": "worse", "before": _PLANS, "after": None},
     "planner_check": {"plans": _PLANS, "success": {"rate": 0.34, "low": 0.28, "high": 0.41, "k": 68, "n": 200}},
 }
+
+GATE: dict[str, Any] = {
+    "gate_check": {
+        "scripted": {
+            "num_episodes": 12,
+            "accuracy": {"value": 0.9, "low": 0.85, "high": 0.94},
+            "floor": 0.7,
+            "auc": None,
+            "interaction": {"value": 0.31, "low": 0.25, "high": 0.38},
+            "labelled": {"value": 0.3, "low": 0.25, "high": 0.35},
+            "switches": {"value": 2.1, "low": 1.8, "high": 2.4},
+        }
+    }
+}

@@ -62,8 +62,16 @@ def without_collecting(stages: tuple[str, ...]) -> tuple[str, ...]:
         (
             ["policy.kind=harmowam", "improve_policy.method=imitate_successes", "num_iterations=1"],
             (
-                ("seed_dataset", *PLANNING, *FIRST[1:]),
-                ("fit_inverse_dynamics", "check_inverse_dynamics", *PLANNING[1:], *PLAN_CHECKS, *IMITATION[:-1]),
+                ("seed_dataset", *PLANNING, "clone_policy", "check_gate", *FIRST[2:]),
+                (
+                    "fit_inverse_dynamics",
+                    "check_inverse_dynamics",
+                    *PLANNING[1:],
+                    *PLAN_CHECKS,
+                    *IMITATION[:2],
+                    "check_gate",
+                    "evaluate_policy",
+                ),
             ),
         ),
         (["num_iterations=0"], (without_collecting(FIRST),)),
@@ -109,6 +117,7 @@ TAKES_PART = {
     "check_closed_loop": (".12", ".12", "...", "...", "...", "..", "..."),
     "refit_world_model": (".12", ".12", "...", "...", "...", "..", "..."),
     "promote_policy": (".12", ".12", ".12", ".12", ".12", "..", ".12"),
+    "check_gate": ("...", "...", "...", "...", "...", "..", "012"),
     "evaluate_policy": ("012", "012", "012", "012", "012", "..", "012"),
     "collect_episodes": ("01.", "01.", "01.", "01.", "01.", "..", "01."),
 }
@@ -134,7 +143,13 @@ def test_a_stage_knows_its_iterations(name: str) -> None:
         {"num_iterations": 1, "has_simulator": False, "uses_world_model": True}
         | {"uses_inverse_dynamics": True, "uses_planner": True},
         loop
-        | {"uses_world_model": True, "uses_inverse_dynamics": True, "uses_planner": True, "policy_is_planned": True}
+        | {
+            "uses_world_model": True,
+            "uses_inverse_dynamics": True,
+            "uses_planner": True,
+            "policy_is_planned": True,
+            "policy_is_gated": True,
+        }
         | recap,
     ]
     stage = STAGES[name]

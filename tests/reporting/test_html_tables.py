@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hand_records import CRITICS, PLANS, RECORD
+from hand_records import CRITICS, GATE, PLANS, RECORD
 
 from worldloop.core.statistics import Rate
 from worldloop.reporting.html_tables import (
@@ -10,6 +10,7 @@ from worldloop.reporting.html_tables import (
     show,
     tabulate_critics,
     tabulate_events,
+    tabulate_gates,
     tabulate_inverse_dynamics,
     tabulate_plans,
     tabulate_stages,
@@ -96,3 +97,10 @@ def test_inverse_dynamics_has_a_row_per_model() -> None:
         ["1", "inverse_dynamics", "90", "0.700 (0.600 to 0.800)", "\u2013", "0.470 (0.400 to 0.540)"]
     ]
     assert tabulate_inverse_dynamics([RECORD]) == []
+
+
+def test_a_gate_has_a_row_per_source() -> None:
+    assert tabulate_gates([RECORD, RECORD | GATE])[1:] == [
+        ["1", "scripted", "12", "0.900 (0.850 to 0.940)", "0.700", "\u2013", "0.31 (0.25 to 0.38)", "2.1 (1.8 to 2.4)"]
+    ]
+    assert tabulate_gates([RECORD]) == []

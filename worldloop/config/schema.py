@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
 
+from worldloop.core.interfaces import GatedPolicy, PlannedPolicy
 from worldloop.core.sections import add_sections
 from worldloop.executability.inverse_dynamics import InverseDynamicsConfig
-from worldloop.factory.build import is_planned
+from worldloop.factory.build import is_policy
 from worldloop.factory.config import PolicyConfig, SimulatorConfig
 from worldloop.sans.clips import ClipSamplingConfig
 from worldloop.sans.recordings import RecordingConfig
@@ -180,7 +181,12 @@ class LoopConfig:
     @property
     def policy_is_planned(self) -> bool:
         """Whether the policy builds on a planner; `WorldloopError` if its class cannot be found."""
-        return self.source == "simulator" and is_planned(self.policy)
+        return self.source == "simulator" and is_policy(self.policy, PlannedPolicy)  # type: ignore[type-abstract]
+
+    @property
+    def policy_is_gated(self) -> bool:
+        """Whether the policy chooses between experts; `WorldloopError` if its class cannot be found."""
+        return self.source == "simulator" and is_policy(self.policy, GatedPolicy)  # type: ignore[type-abstract]
 
     @property
     def uses_inverse_dynamics(self) -> bool:

@@ -287,6 +287,14 @@ class PlannedPolicy(Policy):
     planner: nn.Module
 
 
+class GatedPolicy(Policy):
+    """A policy that chooses between experts by whether it sees an interaction; ``interaction`` gives the labels."""
+
+    @abstractmethod
+    def tell_interaction(self, observation: Observation) -> Tensor:
+        """The probability of an interaction, f32 [B]; without gradients."""
+
+
 class LikelihoodPolicy(Policy):
     """A policy with exact log-probabilities, which GRPO needs.
 
@@ -378,6 +386,7 @@ __all__ = [
     "Actor",
     "AdvantageConditionedPolicy",
     "ChunkStep",
+    "GatedPolicy",
     "ImaginedChunk",
     "ImitationSource",
     "InitialStateSource",

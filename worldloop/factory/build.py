@@ -50,9 +50,9 @@ def choose_simulator(config: SimulatorConfig) -> tuple[type[TaskSimulator], Any]
     return simulator_class, make_settings(simulator_class, config)
 
 
-def is_planned(config: PolicyConfig) -> bool:
-    """Whether the policy that ``config`` names builds on a planner."""
-    return issubclass(find_class(config.kind, POLICIES), PlannedPolicy)
+def is_policy(config: PolicyConfig, interface: type[Policy]) -> bool:
+    """Whether the class that ``config`` names is one of ``interface``."""
+    return issubclass(find_class(config.kind, POLICIES), interface)
 
 
 def build_policy(

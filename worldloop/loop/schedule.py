@@ -36,6 +36,7 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
         uses_inverse_dynamics=config.uses_inverse_dynamics,
         uses_planner=config.uses_planner,
         policy_is_planned=config.policy_is_planned,
+        policy_is_gated=config.policy_is_gated,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
 

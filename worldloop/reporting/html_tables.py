@@ -234,6 +234,26 @@ def tabulate_inverse_dynamics(records: list[Record]) -> list[list[str]]:
     return [header, *rows] if rows else []
 
 
+def tabulate_gates(records: list[Record]) -> list[list[str]]:
+    """Table of what a policy's gate says in held-out episodes, one row per iteration and source."""
+    rows = [
+        [
+            str(record["iteration"]),
+            source,
+            str(judged["num_episodes"]),
+            show(judged["accuracy"], "value"),
+            f"{judged['floor']:.3f}",
+            show(judged["auc"], "value"),
+            show(judged["interaction"], "value", ".2f"),
+            show(judged["switches"], "value", ".1f"),
+        ]
+        for record in records
+        for source, judged in (record.get("gate_check") or {}).items()
+    ]
+    header = ["iteration", "episodes", "n", "agrees", "always the same", "AUC", "called interaction", "switches"]
+    return [header, *rows] if rows else []
+
+
 def tabulate_plans(records: list[Record]) -> list[list[str]]:
     """Table of a planner's videos: before and after alignment, if there was one, and the planner that was kept."""
     rows = []

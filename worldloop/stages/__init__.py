@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from worldloop.stages import (
     align_world_model,
     check_closed_loop,
+    check_gate,
     check_inverse_dynamics,
     check_planner,
     check_value,
@@ -70,6 +71,7 @@ STAGES: dict[str, Stage] = {
     "check_closed_loop": check_closed_loop,
     "refit_world_model": refit_world_model,
     "promote_policy": promote_policy,
+    "check_gate": check_gate,
     "evaluate_policy": evaluate_policy,
     "collect_episodes": collect_episodes,
 }

@@ -28,6 +28,7 @@ class Schedule:
     - ``uses_value``: there are critics; ``uses_advantages``: the method learns from labelled advantages
     - ``uses_inverse_dynamics``: inverse dynamics models are fitted; ``uses_planner``: a planner as well;
       ``policy_is_planned``: the policy builds on a planner, so that all of them are fitted in iteration 0 too
+    - ``policy_is_gated``: the policy chooses between experts
     """
 
     iteration: int
@@ -40,6 +41,7 @@ class Schedule:
     uses_inverse_dynamics: bool = False
     uses_planner: bool = False
     policy_is_planned: bool = False
+    policy_is_gated: bool = False
 
     @property
     def is_first(self) -> bool:

@@ -33,7 +33,14 @@ from torch.nn import functional
 
 from worldloop.core import images, randomness
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, PlannedPolicy, Planner
+from worldloop.core.interfaces import (
+    AdvantageConditionedPolicy,
+    GatedPolicy,
+    ImitationSource,
+    Metrics,
+    PlannedPolicy,
+    Planner,
+)
 from worldloop.core.types import ActionChunk, ImitationBatch, Observation
 from worldloop.networks import flow
 from worldloop.networks.augment import augment_frames
@@ -55,7 +62,7 @@ class Plan:
     features: Tensor
 
 
-class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy):
+class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
     """A chunk's ``trace["interaction"]`` f32 [B] is the gate's probability of an interaction.
 
     Initial weights come from torch's global generator. Call `prepare` once before cloning. There is no exact
@@ -147,6 +154,12 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy):
         middle, half = (self.action_high + self.action_low) / 2, (self.action_high - self.action_low) / 2
         chosen = (actions.clamp(-1, 1) * half + middle).cpu()
         return ActionChunk(chosen, trace={"interaction": interaction.cpu()}, policy_version=self.version)
+
+    @torch.no_grad()
+    def tell_interaction(self, observation: Observation) -> Tensor:
+        """See `GatedPolicy`."""
+        seen = observation.with_cameras(self.spec.robot.camera_names)
+        return torch.sigmoid(self.gate(self._see(seen.to(self.proprio_mean.device))))
 
     def choose(self, observation: Observation, interaction: Tensor) -> Tensor:
         """The predictive expert's share of the actions, f32 [B] in [0, 1], from the gate's word in [0, 1]."""
