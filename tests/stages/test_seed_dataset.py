@@ -5,7 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+
 from worldloop.config.loading import load_config
+from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Episode
 from worldloop.loop.run import make_context
 from worldloop.reporting.progress import SilentDisplay
@@ -36,3 +40,14 @@ def test_every_demonstration_is_trained_on(tmp_path: Path) -> None:
     assert len({m.initial_state_id for m in seeded}) == 12
     assert len({m.initial_state_id for m in metas}) == 13
     assert state.records[0]["demonstrations"] == 6
+
+
+def test_demonstrations_are_moved_out_of_the_held_out_states() -> None:
+    """The first two states are held out: their experts change places with variants of the last ones."""
+    variants = ["expert", "far", "late", "expert", "noisy"]
+    is_held_out = np.array([True, True, False, False, False])
+    assert seed_dataset.move_experts(variants, is_held_out, "Push") == ["late", "far", "expert", "expert", "noisy"]
+    with pytest.raises(WorldloopError, match="leaves 1 states of Push, and 2 demonstrations are to begin there"):
+        seed_dataset.move_experts(["expert", "expert", "far"], np.array([True, True, False]), "Push")
+    with pytest.raises(ValueError, match="held_out_side"):
+        seed_dataset.Config(held_out_side="top")

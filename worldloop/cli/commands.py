@@ -26,6 +26,8 @@ def execute(options: argparse.Namespace) -> int:
             runs = [options.run_a, options.run_b] if options.command == "compare" else [options.run_dir]
             with _reading(*runs):
                 return _report(options)
+        case "benchmark-ood":
+            return _benchmark(options)
         case "sans":
             return _sans(options)
         case "play":
@@ -89,6 +91,23 @@ def _report(options: argparse.Namespace) -> int:
             print(format_status(options.run_dir))
         case _:
             print(format_comparison(options.run_a, options.run_b, find_differences))
+    return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    """Test a policy in every condition, print the table and draw the plot; goes on where it was interrupted."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from worldloop.loop.benchmark import run_benchmark
+    from worldloop.reporting.generalisation import format_conditions, plot_conditions
+    from worldloop.reporting.progress import TerminalDisplay, remember_interrupt
+
+    if options.states < 1:
+        raise WorldloopError(f"--states must be at least 1, got {options.states}")
+    with remember_interrupt():
+        result = run_benchmark(options.run_dir, options.policy, options.states, options.variations, TerminalDisplay())
+    print(format_conditions(result))
+    if (picture := plot_conditions(result, Path(result["path"]).with_suffix(".png"))) is not None:
+        print(f"plot written to {picture}")
     return 0
 
 

@@ -41,6 +41,12 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("run_a", type=Path, metavar="RUN_A")
     compare.add_argument("run_b", type=Path, metavar="RUN_B")
 
+    ood = commands.add_parser("benchmark-ood", help="a run's policy where it has not learned: place, light, object")
+    ood.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    ood.add_argument("--policy", default="", metavar="CHECKPOINT", help="in the run (default: its current policy)")
+    ood.add_argument("--states", type=int, default=200, metavar="N", help="of each task and condition (default: 200)")
+    ood.add_argument("--variations", nargs="*", metavar="NAME", help="of the simulator (default: all that it has)")
+
     sans = commands.add_parser("sans", help="look at a run's dataset")
     actions = sans.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
     for name, text in (

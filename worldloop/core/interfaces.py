@@ -84,7 +84,9 @@ class TaskSimulator(Simulator, InitialStateSource, ScriptedSource, Protocol):
 
     A config names it by its key in `worldloop.simulators.SIMULATORS` or as ``module:Class``. ``Config`` is a frozen
     dataclass, built from the config section of the simulator's name. ``Config`` may have ``for_play() -> Config`` for
-    `worldloop.play`: one row, and episodes that end neither at a success nor at a time limit.
+    `worldloop.play`: one row, and episodes that end neither at a success nor at a time limit. The class may have
+    ``VARIATIONS``, names of changes to test a policy with (`worldloop benchmark-ood`); ``Config`` then has
+    ``variation``, one of them or "".
     """
 
     Config: type[Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,6 +42,21 @@ def build_simulator(config: SimulatorConfig) -> TaskSimulator:
     """A running simulator."""
     simulator_class, settings = choose_simulator(config)
     return simulator_class(settings)
+
+
+def list_variations(config: SimulatorConfig) -> tuple[str, ...]:
+    """The names of what the simulator can change to test a policy: its class's ``VARIATIONS``, () without one."""
+    simulator_class, _ = choose_simulator(config)
+    return tuple(getattr(simulator_class, "VARIATIONS", ()))
+
+
+def vary_simulator(config: SimulatorConfig, variation: str) -> SimulatorConfig:
+    """``config`` with that ``variation``; "": unchanged."""
+    if not variation:
+        return config
+    if ":" in config.kind:
+        return replace(config, options=config.options | {"variation": variation})
+    return replace(config, **{config.kind: replace(config.chosen_section(), variation=variation)})
 
 
 def choose_simulator(config: SimulatorConfig) -> tuple[type[TaskSimulator], Any]:

@@ -27,6 +27,7 @@ from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measureme
 from worldloop.simulators.maniskill import TASKS
 from worldloop.simulators.maniskill.family import BASE_CAMERA, TABLE_VIEW
 from worldloop.simulators.maniskill.robots import ROBOTS, ManiSkillRobot
+from worldloop.simulators.maniskill.variations import VARIATIONS, changed_object, move_camera
 from worldloop.simulators.perturbations import draw_variant_parameters
 
 CONTROL_HZ = 20.0
@@ -42,6 +43,7 @@ class ManiSkillConfig:
     image_size: int = 64  # pixels, height and width of every camera's images
     image_sizes: dict[str, int] = field(default_factory=dict)  # of single cameras, e.g. {hand_camera: 48}
     supersampling: int = 1  # rendered pixels per stored pixel and side, averaged: above 1 edges are anti-aliased
+    variation: str = ""  # what no training has seen: a name in simulators/maniskill/variations.py; "": nothing
     view: str = "task"  # of the base camera: task (close, made for one task) | table (the whole table, for all tasks)
     show_goal: bool = True  # whether the goal's marker is drawn; without, the instruction alone says where to
     actions_per_frame: int = 5  # environment steps (20 Hz) between two stored frames
@@ -57,6 +59,8 @@ class ManiSkillConfig:
         require_names("simulator.maniskill.cameras", self.cameras, (BASE_CAMERA, self.robot.wrist_camera))
         require_names("simulator.maniskill.view", (self.view,), ("task", "table"))
         require_names("simulator.maniskill.backend", (self.backend,), ("auto", "cpu", "gpu"))
+        if self.variation:
+            require_names("simulator.maniskill.variation", (self.variation,), VARIATIONS)
         require_names("simulator.maniskill.shader", (self.shader,), ("minimal", "default", "rt-fast"))
         make_cameras("simulator.maniskill", self.cameras, self.image_size, self.image_sizes)
         if self.view == "task" and len(self.tasks) > 1:
@@ -128,6 +132,7 @@ class ManiSkillSimulator(ChunkedSimulator):
     """
 
     Config = ManiSkillConfig
+    VARIATIONS = tuple(VARIATIONS)
     required_package = "mani_skill"
     extra = "sim"
 
@@ -244,20 +249,23 @@ class ManiSkillSimulator(ChunkedSimulator):
             for camera in self.spec.robot.cameras
         }
         if BASE_CAMERA in sensors:
-            view = TABLE_VIEW if config.view == "table" else task.camera
+            view = move_camera(config.variation, TABLE_VIEW if config.view == "table" else task.camera)
             sensors[BASE_CAMERA] |= {"fov": view.fov_rad, "pose": look_at(view.eye_m, view.target_m)}
-        env: Any = gymnasium.make(
-            task.id,
-            robot_uids=config.robot_uid,
-            obs_mode="none",
-            reward_mode="none",
-            control_mode=config.robot.control_mode,
-            num_envs=self.num_envs if on_gpu else 1,
-            sensor_configs={"shader_pack": config.shader, **sensors},
-            sim_backend="physx_cuda" if on_gpu else "physx_cpu",
-            render_backend="gpu" if on_gpu else "cpu",
-        ).unwrapped
-        env.reset(seed=0)
+        with changed_object(config.variation):
+            env: Any = gymnasium.make(
+                task.id,
+                robot_uids=config.robot_uid,
+                obs_mode="none",
+                reward_mode="none",
+                control_mode=config.robot.control_mode,
+                num_envs=self.num_envs if on_gpu else 1,
+                sensor_configs={"shader_pack": config.shader, **sensors},
+                sim_backend="physx_cuda" if on_gpu else "physx_cpu",
+                render_backend="gpu" if on_gpu else "cpu",
+            ).unwrapped
+            env.reset(seed=0)
+        if config.variation:
+            VARIATIONS[config.variation](env)
         if task.goal_actor:
             getattr(env, task.goal_actor).show_visual()  # ManiSkill hides some goals, and tells where they are instead
         if config.has_wrist_camera:

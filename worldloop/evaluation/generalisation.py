@@ -1,0 +1,92 @@
+"""How well a policy does where it has not learned: elsewhere on the table, in another light, with another object.
+
+Two parts of a task are scored apart (HarmoWAM, arXiv:2605.10942, section 1): transit, the way to the object, and
+interaction, everything from contact on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldloop.core.specs import SimulatorSpec
+from worldloop.core.statistics import Rate
+from worldloop.core.types import Episode, InitialStates
+from worldloop.evaluation.events import find_events, follow
+from worldloop.rollout.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class ConditionScore:
+    """Of one condition, from the same states:
+
+    - ``success``: of the policy; ``expert``: of the scripted expert, which says what is possible
+    - ``transit``: the policy's hand comes to the object; ``None`` if the task does not tell where they are
+    - ``interaction``: success from just before the expert's contact, where the expert succeeded; ``None`` if it never
+      did
+    """
+
+    success: Rate
+    expert: Rate
+    transit: Rate | None
+    interaction: Rate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: None if rate is None else rate.to_dict() for name, rate in vars(self).items()}
+
+
+def score_condition(
+    simulation: Simulation, states: InitialStates, policy: str, spec: SimulatorSpec, *, block_size: int, name: str
+) -> ConditionScore:
+    """Greedy episodes of the checkpoint ``policy`` from ``states``, and of the expert, in ``simulation``.
+
+    ``name`` seeds the expert's draws. Raises ``ValueError`` without a state.
+    """
+    if len(states) == 0:
+        raise ValueError(f"no initial state for the condition {name!r}")
+    purpose = f"benchmark_ood/{name}"
+
+    def act(starts: InitialStates) -> list[Episode]:
+        return simulation.run(starts, block_size=block_size, purpose=purpose, iteration=0, policy=policy)
+
+    own = act(states)
+    expert = simulation.run(
+        states, block_size=block_size, purpose=f"{purpose}/expert", iteration=0, variants=("expert",) * len(states)
+    )
+    near = find_starts_of_contact(states, expert, spec)
+    reached = [reaches(episode, spec) for episode in own]
+    known = [outcome for outcome in reached if outcome is not None]
+    return ConditionScore(
+        success=rate_success(own),
+        expert=rate_success(expert),
+        transit=Rate.of(np.array(known)) if known else None,
+        interaction=rate_success(act(near)) if len(near) else None,
+    )
+
+
+def rate_success(episodes: Sequence[Episode]) -> Rate:
+    return Rate.of(np.array([episode.is_success for episode in episodes]))
+
+
+def reaches(episode: Episode, spec: SimulatorSpec) -> bool | None:
+    """Whether the hand comes near the object; ``None`` if the task does not tell where they are."""
+    tracks = follow(episode, spec)
+    return None if tracks is None else "reach" in find_events(tracks)
+
+
+def find_starts_of_contact(states: InitialStates, expert: Sequence[Episode], spec: SimulatorSpec) -> InitialStates:
+    """The simulator states of the last frame before contact, of the expert's successes from ``states``, one each."""
+    rows, found = [], []
+    for row, episode in enumerate(expert):
+        tracks = follow(episode, spec)
+        contact = None if tracks is None else find_events(tracks).get("contact")
+        if episode.is_success and contact is not None:
+            rows.append(row)
+            found.append(torch.from_numpy(episode.sim_state[max(contact - 1, 0)]))
+    chosen = states.select(rows)
+    starts = torch.stack(found) if found else chosen.states
+    return InitialStates(chosen.split, chosen.ids, chosen.tasks, starts)

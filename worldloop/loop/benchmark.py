@@ -1,0 +1,101 @@
+"""`worldloop benchmark-ood`: a policy of a run, in conditions that it has not learned from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from worldloop.config.loading import load_config
+from worldloop.core.errors import WorldloopError
+from worldloop.core.files import to_json, write_file
+from worldloop.core.types import InitialStates
+from worldloop.evaluation.generalisation import score_condition
+from worldloop.factory.build import list_variations, vary_simulator
+from worldloop.loop.run import make_context
+from worldloop.reporting.progress import Display
+from worldloop.rollout.sides import SIDES, begins_on, find_side
+from worldloop.runtime.inline import InlineRuntime
+from worldloop.stages import evaluate_policy, seed_dataset
+from worldloop.stages.context import StageContext
+from worldloop.storage.run_directory import RunDirectory
+
+IN_DISTRIBUTION, POSITION = "in distribution", "position"
+DRAWN_PER_STATE = 3  # states that are drawn for each one wanted on one side; half of them lie there
+
+
+def run_benchmark(
+    run_dir: Path, policy: str, num_states: int, variations: Sequence[str] | None, display: Display
+) -> dict[str, Any]:
+    """Score the checkpoint ``policy`` of the run ("": the current one) in every condition; returns what is stored.
+
+    Conditions: evaluation states as in training; those on the other side of the table, if `seed_dataset.held_out_side`
+    names one; and each of ``variations`` of the simulator (``None``: all it has). The result is a file of
+    ``benchmark_ood/`` in the run, written after each condition, so that a benchmark that was interrupted goes on.
+    Raises `WorldloopError` for a run or policy that is not there, or an unknown variation.
+    """
+    directory = RunDirectory(run_dir)
+    if not directory.exists:
+        raise WorldloopError(f"{run_dir} is no run directory")
+    config = load_config(run_dir / "config.yaml")
+    if config.source != "simulator":
+        raise WorldloopError(f"{run_dir} is of a recording: a policy can only be tested in a simulator")
+    known = list_variations(config.simulator)
+    chosen = known if variations is None else tuple(variations)
+    if unknown := [name for name in chosen if name not in known]:
+        raise WorldloopError(f"unknown variation {unknown[0]!r}; this simulator has: {', '.join(known) or 'none'}")
+    state = directory.read_state()
+    policy = policy or state.policy
+    if not policy or not (run_dir / policy / "checkpoint.json").is_file():
+        raise WorldloopError(f"{run_dir} has no policy {policy!r}".replace(" ''", " yet"))
+    out = run_dir / "benchmark_ood" / f"{policy.removeprefix('checkpoints/').replace('/', '_')}.json"
+    stored: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    if stored.get("num_states") != num_states:
+        stored = {"policy": policy, "num_states": num_states, "conditions": {}}
+    side = config.section(seed_dataset.Config).held_out_side
+    runtime = InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
+    plain = make_context("evaluate_policy", config, run_dir, runtime, display)
+    try:
+        for name in (IN_DISTRIBUTION, *((POSITION,) if side else ()), *chosen):
+            if name in stored["conditions"]:
+                continue
+            display.log(f"{name}")
+            varied = replace(config, simulator=vary_simulator(config.simulator, name if name in chosen else ""))
+            context = make_context("evaluate_policy", varied, run_dir, runtime, display)
+            wanted = "" if not side else side if name == POSITION else SIDES[1 - SIDES.index(side)]
+            states = choose_states(plain, num_states, wanted)
+            block_size = config.section(evaluate_policy.Config).block_size
+            score = score_condition(context.simulation, states, policy, context.spec, block_size=block_size, name=name)
+            stored["conditions"][name] = score.to_dict()
+            stored |= {"held_out_side": side, "held_out_successes": count_held_out_successes(plain, side)}
+            out.parent.mkdir(exist_ok=True)
+            write_file(out, to_json(stored), out.name)
+    finally:
+        runtime.close()
+    return stored | {"path": str(out)}
+
+
+def choose_states(context: StageContext, num_states: int, side: str) -> InitialStates:
+    """Of each task the first evaluation states; with ``side`` those whose object begins there."""
+    if not side:
+        return context.simulation.initial_states("evaluation", num_states)
+    drawn = context.simulation.initial_states("evaluation", DRAWN_PER_STATE * num_states)
+    rows: list[int] = []
+    is_there = find_side(drawn, context.spec, side)
+    for task in context.spec.task_ids:
+        own = [row for row, name in enumerate(drawn.tasks) if name == task and is_there[row]][:num_states]
+        if len(own) < num_states:
+            raise WorldloopError(f"only {len(own)} of {DRAWN_PER_STATE * num_states} states of {task} begin {side}")
+        rows += own
+    return drawn.select(rows)
+
+
+def count_held_out_successes(context: StageContext, side: str) -> int:
+    """Successes in the training episodes of the run's newest version that begin on the held-out side."""
+    if not side:
+        return 0
+    cache = context.open_cache(context.store.list_versions()[-1])
+    episodes = [cache.episode(int(e)) for e in cache.select(split="train", outcome="success")]
+    return sum(begins_on(e.sim_state[0], e.meta.task, context.spec, side) for e in episodes)
