@@ -67,7 +67,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(result["tasks"]), figsize=(11, 3.4), sharey=True)
+    figure, panels = plt.subplots(1, len(result["tasks"]), figsize=(11, 3.6), sharey=True)
     for axes, task in zip(panels, result["tasks"], strict=True):
         left = np.zeros(len(SCRIPTED_VARIANTS))
         for outcome in OUTCOMES:
@@ -77,8 +77,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
             left += share
         axes.set(title=task, xlabel="share of episodes", xlim=(0, 1))
         axes.invert_yaxis()
-    panels[-1].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=len(OUTCOMES))
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=120)
 
 
