@@ -12,7 +12,7 @@ from hand_records import RECORD, make_figures
 
 from worldloop.__main__ import main
 from worldloop.reporting.html import (
-    find_value_videos,
+    find_strip_videos,
     find_videos,
     make_cards,
     write_html_report,
@@ -101,12 +101,14 @@ def test_videos_are_found_in_the_folder_of_their_task(tmp_path: Path) -> None:
 
 def test_critics_and_their_videos_are_shown(debug_run: Path) -> None:
     last = RunDirectory(debug_run).read_results()["iterations"][-1]
-    videos = find_value_videos(debug_run / "tensorboard", [last])
+    videos = find_strip_videos(debug_run / "tensorboard", [last], "value_check", "check_value")
     captions = [video["caption"] for video in videos]
     assert captions[0].startswith("on policy best 1 ")
     assert captions[-1].startswith("scripted worst ")
     assert all(base64.b64decode(video["data"]).startswith(b"GIF89a") for video in videos)
-    assert find_value_videos(debug_run / "tensorboard", [last | {"iteration": 7}]) == [], "of that check alone"
+    assert (
+        find_strip_videos(debug_run / "tensorboard", [last | {"iteration": 7}], "value_check", "check_value") == []
+    ), "of that check alone"
 
 
 def test_a_page_of_several_tasks_and_cameras(debug_run: Path, tmp_path: Path) -> None:

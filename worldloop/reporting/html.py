@@ -110,7 +110,8 @@ def write_html_report(run_dir: Path, out: Path) -> None:
         inverse_dynamics=tabulate_inverse_dynamics(records),
         plans=tabulate_plans(records),
         gates=tabulate_gates(records),
-        value_videos=find_value_videos(run_dir / "tensorboard", records),
+        value_videos=find_strip_videos(run_dir / "tensorboard", records, "value_check", "check_value"),
+        gate_videos=find_strip_videos(run_dir / "tensorboard", records, "gate_check", "check_gate"),
         config=config_yaml,
         environment=environment.read_text() if environment.is_file() else "",
     )
@@ -172,14 +173,17 @@ def find_videos(log_dir: Path, records: list[Record]) -> tuple[list[dict[str, st
     return videos, "none were kept (check_world_model.num_videos)"
 
 
-def find_value_videos(log_dir: Path, records: list[Record]) -> list[dict[str, str]]:
-    """The GIFs of the last check of the critics as ``{data (base64), caption}``, the policy's own episodes first."""
-    checked = [r for r in records if r.get("value_check")]
-    images = read_images(log_dir / "check_value", checked[-1]["iteration"]) if checked else {}
-    names = sorted(name for name in images or {} if name.startswith("check_value/"))
-    names.sort(key=lambda name: not name.startswith("check_value/on_policy"))
+def find_strip_videos(log_dir: Path, records: list[Record], figure: str, stage: str) -> list[dict[str, str]]:
+    """The GIFs of the last check by ``stage`` as ``{data (base64), caption}``, the policy's own episodes first.
+
+    A record has ``figure`` if the stage ran in its iteration.
+    """
+    checked = [r for r in records if r.get(figure)]
+    images = read_images(log_dir / stage, checked[-1]["iteration"]) if checked else {}
+    names = sorted(name for name in images or {} if name.startswith(f"{stage}/"))
+    names.sort(key=lambda name: not name.startswith(f"{stage}/on_policy"))
     return [
-        {"data": (images or {})[name], "caption": name.removeprefix("check_value/").replace("_", " ")} for name in names
+        {"data": (images or {})[name], "caption": name.removeprefix(f"{stage}/").replace("_", " ")} for name in names
     ]
 
 
