@@ -3,8 +3,8 @@
     python benchmarks/harmowam.py RUN [--policy CHECKPOINT] [--device cpu] [--out benchmarks/harmowam.json]
 
 One observation of the run's dataset at a time, as in a simulator. Rounds take the parts in turn: the whole decision by
-either expert, the planned frames, the planner's tokens, the gate, and each expert alone. ``rate`` is how many chunks are
-decided per second; in real time a chunk of H actions takes H / hz seconds. RUN: a run of policy.kind harmowam.
+either expert, the planned frames, the planner's tokens, the gate, and each expert alone. ``rate`` is how many chunks
+are decided per second; in real time a chunk of H actions takes H / hz seconds. RUN: a run of policy.kind harmowam.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class ControlConfig(HarmoWAMConfig):
     """``gate``: learned | inverted | clock | random | oracle."""
 
     gate: str = "learned"
-    duty: float = 0.5  # random: share of the chunks that the predictive expert decides
+    duty: float = 0.5  # random: how often the predictive expert decides
     interaction_by_frame: tuple[bool, ...] = ()  # clock: for each frame of an episode
 
 

@@ -4,9 +4,9 @@
     python experiments/025_harmowam/run.py report [key=value ...]     # result.json, harmowam.png
 
 ``measure`` runs iteration 0 of configs/stackcube_harmowam.yaml with 100 demonstrations on the right of the table and
-perturbed ones everywhere: world model, planner, and HarmoWAM from the demonstrations. Each arm is the same two experts
-with another gate, but `token_vla`, which clones the same demonstrations. All act greedily from the same evaluation
-states in every condition of `worldloop benchmark-ood`: success, transit, and interaction from just before contact.
+perturbed episodes everywhere: world model, planner, and HarmoWAM from the demonstrations. Each arm is the same two
+experts with another gate, but `token_vla`, which clones the same demonstrations. All act greedily from the same evaluation
+states in each condition, as in `worldloop benchmark-ood`: success, transit, and interaction.
 
 - `predictive`, `reactive`, `average`: one expert alone, or the mean of their actions
 - `gate`, `inverted`: the learned gate, and its opposite
@@ -52,6 +52,7 @@ TASKS = {"stack": "stackcube_harmowam"}
 SEEDS = (0, 1, 2)
 COMMON = [
     "num_iterations=0",
+    "seed_dataset.held_out_side=left",
     "runtime=inline",
     "resources.num_threads=1",
     "resources.num_simulators=1",
@@ -116,11 +117,12 @@ def check_gate(path: str, context: StageContext) -> dict[str, Any]:
     for frame in range(int(max(cache.num_steps[e] for e in experts))):
         own = [bool(labels[first[e] + frame]) for e in experts if cache.num_steps[e] > frame]
         by_frame.append(bool(np.mean(own) >= 0.5))
-    said = np.concatenate([p for own in gated.values() for p in own.probability])
+    learned = run_gate(policy, cache, context.spec, experts)  # there is no held-out demonstration
+    named = gated | {"demonstrations, learned from": learned}
     return {
-        "judged": {name: judge_gate(own).to_dict() for name, own in gated.items()},
+        "judged": {name: judge_gate(own, 1).to_dict() for name, own in named.items()},
         "interaction_by_frame": by_frame,
-        "duty": float(np.mean(said >= 0.5)),
+        "duty": float(np.mean(np.concatenate(learned.probability) >= 0.5)),
     }
 
 
@@ -130,13 +132,13 @@ def make_arm(arm: str, clone: str, gate: dict[str, Any], context: StageContext) 
     if (out / "checkpoint.json").exists():
         return
     if arm == "token_vla":
-        kinds = PolicyConfig("token_vla", token_vla=context.models.policy_config.token_vla)  # type: ignore[call-arg,attr-defined]
-        models = context.models
-        models.policy_config = kinds
-        state = locate_state(context)
-        clone_policy.imitate(
-            state, context.config_of(clone_policy.Config), context, EXPERT_DEMONSTRATIONS, f"arms/{arm}"
-        )
+        own = context.models.policy_config
+        context.models.policy_config = replace(own, kind="token_vla")
+        try:
+            cloning = context.config_of(clone_policy.Config)
+            clone_policy.imitate(locate_state(context), cloning, context, EXPERT_DEMONSTRATIONS, f"arms/{arm}")
+        finally:
+            context.models.policy_config = own
         return
     policy = load_policy(context.models.run_dir / clone)
     assert isinstance(policy, HarmoWAM)

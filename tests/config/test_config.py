@@ -44,6 +44,7 @@ def test_every_key_is_commented(path: Path) -> None:
         ("chunk_length=3", "chunk_length 3 must be a multiple of simulator.toy.actions_per_frame 2"),
         ("simulator.maniskill.tasks=[PushCub-v1]", "simulator.maniskill.tasks 'PushCub-v1' is not one of PushCube-v1"),
         ("world_model.denoiser=unet", "world_model.denoiser is 'unet', allowed: hybrid, cosmos"),
+        ("seed_dataset.held_out_side=left", "set num_iterations=0"),
         ("policy.kind=diffusion", "policy.kind 'diffusion' is not one of token_vla, harmowam, or module:Class"),
         ("simulator.kind=gazebo", "simulator.kind 'gazebo' is not one of maniskill, toy, or module:Class"),
         ("simulator.toy.imagesize=8", "unknown key simulator.toy.imagesize; did you mean image_size?"),

@@ -23,7 +23,7 @@ def gated(*episodes: tuple[list[float], list[int]]) -> GatedEpisodes:
 
 
 def test_figures_by_hand() -> None:
-    judged = judge_gate(gated(([0.1, 0.6, 0.9, 0.2], [0, 1, 1, 1]), ([0.1, 0.7, 0.1, 0.7], [0, 0, 0, 1])))
+    judged = judge_gate(gated(([0.1, 0.6, 0.9, 0.2], [0, 1, 1, 1]), ([0.1, 0.7, 0.1, 0.7], [0, 0, 0, 1])), 1)
     assert judged.accuracy.value == pytest.approx(6 / 8)
     assert judged.floor == pytest.approx(0.5)
     assert judged.interaction.value == pytest.approx(4 / 8)
@@ -36,8 +36,12 @@ def test_figures_by_hand() -> None:
     assert set(judged.to_dict()) >= {"accuracy", "floor", "auc", "switches", "num_episodes"}
 
 
+def test_switches_are_between_chunks() -> None:
+    assert judge_gate(gated(([0.1, 0.6, 0.2, 0.6, 0.9], [0, 1, 1, 1, 1])), 2).switches.value == 1.0
+
+
 def test_one_kind_of_label_has_no_auc_and_a_floor_of_one() -> None:
-    judged = judge_gate(gated(([0.1, 0.6], [0, 0]), ([0.3, 0.2], [0, 0])))
+    judged = judge_gate(gated(([0.1, 0.6], [0, 0]), ([0.3, 0.2], [0, 0])), 1)
     assert judged.auc is None
     assert judged.floor == 1.0
     assert judged.to_dict()["auc"] is None

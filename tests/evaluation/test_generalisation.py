@@ -14,22 +14,20 @@ from hand_specs import make_spec
 
 from worldloop.core.specs import Landmark
 from worldloop.core.types import Episode, InitialStates
-from worldloop.evaluation.generalisation import find_starts_of_contact, reaches, score_condition
+from worldloop.evaluation.generalisation import find_starts_of_interaction, reaches, score_condition
 
 _MADE = make_spec()
 LANDMARKS = (Landmark("object", "sim_state", (4, 5, 6)), Landmark("effector", "proprio", (0, 1, 2)))
 SPEC = replace(_MADE, tasks=tuple(replace(task, landmarks=LANDMARKS) for task in _MADE.tasks))
 
 
-def make_episode(number: int, moves_at: int, outcome: str = "success", gap: float = 0.0) -> Episode:
-    """Five frame steps; the object moves from frame ``moves_at`` on, the hand is ``gap`` metres from it."""
+def make_episode(number: int, comes_at: int, outcome: str = "success", gap: float = 0.0) -> Episode:
+    """Five frame steps; the hand is 20 cm from the object until frame ``comes_at``, and then ``gap`` metres."""
     episode = build_episode(number, num_steps=5, outcome=outcome, split="evaluation", task=SPEC.tasks[0].id)
     state = np.zeros_like(episode.sim_state)
     state[:, 0] = np.arange(6)
-    state[moves_at:, 4] = 0.1
     proprio = np.zeros_like(episode.proprio)
-    proprio[:, :3] = state[:, 4:7]
-    proprio[:, 1] += gap
+    proprio[:, 1] = np.where(np.arange(6) < comes_at, 0.2, gap)
     return replace(episode, sim_state=state, proprio=proprio)
 
 
@@ -39,14 +37,14 @@ def make_states(episodes: list[Episode]) -> InitialStates:
     return InitialStates("evaluation", ids, tuple(e.meta.task for e in episodes), states)
 
 
-def test_interaction_starts_a_frame_before_contact_where_the_expert_succeeds() -> None:
+def test_interaction_starts_a_frame_before_the_hand_comes_where_the_expert_succeeds() -> None:
     expert = [make_episode(1, 3), make_episode(2, 2, "failure"), make_episode(3, 9), make_episode(4, 1)]
     states = make_states(expert)
-    near = find_starts_of_contact(states, expert, SPEC)
-    assert near.ids == (states.ids[0], states.ids[3]), "one failed, one touched nothing"
+    near = find_starts_of_interaction(states, expert, SPEC)
+    assert near.ids == (states.ids[0], states.ids[3]), "one failed, one never came"
     assert near.states[:, 0].tolist() == [2.0, 0.0]
     assert near.split == "evaluation"
-    assert len(find_starts_of_contact(states, [make_episode(1, 9)] * 4, SPEC)) == 0
+    assert len(find_starts_of_interaction(states, [make_episode(1, 9)] * 4, SPEC)) == 0
 
 
 def test_the_hand_comes_or_not() -> None:
@@ -75,6 +73,9 @@ def test_a_condition_counts_each_part_on_its_own_states() -> None:
     assert (score.expert.k, score.expert.n) == (2, 3)
     assert score.transit is not None
     assert (score.transit.k, score.transit.n) == (2, 3)
+    assert score.succeeded == dict(zip(make_states(own).ids, [True, False, False], strict=True))
+    assert {task: rate.k for task, rate in score.by_task.items()} == {SPEC.tasks[0].id: 1}
+    assert set(score.to_dict()) == {"success", "expert", "transit", "interaction", "by_task", "succeeded"}
     assert score.interaction is not None
     assert (score.interaction.k, score.interaction.n) == (2, 2)
     assert [a.get("policy") for a in asked] == ["checkpoint", None, "checkpoint"]

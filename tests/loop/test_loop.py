@@ -195,7 +195,14 @@ def test_a_loop_with_harmowam_killed_in_its_own_stages_gives_the_same_results(tm
     for target in ((0, "fit_world_model"), (0, "fit_planner"), (0, "clone_policy"), (1, "improve_policy")):
         assert _in_child(killed, target, *HARMOWAM) == -signal.SIGKILL, target
     assert _in_child(killed, None, *HARMOWAM) == 0
-    assert (killed / "debug/results.json").read_bytes() == (whole / "debug/results.json").read_bytes()
+    results = (whole / "debug/results.json").read_bytes()
+    assert (killed / "debug/results.json").read_bytes() == results
+    first, last = json.loads(results)["iterations"]
+    assert first["imagined_success_reason"] == "the world model has not been checked"
+    for entry in (first, last):
+        gate = entry["gate_check"]["scripted"]
+        assert 0.1 < gate["labelled"]["value"] < 0.9, "the gate has both kinds of frames to learn from"
+        assert gate["auc"] is not None
 
 
 def test_harmowam_cannot_be_improved_by_likelihood_ratios(tmp_path: Path) -> None:

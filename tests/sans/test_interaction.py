@@ -12,7 +12,7 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import Landmark
 from worldloop.core.types import OUTCOMES, SOURCES, InteractionRule
 from worldloop.sans.imitation import EpisodeSelection, ImitationDataset
-from worldloop.sans.interaction import find_interaction
+from worldloop.sans.interaction import find_interaction, require_signs
 
 GRIPPER, DISTANCE = InteractionRule(("gripper",), 1, 0.1), InteractionRule(("distance",), 1, 0.1)
 EITHER = InteractionRule(("gripper", "distance"), 0, 0.1)
@@ -52,18 +52,31 @@ def test_the_gripper_and_a_step_around(cache) -> None:
     assert find_interaction(cache, spec(), alone).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0]
 
 
-def test_the_distance_at_the_beginning_of_a_step(cache) -> None:
-    assert find_interaction(cache, spec(), DISTANCE).tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
+def test_a_hand_that_holds_the_object_is_not_at_it(cache) -> None:
+    """Near at steps 1 and 4 of the first episode; before step 4 the gripper has closed."""
+    assert find_interaction(cache, spec(), DISTANCE).tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0]
+    without = spec(action_names=("dx", "dy", "dz", "roll"))
+    assert find_interaction(cache, without, DISTANCE).tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
 
 
 def test_one_sign_is_enough_and_one_that_cannot_be_seen_is_left_out(cache) -> None:
-    assert find_interaction(cache, spec(), EITHER).tolist() == [0, 1, 0, 1, 1, 0, 0, 1, 0]
+    assert find_interaction(cache, spec(), EITHER).tolist() == [0, 1, 0, 1, 0, 0, 0, 1, 0]
     assert find_interaction(cache, spec(landmarks=()), EITHER).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0]
     without = spec(action_names=("dx", "dy", "dz", "roll"))
     assert find_interaction(cache, without, EITHER).tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
     far = (Landmark("object", "sim_state", (4, 5, 9)), LANDMARKS[1])  # this state was not stored
     with pytest.raises(WorldloopError, match="none of the signs of interaction distance"):
         find_interaction(cache, spec(landmarks=far), DISTANCE)
+
+
+def test_a_rule_that_no_episode_can_follow_is_refused_beforehand() -> None:
+    require_signs(spec(), GRIPPER)
+    require_signs(spec(), DISTANCE)
+    require_signs(spec(landmarks=()), EITHER)
+    with pytest.raises(WorldloopError, match="none of the signs of interaction distance"):
+        require_signs(spec(landmarks=()), DISTANCE)
+    with pytest.raises(WorldloopError, match="needs `interaction`"):
+        require_signs(spec(), None)
 
 
 def test_without_a_rule_nothing_is_labelled(cache) -> None:

@@ -163,7 +163,12 @@ class LoopConfig:
             raise ValueError(
                 f"chunk_length {self.chunk_length} must be a multiple of {name}.actions_per_frame {per_frame}"
             )
-        episodes = self.section(seed_dataset.Config).episodes
+        seeding = self.section(seed_dataset.Config)
+        if seeding.held_out_side and self.num_iterations:
+            raise ValueError(
+                "seed_dataset.held_out_side holds nothing out of what later iterations collect: set num_iterations=0"
+            )
+        episodes = seeding.episodes
         for variant in episodes if self.simulator.kind in SIMULATORS else ():
             if variant not in SCRIPTED_VARIANTS:
                 raise ValueError(

@@ -6,7 +6,7 @@ ManiSkill and a world model both act as a `Simulator`; a policy cannot tell whic
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -240,6 +240,10 @@ class ImitationSource(Protocol):
 
     def images(self) -> dict[str, Tensor]:
         """Camera name -> u8 [N, h, w, 3]: the frame at the start of every chunk."""
+        ...
+
+    def observations(self, block_size: int) -> Iterator[Observation]:
+        """The observations at the start of every chunk, in a fixed order, in blocks of so many rows."""
         ...
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:

@@ -346,8 +346,9 @@ INTERACTION_SIGNS = ("gripper", "distance")
 class InteractionRule:
     """Which frame steps of a recorded episode are an interaction with the object; the others are transit.
 
-    - ``signs``: ``gripper``: its command changes in the step, or at most ``num_frames`` steps before or after;
-      ``distance``: the hand is less than ``distance_m`` metres from the object. One sign is enough
+    - ``signs``; one is enough. ``gripper``: its command changes in the step, or at most ``num_frames`` steps before or
+      after. ``distance``: the hand is less than ``distance_m`` metres from the object, and does not hold it: the
+      gripper's command is the one that the episode began with
     """
 
     signs: tuple[str, ...]

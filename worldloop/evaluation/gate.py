@@ -27,7 +27,7 @@ class GateJudgement:
     - ``accuracy``: share of frames on which gate and label agree; ``floor``: that of always saying the more frequent
     - ``auc``: of the gate's probability for the label, ``None`` if all labels are equal
     - ``interaction``: share of frames that the gate calls an interaction; ``labelled``: that of the labels
-    - ``switches``: changes of the expert per episode
+    - ``switches``: changes of what it calls them between the chunks of an episode
     """
 
     accuracy: Estimate
@@ -71,8 +71,8 @@ def run_gate(policy: GatedPolicy, cache: VersionCache, spec: SimulatorSpec, epis
     return GatedEpisodes(list(episodes), probabilities, chosen)
 
 
-def judge_gate(gated: GatedEpisodes) -> GateJudgement:
-    """``gated`` has one episode or more."""
+def judge_gate(gated: GatedEpisodes, frames_per_chunk: int) -> GateJudgement:
+    """``gated`` has one episode or more; a policy decides once in ``frames_per_chunk`` frames."""
     probability, label = np.concatenate(gated.probability), np.concatenate(gated.label)
     episode = np.repeat(np.arange(len(gated.label)), [len(part) for part in gated.label])
     said = probability >= 0.5
@@ -80,7 +80,8 @@ def judge_gate(gated: GatedEpisodes) -> GateJudgement:
     def average(values: np.ndarray) -> Estimate:
         return estimate(lambda v: float(v.mean()), values.astype(np.float64), clusters=episode)
 
-    changes = np.array([np.count_nonzero(np.diff(part >= 0.5)) for part in gated.probability], dtype=np.float64)
+    decided = [part[::frames_per_chunk] >= 0.5 for part in gated.probability]
+    changes = np.array([np.count_nonzero(np.diff(part)) for part in decided], dtype=np.float64)
     return GateJudgement(
         accuracy=average(said == label),
         floor=float(max(label.mean(), 1 - label.mean())),

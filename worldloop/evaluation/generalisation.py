@@ -26,17 +26,25 @@ class ConditionScore:
 
     - ``success``: of the policy; ``expert``: of the scripted expert, which says what is possible
     - ``transit``: the policy's hand comes to the object; ``None`` if the task does not tell where they are
-    - ``interaction``: success from just before the expert's contact, where the expert succeeded; ``None`` if it never
-      did
+    - ``interaction``: success from where the expert's hand is about to reach the object, if the expert succeeds;
+      ``None`` if it never does
+    - ``by_task``: task -> success; ``succeeded``: id of a state -> whether the policy succeeded from it
     """
 
     success: Rate
     expert: Rate
     transit: Rate | None
     interaction: Rate | None
+    by_task: dict[str, Rate]
+    succeeded: dict[str, bool]
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: None if rate is None else rate.to_dict() for name, rate in vars(self).items()}
+        rates = {name: getattr(self, name) for name in ("success", "expert", "transit", "interaction")}
+        return {
+            **{name: None if rate is None else rate.to_dict() for name, rate in rates.items()},
+            "by_task": {task: rate.to_dict() for task, rate in self.by_task.items()},
+            "succeeded": self.succeeded,
+        }
 
 
 def score_condition(
@@ -57,7 +65,7 @@ def score_condition(
     expert = simulation.run(
         states, block_size=block_size, purpose=f"{purpose}/expert", iteration=0, variants=("expert",) * len(states)
     )
-    near = find_starts_of_contact(states, expert, spec)
+    near = find_starts_of_interaction(states, expert, spec)
     reached = [reaches(episode, spec) for episode in own]
     known = [outcome for outcome in reached if outcome is not None]
     return ConditionScore(
@@ -65,6 +73,8 @@ def score_condition(
         expert=rate_success(expert),
         transit=Rate.of(np.array(known)) if known else None,
         interaction=rate_success(act(near)) if len(near) else None,
+        by_task={task: rate_success([e for e in own if e.meta.task == task]) for task in sorted(set(states.tasks))},
+        succeeded={state: episode.is_success for state, episode in zip(states.ids, own, strict=True)},
     )
 
 
@@ -78,15 +88,18 @@ def reaches(episode: Episode, spec: SimulatorSpec) -> bool | None:
     return None if tracks is None else "reach" in find_events(tracks)
 
 
-def find_starts_of_contact(states: InitialStates, expert: Sequence[Episode], spec: SimulatorSpec) -> InitialStates:
-    """The simulator states of the last frame before contact, of the expert's successes from ``states``, one each."""
+def find_starts_of_interaction(states: InitialStates, expert: Sequence[Episode], spec: SimulatorSpec) -> InitialStates:
+    """The simulator states of the last frame before the hand reaches the object, of the expert's successes.
+
+    There is at most one for each of ``states``. An observation there has no earlier frames.
+    """
     rows, found = [], []
     for row, episode in enumerate(expert):
         tracks = follow(episode, spec)
-        contact = None if tracks is None else find_events(tracks).get("contact")
-        if episode.is_success and contact is not None:
+        reached = None if tracks is None else find_events(tracks).get("reach")
+        if episode.is_success and reached is not None:
             rows.append(row)
-            found.append(torch.from_numpy(episode.sim_state[max(contact - 1, 0)]))
+            found.append(torch.from_numpy(episode.sim_state[max(reached - 1, 0)]))
     chosen = states.select(rows)
     starts = torch.stack(found) if found else chosen.states
     return InitialStates(chosen.split, chosen.ids, chosen.tasks, starts)

@@ -41,6 +41,7 @@ def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: 
     if isinstance(policy, PlannedPolicy):
         planner = policy.planner
         assert isinstance(planner, VideoPlanner)
+        assert policy.spec == planner.spec, "a policy that builds on a planner reads what the planner does"
         extra |= {"planner": _describe_world_model(planner.config)}
         weights = {
             name: value for name, value in weights.items() if name not in prefix_names("planner", planner.frozen)

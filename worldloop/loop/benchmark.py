@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from worldloop.config.loading import load_config
+from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
-from worldloop.core.files import to_json, write_file
+from worldloop.core.files import hash_file, to_json, write_file
 from worldloop.core.types import InitialStates
 from worldloop.evaluation.generalisation import score_condition
 from worldloop.factory.build import list_variations, vary_simulator
@@ -42,22 +45,25 @@ def run_benchmark(
     config = load_config(run_dir / "config.yaml")
     if config.source != "simulator":
         raise WorldloopError(f"{run_dir} is of a recording: a policy can only be tested in a simulator")
-    known = list_variations(config.simulator)
+    known = tuple(name for name in list_variations(config.simulator) if can_vary(config, name))
     chosen = known if variations is None else tuple(variations)
     if unknown := [name for name in chosen if name not in known]:
         raise WorldloopError(f"unknown variation {unknown[0]!r}; this simulator has: {', '.join(known) or 'none'}")
     state = directory.read_state()
-    policy = policy or state.policy
-    if not policy or not (run_dir / policy / "checkpoint.json").is_file():
-        raise WorldloopError(f"{run_dir} has no policy {policy!r}".replace(" ''", " yet"))
-    out = run_dir / "benchmark_ood" / f"{policy.removeprefix('checkpoints/').replace('/', '_')}.json"
+    policy = (policy or state.policy).rstrip("/")
+    weights = run_dir / policy / "model.safetensors"
+    if not policy or not weights.is_file():
+        raise WorldloopError(f"{run_dir} has no policy {policy!r}" if policy else f"{run_dir} has no policy yet")
+    out = run_dir / "benchmark_ood" / f"{policy.removeprefix('checkpoints/').replace('/', '_')}_{num_states}.json"
+    about = {"policy": policy, "num_states": num_states, "weights_sha256": hash_file(weights)}
     stored: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    if stored.get("num_states") != num_states:
-        stored = {"policy": policy, "num_states": num_states, "conditions": {}}
+    if {name: stored.get(name) for name in about} != about:
+        stored = about | {"conditions": {}}
     side = config.section(seed_dataset.Config).held_out_side
     runtime = InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
     plain = make_context("evaluate_policy", config, run_dir, runtime, display)
     try:
+        held_out = count_held_out_successes(plain, side)
         for name in (IN_DISTRIBUTION, *((POSITION,) if side else ()), *chosen):
             if name in stored["conditions"]:
                 continue
@@ -69,12 +75,21 @@ def run_benchmark(
             block_size = config.section(evaluate_policy.Config).block_size
             score = score_condition(context.simulation, states, policy, context.spec, block_size=block_size, name=name)
             stored["conditions"][name] = score.to_dict()
-            stored |= {"held_out_side": side, "held_out_successes": count_held_out_successes(plain, side)}
+            stored |= {"held_out_side": side, "held_out_successes": held_out}
             out.parent.mkdir(exist_ok=True)
             write_file(out, to_json(stored), out.name)
     finally:
         runtime.close()
     return stored | {"path": str(out)}
+
+
+def can_vary(config: LoopConfig, variation: str) -> bool:
+    """Whether the variation changes anything in a simulator of this config."""
+    try:
+        vary_simulator(config.simulator, variation)
+    except ValueError:
+        return False
+    return True
 
 
 def choose_states(context: StageContext, num_states: int, side: str) -> InitialStates:
@@ -93,9 +108,11 @@ def choose_states(context: StageContext, num_states: int, side: str) -> InitialS
 
 
 def count_held_out_successes(context: StageContext, side: str) -> int:
-    """Successes in the training episodes of the run's newest version that begin on the held-out side."""
+    """Successes in the training episodes that begin on the held-out side; such a run has one dataset version."""
     if not side:
         return 0
-    cache = context.open_cache(context.store.list_versions()[-1])
-    episodes = [cache.episode(int(e)) for e in cache.select(split="train", outcome="success")]
-    return sum(begins_on(e.sim_state[0], e.meta.task, context.spec, side) for e in episodes)
+    cache = context.open_cache("v000")
+    episodes = cache.select(split="train", outcome="success")
+    states = cache.frames("sim_state", episodes, np.zeros_like(episodes))
+    tasks = [cache.metas[e].task for e in episodes.tolist()]
+    return sum(begins_on(state, task, context.spec, side) for state, task in zip(states, tasks, strict=True))

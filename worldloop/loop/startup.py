@@ -8,15 +8,17 @@ import torch
 
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import Policy, WorldModel
+from worldloop.core.interfaces import GatedPolicy, Policy, WorldModel
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
 from worldloop.executability.reward import require_joints
 from worldloop.factory.build import build_planner, build_policy, build_spec, build_world_model, choose_simulator
 from worldloop.factory.classes import require_arguments, require_members
+from worldloop.rollout.sides import require_sides
+from worldloop.sans.interaction import require_signs
 from worldloop.sans.recordings import check_recording
 from worldloop.simulators.base import ChunkedSimulator
-from worldloop.stages import align_world_model, improve_policy
+from worldloop.stages import align_world_model, improve_policy, seed_dataset
 
 SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "make_scripted_policy", "reset", "step_chunk", "close")
 POLICY_MEMBERS = (
@@ -46,6 +48,8 @@ def check_run_can_start(config: LoopConfig) -> None:
             require_joints(world_model.spec.robot)
         if config.source == "simulator":
             method = improve_policy.METHODS[config.section(improve_policy.Config).method]
+            if config.section(seed_dataset.Config).held_out_side:
+                require_sides(spec)
             policy = _check_policy(config, spec, normalisation, method.interface)
             if method.uses_world_model:
                 _check_cameras(policy, world_model)
@@ -75,6 +79,8 @@ def _check_policy(
             f"set improve_policy.method to {' or '.join(able)}"
         )
     require_members((*POLICY_MEMBERS, *needed), policy, config.policy.kind)
+    if isinstance(policy, GatedPolicy):
+        require_signs(spec, policy.interaction)
     if not isinstance(policy, interface):
         raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{interface.__name__}")
     return policy

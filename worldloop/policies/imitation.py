@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldloop.core.errors import require_choice, require_positive, require_range
 from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, Policy, Reporter
-from worldloop.core.types import ImitationBatch
+from worldloop.core.types import ImitationBatch, Observation
 from worldloop.training.optimizer import PRECISIONS, Optimizer, autocast
 from worldloop.training.resume import TrainingSetup
 from worldloop.training.trainer import BatchObjective, Trainer
@@ -29,6 +29,10 @@ class LabelledImitationSource(Protocol):
         """See `ImitationSource.images`."""
         ...
 
+    def observations(self, block_size: int) -> Iterator[Observation]:
+        """See `ImitationSource.observations`."""
+        ...
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement, and their indicators."""
         ...
@@ -39,7 +43,7 @@ class WithImagined:
     """``source``, with a share of every batch replaced by rows of ``chunks``, whose indicators are ``is_good`` [n].
 
     The number of such rows is ``share`` times the batch size, rounded. The observations of both have the same cameras
-    and context frames, and no privileged state.
+    and context frames, no privileged state, and both or neither say what is an interaction.
     """
 
     source: LabelledImitationSource
@@ -50,6 +54,12 @@ class WithImagined:
     def images(self) -> dict[str, Tensor]:
         return self.source.images()
 
+    def observations(self, block_size: int) -> Iterator[Observation]:
+        """Those of the source, then the imagined ones."""
+        yield from self.source.observations(block_size)
+        for first in range(0, len(self.is_good), block_size):
+            yield self.chunks.observation.rows(list(range(first, min(first + block_size, len(self.is_good)))))
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
         num_imagined = round(self.share * batch_size) if len(self.is_good) else 0
         chosen = torch.randint(len(self.is_good), (num_imagined,), generator=generator) if num_imagined else None
@@ -59,10 +69,7 @@ class WithImagined:
         if chosen is None:
             return real, is_good
         real = replace(real, observation=replace(real.observation, sim_state=None))
-        chunks = self.chunks.rows(chosen)
-        if real.is_interaction is not None:
-            chunks = replace(chunks, is_interaction=torch.full((num_imagined,), UNKNOWN))
-        return ImitationBatch.cat([real, chunks]), torch.cat([is_good, self.is_good[chosen]])
+        return ImitationBatch.cat([real, self.chunks.rows(chosen)]), torch.cat([is_good, self.is_good[chosen]])
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,9 @@ class _WithoutLabels:
 
     def images(self) -> dict[str, Tensor]:
         return self.source.images()
+
+    def observations(self, block_size: int) -> Iterator[Observation]:
+        return self.source.observations(block_size)
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         return self.source.sample(generator, batch_size, chunk_length)[0]

@@ -16,6 +16,8 @@ def format_conditions(result: dict[str, Any]) -> str:
     for name, score in result["conditions"].items():
         cells = [DASH if score[p] is None else _show(score[p]) for p in PARTS]
         lines.append(f"{name:<16}" + "".join(f"{cell:<16}" for cell in cells).rstrip())
+        if len(score["by_task"]) > 1:
+            lines += [f"  {task:<14}{_show(rate)}" for task, rate in score["by_task"].items()]
     if result["held_out_side"]:
         lines.append(
             f"training has {result['held_out_successes']} successes that begin {result['held_out_side']}, where "
@@ -23,8 +25,8 @@ def format_conditions(result: dict[str, Any]) -> str:
         )
     else:
         lines.append("position: not tested, since seed_dataset.held_out_side held no side out")
-    lines.append("transit: the hand comes to the object. interaction: success from just")
-    lines.append("before contact. expert: the scripted expert, which knows all positions")
+    lines.append("transit: the hand comes to the object. interaction: success from where it is")
+    lines.append("about to. expert: the scripted expert, which knows all positions")
     return "\n".join(lines)
 
 

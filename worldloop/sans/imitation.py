@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
 from worldloop.core.errors import WorldloopError
-from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch, Outcome, Source, Split
+from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch, Observation, Outcome, Source, Split
 from worldloop.sans.advantages import AdvantageLabels
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import make_observation
@@ -82,6 +82,12 @@ class ImitationDataset:
         """Camera name -> u8 [N, h, w, 3]: the frame at every start, e.g. for image statistics."""
         return self.cache.images(self.cameras, self.starts[:, 0], self.starts[:, 1])
 
+    def observations(self, block_size: int) -> Iterator[Observation]:
+        """See `ImitationSource.observations`."""
+        for first in range(0, len(self.starts), block_size):
+            index = self.starts[first : first + block_size]
+            yield make_observation(self.cache, self.cameras, index, self.num_context_frames)
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement; see `load`."""
         return self.load(self.starts[self.draw_starts(generator, batch_size)], chunk_length)
@@ -146,6 +152,10 @@ class LabelledImitation:
     def images(self) -> dict[str, Tensor]:
         """See `ImitationDataset.images`."""
         return self.dataset.images()
+
+    def observations(self, block_size: int) -> Iterator[Observation]:
+        """See `ImitationDataset.observations`."""
+        return self.dataset.observations(block_size)
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> tuple[ImitationBatch, Tensor]:
         """The same chunks as `ImitationDataset.sample` draws, and their ``is_good`` int64 [B]."""

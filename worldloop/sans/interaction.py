@@ -10,6 +10,10 @@ from worldloop.core.types import InteractionRule
 from worldloop.sans.cache import VersionCache
 
 GRIPPER = "gripper"  # what the names of a gripper's actions begin with
+NO_SIGN = (
+    "the episodes show none of the signs of interaction {}: 'gripper' needs an action of that name, 'distance' needs "
+    "the stored positions of hand and object"
+)
 MIN_CHANGE = 0.25  # of an action's range: smaller changes of the gripper are noise
 
 
@@ -24,13 +28,20 @@ def find_interaction(cache: VersionCache, spec: SimulatorSpec, rule: Interaction
     if "gripper" in rule.signs and (columns := _list_grippers(spec)):
         signs.append(_find_gripper_changes(cache, spec, columns, rule.num_frames))
     if "distance" in rule.signs and _has_positions(cache, spec):
-        signs.append(_measure_hand_to_object(cache, spec) < rule.distance_m)
+        is_near = _measure_hand_to_object(cache, spec) < rule.distance_m
+        signs.append(is_near & ~_find_holding(cache, spec, _list_grippers(spec)))
     if not signs:
-        raise WorldloopError(
-            f"the episodes show none of the signs of interaction {', '.join(rule.signs)}: 'gripper' needs an action of "
-            "that name, 'distance' needs the stored positions of hand and object"
-        )
+        raise WorldloopError(NO_SIGN.format(", ".join(rule.signs)))
     return np.logical_or.reduce(signs)
+
+
+def require_signs(spec: SimulatorSpec, rule: InteractionRule | None) -> None:
+    """Raise `WorldloopError` if no sign of the rule can ever be seen in the episodes of ``spec``."""
+    if rule is None:
+        raise WorldloopError("a policy with a gate needs `interaction`, the rule by which the gate is taught")
+    can_measure = all({m.name for m in task.landmarks} >= {"object", "effector"} for task in spec.tasks)
+    if not ("gripper" in rule.signs and _list_grippers(spec)) and not ("distance" in rule.signs and can_measure):
+        raise WorldloopError(NO_SIGN.format(", ".join(rule.signs)))
 
 
 def _list_grippers(spec: SimulatorSpec) -> list[int]:
@@ -50,6 +61,14 @@ def _find_gripper_changes(cache: VersionCache, spec: SimulatorSpec, columns: lis
             near[max(change - num_frames, 0) : change + num_frames + 1] = True
         found.append(near)
     return np.concatenate(found)
+
+
+def _find_holding(cache: VersionCache, spec: SimulatorSpec, columns: list[int]) -> np.ndarray:
+    """bool [N]: the gripper's command at a step's beginning is another than at the beginning of its episode."""
+    commands = cache.all_steps("actions")[:, 0, columns]
+    low, high = (np.array(bound)[columns] for bound in (spec.robot.action_low, spec.robot.action_high))
+    first = np.repeat([begin for begin, _ in _list_bounds(cache)], cache.num_steps)
+    return np.asarray((np.abs(commands - commands[first]) > MIN_CHANGE * (high - low)).any(axis=1))
 
 
 def _list_bounds(cache: VersionCache) -> list[tuple[int, int]]:

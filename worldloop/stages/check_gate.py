@@ -33,7 +33,8 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     cache = context.open_cache(state.dataset)
     episodes = choose_held_out(cache, config.max_episodes)
     gated = {source: run_gate(policy, cache, context.spec, own) for source, own in episodes.items()}
-    judged = {source: judge_gate(own) for source, own in gated.items()}
+    frames_per_chunk = context.chunk_length // context.spec.actions_per_frame
+    judged = {source: judge_gate(own, frames_per_chunk) for source, own in gated.items()}
     for line in describe_gate(judged):
         context.reporter.log(line)
     write_gate(context.reporter, state.iteration, judged)

@@ -57,7 +57,7 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Roll the current policy out with exploration in every task; save its episodes as a new dataset version."""
     first = state.num_scripted_episodes + state.iteration * config.num_episodes
-    num_uncertain = round(config.uncertain_share * config.num_episodes) if state.world_model else 0
+    num_uncertain = round(config.uncertain_share * config.num_episodes) if state.calibrations else 0
     num_rejected = round(config.rejected_share * config.num_episodes) if state.rejected else 0
     num_own = config.num_episodes - num_uncertain - num_rejected
     states = context.simulation.initial_states("train", num_own, first)

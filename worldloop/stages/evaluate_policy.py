@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from worldloop.core.success import Calibrations
 from worldloop.evaluation.by_task import group_success
 from worldloop.evaluation.outcomes import compare_outcomes, imagine_outcomes, measure_success, measure_swapped
 from worldloop.reporting.success import describe_imagined, describe_simulated, describe_swapped
@@ -55,12 +54,13 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
             reporter.log(line)
         state = state.record(**swapped.to_record())
 
-    if not state.world_model:
-        return state.record(imagined_success=None, imagined_success_reason="no world model yet")
+    if state.calibrations is None:
+        reason = "the world model has not been checked" if state.world_model else "no world model yet"
+        return state.record(imagined_success=None, imagined_success_reason=reason)
     imagined = imagine_outcomes(
         context.models.load_policy(state.policy).to(context.device),
         context.models.load_world_model(state.world_model).to(context.device).for_imagination(),
-        state.calibrations or Calibrations(),
+        state.calibrations,
         episodes,
         key=(context.seed, state.iteration, "evaluate_policy/imagined"),
         max_batch=context.max_imagination_batch,

@@ -15,9 +15,9 @@ class HarmoWAMConfig:
     """The experts' networks, how the gate is taught, and how the policy acts."""
 
     acts_by: str = "gate"  # gate | predictive | reactive | average: which expert decides a chunk
-    gate_signs: tuple[str, ...] = ("gripper", "distance")  # of an interaction: gripper changes, hand near the object
-    gate_frames: int = 1  # frames before and after a change of the gripper that count as interaction
-    gate_distance_m: float = 0.06  # from the hand to the object, below which it is an interaction; metres
+    gate_signs: tuple[str, ...] = ("gripper", "distance")  # of an interaction, see `InteractionRule`
+    gate_frames: int = 0  # frames before and after that of a change of the gripper that count as well
+    gate_distance_m: float = 0.06  # from the hand to an object that it does not hold, below which it counts; metres
     width: int = 128  # channels of every token
     num_layers: int = 3  # blocks of the predictive expert
     num_heads: int = 4  # attention heads; divides width
@@ -40,6 +40,8 @@ class HarmoWAMConfig:
         require_choice("policy.harmowam.acts_by", self.acts_by, ACTS_BY)
         for sign in self.gate_signs:
             require_choice("policy.harmowam.gate_signs", sign, INTERACTION_SIGNS)
+        if not self.stem_channels or min(self.stem_channels) < 1:
+            raise ValueError(f"policy.harmowam.stem_channels is {self.stem_channels}; allowed: positive numbers")
         if not self.gate_signs:
             raise ValueError("policy.harmowam.gate_signs names nothing that the gate could learn from")
         for key in ("gate_frames", "augment_shift_px", "num_cached_plans"):

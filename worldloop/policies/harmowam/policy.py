@@ -15,7 +15,7 @@ Departures:
 2. The reactive expert compares each planned frame with the one before. Inverse dynamics needs both, as `executability`
    found.
 3. The gate's labels: a change of the gripper as in the paper, or, where no gripper moves, a hand near the object.
-4. The planner's noise is fixed, so that one observation has one plan, in training and in acting.
+4. The planner's noise is fixed, so that one observation has one plan, up to the last bits, in training and in acting.
 5. RECAP's indicator (arXiv:2511.14759) is added to the instruction that the predictive expert sees.
 
 Shapes: B rows, H actions a chunk, A action dimensions, M planned frames, N tokens of C channels.
@@ -24,7 +24,6 @@ Shapes: B rows, H actions a chunk, A action dimensions, M planned frames, N toke
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,6 +51,7 @@ from worldloop.policies.image_stem import ImageStem
 from worldloop.policies.robot_dimensions import choose_proprio, find_action_range
 
 UNKNOWN = -1
+PLANS_AT_ONCE = 64  # observations that `prepare` plans from together; a change changes the last bits
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
             robot.cameras, feature_dim, self.spec.actions_per_frame, robot.action_dim, width, config.num_keypoints
         )
         self.gate = Gate(num_image_tokens, width)
-        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
+        self._plans: dict[bytes, Plan] = {}
 
     def train(self, mode: bool = True) -> HarmoWAM:
-        """The planner stays in evaluation mode; plans are kept only in training mode."""
+        """The planner stays in evaluation mode, which also forgets all plans."""
         super().train(mode)
         self.planner.eval()
         if not mode:
@@ -128,7 +128,11 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
         return self
 
     def prepare(self, dataset: ImitationSource) -> None:
-        """Fit backgrounds and contrast to the frames of ``dataset``; ``ValueError`` for a missing camera."""
+        """Fit backgrounds and contrast to the frames of ``dataset``, and plan from its observations.
+
+        Plans are made in blocks of a fixed order, since a plan's last bits depend on its batch: a resumed training has
+        the same ones. ``ValueError`` for a missing camera.
+        """
         frames = {}
         for camera, stored in dataset.images().items():
             frames[camera] = images.to_network(stored)
@@ -137,20 +141,31 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
                 raise ValueError(f"the episodes to imitate have no camera {camera!r}: they have {', '.join(frames)}")
             stem.fit(frames[camera])
         self.reactive.set_backgrounds(frames)
+        for block in dataset.observations(PLANS_AT_ONCE):
+            if len(self._plans) >= self.config.num_cached_plans:
+                break
+            self._keep_plans(block.with_cameras(self.spec.robot.camera_names))
 
     @torch.no_grad()
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
-        """See `Actor.act`. Only the rows that need them get planned frames."""
+        """See `Actor.act`. Each expert works only for the rows in which it has a say."""
         seen = observation.with_cameras(self.spec.robot.camera_names)
         tokens = self._see(seen.to(self.proprio_mean.device))
         interaction = torch.sigmoid(self.gate(tokens))
-        share = self.choose(seen, interaction)
-        plan = self._plan(seen, needs_frames=bool((share < 1).any()))
+        share = self.choose(seen, interaction).to(tokens.device)
         actions = torch.zeros(len(seen), self.chunk_length, self.spec.robot.action_dim, device=tokens.device)
-        if (share > 0).any():
-            actions += share[:, None, None] * self._predict(seen, tokens, plan, noise_key)
-        if (share < 1).any():
-            actions += (1 - share)[:, None, None] * self.reactive(self._make_video(seen, plan), plan.features)
+        for part, is_reactive in ((share, False), (1 - share, True)):
+            rows = part.nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            own = seen.rows(rows.cpu())
+            plan = self._plan(own, needs_frames=is_reactive)
+            if is_reactive:
+                decided = self.reactive(self._make_video(own, plan), plan.features)
+            else:
+                key = None if noise_key is None else noise_key[rows.to(noise_key.device)]
+                decided = self._predict(own, tokens[rows], plan, key)
+            actions[rows] += part[rows, None, None] * decided
         middle, half = (self.action_high + self.action_low) / 2, (self.action_high - self.action_low) / 2
         chosen = (actions.clamp(-1, 1) * half + middle).cpu()
         return ActionChunk(chosen, trace={"interaction": interaction.cpu()}, policy_version=self.version)
@@ -174,7 +189,10 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
     def compute_conditioned_loss(
         self, batch: ImitationBatch, is_good: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """L_pred + reactive_weight L_react + gate_weight L_gate (the paper's equation 6)."""
+        """L_pred + reactive_weight L_react + gate_weight L_gate (the paper's equation 6).
+
+        The planner shows successes, so that where chunks are labelled the reactive expert learns from good ones alone.
+        """
         if batch.is_interaction is None:
             raise WorldloopError("HarmoWAM's gate needs labels: the batch does not say what is an interaction")
         seen = batch.observation.with_cameras(self.spec.robot.camera_names)
@@ -184,9 +202,9 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
         tokens = self._see(varied)
         target = 2 * (batch.actions - self.action_low) / (self.action_high - self.action_low) - 1
 
-        def average(error: Tensor) -> Tensor:
+        def average(error: Tensor, valid: Tensor = batch.valid) -> Tensor:
             """Of [B, H, A], over valid actions."""
-            return (error.mean(2) * batch.valid).sum() / batch.valid.sum().clamp_min(1)
+            return (error.mean(2) * valid).sum() / valid.sum().clamp_min(1)
 
         device = target.device
         t = torch.rand(len(target), generator=generator).to(device)
@@ -195,7 +213,9 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
         velocity = self.predictive(flow.interpolate(noise, target, t), t, memory)
         predictive = average((velocity - (target - noise)).square())
         read = self.reactive(self._make_video(seen, plan), plan.features)
-        reactive = average(functional.smooth_l1_loss(read, target, beta=0.1, reduction="none"))
+        teaches = is_good == 1 if (is_good != UNKNOWN).any() else torch.ones_like(is_good, dtype=torch.bool)
+        taught = batch.valid & teaches.to(device)[:, None]
+        reactive = average(functional.smooth_l1_loss(read, target, beta=0.1, reduction="none"), taught)
         known = (batch.is_interaction != UNKNOWN).float()
         label = batch.is_interaction.clamp_min(0).float()
         logit = self.gate(tokens)
@@ -208,7 +228,7 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
             "loss_reactive": float(reactive.detach()),
             "loss_gate": float(gate.detach()),
             "gate_accuracy": float((agrees * known).sum() / known.sum().clamp_min(1)),
-            "reactive_error": float(average((read.detach() - target).abs())),
+            "reactive_error": float(average((read.detach() - target).abs(), taught)),
         }
 
     def _see(self, observation: Observation) -> Tensor:
@@ -249,24 +269,37 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
         return actions
 
     def _plan(self, observation: Observation, needs_frames: bool) -> Plan:
-        """What the planner imagines; without ``needs_frames`` only its tokens."""
+        """What the planner imagines; without ``needs_frames`` only its tokens.
+
+        In its own precision, also where the experts learn in another one.
+        """
         planner: Planner = self.planner  # type: ignore[assignment]
         key = torch.zeros(len(observation), dtype=torch.long)
-        frames = planner.plan(observation, key, self.num_planned) if needs_frames else {}
-        return Plan(frames, planner.features(observation))
+        with torch.autocast(self.proprio_mean.device.type, enabled=False):
+            frames = planner.plan(observation, key, self.num_planned) if needs_frames else {}
+            features = planner.features(observation) if self.config.uses_features else None
+        if features is None:
+            features = torch.zeros(len(observation), 0, 0, device=self.proprio_mean.device)
+        return Plan(frames, features.to(torch.bfloat16).float())
 
     @torch.no_grad()
+    def _keep_plans(self, observation: Observation) -> None:
+        """Plan from the rows of ``observation``, in one batch, and keep the plans."""
+        made = self._plan(observation, needs_frames=True)
+        for row in range(len(observation)):
+            frames = {camera: stored[row].cpu() for camera, stored in made.frames.items()}
+            self._plans[_digest(observation, row)] = Plan(frames, made.features[row].to(torch.bfloat16).cpu())
+
     def _recall_plans(self, observation: Observation) -> Plan:
-        """The plans of a training batch; those of observations that were seen before come from memory."""
-        keys = [_digest(observation, row) for row in range(len(observation))]
-        if new := [row for row, key in enumerate(keys) if key not in self._plans]:
-            made = self._plan(observation.rows(new), needs_frames=True)
-            for place, row in enumerate(new):
-                frames = {camera: stored[place].cpu() for camera, stored in made.frames.items()}
-                self._plans[keys[row]] = Plan(frames, made.features[place].to(torch.bfloat16).cpu())
-        plans = [self._plans[key] for key in keys]
+        """The plans of a training batch. One that is not kept is made alone, whatever else is in the batch."""
+        plans = []
+        for row in range(len(observation)):
+            key = _digest(observation, row)
+            if key not in self._plans:
+                self._keep_plans(observation.rows([row]))
+            plans.append(self._plans[key])
         while len(self._plans) > self.config.num_cached_plans:
-            self._plans.popitem(last=False)
+            self._plans.popitem()  # the newest: those of `prepare` stay
         features = torch.stack([plan.features for plan in plans]).to(self.proprio_mean.device).float()
         return Plan({c: torch.stack([plan.frames[c] for plan in plans]) for c in plans[0].frames}, features)
 

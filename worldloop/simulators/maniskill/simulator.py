@@ -61,6 +61,8 @@ class ManiSkillConfig:
         require_names("simulator.maniskill.backend", (self.backend,), ("auto", "cpu", "gpu"))
         if self.variation:
             require_names("simulator.maniskill.variation", (self.variation,), VARIATIONS)
+        if self.variation == "camera" and BASE_CAMERA not in self.cameras:
+            raise ValueError("simulator.maniskill.variation camera moves base_camera, which is not among the cameras")
         require_names("simulator.maniskill.shader", (self.shader,), ("minimal", "default", "rt-fast"))
         make_cameras("simulator.maniskill", self.cameras, self.image_size, self.image_sizes)
         if self.view == "task" and len(self.tasks) > 1:

@@ -1,7 +1,7 @@
 """Changes of a ManiSkill scene that no training has seen, to test a policy with. Imports sapien in functions only.
 
-Three change what is seen, `camera` from where, and two the object. Physics stays, except for the object's size and
-shape. The scripted experts still succeed, since they act on privileged poses.
+Three change what is seen, `camera` from where the base camera sees it, and two the object. Physics stays, except for
+the object's size and shape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TABLE_COLOUR = (0.25, 0.32, 0.42, 1.0)  # a blue-grey cloth in place of wood
 CUBE_COLOUR = (0.55, 0.1, 0.6, 1.0)  # purple
 AMBIENT = (0.75, 0.6, 0.4)  # warm and bright; ManiSkill's is (0.3, 0.3, 0.3)
 CAMERA_SHIFT_M = (0.03, -0.05, 0.04)
-SMALLER = 0.75  # of the object's edge
+SMALLER = (0.75, 0.75, 1.0)  # of the object's edges; as high as before, or no stack would count
 BLOCK = (1.0, 0.65, 1.0)  # of the object's edges
 
 
@@ -58,7 +58,7 @@ VARIATIONS: dict[str, Callable[[Any], None]] = {
 
 
 def move_camera(variation: str, view: CameraPose) -> CameraPose:
-    """``view``, moved sideways if the variation is ``camera``."""
+    """``view``, from some centimetres beside if the variation is ``camera``."""
     if variation != "camera":
         return view
     x, y, z = (a + b for a, b in zip(view.eye_m, CAMERA_SHIFT_M, strict=True))
@@ -67,8 +67,8 @@ def move_camera(variation: str, view: CameraPose) -> CameraPose:
 
 @contextmanager
 def changed_object(variation: str) -> Iterator[None]:
-    """Within this context, ManiSkill builds the tasks' object smaller (``size``) or narrow (``shape``)."""
-    edges = {"size": (SMALLER,) * 3, "shape": BLOCK}.get(variation)
+    """Within this context, ManiSkill builds the tasks' object thinner (``size``) or narrow (``shape``)."""
+    edges = {"size": SMALLER, "shape": BLOCK}.get(variation)
     if edges is None:
         yield
         return

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import AdvantageConditionedPolicy
 from worldloop.core.randomness import derive_seed
 from worldloop.core.success import Calibrations, Trust
 from worldloop.core.types import OUTCOMES, SOURCES
-from worldloop.policies.imitation import LabelledImitationSource, WithImagined, fit_by_conditioned_imitation
+from worldloop.policies.imitation import UNKNOWN, LabelledImitationSource, WithImagined, fit_by_conditioned_imitation
 from worldloop.rl.advantages import compute_group_advantages
 from worldloop.rl.recap import LabelledChunks, label_first_chunks
 from worldloop.rl.reward_context import RewardContext
@@ -57,7 +58,10 @@ def run_recap(state: LoopState, config: ImprovementConfig, context: StageContext
         source: LabelledImitationSource = LabelledImitation(episodes, labels)
         imagined = imagine_chunks(state, config, context) if config.method == "recap_imagined" else None
         if imagined is not None:
-            source = WithImagined(source, imagined.chunks, imagined.is_good, config.imagined_share)
+            chunks = imagined.chunks
+            if interaction is not None:  # nobody knows of imagined chunks
+                chunks = replace(chunks, is_interaction=torch.full((len(chunks.valid),), UNKNOWN))
+            source = WithImagined(source, chunks, imagined.is_good, config.imagined_share)
         policy = fit_by_conditioned_imitation(
             policy,
             source,
