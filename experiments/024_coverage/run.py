@@ -14,7 +14,7 @@ the imagined actions. Every arm fits a world model from random weights and imagi
 - `replays_N`: v001 and N replays of the candidate's imagined rollouts, from fresh training states
 - `replays_N_longer`: three times the steps
 
-Beside each stands a network that is told the cube's pose (016, precision.py), with the same data.
+Beside each stands a network that is told the cube's pose (state_network.py), with the same data.
 
 TASK: push, pull. What was measured is not measured again.
 """
@@ -36,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from replays import Replays, replay_policy  # noqa: E402
 from state_network import ask_state_network, judge_gap  # noqa: E402
-from trust_loops import configure, measure_or_report, open_beside, read_measured  # noqa: E402
+from trust_loops import begin_arm, configure, measure_or_report, open_beside, read_measured  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import auc, estimate_by_label, estimate_over_seeds, estimate_within_group_auc  # noqa: E402
@@ -54,7 +54,7 @@ REPLAYS_PER_BLOCK, BLOCKS = 360, 3  # `replays_360` has the first block, `replay
 STATES_PER_BLOCK = REPLAYS_PER_BLOCK // 4
 TEMPERATURES = {1.0: 180, 2.0: 90, 3.0: 90}  # of the episodes in `hot`
 SHORT, LONG = (900, 1000), (2700, 3000)  # steps of the video and of the proprio head
-ARMS = {
+ARMS = {  # the versions of the dataset are made in the loop's own store, whose other versions stay as they are
     "base": ("v001", SHORT),
     "longer": ("v001", LONG),
     "hot": ("hot", SHORT),
@@ -161,6 +161,7 @@ def fit(name: str, version: str, state: LoopState, context: StageContext) -> str
     path = f"world_models/{name}"
     if not (context.models.run_dir / path).exists():
         num_steps, num_proprio_steps = ARMS[name][1]
+        begin_arm(context.models.run_dir, name)
         config = context.config_of(fit_world_model.Config)
         config = replace(config, num_steps=num_steps, num_proprio_steps=num_proprio_steps)
         started = replace(state, iteration=2, dataset=version, world_model="", teacher="", calibrations=None)

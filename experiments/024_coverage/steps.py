@@ -1,13 +1,13 @@
 """Experiment 024: is one frame in five environment steps too coarse to foresee contact?
 
-    python experiments/024_coverage/steps.py measure TASK [key=value ...] [--seeds 0 1 2] [--strides 5 1] [--data v001 ...]
+    python experiments/024_coverage/steps.py measure TASK [key=value ...] [--seeds 0 1 2] [--strides 5 1]
     python experiments/024_coverage/steps.py report [key=value ...]     # result_steps.json
 
 ``measure`` needs what `run.py measure` has left: the candidate's replays, to test and to learn from. The simulator
-repeats all episodes and tells the state after every environment step, which the dataset does not have. Two networks that
-are told the cube's pose and velocity learn the next state, one five steps ahead and one a single step ahead. All else is
-the same: both are unrolled over ten environment steps, and half of the windows are those in which the cube moves. They
-predict the replays from their first states and actions alone.
+repeats all episodes and tells the state after every environment step, which the dataset does not have. Two networks
+that are told the cube's pose and velocity learn the next state, one five steps ahead and one a single step ahead. All
+else is the same: both are unrolled over ten environment steps, and half of the windows are those in which the cube
+moves. They predict the replays from their first states and actions alone.
 
 TASK: push, pull. What was measured is not measured again.
 """
@@ -54,8 +54,11 @@ CONTACT_GAIN = 3.0  # the network sees the way from hand to cube in units of a t
 
 @dataclass(frozen=True)
 class Steps:
-    """n episodes padded to T steps: ``proprio`` [n, T + 1, S], ``cube`` [n, T + 1, 13] position in decimetres, quaternion
-    and velocities, ``actions`` [n, T, A], ``length`` [n], ``state`` [n, D] of the first step."""
+    """n episodes padded to T steps.
+
+    ``proprio`` [n, T + 1, S]; ``cube`` [n, T + 1, 13]: position in decimetres, quaternion, velocities; ``actions``
+    [n, T, A]; ``length`` [n]; ``state`` [n, D] of the simulator at the beginning.
+    """
 
     proprio: Tensor
     cube: Tensor

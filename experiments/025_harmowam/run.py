@@ -5,8 +5,8 @@
 
 ``measure`` runs iteration 0 of configs/stackcube_harmowam.yaml with 100 demonstrations on the right of the table and
 perturbed episodes everywhere: world model, planner, and HarmoWAM from the demonstrations. Each arm is the same two
-experts with another gate, but `token_vla`, which clones the same demonstrations. All act greedily from the same evaluation
-states in each condition, as in `worldloop benchmark-ood`: success, transit, and interaction.
+experts with another gate, but `token_vla`, which clones the same demonstrations. All act greedily from the same
+evaluation states in each condition, as in `worldloop benchmark-ood`: success, transit, and interaction.
 
 - `predictive`, `reactive`, `average`: one expert alone, or the mean of their actions
 - `gate`, `inverted`: the learned gate, and its opposite
