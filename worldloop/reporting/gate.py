@@ -45,7 +45,7 @@ def write_gated_videos(
 ) -> None:
     """TensorBoard: the first episodes of each source; a bar is the gate's probability of an interaction.
 
-    Below it a mark says where the labels begin or end one.
+    Below it a mark says where the labels begin ("in") or end ("out") one.
     """
     with reporter.writer(NAME, purge_step=iteration) as writer:
         for source, own in gated.items():
@@ -54,7 +54,7 @@ def write_gated_videos(
                 frames = np.arange(len(label))
                 images = cache.images(cameras, np.full(len(frames), episode), frames)
                 changes = np.flatnonzero(np.diff(label, prepend=False))
-                events = {f"{'interaction' if label[t] else 'transit'} {i}": int(t) for i, t in enumerate(changes, 1)}
+                events = {f"{'in' if label[t] else 'out'} {i}": int(t) for i, t in enumerate(changes, 1)}
                 video = draw_values(join_views(list(images.values())), probability - 1, events)
                 outcome = cache.metas[episode].outcome
                 writer.video(f"{NAME}/{source}_{number}_{outcome}", iteration, video, frames_per_second)
