@@ -64,6 +64,7 @@ GATES = ("inverted", "oracle", "clock", "random")
 ARMS = ("predictive", "reactive", "gate", "average", "oracle", "inverted", "clock", "random", "token_vla")
 CONDITIONS = {"in distribution": ("right", ""), "position": ("left", ""), "background": ("right", "background")}
 CONDITIONS |= {"size": ("right", "size")}
+PARTS = ("success", "transit", "interaction", "expert")
 NUM_STATES = 100
 DRAWN = 3  # states drawn for each one on a side
 
@@ -99,7 +100,7 @@ def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str], con
             score = score_condition(there.simulation, states, path, context.spec, block_size=10, name=condition)
             scores[arm] = score.to_dict()
             write_file(out, to_json(measured), out.name)
-            told = {name: rate and rate["rate"] for name, rate in scores[arm].items()}
+            told = {name: scores[arm][name] and scores[arm][name]["rate"] for name in PARTS}
             print(task, seed, condition, arm, json.dumps(told), flush=True)
 
 
@@ -176,7 +177,7 @@ def summarise(seeds: dict[int, Any], condition: str) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     for arm in ARMS:
         found = [m["conditions"].get(condition, {}).get(arm) for m in seeds.values()]
-        for part in ("success", "transit", "interaction", "expert"):
+        for part in PARTS:
             rates = [score[part]["rate"] for score in found if score and score[part]]
             if rates:
                 entry = estimate_over_seeds(rates).to_dict() | {"by_seed": rates}
