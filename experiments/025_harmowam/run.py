@@ -74,8 +74,10 @@ def configure(task: str, seed: int, overrides: list[str]) -> LoopConfig:
     return load_config(CONFIGS / f"{TASKS[task]}.yaml", changes)
 
 
-def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str], conditions: Sequence[str]) -> None:
-    """Write harmowam.json into the run of iteration 0."""
+def measure(
+    task: str, seed: int, overrides: list[str], arms: Sequence[str], conditions: Sequence[str], asks_expert: bool
+) -> None:
+    """Write harmowam.json into the run of iteration 0; without ``asks_expert`` no interaction is measured."""
     config = configure(task, seed, overrides)
     directory = run_until(config, "evaluate_policy")
     context = open_context(config, directory.path, f"{task} {seed}")
@@ -97,7 +99,15 @@ def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str], con
             if arm in scores:
                 continue
             path = f"arms/{arm}"
-            score = score_condition(there.simulation, states, path, context.spec, block_size=10, name=condition)
+            score = score_condition(
+                there.simulation,
+                states,
+                path,
+                context.spec,
+                block_size=10,
+                name=condition,
+                asks_expert=asks_expert,
+            )
             scores[arm] = score.to_dict()
             write_file(out, to_json(measured), out.name)
             told = {name: scores[arm][name] and scores[arm][name]["rate"] for name in PARTS}
@@ -216,6 +226,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
+    parser.add_argument("--no-interaction", action="store_true", help="success and transit alone, in half the time")
     options = parser.parse_intermixed_args()
     overrides = [a for a in options.arguments if "=" in a]
     if options.command == "report":
@@ -223,7 +234,7 @@ def main() -> None:
         return
     for task in (a for a in options.arguments if "=" not in a):
         for seed in options.seeds:
-            measure(task, seed, overrides, options.arms, options.conditions)
+            measure(task, seed, overrides, options.arms, options.conditions, not options.no_interaction)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,15 @@ def make_states(episodes: list[Episode]) -> InitialStates:
 def test_interaction_starts_a_frame_before_the_hand_comes_where_the_expert_succeeds() -> None:
     expert = [make_episode(1, 3), make_episode(2, 2, "failure"), make_episode(3, 9), make_episode(4, 1)]
     states = make_states(expert)
-    near = find_starts_of_interaction(states, expert, SPEC)
+    near, context = find_starts_of_interaction(states, expert, SPEC)
     assert near.ids == (states.ids[0], states.ids[3]), "one failed, one never came"
     assert near.states[:, 0].tolist() == [2.0, 0.0]
     assert near.split == "evaluation"
-    assert len(find_starts_of_interaction(states, [make_episode(1, 9)] * 4, SPEC)) == 0
+    for camera, frames in context.items():
+        for row, (episode, rows) in enumerate(((expert[0], [0, 1, 2]), (expert[3], [0, 0, 0]))):
+            assert np.array_equal(frames[row].numpy(), episode.frames[camera][rows])
+    never, nothing = find_starts_of_interaction(states, [make_episode(1, 9)] * 4, SPEC)
+    assert (len(never), nothing) == (0, {})
 
 
 def test_the_hand_comes_or_not() -> None:
@@ -81,5 +85,12 @@ def test_a_condition_counts_each_part_on_its_own_states() -> None:
     assert [a.get("policy") for a in asked] == ["checkpoint", None, "checkpoint"]
     assert asked[1]["variants"] == ("expert",) * 3
     assert asked[2]["step"] == [2.0, 2.0]
+    assert asked[2]["context"]["base"].shape[:2] == (2, 3)
+    asked.clear()
+    quick = score_condition(
+        simulation, make_states(own), "checkpoint", SPEC, block_size=2, name="fog", asks_expert=False
+    )
+    assert (quick.success, quick.transit, quick.expert, quick.interaction) == (score.success, score.transit, None, None)
+    assert len(asked) == 1
     with pytest.raises(ValueError, match="no initial state"):
         score_condition(simulation, make_states(own).select([]), "c", SPEC, block_size=2, name="fog")

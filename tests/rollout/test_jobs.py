@@ -11,6 +11,7 @@ import torch
 
 from worldloop.core.randomness import make_row_keys
 from worldloop.factory.config import SimulatorConfig
+from worldloop.rollout import jobs
 from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
 from worldloop.simulators.toy.simulator import ToyConfig
 
@@ -64,3 +65,38 @@ def test_a_job_has_a_policy_or_variants_and_not_both(tmp_path: Path) -> None:
     for changes in ({"variants": None}, {"policy": str(tmp_path)}):
         with pytest.raises(ValueError, match="only one of them"):
             replace(make_job(), **changes)  # type: ignore[arg-type]
+
+
+def test_an_episode_may_begin_in_the_middle_with_the_frames_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy sees them at its first decision; the next one sees the first frame still."""
+    job = make_job()
+    whole = execute_rollout_job(job)
+    rows = [row for row, episode in enumerate(whole) if episode.num_frame_steps > 4][:2]
+    states = replace(
+        job.states.select(rows), states=torch.stack([torch.from_numpy(whole[r].sim_state[2]) for r in rows])
+    )
+    frames = {c: torch.from_numpy(np.stack([whole[r].frames[c][[0, 1, 2]] for r in rows])) for c in whole[0].frames}
+    seen = []
+    run = jobs.run_rollout
+
+    def record(actor, simulator, start, *arguments, **named):
+        rollout = run(actor, simulator, start, *arguments, **named)
+        seen.extend(rollout.observations[:2])
+        return rollout
+
+    monkeypatch.setattr(jobs, "run_rollout", record)
+    middle = replace(
+        job,
+        states=states,
+        context=frames,
+        noise_key=job.noise_key[rows],
+        splits=("train",) * 2,
+        variants=tuple(job.variants[r] for r in rows),  # type: ignore[index]
+    )
+    again = execute_rollout_job(middle)
+    assert [e.meta.instruction for e in again] == [whole[r].meta.instruction for r in rows]
+    for camera, images in frames.items():
+        assert torch.equal(seen[0].frames[camera][:, :2], images[:, :2])
+        assert torch.equal(seen[0].frames[camera][:, 2], images[:, 2])
+        assert torch.equal(seen[1].frames[camera][:, 0], images[:, 0])
+    assert seen[0].env_step.tolist() == [4, 4], "two frame steps of two actions have passed"

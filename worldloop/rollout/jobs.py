@@ -23,6 +23,7 @@ from worldloop.rollout.following import Video, VideoFollower
 from worldloop.rollout.replay import RecordedActions, Replay
 from worldloop.rollout.rollout import rollout_to_episodes, run_rollout
 from worldloop.rollout.swap import PartlyImagined, Swap
+from worldloop.simulators.base import choose_instruction
 
 _SIMULATORS: dict[str, TaskSimulator] = {}
 
@@ -40,8 +41,9 @@ class RolloutJob:
     - ``replay``: recorded actions
     - ``video``: videos to follow
 
-    ``splits``: the split each episode is stored under. ``row_chunks`` int64 [N]: each episode ends after so many
-    chunks; ``None``: no limit.
+    ``context``: camera -> u8 [N, 3, h, w, 3], the frames seen at starts in the middle of an episode; ``None``: three
+    times the one now. ``splits``: the split each episode is stored under. ``row_chunks`` int64 [N]: each episode ends
+    after so many chunks; ``None``: no limit.
     """
 
     states: InitialStates
@@ -59,6 +61,7 @@ class RolloutJob:
     row_chunks: Tensor | None = None
     told_task: str = ""
     swap: Swap | None = None
+    context: dict[str, Tensor] | None = None
     num_threads: int = 1
 
     def __post_init__(self) -> None:
@@ -166,7 +169,7 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
     rollout = run_rollout(
         actor,
         simulator,
-        states,
+        states if job.context is None else _observe(states, {c: f[index] for c, f in job.context.items()}, simulator),
         keys if job.temperature is not None else None,
         initial_state_id=states.ids,
         row_chunks=None if job.row_chunks is None else job.row_chunks[index],
@@ -178,6 +181,21 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
         variants=variants,
         splits=tuple(job.splits[i] for i in index),
         iteration=job.iteration,
+    )
+
+
+def _observe(states: InitialStates, context: dict[str, Tensor], simulator: TaskSimulator) -> Observation:
+    """What is seen at ``states``, whose frames are known; the simulator takes the time from its own state."""
+    return Observation(
+        frames=context,
+        proprio=None,
+        task=states.tasks,
+        instruction=tuple(
+            choose_instruction(simulator.spec.task(task), state)
+            for task, state in zip(states.tasks, states.ids, strict=True)
+        ),
+        env_step=torch.zeros(len(states), dtype=torch.long),
+        sim_state=states.states,
     )
 
 

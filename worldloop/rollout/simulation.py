@@ -117,6 +117,7 @@ class Simulation:
         row_chunks: Tensor | None = None,
         swaps_instructions: bool = False,
         swap: Swap | None = None,
+        context: dict[str, Tensor] | None = None,
     ) -> list[Episode]:
         """Run one episode per state, and return them in the order of the states.
 
@@ -127,6 +128,8 @@ class Simulation:
         - ``row_chunks`` int64 [n]: each episode ends after so many chunks; ``None``: no limit
         - ``splits``: the split that each episode is stored under; ``None``: that of the states
         - ``swaps_instructions``: give the policy the instruction of the task after the row's own
+        - ``context``: camera -> u8 [n, 3, h, w, 3]: what is seen at a start in the middle of an episode: its first
+          frame, the one before and the one now; ``None``: three times the one now
         - ``swap``: parts of its observation that the policy sees imagined; the path of the world model is in the run
           directory
         """
@@ -158,6 +161,7 @@ class Simulation:
                         row_chunks=None if row_chunks is None else row_chunks[block],
                         told_task=self._next_task(task) if swaps_instructions else "",
                         swap=swap,
+                        context=None if context is None else {c: frames[block] for c, frames in context.items()},
                     )
                 )
         episodes: list[Episode] = []

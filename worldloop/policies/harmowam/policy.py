@@ -189,7 +189,7 @@ class HarmoWAM(PlannedPolicy, AdvantageConditionedPolicy, GatedPolicy):
     def compute_conditioned_loss(
         self, batch: ImitationBatch, is_good: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """L_pred + reactive_weight L_react + gate_weight L_gate (the paper's equation 6).
+        """L_pred + reactive_weight L_react + gate_weight L_gate, the paper's loss of its second stage.
 
         The planner shows successes, so that where chunks are labelled the reactive expert learns from good ones alone.
         """
