@@ -268,8 +268,14 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
         for axis, (name, bar) in zip(row, (("within_group_auc", 0.85), ("true_negative_rate", 0.8)), strict=True):
             entries = measured["arms"] | {f"told the pose: {k}": v for k, v in measured["told_state"].items()}
             for x, entry in enumerate(entries.values()):
-                axis.bar(x, entry[name]["value"], color="lightgrey" if x < len(measured["arms"]) else "lightblue")
+                is_told = x >= len(measured["arms"])
+                axis.bar(x, entry[name]["value"], color="lightblue" if is_told else "lightgrey")
                 axis.plot([x] * len(entry[name]["by_seed"]), entry[name]["by_seed"], ".", color="black")
+                arm = list(entries)[x].removeprefix("told the pose: ")
+                for seed in measured["seeds"].values():
+                    figure_of_seed = seed["told_state" if is_told else "arms"].get(arm, {}).get(name)
+                    if isinstance(figure_of_seed, dict):  # of one seed: a bootstrap over states
+                        axis.plot([x, x], [figure_of_seed["low"], figure_of_seed["high"]], color="black", lw=0.8)
             axis.axhline(bar, color="grey", lw=0.8, ls=":")
             axis.set_xticks(range(len(entries)), list(entries), rotation=60, ha="right", fontsize=7)
             axis.set(title=f"{task}: {name.replace('_', ' ')}", ylim=(0.4, 1.0))
