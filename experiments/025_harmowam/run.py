@@ -35,7 +35,7 @@ from controls import ControlConfig  # noqa: E402
 from worldloop.config.loading import load_config  # noqa: E402
 from worldloop.config.schema import LoopConfig  # noqa: E402
 from worldloop.core.files import to_json, write_file  # noqa: E402
-from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
+from worldloop.core.statistics import estimate, estimate_over_seeds  # noqa: E402
 from worldloop.evaluation.gate import choose_held_out, judge_gate, run_gate  # noqa: E402
 from worldloop.evaluation.generalisation import score_condition  # noqa: E402
 from worldloop.factory.build import vary_simulator  # noqa: E402
@@ -172,13 +172,19 @@ def report(overrides: list[str]) -> None:
         runs = {seed: locate_run(configure(task, seed, overrides)).path / "harmowam.json" for seed in SEEDS}
         seeds = {seed: json.loads(path.read_text()) for seed, path in runs.items() if path.exists()}
         if seeds:
-            tasks[task] = {"conditions": {c: summarise(seeds, c) for c in CONDITIONS}, "seeds": seeds}
+            tasks[task] = {
+                "conditions": {c: summarise(seeds, c) for c in CONDITIONS},
+                "gate_minus": {c: compare_with_gate(seeds, c) for c in CONDITIONS},
+                "seeds": seeds,
+            }
     write_file(HERE / "result.json", to_json({"num_states": NUM_STATES, "tasks": tasks}), "result.json")
     for task, figures in tasks.items():
         for condition, arms in figures["conditions"].items():
             for arm, parts in arms.items():
                 shown = {part: [round(v, 3) for v in entry["by_seed"]] for part, entry in parts.items()}
                 print(f"{task} {condition:<16} {arm:<12} {shown}")
+        for condition, arms in figures["gate_minus"].items():
+            print(task, condition, "gate minus", arms)
     plot(tasks, HERE / "harmowam.png")
 
 
@@ -195,22 +201,36 @@ def summarise(seeds: dict[int, Any], condition: str) -> dict[str, Any]:
     return arms
 
 
+def compare_with_gate(seeds: dict[int, Any], condition: str) -> dict[str, Any]:
+    """Arm -> success of the gate minus that of the arm on the same states; by seed, a bootstrap over states."""
+    compared: dict[str, Any] = {}
+    for seed, measured in seeds.items():
+        scores = measured["conditions"].get(condition, {})
+        for arm in (a for a in ARMS if a in scores and "gate" in scores and a != "gate"):
+            gate, other = scores["gate"]["succeeded"], scores[arm]["succeeded"]
+            difference = np.array([float(gate[state]) - float(other[state]) for state in gate])
+            compared.setdefault(arm, {})[str(seed)] = estimate(lambda v: float(v.mean()), difference).to_dict()
+    return compared
+
+
 def plot(tasks: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    parts = ("success", "transit", "interaction")
-    figure, axes = plt.subplots(len(tasks), len(parts), figsize=(14, 3.6 * len(tasks)), squeeze=False, sharey=True)
+    scores = [score for figures in tasks.values() for arms in figures["conditions"].values() for score in arms.values()]
+    parts = [part for part in PARTS[:3] if any(part in score for score in scores)]  # that were measured
+    figure, axes = plt.subplots(len(tasks), len(parts), figsize=(9, 3.4 * len(tasks)), squeeze=False, sharey=True)
     for row, (task, figures) in zip(axes, tasks.items(), strict=True):
+        names = [arm for arm in ARMS if any(arm in arms for arms in figures["conditions"].values())]
         for axis, part in zip(row, parts, strict=True):
             conditions = {name: arms for name, arms in figures["conditions"].items() if arms}
             for number, (name, arms) in enumerate(conditions.items()):
-                places = [x + 0.8 * (number / len(conditions) - 0.5) for x, arm in enumerate(ARMS) if arm in arms]
-                values = [arms[arm][part]["value"] if part in arms[arm] else 0 for arm in ARMS if arm in arms]
+                places = [x + 0.8 * (number / len(conditions) - 0.5) for x, arm in enumerate(names) if arm in arms]
+                values = [arms[arm][part]["value"] if part in arms[arm] else 0 for arm in names if arm in arms]
                 axis.bar(places, values, 0.8 / len(conditions), align="edge", label=name)
-            axis.set_xticks(range(len(ARMS)), ARMS, rotation=45, ha="right")
+            axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
             axis.set(title=f"{task}: {part}", ylim=(0, 1))
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
