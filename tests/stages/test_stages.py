@@ -25,7 +25,7 @@ def test_every_stage_has_a_frozen_config_of_its_own_that_needs_no_setting() -> N
 
 def test_the_stages_that_run_on_every_rank_train_something() -> None:
     assert [name for name in STAGES if trains(name)] == [
-        "clone_policy", "fit_world_model", "distil_world_model", "fit_planner", "align_world_model", "improve_policy",
+        "fit_world_model", "distil_world_model", "fit_planner", "align_world_model", "clone_policy", "improve_policy",
         "refit_world_model",
     ]  # fmt: skip
 

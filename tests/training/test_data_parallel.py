@@ -275,7 +275,7 @@ def test_the_stage_ends_with_the_same_weights(runs: Any, stage: str) -> None:
 def test_microbatches_have_to_fit() -> None:
     path = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
     for overrides, message in (
-        (["num_microbatches=3"], "clone_policy.batch_size 32 is no multiple of num_microbatches 3"),
+        (["num_microbatches=3"], "fit_world_model.batch_size 32 is no multiple of num_microbatches 3"),
         (["resources.num_workers=2"], "num_microbatches 1 must be a multiple of resources.num_workers 2"),
         (["num_microbatches=2", "resources.num_workers=2"], "resources.num_workers 2 needs runtime ray"),
         (["resources.shard_world_model=true"], "shard_world_model needs resources.num_workers of at least 2"),
