@@ -9,12 +9,26 @@ from torch import Tensor
 from world_model_toy import TWO_CAMERAS, ToyEpisodes, tiny_config, toy_normalisation, toy_spec
 
 from worldloop.core.types import Observation
+from worldloop.policies.harmowam.config import HarmoWAMConfig
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.planner import VideoPlanner
 
 DENOISERS = ("hybrid", "cosmos")
 B, M = 3, 2  # rows, planned frames
+HARMOWAM = HarmoWAMConfig(
+    width=32,
+    num_layers=1,
+    num_heads=2,
+    stem_channels=(16, 16),
+    num_image_tokens=2,
+    num_keypoints=8,
+    proprio_prefixes=("x", "y"),
+    action_low=-1.0,
+    action_high=1.0,
+    augment_shift_px=0,
+    augment_brightness=0.0,
+)
 
 
 def make_config(denoiser: str, **changes: Any) -> WorldModelConfig:

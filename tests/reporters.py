@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from worldloop.core.interfaces import SilentWriter
+from worldloop.core.reporting import SilentWriter
 
 
 @dataclass

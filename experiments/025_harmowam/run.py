@@ -123,10 +123,9 @@ def check_gate(path: str, context: StageContext) -> dict[str, Any]:
     experts = cache.select(source="expert", split="train").tolist()
     labels = find_interaction(cache, context.spec, policy.interaction)
     assert labels is not None
-    first = np.cumsum(cache.num_steps) - cache.num_steps
     by_frame = []
     for frame in range(int(max(cache.num_steps[e] for e in experts))):
-        own = [bool(labels[first[e] + frame]) for e in experts if cache.num_steps[e] > frame]
+        own = [bool(labels[cache.first_step[e] + frame]) for e in experts if cache.num_steps[e] > frame]
         by_frame.append(bool(np.mean(own) >= 0.5))
     learned = run_gate(policy, cache, context.spec, experts)  # there is no held-out demonstration
     named = gated | {"demonstrations, learned from": learned}

@@ -11,7 +11,8 @@ import torch
 from hand_episodes import build_episode
 from hand_specs import make_spec
 
-from worldloop.core.types import InteractionRule, Observation
+from worldloop.core.interaction import InteractionRule
+from worldloop.core.types import Observation
 from worldloop.evaluation.gate import GatedEpisodes, choose_held_out, judge_gate, run_gate
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.store import SansStore

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from planner_toy import make_planner, make_start
+from planner_toy import HARMOWAM, make_planner, make_start
 from tiny_pipeline import make_pipeline
 from world_model_toy import TWO_CAMERAS, ToyEpisodes, make_model, tiny_config, toy_normalisation, toy_spec
 
@@ -23,7 +23,6 @@ from worldloop.factory.checkpoints import (
     save_world_model,
 )
 from worldloop.factory.config import PolicyConfig
-from worldloop.policies.harmowam.config import HarmoWAMConfig
 from worldloop.policies.harmowam.policy import HarmoWAM
 from worldloop.value.config import KINDS, ValueConfig
 from worldloop.value.critic import Critic
@@ -33,16 +32,7 @@ from worldloop.world_model.cosmos import CosmosConfig
 from worldloop.world_model.model import VideoWorldModel
 
 TASKS = ("Dot", "LeftDot")
-HARMOWAM = HarmoWAMConfig(
-    acts_by="average",
-    width=32,
-    num_layers=1,
-    num_heads=2,
-    stem_channels=(8, 8),
-    num_image_tokens=2,
-    num_keypoints=4,
-    proprio_prefixes=("",),
-)
+AVERAGE = replace(HARMOWAM, acts_by="average")
 COSMOS = CosmosConfig(patch=4, num_layers=1, num_heads=2, head_dim=16, adaln_lora_dim=8, condition_dim=16)
 
 
@@ -239,7 +229,7 @@ def test_a_checkpoint_says_of_which_kind_it_is(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_policy_that_builds_on_a_planner_comes_back_with_it(tmp_path: Path) -> None:
-    config = PolicyConfig("harmowam", harmowam=HARMOWAM)
+    config = PolicyConfig("harmowam", harmowam=AVERAGE)
     spec = toy_spec(TWO_CAMERAS, TASKS)
     policy = build_policy(config, spec, toy_normalisation(), 4, seed=1, make_planner=make_planner)
     assert isinstance(policy, HarmoWAM)
@@ -250,7 +240,7 @@ def test_a_policy_that_builds_on_a_planner_comes_back_with_it(tmp_path: Path) ->
     save_policy(policy, tmp_path / "policy", config, version="checkpoints/x")
     loaded = load_policy(tmp_path / "policy")
     assert isinstance(loaded, HarmoWAM)
-    assert (loaded.config, loaded.chunk_length, loaded.version) == (HARMOWAM, 4, "checkpoints/x")
+    assert (loaded.config, loaded.chunk_length, loaded.version) == (AVERAGE, 4, "checkpoints/x")
     assert loaded.guidance == 1.5
     start, keys = make_start(), torch.tensor([3, 4, 5])
     for key in (None, keys):

@@ -8,30 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from planner_toy import make_planner
+from planner_toy import HARMOWAM, make_planner
 from torch import Tensor
 from world_model_toy import S_PER_FRAME, TWO_CAMERAS, ToyEpisodes
 
 from worldloop.core import images
 from worldloop.core.errors import WorldloopError
 from worldloop.core.types import ImitationBatch, Observation
-from worldloop.policies.harmowam.config import HarmoWAMConfig
 from worldloop.policies.harmowam.policy import HarmoWAM
 from worldloop.training.optimizer import Optimizer
 
-TINY = HarmoWAMConfig(
-    width=32,
-    num_layers=1,
-    num_heads=2,
-    stem_channels=(16, 16),
-    num_image_tokens=2,
-    num_keypoints=8,
-    proprio_prefixes=("x", "y"),
-    action_low=-1.0,
-    action_high=1.0,
-    augment_shift_px=0,
-    augment_brightness=0.0,
-)
 CHUNK = 2 * S_PER_FRAME  # two planned frames
 
 
@@ -66,7 +52,7 @@ class Dots:
 def make_policy(**changes: Any) -> HarmoWAM:
     planner = make_planner()
     torch.manual_seed(1)
-    return HarmoWAM(replace(TINY, **changes), planner, CHUNK)
+    return HarmoWAM(replace(HARMOWAM, **changes), planner, CHUNK)
 
 
 def train(policy: HarmoWAM, dots: Dots, num_steps: int, is_good: int = -1) -> dict[str, float]:
@@ -296,4 +282,4 @@ def test_backgrounds_are_those_of_the_demonstrations() -> None:
 )
 def test_bad_settings_are_named(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(TINY, **changes)
+        replace(HARMOWAM, **changes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from imagined import make_episodes
 
-from worldloop.core.interfaces import SilentWriter
+from worldloop.core.reporting import SilentWriter
 from worldloop.core.success import Calibration
 from worldloop.evaluation.horizon import judge_horizon
 from worldloop.evaluation.judgement import WorldModelCheck, judge_world_model

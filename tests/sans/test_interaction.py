@@ -9,8 +9,9 @@ import pytest
 from hand_specs import make_spec
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.interaction import InteractionRule
 from worldloop.core.specs import Landmark
-from worldloop.core.types import OUTCOMES, SOURCES, InteractionRule
+from worldloop.core.types import OUTCOMES, SOURCES
 from worldloop.sans.imitation import EpisodeSelection, ImitationDataset
 from worldloop.sans.interaction import find_interaction, require_signs
 

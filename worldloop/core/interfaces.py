@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldloop.core.interaction import InteractionRule
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import Rows
 from worldloop.core.types import (
@@ -22,7 +21,6 @@ from worldloop.core.types import (
     ChunkStep,
     ImitationBatch,
     InitialStates,
-    InteractionRule,
     Normalisation,
     Observation,
     Split,
@@ -341,51 +339,6 @@ class AdvantageConditionedPolicy(Policy):
         """As `compute_imitation_loss`; ``is_good`` int64 [B]: 1: positive advantage, 0: any other, -1: unknown."""
 
 
-class Progress(Protocol):
-    """A progress bar; ``advance`` raises ``KeyboardInterrupt`` after the user has interrupted the run."""
-
-    def advance(self, count: int = 1, **figures: float) -> None: ...
-
-
-class Writer(Protocol):
-    """Writes the TensorBoard events of one stage, from the ``purge_step`` of `Reporter.writer` on."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
-        """Precision-recall curve and reliability diagram of ``probability`` f [n] against ``is_success`` bool [n]."""
-        ...
-
-    def video(self, tag: str, step: int, frames: Tensor, fps: float) -> None:
-        """``frames`` u8 [F, h, w, 3]."""
-        ...
-
-
-class Reporter(Protocol):
-    """Shows a stage to the user: progress, log lines, TensorBoard. Only the main rank shows or writes anything."""
-
-    def progress(self, total: int, unit: str) -> AbstractContextManager[Progress]: ...
-
-    def writer(self, name: str, purge_step: int) -> AbstractContextManager[Writer]:
-        """A writer to the folder ``name``; earlier events from ``purge_step`` on are dropped."""
-        ...
-
-    def log(self, line: str) -> None: ...
-
-
-class SilentWriter:
-    """A `Writer` that writes nothing."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def judgement(self, tag: str, step: int, probability: np.ndarray, is_success: np.ndarray) -> None:
-        pass
-
-    def video(self, tag: str, step: int, frames: Tensor, fps: float) -> None:
-        pass
-
-
 __all__ = [
     "ActionChunk",
     "ActionReader",
@@ -401,13 +354,9 @@ __all__ = [
     "PlannedPolicy",
     "Planner",
     "Policy",
-    "Progress",
-    "Reporter",
     "ScriptedSource",
-    "SilentWriter",
     "Simulator",
     "TaskSimulator",
     "WorldModel",
     "WorldState",
-    "Writer",
 ]

@@ -339,23 +339,6 @@ class ImitationBatch(Rows):
     is_interaction: Tensor | None = None
 
 
-INTERACTION_SIGNS = ("gripper", "distance")
-
-
-@dataclass(frozen=True)
-class InteractionRule:
-    """Which frame steps of a recorded episode are an interaction with the object; the others are transit.
-
-    - ``signs``; one is enough. ``gripper``: its command changes in the step, or at most ``num_frames`` steps before or
-      after. ``distance``: the hand is less than ``distance_m`` metres from the object, and does not hold it: the
-      gripper's command is the one that the episode began with
-    """
-
-    signs: tuple[str, ...]
-    num_frames: int
-    distance_m: float
-
-
 @dataclass(frozen=True)
 class Normalisation:
     """Mean and standard deviation of proprio, f32 [S] each. They never change and are part of every checkpoint."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
-from worldloop.core.interfaces import Reporter
 from worldloop.core.randomness import derive_seed
+from worldloop.core.reporting import Reporter
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.statistics import Estimate, auc, average_estimates, estimate_by_label
 from worldloop.core.types import Observation

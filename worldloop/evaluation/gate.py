@@ -56,7 +56,6 @@ def run_gate(policy: GatedPolicy, cache: VersionCache, spec: SimulatorSpec, epis
     """Ask the gate at every frame from which an action was taken; the policy's own rule gives the labels."""
     labels = find_interaction(cache, spec, policy.interaction)
     assert labels is not None
-    first = np.cumsum(cache.num_steps) - cache.num_steps
     probabilities, chosen = [], []
     for episode in episodes:
         steps = np.arange(cache.num_steps[episode])
@@ -67,7 +66,7 @@ def run_gate(policy: GatedPolicy, cache: VersionCache, spec: SimulatorSpec, epis
             for part in np.split(index, range(FRAMES_AT_ONCE, len(index), FRAMES_AT_ONCE))
         ]
         probabilities.append(torch.cat(said).cpu().double().numpy())
-        chosen.append(labels[first[episode] + steps[is_open]])
+        chosen.append(labels[cache.first_step[episode] + steps[is_open]])
     return GatedEpisodes(list(episodes), probabilities, chosen)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.interfaces import Reporter, WorldModel
+from worldloop.core.interfaces import WorldModel
 from worldloop.core.randomness import make_row_keys
+from worldloop.core.reporting import Reporter
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip, Outcome, Source
 from worldloop.sans.clips import ClipDataset

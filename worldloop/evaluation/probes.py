@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloop.core import images
-from worldloop.core.interfaces import Metrics, Reporter
+from worldloop.core.interfaces import Metrics
+from worldloop.core.reporting import Reporter
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.training.trainer import BatchObjective, fit_small

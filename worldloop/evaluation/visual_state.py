@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.interfaces import Reporter
+from worldloop.core.reporting import Reporter
 from worldloop.core.specs import Landmark, SimulatorSpec
 from worldloop.core.statistics import best_threshold
 from worldloop.core.success import find_highest_confirmed

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
-from worldloop.core.interfaces import Metrics, Reporter
+from worldloop.core.interfaces import Metrics
+from worldloop.core.reporting import Reporter
 from worldloop.core.types import Clip
 from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.training.trainer import BatchObjective, fit_small

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from worldloop.core.errors import require_choice, require_positive, require_range
-from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, Policy, Reporter
+from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, Policy
+from worldloop.core.reporting import Reporter
 from worldloop.core.types import ImitationBatch, Observation
 from worldloop.training.optimizer import PRECISIONS, Optimizer, autocast
 from worldloop.training.resume import TrainingSetup

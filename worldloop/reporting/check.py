@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.images import draw_level, join_views
-from worldloop.core.interfaces import Reporter, Writer
+from worldloop.core.reporting import Reporter, Writer
 from worldloop.core.statistics import Estimate
 from worldloop.core.success import Calibration
 from worldloop.core.types import Outcome

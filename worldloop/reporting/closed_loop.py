@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from worldloop.core.interfaces import Reporter
+from worldloop.core.reporting import Reporter
 from worldloop.core.statistics import Estimate
 from worldloop.evaluation.by_task import find_worst, make_record_by_task
 from worldloop.evaluation.closed_loop import ClosedLoop, average_closed_loops

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from worldloop.core.images import join_views
-from worldloop.core.interfaces import Reporter
+from worldloop.core.reporting import Reporter
 from worldloop.evaluation.gate import GatedEpisodes, GateJudgement
 from worldloop.reporting.value import draw_values
 from worldloop.sans.cache import VersionCache

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from worldloop.core.interfaces import SilentWriter, Writer
+from worldloop.core.reporting import SilentWriter, Writer
 from worldloop.reporting.progress import Display
 from worldloop.reporting.tensorboard import open_writer
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.images import join_views
-from worldloop.core.interfaces import Reporter
+from worldloop.core.reporting import Reporter
 from worldloop.core.statistics import Estimate
 from worldloop.evaluation.episode_values import CriticJudgement, EpisodeFrames
 from worldloop.evaluation.events import ERRORS

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from worldloop.core.interfaces import Reporter
 from worldloop.core.randomness import derive_seed, make_row_keys
+from worldloop.core.reporting import Reporter
 from worldloop.core.types import Episode, InitialStates, Split
 from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig

@@ -152,7 +152,8 @@ def ensure_part(
 class VersionCache:
     """All parts of a version, with one numbering of the episodes (shards in the version's order).
 
-    - ``metas``: E `EpisodeMeta`; ``num_steps`` int64 [E]: F of each episode
+    - ``metas``: E `EpisodeMeta`; ``num_steps`` int64 [E]: F of each episode; ``first_step`` int64 [E]: the number of
+      its first frame step among those of the whole version
     - ``cameras`` by name, sorted; ``actions_per_frame``, ``proprio_dim``, ``action_dim``
     """
 
@@ -164,6 +165,7 @@ class VersionCache:
         self._records = records
         self.metas = tuple(EpisodeMeta(**record["meta"]) for record in records)
         self.num_steps = np.array([record["num_steps"] for record in records], dtype=np.int64)
+        self.first_step = np.cumsum(self.num_steps) - self.num_steps
         self._part = np.repeat(np.arange(len(parts)), [len(part.records) for part in parts])
         starts = []
         for part in parts:

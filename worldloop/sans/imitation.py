@@ -61,7 +61,6 @@ class ImitationDataset:
         interaction: np.ndarray | None = None,
     ) -> None:
         self.interaction = interaction
-        self.first_step = np.cumsum(cache.num_steps) - cache.num_steps  # of each episode, among those of the version
         self.cache, self.cameras, self.num_context_frames = cache, cache.check_cameras(cameras), num_context_frames
         chosen = cache.select(source=select.sources, outcome=select.outcomes, split=select.split)
         tasks = np.array([cache.metas[e].task for e in chosen.tolist()])
@@ -120,7 +119,7 @@ class ImitationDataset:
         interaction = None
         if self.interaction is not None:
             interaction = torch.from_numpy(
-                self.interaction[self.first_step[index[:, 0]] + index[:, 1]].astype(np.int64)
+                self.interaction[self.cache.first_step[index[:, 0]] + index[:, 1]].astype(np.int64)
             )
         return ImitationBatch(
             observation=make_observation(self.cache, self.cameras, index, self.num_context_frames),
@@ -147,7 +146,7 @@ class LabelledImitation:
         is_demonstration = [m.source in DEMONSTRATION_SOURCES and m.outcome == "success" for m in cache.metas]
         is_good[np.repeat(is_demonstration, cache.num_steps)] = 1
         episode, frame = dataset.starts.T
-        self.is_good = is_good[dataset.first_step[episode] + frame]
+        self.is_good = is_good[cache.first_step[episode] + frame]
 
     def images(self) -> dict[str, Tensor]:
         """See `ImitationDataset.images`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.interaction import InteractionRule
 from worldloop.core.specs import SimulatorSpec
-from worldloop.core.types import InteractionRule
 from worldloop.sans.cache import VersionCache
 
 GRIPPER = "gripper"  # what the names of a gripper's actions begin with
@@ -39,8 +39,8 @@ def require_signs(spec: SimulatorSpec, rule: InteractionRule | None) -> None:
     """Raise `WorldloopError` if no sign of the rule can ever be seen in the episodes of ``spec``."""
     if rule is None:
         raise WorldloopError("a policy with a gate needs `interaction`, the rule by which the gate is taught")
-    can_measure = all({m.name for m in task.landmarks} >= {"object", "effector"} for task in spec.tasks)
-    if not ("gripper" in rule.signs and _list_grippers(spec)) and not ("distance" in rule.signs and can_measure):
+    has_gripper = "gripper" in rule.signs and bool(_list_grippers(spec))
+    if not has_gripper and not ("distance" in rule.signs and _has_landmarks(spec)):
         raise WorldloopError(NO_SIGN.format(", ".join(rule.signs)))
 
 
@@ -52,7 +52,7 @@ def _find_gripper_changes(cache: VersionCache, spec: SimulatorSpec, columns: lis
     actions = cache.all_steps("actions")[..., columns]  # [N, s, columns]
     low, high = (np.array(bound)[columns] for bound in (spec.robot.action_low, spec.robot.action_high))
     found = []
-    for first, last in _list_bounds(cache):
+    for first, last in zip(cache.first_step, cache.first_step + cache.num_steps, strict=True):
         commands = actions[first:last].reshape(-1, len(columns))
         moved = np.abs(np.diff(commands, axis=0, prepend=commands[:1])) > MIN_CHANGE * (high - low)
         changes = np.flatnonzero(moved.any(1).reshape(last - first, -1).any(1))
@@ -67,24 +67,20 @@ def _find_holding(cache: VersionCache, spec: SimulatorSpec, columns: list[int]) 
     """bool [N]: the gripper's command at a step's beginning is another than at the beginning of its episode."""
     commands = cache.all_steps("actions")[:, 0, columns]
     low, high = (np.array(bound)[columns] for bound in (spec.robot.action_low, spec.robot.action_high))
-    first = np.repeat([begin for begin, _ in _list_bounds(cache)], cache.num_steps)
+    first = np.repeat(cache.first_step, cache.num_steps)
     return np.asarray((np.abs(commands - commands[first]) > MIN_CHANGE * (high - low)).any(axis=1))
 
 
-def _list_bounds(cache: VersionCache) -> list[tuple[int, int]]:
-    """The first frame step of each episode, and the one after its last."""
-    ends = np.cumsum(cache.num_steps).tolist()
-    return list(zip([0, *ends[:-1]], ends, strict=True))
-
-
 def _has_positions(cache: VersionCache, spec: SimulatorSpec) -> bool:
-    """Whether every task tells where hand and object are, and the episodes hold it."""
+    """Whether every task tells where hand and object are, and the episodes have it."""
     marks = [mark for task in spec.tasks for mark in task.landmarks]
     width = cache.frames("sim_state", np.array([0]), np.array([0])).shape[1]
     needed = [max(mark.columns) for mark in marks if mark.source == "sim_state"]
-    return all({m.name for m in task.landmarks} >= {"object", "effector"} for task in spec.tasks) and (
-        not needed or width > max(needed)
-    )
+    return _has_landmarks(spec) and (not needed or width > max(needed))
+
+
+def _has_landmarks(spec: SimulatorSpec) -> bool:
+    return all({mark.name for mark in task.landmarks} >= {"object", "effector"} for task in spec.tasks)
 
 
 def _measure_hand_to_object(cache: VersionCache, spec: SimulatorSpec) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from worldloop.core.interfaces import Reporter
+from worldloop.core.reporting import Reporter
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Split
 from worldloop.factory.models import Models

@@ -52,8 +52,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 
     everywhere = np.full(int(frames.cache.num_steps.sum()), np.nan, dtype=np.float32)
     is_good = np.zeros(len(everywhere), dtype=bool)
-    first = np.concatenate([[0], np.cumsum(frames.cache.num_steps)])
-    row = first[frames.index[:, 0]] + frames.index[:, 1]
+    row = frames.cache.first_step[frames.index[:, 0]] + frames.index[:, 1]
     everywhere[row] = advantages
     is_good[row] = advantages > np.array([thresholds[name] for name in frames.task.tolist()])
     labels = AdvantageLabels(

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from worldloop.core.interfaces import Metrics, Reporter, SilentWriter, Writer
+from worldloop.core.interfaces import Metrics
+from worldloop.core.reporting import Reporter, SilentWriter, Writer
 from worldloop.training.data_parallel import add_metrics
 from worldloop.training.ema import EmaWeights
 from worldloop.training.optimizer import OneCycleOptimizer, Optimizer

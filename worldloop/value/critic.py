@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from worldloop.core.interfaces import Metrics, Reporter
+from worldloop.core.interfaces import Metrics
+from worldloop.core.reporting import Reporter
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import Rows, check_shape
 from worldloop.core.types import Normalisation, Observation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worldloop.core.errors import require_choice, require_positive, require_range
-from worldloop.core.types import INTERACTION_SIGNS, InteractionRule
+from worldloop.core.interaction import INTERACTION_SIGNS, InteractionRule
 
 ACTS_BY = ("gate", "predictive", "reactive", "average")
 
