@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from trust_loops import (  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.randomness import derive_seed  # noqa: E402
-from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch  # noqa: E402
+from worldloop.core.types import OUTCOMES, SOURCES, ImitationBatch, Observation  # noqa: E402
 from worldloop.policies.imitation import fit_by_imitation  # noqa: E402
 from worldloop.policies.token_vla.policy import TokenVLA  # noqa: E402
 from worldloop.sans.advantages import AdvantageLabels, read_labels, write_labels  # noqa: E402
@@ -158,6 +158,9 @@ class WeightedImitation:
 
     def images(self) -> dict[str, Tensor]:
         return self.dataset.images()
+
+    def observations(self, block_size: int) -> Iterator[Observation]:
+        return self.dataset.observations(block_size)
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         chosen = torch.multinomial(self.weight, batch_size, replacement=True, generator=generator)
