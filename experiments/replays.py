@@ -60,6 +60,9 @@ class Replays:
         self.num_chunks, self.spec = num_chunks, spec
         self.frames = {c: stack([e.frames[c] for e in episodes]) for c in spec.robot.camera_names}
         self.proprio = stack([e.proprio for e in episodes]).float()
+        objects = [m for m in spec.tasks[0].landmarks if m.source == "sim_state"]
+        places = [[e.sim_state[:, list(m.columns)] * m.metres_per_unit for m in objects] for e in episodes]
+        self.landmarks = stack([np.concatenate(of_episode, axis=1) for of_episode in places]).float()
         self.actions = stack([e.actions for e in episodes])[:, :num_chunks]
         solved = [np.logical_or.accumulate((e.success & e.valid).any(1)) for e in episodes]
         self.solved = stack([np.concatenate([[False], flags]) for flags in solved])
@@ -78,30 +81,39 @@ class Replays:
             env_step=torch.full((len(self.task),), number * self.spec.actions_per_frame),
         )
 
-    def imagine(self, world_model: VideoWorldModel, first: int, true_proprio: bool = False) -> tuple[Tensor, Tensor]:
-        """Success probability [n, C] of the frames, imagined from the true frame ``first`` on, and the hand's error.
+    def imagine(
+        self, world_model: VideoWorldModel, first: int, true_proprio: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Success probability [n, C] of the frames, imagined from the true frame ``first`` on, and errors.
 
-        Frames before it have the true outcome. The error is the mean distance in metres between the hand's imagined
-        and true position, by frame, over rows that still run.
+        Frames before it have the true outcome. An error is the mean distance in metres between the imagined and the
+        true position of the ``hand``, by frame, over rows that still run; of the ``object`` as well if the model
+        carries on where it is.
         """
         state = world_model.start(self.observe(first), torch.arange(len(self.task)))
         (hand,) = [m for m in self.spec.tasks[0].landmarks if m.source == "proprio"]
-        probability, errors = [self.solved[:, i + 1].float() for i in range(first)], []
+        probability = [self.solved[:, i + 1].float() for i in range(first)]
+        hand_m, object_m = [], []
         for chunk in range(first, self.num_chunks):
             truth = self.proprio[:, chunk + 1]
             if true_proprio:
-                known = world_model.normalisation.normalise(truth)
-                world_model.proprio_head.forward = lambda *_, known=known: known  # type: ignore[method-assign]
+                known = world_model.normalise(truth, self.landmarks[:, chunk + 1])
+                world_model.predict_low_dim = lambda *_, known=known: known  # type: ignore[method-assign]
             state, imagined = world_model.imagine(state, self.actions[:, chunk])
             probability.append(torch.sigmoid(imagined.success_logit[:, 0]))
+            runs = self.is_running[:, chunk + 1]
             apart = (imagined.proprio[:, 0] - truth)[:, list(hand.columns)].norm(dim=1) * hand.metres_per_unit
-            errors.append(apart[self.is_running[:, chunk + 1]].mean())
+            hand_m.append(apart[runs].mean())
+            _, places = world_model.denormalise(state.low_dim)
+            if places.shape[1]:
+                object_m.append((places - self.landmarks[:, chunk + 1]).norm(dim=1)[runs].mean())
         if true_proprio:
-            del world_model.proprio_head.forward
+            del world_model.predict_low_dim
         solved_before = self.solved[:, first] if first else torch.zeros(len(self.task), dtype=torch.bool)
         scores = torch.stack(probability, 1)
         scores[solved_before] = 1.0
-        return scores, torch.stack(errors)
+        errors = {"hand": torch.stack(hand_m)} | ({"object": torch.stack(object_m)} if object_m else {})
+        return scores, errors
 
     def read_truth(self, world_model: VideoWorldModel) -> Tensor:
         """Probability [n, C] that the frame reader of the success head gives to the true frames."""
@@ -112,6 +124,6 @@ class Replays:
             first = {camera: z[:, 0] for camera, z in latents.items()}
             for number in range(1, self.num_chunks + 1):
                 frame = {camera: z[:, number] for camera, z in latents.items()}
-                proprio = world_model.normalisation.normalise(self.proprio[:, number])
-                logits.append(world_model.success_head.read_frame(first, frame, proprio, instruction))
+                low_dim = world_model.normalise(self.proprio[:, number], self.landmarks[:, number])
+                logits.append(world_model.success_head.read_frame(first, frame, low_dim, instruction))
         return torch.sigmoid(torch.stack(logits, 1).float())

@@ -26,9 +26,11 @@ def make_clip(
     return Clip(
         context={camera: images[:, :1] for camera, images in frames.items()},
         context_proprio=torch.zeros(N, 1),
+        context_landmarks=torch.zeros(N, 0),
         actions=torch.zeros(N, M, 1, 1),
         frames=frames,
         proprio=torch.zeros(N, M, 1),
+        landmarks=torch.zeros(N, M, 0),
         success=solved,
         holds=solved,
         valid=torch.ones(N, M, dtype=torch.bool) if valid is None else torch.tensor(valid),

@@ -13,7 +13,7 @@ from reporters import RecordingReporter
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
-from worldloop.core.specs import CameraSpec, RobotSpec, SimulatorSpec, TaskSpec
+from worldloop.core.specs import CameraSpec, Landmark, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.types import Clip, Normalisation, Observation
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.resume import TrainingSetup
@@ -30,6 +30,8 @@ INSTRUCTIONS = {"Dot": "move right", "LeftDot": "move left"}
 
 
 def toy_spec(cameras: tuple[CameraSpec, ...] = ONE_CAMERA, tasks: tuple[str, ...] = ("Dot",)) -> SimulatorSpec:
+    """Of `ToyEpisodes`: x and y are decimetres, and the dot is the object as well as the robot."""
+    marks = Landmark("object", "sim_state", (0, 1)), Landmark("effector", "proprio", (0, 1), 0.1)
     return SimulatorSpec(
         robot=RobotSpec(
             name="dot",
@@ -41,7 +43,7 @@ def toy_spec(cameras: tuple[CameraSpec, ...] = ONE_CAMERA, tasks: tuple[str, ...
             hz=10.0,
             cameras=cameras,
         ),
-        tasks=tuple(TaskSpec(task, (INSTRUCTIONS[task],), 0.1, S_PER_FRAME * NUM_FRAMES) for task in tasks),
+        tasks=tuple(TaskSpec(task, (INSTRUCTIONS[task],), 0.1, S_PER_FRAME * NUM_FRAMES, marks) for task in tasks),
         actions_per_frame=S_PER_FRAME,
         simulator_version="1",
     )
@@ -126,9 +128,11 @@ class ToyEpisodes:
         return Clip(
             context={camera: frames[rows, window] for camera, frames in self.frames.items()},
             context_proprio=self.proprio[e, f],
+            context_landmarks=self.proprio[e, f] / 10,
             actions=self.actions[rows, ahead - 1],
             frames={camera: frames[rows, ahead] for camera, frames in self.frames.items()},
             proprio=self.proprio[rows, ahead],
+            landmarks=self.proprio[rows, ahead] / 10,
             success=self.success[rows, ahead - 1],
             holds=self.success[rows, ahead - 1],
             valid=valid,

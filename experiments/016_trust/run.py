@@ -100,14 +100,14 @@ def measure_parts(task: str, seed: int, overrides: list[str]) -> None:
         within, pooled = estimate_within_group_auc(score, truth, start), estimate_by_label(auc, score, truth)
         return {"within_group_auc": within and within.to_dict(), "auc": pooled and pooled.to_dict()}
 
-    imagined, error_m = episodes.imagine(world_model, 0)
+    imagined, errors_m = episodes.imagine(world_model, 0)
     measured: dict[str, Any] = {
         "policy": Path(checkpoint).name,
         "n": len(truth),
         "imagined": judge(imagined),
         "imagined, proprio true": judge(episodes.imagine(world_model, 0, true_proprio=True)[0]),
         "success head on true frames": judge(episodes.read_truth(world_model)),
-        "hand_error_mm_by_frame": [round(1000 * float(e), 1) for e in error_m],
+        "hand_error_mm_by_frame": [round(1000 * float(e), 1) for e in errors_m["hand"]],
         "open loop, recorded actions alone": {"auc": judge_actions(context)},
     }
     for first in range(1, 5):

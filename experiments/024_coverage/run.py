@@ -13,6 +13,7 @@ the imagined actions. Every arm fits a world model from random weights and imagi
 - `hot`: the clone's episodes replaced by as many of three temperatures
 - `replays_N`: v001 and N replays of the candidate's imagined rollouts, from fresh training states
 - `replays_N_longer`: three times the steps
+- `landmarks`, `landmarks_N`: a world model that carries on where the cube is (`world_model.landmarks`)
 
 Beside each stands a network that is told the cube's pose (state_network.py), with the same data.
 
@@ -62,6 +63,10 @@ ARMS = {  # the versions of the dataset are made in the loop's own store, whose 
     "replays_360_longer": ("replays_360", LONG),
     "replays_1080": ("replays_1080", SHORT),
     "replays_1080_longer": ("replays_1080", LONG),
+    "landmarks": ("v001", SHORT),
+    "landmarks_360": ("replays_360", SHORT),
+    "landmarks_1080": ("replays_1080", SHORT),
+    "landmarks_1080_longer": ("replays_1080", LONG),
 }
 
 
@@ -164,6 +169,8 @@ def fit(name: str, version: str, state: LoopState, context: StageContext) -> str
         begin_arm(context.models.run_dir, name)
         config = context.config_of(fit_world_model.Config)
         config = replace(config, num_steps=num_steps, num_proprio_steps=num_proprio_steps)
+        of_arm = replace(context.models.world_model_config, landmarks=name.startswith("landmarks"))
+        context.models.world_model_config = of_arm
         started = replace(state, iteration=2, dataset=version, world_model="", teacher="", calibrations=None)
         made = fit_world_model.run(started, config, context).world_model
         (context.models.run_dir / path).parent.mkdir(exist_ok=True)
@@ -182,12 +189,12 @@ def judge(world_model: VideoWorldModel, test: Sequence[Episode], context: StageC
     truth = np.array([episode.is_success for episode in test])
     start = number_starts(test)
     replays = Replays(test, num_chunks, context.spec)
-    probability, error_m = replays.imagine(world_model, 0)
+    probability, errors_m = replays.imagine(world_model, 0)
     score = confirm(probability)
     return {
         **figures(score, truth, start),
         "on true frames": figures(confirm(replays.read_truth(world_model)), truth, start),
-        "hand_error_mm_by_frame": [round(1000 * float(e), 1) for e in error_m],
+        **{f"{part}_error_mm_by_frame": [round(1000 * float(e), 1) for e in by] for part, by in errors_m.items()},
     }
 
 

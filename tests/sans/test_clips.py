@@ -274,6 +274,16 @@ def test_landmarks_are_those_of_the_episodes_task(plural, make_episode) -> None:
     torch.testing.assert_close(dataset.landmark_positions(spec, index), torch.tensor(expected))
     with pytest.raises(ValueError, match=f"task '{PULL}' is not one of {PUSH}"):
         dataset.landmark_positions(make_spec(tasks=(PUSH,)), index)
+    told = ClipDataset(plural, "train", ["base"], spec.tasks)  # clips tell the objects alone, not the effector
+    clip = told.load(index[1:], 2)
+    torch.testing.assert_close(clip.context_landmarks, torch.tensor(expected[1:])[:, :2])
+    after = [[[2 * push[i, 0], 2 * push[i, 1]] for i in (2, 2)], [[2 * pull[i, 1], 2 * pull[i, 2]] for i in (1, 2)]]
+    torch.testing.assert_close(clip.landmarks, torch.tensor(after))
+    assert dataset.load(index, 2).landmarks.shape == (3, 2, 0)
+    low, high = told.landmark_range()
+    assert low.shape == high.shape == (2,)
+    assert (low <= clip.landmarks.flatten(0, 1).amin(0)).all()
+    assert (high >= clip.landmarks.flatten(0, 1).amax(0)).all()
     bare = replace(spec, tasks=tuple(replace(task, landmarks=()) for task in spec.tasks))
     assert dataset.landmark_positions(bare, index).shape == (3, 0)
 

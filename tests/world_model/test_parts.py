@@ -170,8 +170,9 @@ def test_weights_of_a_target_look_at_the_frame_before_it_and_at_the_first(size: 
     clip = Clip(
         context={"other": torch.zeros(1, 3, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, :3]},
         frames={"other": torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), "seen": frames[None, 3:]},
-        context_proprio=torch.zeros(1, 1), actions=torch.zeros(1, 2, 1, 1), proprio=torch.zeros(1, 2, 1),
-        success=torch.zeros(1, 2), holds=torch.zeros(1, 2),
+        context_proprio=torch.zeros(1, 1), context_landmarks=torch.zeros(1, 0),
+        actions=torch.zeros(1, 2, 1, 1), proprio=torch.zeros(1, 2, 1),
+        landmarks=torch.zeros(1, 2, 0), success=torch.zeros(1, 2), holds=torch.zeros(1, 2),
         valid=torch.ones(1, 2, dtype=torch.bool), task=("t",), instruction=("i",),
         index=torch.zeros(1, 2, dtype=torch.long), is_on_policy=torch.zeros(1, dtype=torch.bool),
     )  # fmt: skip
@@ -280,12 +281,12 @@ def test_success_is_the_mean_of_both_readers() -> None:
 def test_heads_read_their_own_cameras_alone() -> None:
     torch.manual_seed(0)
     success = SuccessHead(feature_dim=8, channels=3, sizes={"above.camera": (8, 12)}, proprio_dim=2, text_dim=4)
-    proprio_head = ProprioHead(2, 4, 3, ["above.camera"])
+    proprio_head = ProprioHead(2, 0, 0, 4, 3, ["above.camera"])
     first, now = ({camera: torch.randn(2, 3, *size) for camera, size in SIZES.items()} for _ in range(2))
     proprio, actions, words = torch.randn(2, 2), torch.randn(2, 2, 2), torch.randn(2, 4)
 
     def judge(now: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return success.read_frame(first, now, proprio, words), proprio_head(proprio, actions, now)
+        return success.read_frame(first, now, proprio, words), proprio_head(proprio, proprio[:, :0], actions, now)
 
     before = judge(now)
     for camera, is_read in (("above.camera", True), ("base_camera", False)):

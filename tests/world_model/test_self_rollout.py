@@ -16,7 +16,9 @@ def predict(clip: Clip, is_prediction: torch.Tensor) -> OwnPrediction:
     episode, frame = clip.index.T
     code = (episode * 10 + frame + 1).to(torch.uint8)
     frames = {c: code[:, None, None, None].expand(-1, *f.shape[2:]) for c, f in clip.frames.items()}
-    return OwnPrediction(frames, code[:, None].float().expand(-1, 2), is_prediction)
+    return OwnPrediction(
+        frames, code[:, None].float().expand(-1, 2), code[:, None].float().expand(-1, 2) / 10, is_prediction
+    )
 
 
 @pytest.mark.parametrize("cameras", [ONE_CAMERA, TWO_CAMERAS])
@@ -103,7 +105,7 @@ def test_a_pool_that_is_saved_goes_on_as_it_was() -> None:
     clip = pool.compose(lambda n: fresh[:n], data.load)
     pool.update(clip, predict(clip, torch.ones(4, dtype=torch.bool)))
     saved = pool.state_dict()
-    assert set(saved) == {"index", "context.base_camera", "context.above.camera", "proprio", "depth"}
+    assert set(saved) == {"index", "context.base_camera", "context.above.camera", "proprio", "landmarks", "depth"}
     again.load_state_dict({name: value.clone() for name, value in saved.items()})
     assert len(again) == len(pool) == 2
     one, other = (p.compose(lambda n: fresh[:n], data.load) for p in (pool, again))

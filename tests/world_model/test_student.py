@@ -49,7 +49,7 @@ def find_target(field: Field, teacher_steps: int, student_steps: int, step: int)
             # the real frame is not looked at
             data={camera: torch.full((1, 3, *size), 99.0) for camera, size in sizes.items()},
             context={camera: torch.zeros(1, 3, 3, *size) for camera, size in sizes.items()},
-            proprio=torch.zeros(1, teacher.spec.robot.proprio_dim),
+            low_dim=torch.zeros(1, teacher.spec.robot.proprio_dim),
             actions=torch.zeros(1, teacher.spec.actions_per_frame, teacher.spec.robot.action_dim),
             instruction=("go",),
         )

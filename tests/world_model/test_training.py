@@ -167,7 +167,7 @@ def test_proprio_loss_by_hand() -> None:
     assert (moved[clip.valid] < 0.3).any()
     assert (moved[clip.valid] > 0.3).any()
     expected = torch.where(moved < 0.3, moved**2 / 0.6, moved - 0.15).mean(2)[clip.valid].mean()
-    torch.testing.assert_close(compute_proprio_loss(model, clip), expected)
+    torch.testing.assert_close(compute_proprio_loss(model, clip, make_generator()), expected)
 
 
 def test_loss_decreases_when_overfitting_one_clip() -> None:
@@ -185,16 +185,19 @@ def test_loss_decreases_when_overfitting_one_clip() -> None:
 
 
 @pytest.mark.parametrize("cameras", [ONE_CAMERA, TWO_CAMERAS])
-def test_every_parameter_gets_a_gradient(cameras: tuple[CameraSpec, ...]) -> None:
-    data, model = ToyEpisodes(8, cameras=cameras), make_model(cameras=cameras)
+@pytest.mark.parametrize("landmarks", [False, True])
+def test_every_parameter_gets_a_gradient(cameras: tuple[CameraSpec, ...], landmarks: bool) -> None:
+    data, model = ToyEpisodes(8, cameras=cameras), make_model(tiny_config(landmarks=landmarks), cameras)
+    apart = [model.proprio_head] if model.landmarks is None else [model.proprio_head, model.landmarks]
     clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
     for _ in range(2):  # residual branches start at zero and block some gradients at the very first step
         compute_joint_loss(model, clip, make_generator())[0].backward()
-        assert all(p.grad is None for p in model.proprio_head.parameters()), "trained apart"
+        assert all(p.grad is None for part in apart for p in part.parameters()), "trained apart"
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p) * 0.01)
-    compute_proprio_loss(model, data.load(torch.tensor([[0, 0], [1, 1]]), 2)).backward()
+    clip = data.load(torch.tensor([[0, 0], [1, 1]]), 2)
+    ProprioObjective(model, data, {0: make_generator()}, batch_size=2, num_frames=2).compute_loss(clip, 0)[0].backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
 
@@ -227,7 +230,7 @@ def test_the_target_is_what_predictions_are_compared_with() -> None:
     real, context = model.encode(clip.frames), model.encode(clip.context)
     torch.testing.assert_close(frame.data, {camera: latents[:, 0] for camera, latents in real.items()})
     torch.testing.assert_close(frame.context, context)
-    torch.testing.assert_close(frame.proprio, model.normalisation.normalise(clip.context_proprio))
+    torch.testing.assert_close(frame.low_dim, model.normalisation.normalise(clip.context_proprio))
     torch.testing.assert_close(frame.actions, clip.actions[:, 0])  # the bounds are -1 and 1
     assert frame.instruction == clip.instruction
     assert frame.t.tolist() == [0.25, 0.25]
@@ -261,7 +264,7 @@ def test_what_follows_a_blind_prediction_is_conditioned_on_it() -> None:
             assert torch.equal(latents, real[camera]) == is_real
         if not is_real:
             torch.testing.assert_close(model.codec.decode(now), own.frames, atol=0, rtol=0)
-            torch.testing.assert_close(model.normalisation.normalise(own.proprio), second.proprio)
+            torch.testing.assert_close(model.normalise(own.proprio, own.landmarks), second.low_dim)
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------

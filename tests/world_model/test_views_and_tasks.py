@@ -46,7 +46,7 @@ def test_forks_and_saved_states_of_two_cameras_continue_bit_equal(trained: Video
     actions = data.actions.flatten(1, 2)
     state, _ = trained.imagine(trained.start(data.first_observation(4), torch.arange(4)), actions[:, :4])
     tensors = state.to_tensors()
-    names = {"context.base_camera", "context.above.camera", "proprio", "instruction", "noise_key", "step"}
+    names = {"context.base_camera", "context.above.camera", "low_dim", "instruction", "noise_key", "step"}
     assert set(tensors) == names
     assert all(isinstance(tensor, torch.Tensor) and tensor.is_contiguous() for tensor in tensors.values())
     restored = trained.restore({name: tensor.clone() for name, tensor in tensors.items()})
@@ -107,7 +107,7 @@ def test_heads_read_the_cameras_that_the_config_names() -> None:
     for name in ("", *CAMERAS):
         frames = observation.frames | ({name: dark[name]} if name else {})
         state = model.start(dataclasses.replace(observation, frames=frames), torch.arange(2))
-        proprio[name] = model.imagine(state, data.actions[:, 0])[0].proprio
+        proprio[name] = model.imagine(state, data.actions[:, 0])[0].low_dim
     assert torch.equal(proprio["base_camera"], proprio[""])
     assert not torch.equal(proprio["above.camera"], proprio[""])
 
@@ -179,7 +179,7 @@ def test_clips_may_be_of_more_cameras_than_the_model_reads() -> None:
     )
     assert one[1] == other[1]
     assert list(one[2].frames) == ["base_camera"]
-    proprio = [compute_proprio_loss(model, data.load(index, 2)) for data in (both, base)]
+    proprio = [compute_proprio_loss(model, data.load(index, 2), torch.Generator()) for data in (both, base)]
     assert torch.equal(*proprio)
     with pytest.raises(ValueError, match=r"reads camera 'above\.camera', the frames are of base_camera"):
         compute_joint_loss(make_model(cameras=TWO_CAMERAS), base.load(index, 1), torch.Generator().manual_seed(0))
@@ -210,7 +210,7 @@ def test_two_tasks_that_share_every_frame_are_told_apart_by_their_instruction() 
     for _ in range(40):
         index = right.sample(generator, 16)
         clip = Clip.cat([right.load(index, 1), left.load(index, 1)])
-        loss = compute_joint_loss(model, clip, generator)[0] + compute_proprio_loss(model, clip)
+        loss = compute_joint_loss(model, clip, generator)[0] + compute_proprio_loss(model, clip, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

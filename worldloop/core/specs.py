@@ -18,7 +18,7 @@ class CameraSpec:
 
 @dataclass(frozen=True)
 class Landmark:
-    """A point that the check of a world model tracks, e.g. ``object`` or ``effector``.
+    """A point to keep track of, e.g. ``object`` or ``effector``.
 
     Its 2 or 3 coordinates are the ``columns`` of ``source``; times ``metres_per_unit`` they are metres.
     """
@@ -93,7 +93,8 @@ class TaskSpec:
 
     ``instructions`` are paraphrases; an episode has one of them, `instruction` is the first. ``success_radius_m`` is
     the distance at which the task counts as solved, 0 if unknown; ``max_episode_steps`` is in environment steps.
-    ``landmarks`` may be empty. Only the check of a world model reads landmarks; no policy and no world model does.
+    ``landmarks`` may be empty. The check of a world model reads them, and with ``world_model.landmarks`` its training:
+    its imagination reads those of ``sim_state`` from pictures. No policy reads them.
     """
 
     id: str

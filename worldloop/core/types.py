@@ -288,9 +288,10 @@ class Clip(Rows):
     """A training window: K context frames, then M frame steps to predict.
 
     - ``context``: camera name -> u8 [B, K, h, w, 3]: see `worldloop.core.context_frames`
-    - ``context_proprio`` f32 [B, S]: at the frame now
+    - ``context_proprio`` f32 [B, S] and ``context_landmarks`` f32 [B, P], in metres: at the frame now. P coordinates of
+      objects, which proprio does not tell; 0 where none are known
     - ``actions`` f32 [B, M, s, A]: the actions before each target frame
-    - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S]: targets
+    - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S], ``landmarks`` f32 [B, M, P]: targets
     - ``success`` f32 [B, M]: 1 if the episode has succeeded at or before that frame: the outcome, which stays
     - ``holds`` f32 [B, M]: 1 if the task is solved at that frame, which the frame shows: the success head's label. A
       grasp that slips within the frame step is a success that does not hold.
@@ -302,9 +303,11 @@ class Clip(Rows):
 
     context: dict[str, Tensor]
     context_proprio: Tensor
+    context_landmarks: Tensor
     actions: Tensor
     frames: dict[str, Tensor]
     proprio: Tensor
+    landmarks: Tensor
     success: Tensor
     holds: Tensor
     valid: Tensor
@@ -317,9 +320,11 @@ class Clip(Rows):
         B, M = self.valid.shape
         _check_frames("Clip.context", self.context, B)
         check_shape("Clip.context_proprio", self.context_proprio, (B, None))
+        check_shape("Clip.context_landmarks", self.context_landmarks, (B, None))
         check_shape("Clip.actions", self.actions, (B, M, None, None))
         _check_frames("Clip.frames", self.frames, B, M)
         check_shape("Clip.proprio", self.proprio, (B, M, None))
+        check_shape("Clip.landmarks", self.landmarks, (B, M, self.context_landmarks.shape[1]))
         check_shape("Clip.success", self.success, (B, M))
         check_shape("Clip.holds", self.holds, (B, M))
         check_shape("Clip.index", self.index, (B, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
-from worldloop.core.specs import SimulatorSpec
+from worldloop.core.specs import Landmark, SimulatorSpec, TaskSpec
 from worldloop.core.types import OUTCOMES, Clip, Observation, Split
 from worldloop.sans.cache import VersionCache
 
@@ -50,7 +50,7 @@ def make_observation(
 
 
 class ClipDataset:
-    """Clips of one ``split``, seen by ``cameras``.
+    """Clips of one ``split``, seen by ``cameras``. Clips tell where the objects of ``tasks`` are, if these are given.
 
     An index row is (episode of the version, frame step at which the clip starts).
 
@@ -62,10 +62,14 @@ class ClipDataset:
     Raises ``ValueError`` for a camera that the dataset does not have.
     """
 
-    def __init__(self, cache: VersionCache, split: Split, cameras: Sequence[str]) -> None:
+    def __init__(
+        self, cache: VersionCache, split: Split, cameras: Sequence[str], tasks: Sequence[TaskSpec] = ()
+    ) -> None:
+        self.objects = {task.id: [mark for mark in task.landmarks if mark.source == "sim_state"] for task in tasks}
         self.cache, self.split, self.cameras = cache, split, cache.check_cameras(cameras)
         episode = np.repeat(np.arange(len(cache)), cache.num_steps)
         step = np.concatenate([np.arange(n) for n in cache.num_steps])
+        self._task_names = np.array([meta.task for meta in cache.metas])
         in_split = np.array([meta.split == split for meta in cache.metas])
         is_open = cache.all_steps("valid").any(axis=1)
         self.num_open_steps = torch.from_numpy(
@@ -99,9 +103,11 @@ class ClipDataset:
         return Clip(
             context=observation.frames,
             context_proprio=observation.proprio,
+            context_landmarks=self._locate(self.objects, episode, now),
             actions=torch.from_numpy(self.cache.steps("actions", column, step)),
             frames=self.cache.images(self.cameras, column, rows),
             proprio=torch.from_numpy(self.cache.frames("proprio", column, rows)),
+            landmarks=self._locate(self.objects, np.broadcast_to(column, rows.shape), rows),
             success=torch.from_numpy(self.cache.steps("succeeded", column, step).astype(np.float32)),
             holds=torch.from_numpy(self.cache.steps("holds", column, step).astype(np.float32)),
             valid=torch.from_numpy(is_inside),
@@ -131,30 +137,41 @@ class ClipDataset:
         The landmarks of a row are those of its episode's task in ``spec``.
         """
         episode, now = index.numpy().T
-        names = np.array([self.cache.metas[i].task for i in episode.tolist()])
-        num_coordinates = sum(len(mark.columns) for mark in spec.tasks[0].landmarks)
-        positions = np.zeros((len(index), num_coordinates), dtype=np.float32)
-        for name in np.unique(names):
-            rows = np.flatnonzero(names == name)
+        marks = {str(name): spec.task(str(name)).landmarks for name in np.unique(self._task_names[episode])}
+        return self._locate(marks, episode, now)
+
+    def _locate(self, marks: Mapping[str, Sequence[Landmark]], episode: np.ndarray, frame: np.ndarray) -> Tensor:
+        """The positions in metres, f32 [..., P], of the landmarks of a row's task at ``frame`` [...] of ``episode``."""
+        names = self._task_names[episode]
+        num_coordinates = sum(len(mark.columns) for mark in next(iter(marks.values()), ()))
+        positions = np.zeros((*episode.shape, num_coordinates), dtype=np.float32)
+        for name in np.unique(names) if num_coordinates else ():
+            rows = names == name
             values = [
-                self.cache.frames(mark.source, episode[rows], now[rows])[:, list(mark.columns)] * mark.metres_per_unit
-                for mark in spec.task(str(name)).landmarks
+                self.cache.frames(mark.source, episode[rows], frame[rows])[:, list(mark.columns)] * mark.metres_per_unit
+                for mark in marks[str(name)]
             ]
-            if values:
-                positions[rows] = np.concatenate(values, axis=1)
+            positions[rows] = np.concatenate(values, axis=1)
         return torch.from_numpy(positions)
 
     def proprio_range(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest value of each dimension of proprio, f32 [S] each, over all frames of the split."""
+        return self._find_range(lambda episode, frame: torch.from_numpy(self.cache.frames("proprio", episode, frame)))
+
+    def landmark_range(self) -> tuple[Tensor, Tensor]:
+        """Likewise of the objects' coordinates in metres, f32 [P] each."""
+        return self._find_range(lambda episode, frame: self._locate(self.objects, episode, frame))
+
+    def _find_range(self, read: Callable[[np.ndarray, np.ndarray], Tensor]) -> tuple[Tensor, Tensor]:
         episode, step = self.candidates.numpy().T
         low, high = [], []
         for first in range(0, len(step), RANGE_ROWS):
             rows = slice(first, first + RANGE_ROWS)
             for frame in (step[rows], step[rows] + 1):
-                proprio = self.cache.frames("proprio", episode[rows], frame)
-                low.append(proprio.min(0))
-                high.append(proprio.max(0))
-        return torch.from_numpy(np.min(low, axis=0)), torch.from_numpy(np.max(high, axis=0))
+                values = read(episode[rows], frame)
+                low.append(values.amin(0))
+                high.append(values.amax(0))
+        return torch.stack(low).amin(0), torch.stack(high).amax(0)
 
     def episode_index(self, **wanted: Any) -> Tensor:
         """int64 [n]: episodes of this split whose meta equals ``wanted``, e.g. ``task="PushCube-v1"``,

@@ -94,7 +94,8 @@ class StageContext:
 
         Raises `WorldloopError`, with the shard's name, for a corrupt shard.
         """
-        return ClipDataset(self.open_cache(version), split, (spec or self.spec).robot.camera_names)
+        spec = spec or self.spec
+        return ClipDataset(self.open_cache(version), split, spec.robot.camera_names, spec.tasks)
 
     def open_cache(self, version: str) -> VersionCache:
         """The decoded cache of ``version``. The main rank builds it if needed; the other ranks wait."""

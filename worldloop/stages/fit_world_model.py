@@ -77,6 +77,8 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     model = model.to(context.device).train()
     clips = open_training_clips(state, context)
     model.set_proprio_range(*clips.dataset.proprio_range())
+    if model.landmarks is not None:
+        model.landmarks.set_range(*clips.dataset.landmark_range())
     if fit_number == 1 and not context.setup.has_checkpoint(NAME):
         fit_proprio(
             model,
@@ -183,7 +185,8 @@ def fit(
 ) -> VideoWorldModel:
     """Train ``model`` on the joint loss; return the model with averaged weights. ``draws`` seeds the random draws."""
     setup = context.setup
-    sharded = {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("proprio_head.")}
+    apart = ("proprio_head.", "landmarks.")  # trained before
+    sharded = {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith(apart)}
     make_optimizer = partial(
         Optimizer, learning_rate=learning_rate, num_steps=num_steps, weight_decay=config.weight_decay
     )

@@ -36,6 +36,7 @@ class WorldModelConfig:
 
     cameras: tuple[str, ...] = ()  # cameras that it reads and imagines, in one pass; empty: all of the robot's
     head_cameras: tuple[str, ...] = ()  # those of them that the success and proprio heads read; empty: all
+    landmarks: bool = False  # carry on where the objects are, beside proprio; needs their true positions in training
     denoiser: str = "hybrid"  # which denoiser: hybrid or cosmos
     codec: str = "pixel"  # which codec: pixel, or wan (from pretrained)
     pretrained: str = ""  # Cosmos-Predict2 Video2World, folder or Hub name; needs denoiser cosmos, codec wan; "": none

@@ -22,7 +22,8 @@ class Conditioning:
     """The denoiser's inputs beside the images.
 
     - ``actions`` f32 [B, L, s, A] in [-1, 1]
-    - ``proprio`` [B, S] now, and ``next_proprio`` [B, L, S] predicted by the proprio head; both normalised
+    - ``proprio`` [B, D] now, and ``next_proprio`` [B, L, D] predicted by the proprio head: proprio and landmarks, see
+      `VideoWorldModel.normalise`
     - ``instruction`` [B, E], embedded
     - ``is_plan``: actions and proprio are not known, only stand-ins for them; no pose is drawn from these
     """

@@ -16,6 +16,7 @@ from worldloop.networks.blocks import AttentionPool, make_mlp
 from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.networks.views import ViewModules
 
+LANDMARK_STEP = 1 / 3  # landmarks move a third of their unit for a network output of 1
 PROPRIO_GAIN = 4.0  # small proprio networks need a several times higher learning rate than image networks
 
 
@@ -128,12 +129,15 @@ class ProprioHead(nn.Module):
     """Predicts the next normalised proprio from proprio, the frame step's actions and the images of ``cameras`` now.
 
     The network's output is the change of proprio. GE-Sim 2.0 reports that such a state expert raises closed-loop
-    recall.
+    recall. ``dim`` is D: S of proprio, then P = ``num_coordinates`` of landmarks. ``way_dim`` is W. See
+    `LandmarkReader`.
     """
 
     def __init__(
         self,
-        proprio_dim: int,
+        dim: int,
+        num_coordinates: int,
+        way_dim: int,
         stacked_action_dim: int,
         latent_channels: int,
         cameras: Sequence[str],
@@ -142,17 +146,23 @@ class ProprioHead(nn.Module):
     ) -> None:
         super().__init__()
         self.cameras = tuple(cameras)
+        self.num_coordinates = num_coordinates
         self.image = nn.Sequential(
             nn.Linear(len(self.cameras) * latent_channels * 64, image_dim),
             nn.SiLU(),
             nn.Linear(image_dim, image_dim),
             nn.SiLU(),
         )
-        self.mlp = make_mlp(proprio_dim + stacked_action_dim + image_dim, hidden_dim, proprio_dim, gain=PROPRIO_GAIN)
+        self.mlp = make_mlp(dim + way_dim + stacked_action_dim + image_dim, hidden_dim, dim, gain=PROPRIO_GAIN)
 
-    def forward(self, proprio: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
-        """``proprio`` [B, S], ``actions`` [B, s, A] in [-1, 1] and ``now``, camera -> [B, C, h, w], to f32 [B, S]."""
+    def forward(self, low_dim: Tensor, ways: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
+        """The next ``low_dim`` [B, D], f32.
+
+        From that now, ``ways`` [B, W], ``actions`` [B, s, A] in [-1, 1] and the frame ``now``, camera -> [B, C, h, w].
+        """
         thumbnails = [functional.adaptive_avg_pool2d(now[camera], 8).flatten(1) for camera in self.cameras]
         image = self.image(torch.cat(thumbnails, dim=1))
-        change = self.mlp(torch.cat([proprio, actions.flatten(1).to(proprio), image.to(proprio)], dim=1))
-        return proprio + change.float()
+        known = [low_dim, ways.to(low_dim), actions.flatten(1).to(low_dim), image.to(low_dim)]
+        change = self.mlp(torch.cat(known, dim=1)).float()
+        S = change.shape[1] - self.num_coordinates
+        return low_dim + torch.cat([change[:, :S], change[:, S:] * LANDMARK_STEP], dim=1)

@@ -30,6 +30,7 @@ from worldloop.world_model.codec import Codec
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, Denoiser, DenoiserOutput
 from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
+from worldloop.world_model.landmarks import UNIT_M, LandmarkReader
 from worldloop.world_model.pretrained import T5Instruction, load_transformer, read_cosmos_config
 from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
@@ -72,11 +73,18 @@ class VideoWorldModel(nn.Module):
             self.instruction = InstructionEncoder(INSTRUCTION_DIM)
         channels, sizes = self.codec.channels, self.codec.sizes
         stacked = spec.actions_per_frame * robot.action_dim
-        self.proprio_head = ProprioHead(robot.proprio_dim, stacked, channels, self.head_cameras)
-        dims = (robot.proprio_dim, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
-        self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, channels, sizes, *dims, **published)
         head_sizes = {camera: sizes[camera] for camera in self.head_cameras}
-        self.success_head = SuccessHead(self.denoiser.feature_dim, channels, head_sizes, robot.proprio_dim, text_dim)
+        self.landmarks: LandmarkReader | None = None
+        marks = spec.tasks[0].landmarks
+        if config.landmarks and any(mark.source == "sim_state" for mark in marks):
+            self.landmarks = LandmarkReader(channels, head_sizes, robot.proprio_dim, INSTRUCTION_DIM, marks)
+        num_ways = self.landmarks.num_way_coordinates if self.landmarks else 0
+        self.proprio_head = ProprioHead(
+            self.low_dim, self.num_coordinates, num_ways, stacked, channels, self.head_cameras
+        )
+        dims = (self.low_dim, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
+        self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, channels, sizes, *dims, **published)
+        self.success_head = SuccessHead(self.denoiser.feature_dim, channels, head_sizes, self.low_dim, text_dim)
         self.error_head = ErrorHead(self.denoiser.feature_dim)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
         self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
@@ -104,6 +112,40 @@ class VideoWorldModel(nn.Module):
         self.proprio_high.copy_(self.normalisation.normalise(high.to(self.device)))
 
     @property
+    def num_coordinates(self) -> int:
+        """P, the coordinates of the landmarks that are carried on; 0 without `LandmarkReader`."""
+        return self.landmarks.num_coordinates if self.landmarks else 0
+
+    @property
+    def low_dim(self) -> int:
+        """D = S + P."""
+        return self.spec.robot.proprio_dim + self.num_coordinates
+
+    def normalise(self, proprio: Tensor, landmarks_m: Tensor) -> Tensor:
+        """What the networks see of ``proprio`` [..., S], in units of the data, and of the objects: f32 [..., D].
+
+        ``landmarks_m`` [..., P] are in metres; a model that does not carry them on leaves them out.
+        """
+        normal = self.normalisation.normalise(proprio)
+        return normal if self.landmarks is None else torch.cat([normal, self.landmarks.scale(landmarks_m)], dim=-1)
+
+    def denormalise(self, low_dim: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse of `normalise`: proprio [..., S], and landmarks in metres [..., P]."""
+        S = self.spec.robot.proprio_dim
+        landmarks = low_dim[..., S:]
+        if self.landmarks is not None:
+            landmarks = landmarks * UNIT_M + self.landmarks.centre
+        return low_dim[..., :S] * self.proprio_std + self.proprio_mean, landmarks
+
+    def predict_low_dim(self, low_dim: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
+        """The proprio head's prediction [B, D], with gradients; see `ProprioHead`."""
+        ways = low_dim[:, :0]
+        if self.landmarks is not None:
+            S = self.spec.robot.proprio_dim
+            ways = self.landmarks.find_ways(low_dim[:, S:], self.denormalise(low_dim)[0])
+        return self.proprio_head(low_dim, ways, actions, now)
+
+    @property
     def num_context_frames(self) -> int:
         return self.denoiser.num_context_frames
 
@@ -118,8 +160,9 @@ class VideoWorldModel(nn.Module):
         save the model afterwards.
         """
         if self.config.precision == "bf16":
-            for part in (self.denoiser, self.proprio_head, self.success_head, self.error_head):
-                for module in part.modules():
+            parts = (self.denoiser, self.proprio_head, self.success_head, self.error_head, self.landmarks)
+            for part in parts:
+                for module in part.modules() if part is not None else ():
                     if type(module) in (nn.Linear, nn.Conv2d):  # subclasses may compute with their weights
                         module.to(torch.bfloat16)
         return self.eval().requires_grad_(False)
@@ -150,24 +193,35 @@ class VideoWorldModel(nn.Module):
         frames = map_views(lambda images: fill_context(images.to(self.device), self.num_context_frames), seen)
         with torch.no_grad():
             instruction = self.instruction(context.instruction).float()
-        proprio = self.normalisation.normalise(context.proprio.to(self.device))
+        low_dim, latents = self.normalisation.normalise(context.proprio.to(self.device)), self.codec.encode(frames)
+        if self.landmarks is not None:
+            read = self.read_landmarks(latents, low_dim, instruction)
+            low_dim = torch.cat([low_dim, read], dim=1)
         return self._remember(
-            self.codec.encode(frames), proprio, instruction.contiguous(), noise_key.clone(), torch.zeros_like(noise_key)
+            latents, low_dim, instruction.contiguous(), noise_key.clone(), torch.zeros_like(noise_key)
         )
+
+    def read_landmarks(self, context: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor) -> Tensor:
+        """The objects' scaled positions [B, P], with gradients, read from ``context``, camera -> [B, K, C, h, w]."""
+        assert self.landmarks is not None
+        first = {camera: context[camera][:, 0] for camera in self.head_cameras}
+        now = {camera: context[camera][:, -1] for camera in self.head_cameras}
+        with self.autocast():
+            return self.landmarks(first, now, proprio, instruction)
 
     def restore(self, tensors: dict[str, Tensor]) -> ImaginationState:
         """Inverse of `ImaginationState.to_tensors`; the tensors may be on another device."""
         context = {camera: latents.to(self.device) for camera, latents in strip("context", tensors).items()}
-        proprio, instruction = (tensors[name].to(self.device) for name in ("proprio", "instruction"))
-        return self._remember(context, proprio, instruction, tensors["noise_key"], tensors["step"])
+        low_dim, instruction = (tensors[name].to(self.device) for name in ("low_dim", "instruction"))
+        return self._remember(context, low_dim, instruction, tensors["noise_key"], tensors["step"])
 
     @torch.no_grad()
     def _remember(
-        self, context: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor, noise_key: Tensor, step: Tensor
+        self, context: Mapping[str, Tensor], low_dim: Tensor, instruction: Tensor, noise_key: Tensor, step: Tensor
     ) -> ImaginationState:
         with self.autocast():
             memory = self.denoiser.remember(context, instruction)
-        return ImaginationState(noise_key, step, memory, proprio, instruction)
+        return ImaginationState(noise_key, step, memory, low_dim, instruction)
 
     @torch.no_grad()
     def imagine(self, state: WorldState, actions: Tensor) -> tuple[ImaginationState, ImaginedChunk]:
@@ -186,7 +240,7 @@ class VideoWorldModel(nn.Module):
         for m in range(H // s):
             state, logit, psnr_db = self._imagine_frame(state, per_frame[:, m])
             frames.append(self.codec.decode(map_views(_now, state.context)))
-            proprios.append(state.proprio * self.proprio_std + self.proprio_mean)
+            proprios.append(self.denormalise(state.low_dim)[0])
             logits.append(logit)
             psnrs.append(psnr_db)
         by_camera = map_views(lambda *images: torch.stack(images, 1), *frames)
@@ -199,7 +253,7 @@ class VideoWorldModel(nn.Module):
         actions = torch.zeros(shape, device=self.device)
         with self.autocast():
             instruction = self.instruction(context.instruction)
-            conditioning, _ = self.condition(state.context, state.proprio, actions, instruction)
+            conditioning, _ = self.condition(state.context, state.low_dim, actions, instruction)
             memory = self.denoiser.remember(state.context, instruction)
             noisy = map_views(lambda latents: torch.zeros_like(latents[:, -1:]), state.context)
             output = self.denoiser(noisy, torch.zeros(len(context), device=self.device), memory, conditioning)
@@ -222,7 +276,7 @@ class VideoWorldModel(nn.Module):
         with self.autocast():
             instruction = self.instruction(context.instruction)
             conditioning = Conditioning(
-                torch.zeros(shape, device=self.device), state.proprio, state.proprio[:, None], instruction
+                torch.zeros(shape, device=self.device), state.low_dim, state.low_dim[:, None], instruction
             )
             memory = self.denoiser.remember(state.context, instruction)
             return self.denoiser.read_slots(slots, t, memory, conditioning).float()
@@ -231,7 +285,7 @@ class VideoWorldModel(nn.Module):
         """One frame further under ``actions`` [B, s, A] in [-1, 1]: (state, success logit [B], expected PSNR [B])."""
         noise = self.draw_noise(state)
         with self.autocast():
-            conditioning, next_proprio = self.condition(state.context, state.proprio, actions, state.instruction)
+            conditioning, following = self.condition(state.context, state.low_dim, actions, state.instruction)
 
             outputs: list[DenoiserOutput] = []
 
@@ -242,12 +296,12 @@ class VideoWorldModel(nn.Module):
             output = sample(denoise, noise, self.config.num_sampler_steps)
             frames = map_views(lambda data: data.clamp(-self.codec.limit, self.codec.limit), output.data)
             first = map_views(lambda latents: latents[:, 0], state.context)
-            judged = first, frames, next_proprio[:, None], state.instruction
+            judged = first, frames, following[:, None], state.instruction
             logit = self.success_head(output.features, *judged)[:, 0]
             psnr_db = self.error_head(outputs[0].features)[:, 0]  # the error head was trained only at t = 0
             latent = map_views(lambda data: data[:, 0].float(), frames)
             memory = self.denoiser.shift(state.memory, latent, state.instruction)
-        moved = replace(state, memory=memory, proprio=next_proprio, step=state.step + 1)
+        moved = replace(state, memory=memory, low_dim=following, step=state.step + 1)
         return moved, logit, psnr_db
 
     def draw_noise(self, state: ImaginationState) -> dict[str, Tensor]:
@@ -260,16 +314,17 @@ class VideoWorldModel(nn.Module):
         return {camera: part.unflatten(2, shape) for (camera, shape), part in zip(shapes.items(), parts, strict=True)}
 
     def condition(
-        self, context: Mapping[str, Tensor], proprio: Tensor, actions: Tensor, instruction: Tensor
+        self, context: Mapping[str, Tensor], low_dim: Tensor, actions: Tensor, instruction: Tensor
     ) -> tuple[Conditioning, Tensor]:
-        """The denoiser's conditioning, and the predicted next proprio [B, S], clamped to the range of the data.
+        """The denoiser's conditioning, and the predicted next ``low_dim`` [B, D], clamped to the range of the data.
 
         The head adds up changes: without the clamp proprio diverges exponentially within a few hundred frames.
         """
-        next_proprio = self.proprio_head(proprio, actions, map_views(_now, context)).detach()
-        next_proprio = next_proprio.clamp(self.proprio_low, self.proprio_high)
-        conditioning = Conditioning(actions[:, None], proprio, next_proprio[:, None], instruction)
-        return conditioning, next_proprio
+        low, high = self.proprio_low, self.proprio_high
+        if self.landmarks is not None:
+            low, high = torch.cat([low, self.landmarks.low]), torch.cat([high, self.landmarks.high])
+        following = self.predict_low_dim(low_dim, actions, map_views(_now, context)).detach().clamp(low, high)
+        return Conditioning(actions[:, None], low_dim, following[:, None], instruction), following
 
     def scale_actions(self, actions: Tensor) -> Tensor:
         """Scale actions from environment units to [-1, 1] by the robot's bounds."""

@@ -49,11 +49,13 @@ class VideoPlanner(nn.Module):
         super().__init__()
         self.world_model = VideoWorldModel(config, spec, normalisation)
         self.config, self.spec = config, self.world_model.spec
-        for head in (self.world_model.proprio_head, self.world_model.success_head, self.world_model.error_head):
-            head.requires_grad_(False)
+        model = self.world_model
+        for head in (model.proprio_head, model.success_head, model.error_head, model.landmarks):
+            if head is not None:
+                head.requires_grad_(False)
         robot = spec.robot
         self.unknown_actions = nn.Parameter(torch.zeros(spec.actions_per_frame, robot.action_dim))
-        self.unknown_proprio = nn.Parameter(torch.zeros(robot.proprio_dim))
+        self.unknown_proprio = nn.Parameter(torch.zeros(self.world_model.low_dim))
 
     @property
     def normalisation(self) -> Normalisation:
@@ -93,7 +95,7 @@ class VideoPlanner(nn.Module):
             latents = self._imagine_frame(state, step)
             yield latents
             memory = model.denoiser.shift(state.memory, latents, state.instruction)
-            state = ImaginationState(state.noise_key, state.step + 1, memory, state.proprio, state.instruction)
+            state = ImaginationState(state.noise_key, state.step + 1, memory, state.low_dim, state.instruction)
 
     @torch.no_grad()
     def features(self, context: Observation) -> Tensor:

@@ -24,12 +24,13 @@ from worldloop.networks.views import map_views
 class OwnPrediction:
     """The model's prediction of a clip's first target, detached.
 
-    - ``frames``: camera -> u8 [B, h, w, 3]; ``proprio`` f32 [B, S]
+    - ``frames``: camera -> u8 [B, h, w, 3]; ``proprio`` f32 [B, S]; ``landmarks`` f32 [B, P] in metres
     - ``is_prediction`` bool [B]: the target is valid, and the prediction started from pure noise, without seeing it
     """
 
     frames: dict[str, Tensor]
     proprio: Tensor
+    landmarks: Tensor
     is_prediction: Tensor
 
 
@@ -38,12 +39,14 @@ class _PoolRows(Rows):
     """P pooled rows.
 
     - ``index`` int64 [P, 2]: (episode, frame step of now); ``context``: camera -> u8 [P, K, h, w, 3]
-    - ``proprio`` f32 [P, S]: now; ``depth`` int64 [P]: the number of the model's own predictions up to here
+    - ``proprio`` and ``landmarks`` f32 [P, ...]: now
+    - ``depth`` int64 [P]: the number of the model's own predictions up to here
     """
 
     index: Tensor
     context: dict[str, Tensor]
     proprio: Tensor
+    landmarks: Tensor
     depth: Tensor
 
     def __len__(self) -> int:
@@ -80,7 +83,7 @@ class SelfRolloutPool:
         """The pool between two steps; empty if nothing is pooled yet."""
         if self._pool is None:
             return {}
-        others = {name: getattr(self._pool, name) for name in ("index", "proprio", "depth")}
+        others = {name: getattr(self._pool, name) for name in ("index", "proprio", "landmarks", "depth")}
         return others | prefix("context", self._pool.context)
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -105,6 +108,9 @@ class SelfRolloutPool:
             clip,
             context={c: torch.cat([own.to(clip.context[c]), clip.context[c][n:]]) for c, own in pooled.items()},
             context_proprio=torch.cat([self._pending.proprio.to(clip.context_proprio), clip.context_proprio[n:]]),
+            context_landmarks=torch.cat(
+                [self._pending.landmarks.to(clip.context_landmarks), clip.context_landmarks[n:]]
+            ),
         )
 
     def update(self, clip: Clip, prediction: OwnPrediction) -> None:
@@ -120,6 +126,7 @@ class SelfRolloutPool:
             index=torch.stack([clip.index[:, 0], clip.index[:, 1] + 1], dim=1),
             context=map_views(lambda new, old: shift_frames(old, new.to(old)), prediction.frames, clip.context),
             proprio=prediction.proprio.to(clip.context_proprio),
+            landmarks=prediction.landmarks.to(clip.context_landmarks),
             depth=depth + 1,
         )
         continues = predicted & (advanced.index[:, 1] < self.num_frame_steps[advanced.index[:, 0]])

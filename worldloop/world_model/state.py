@@ -16,19 +16,19 @@ class ImaginationState(WorldState):
     """The state of a `VideoWorldModel`, B rows.
 
     - ``memory``: the denoiser's memory of the K context frames; ``context`` are their latents
-    - ``proprio`` f32 [B, S]: now, normalised
+    - ``low_dim`` f32 [B, D]: proprio now, normalised, then scaled landmarks, see `VideoWorldModel.normalise`
     - ``instruction`` f32 [B, E]: embedded
     """
 
     memory: FrameMemory
-    proprio: Tensor
+    low_dim: Tensor
     instruction: Tensor
 
     def __post_init__(self) -> None:
         B = len(self.noise_key)
         for camera, latents in self.context.items():
             check_shape(f"ImaginationState.context[{camera!r}]", latents, (B, None, None, None, None))
-        check_shape("ImaginationState.proprio", self.proprio, (B, None))
+        check_shape("ImaginationState.low_dim", self.low_dim, (B, None))
         check_shape("ImaginationState.instruction", self.instruction, (B, None))
         check_shape("ImaginationState.step", self.step, (B,))
 
@@ -46,6 +46,6 @@ class ImaginationState(WorldState):
 
         The names of latents are ``context.<camera>``.
         """
-        names = ("proprio", "instruction", "noise_key", "step")
+        names = ("low_dim", "instruction", "noise_key", "step")
         tensors = prefix("context", self.context) | {name: getattr(self, name) for name in names}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}

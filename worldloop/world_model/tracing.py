@@ -55,7 +55,7 @@ class TracedFrames(Rows):
     """n generated frames.
 
     - ``context``, camera -> [n, K, C, h, w], ``instruction`` [n, E], ``actions`` [n, s, A], ``proprio`` and
-      ``next_proprio`` [n, S]: what the denoiser saw; in a plan actions and proprio are stand-ins
+      ``next_proprio`` [n, D]: what the denoiser saw; in a plan actions and proprio are stand-ins
     - ``noisy`` and ``reached``, camera -> [n, R, C, h, w]: before and after each random step
     - ``last``, camera -> [n, C, h, w]: the input of the last step; ``data``: the frame itself
     """
@@ -112,7 +112,7 @@ class ActionTracer(Tracer):
 
     def condition(self, state: ImaginationState, number: int) -> Conditioning:
         assert self.actions is not None
-        conditioning, _ = self.model.condition(state.context, state.proprio, self.actions[:, number], state.instruction)
+        conditioning, _ = self.model.condition(state.context, state.low_dim, self.actions[:, number], state.instruction)
         return conditioning
 
     def recall(self, traced: TracedFrames) -> Conditioning:
@@ -138,8 +138,7 @@ def trace(
         with model.autocast():
             frames = _trace_frame(tracer, state, number, sampling, step_key)
             memory = model.denoiser.shift(state.memory, frames.data, state.instruction)
-        proprio = frames.next_proprio
-        state = ImaginationState(state.noise_key, state.step + 1, memory, proprio, state.instruction)
+        state = ImaginationState(state.noise_key, state.step + 1, memory, frames.next_proprio, state.instruction)
         traced.append(frames)
     return traced
 

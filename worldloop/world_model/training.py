@@ -28,6 +28,7 @@ from worldloop.training.data_parallel import DataParallel
 from worldloop.training.resume import Stateful
 from worldloop.training.trainer import BatchObjective, Objective
 from worldloop.world_model import losses
+from worldloop.world_model.landmarks import READ_NOISE_M, compute_landmark_loss
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.self_rollout import OwnPrediction, SelfRolloutPool
 from worldloop.world_model.variation import vary_context, vary_judged
@@ -40,15 +41,15 @@ PROPRIO_DELTA = 0.3  # standard deviations; from there on an error of proprio co
 class NoisyFrame:
     """One frame to predict: ``noisy``, camera -> [B, C, h, w], at time ``t`` [B] on the path from noise to ``data``.
 
-    It follows ``context``, camera -> [B, K, C, h, w], under normalised ``proprio`` [B, S] and ``actions`` [B, s, A] in
-    [-1, 1].
+    It follows ``context``, camera -> [B, K, C, h, w], under ``low_dim`` [B, D], see `VideoWorldModel.normalise`, and
+    ``actions`` [B, s, A] in [-1, 1].
     """
 
     noisy: dict[str, Tensor]
     t: Tensor
     data: dict[str, Tensor]
     context: dict[str, Tensor]
-    proprio: Tensor
+    low_dim: Tensor
     actions: Tensor
     instruction: tuple[str, ...]
 
@@ -100,7 +101,7 @@ class TeacherTarget:
         covered = own // num_steps
         with teacher.autocast():
             embedded = teacher.instruction(frame.instruction)
-            conditioning, _ = teacher.condition(frame.context, frame.proprio, frame.actions, embedded)
+            conditioning, _ = teacher.condition(frame.context, frame.low_dim, frame.actions, embedded)
             memory = teacher.denoiser.remember(frame.context, embedded)
             reached = frame.noisy
             for i in range(covered):
@@ -138,7 +139,7 @@ class _Prediction:
 
     terms: losses.FrameLosses
     next_latent: dict[str, Tensor]
-    next_proprio: Tensor
+    next_low_dim: Tensor
     is_prediction: Tensor
 
 
@@ -158,27 +159,29 @@ def compute_joint_loss(
     target = target or DataTarget(model.config.zero_time_share)
     clip = clip.to(model.device)
     context, frames = model.encode(clip.context), model.encode(clip.frames)
-    proprio = model.normalisation.normalise(clip.context_proprio)
-    real_proprio = model.normalisation.normalise(clip.proprio)
+    low_dim = vary_landmarks(model, clip, generator)
+    real_low_dim = model.normalise(clip.proprio, clip.landmarks)
     with model.autocast():
         instruction = model.instruction(clip.instruction)
     predictions: list[_Prediction] = []
     for m in range(clip.valid.shape[1]):
         real = {camera: latents[:, m] for camera, latents in frames.items()}
         prediction = _predict_frame(
-            model, clip, m, context, real, real_proprio[:, m], proprio, instruction, generator, target, action_term
+            model, clip, m, context, real, real_low_dim[:, m], low_dim, instruction, generator, target, action_term
         )
         predictions.append(prediction)
         blind = prediction.is_prediction[:, None]
         for camera, latent in prediction.next_latent.items():
             following = torch.where(blind[:, :, None, None], latent, real[camera])
             context[camera] = shift_frames(context[camera], following)
-        proprio = torch.where(blind, prediction.next_proprio, real_proprio[:, m])
+        low_dim = torch.where(blind, prediction.next_low_dim, real_low_dim[:, m])
     loss, metrics = losses.add_up([p.terms for p in predictions], clip.valid, model.config.success_weight)
     first = predictions[0]
+    proprio, landmarks = model.denormalise(first.next_low_dim)
     own = OwnPrediction(
         frames=model.codec.decode(first.next_latent),
-        proprio=first.next_proprio * model.proprio_std + model.proprio_mean,
+        proprio=proprio,
+        landmarks=clip.landmarks[:, 0] if model.landmarks is None else landmarks,
         is_prediction=first.is_prediction & clip.valid[:, 0],
     )
     return loss, metrics, own
@@ -190,8 +193,8 @@ def _predict_frame(
     m: int,
     context: dict[str, Tensor],
     data: dict[str, Tensor],
-    data_proprio: Tensor,
-    proprio: Tensor,
+    data_low_dim: Tensor,
+    low_dim: Tensor,
     instruction: Tensor,
     generator: torch.Generator,
     target: Target,
@@ -200,20 +203,20 @@ def _predict_frame(
     config, limit = model.config, model.codec.limit
 
     # the noisy frame, and a varied context
-    t = target.sample_times(len(proprio), generator).to(model.device)
+    t = target.sample_times(len(low_dim), generator).to(model.device)
     noise = map_views(lambda real: torch.randn(real.shape, generator=generator).to(model.device), data)
     seen = vary_context(context, config.context_noise, generator)
     actions = model.scale_actions(clip.actions[:, m])
     noisy = map_views(partial(flow.interpolate, t=t), noise, data)
-    aim = target.find(NoisyFrame(noisy, t, data, seen, proprio, actions, clip.instruction))
+    aim = target.find(NoisyFrame(noisy, t, data, seen, low_dim, actions, clip.instruction))
 
     # the predicted frame and the heads' outputs
     with model.autocast():
-        conditioning, next_proprio = model.condition(seen, proprio, actions, instruction)
+        conditioning, next_low_dim = model.condition(seen, low_dim, actions, instruction)
         memory = model.denoiser.remember(seen, instruction)
         output = model.denoiser(map_views(_as_single, noisy), t, memory, conditioning)
         token_logit = model.success_head.read_tokens(output.features)[:, 0]
-        judged = vary_judged(map_views(lambda latents: latents[:, 0], context), data, data_proprio, generator)
+        judged = vary_judged(map_views(lambda latents: latents[:, 0], context), data, data_low_dim, generator)
         frame_logit = model.success_head.read_frame(*judged, instruction)
         expected_db = model.error_head(output.features)[:, 0]
     predicted = map_views(lambda latents: latents[:, 0].float(), output.data)
@@ -235,7 +238,7 @@ def _predict_frame(
         error=error * (t == 0),  # imagination uses the error head only at t = 0
         actions=None if action_term is None else action_term.compute_loss(context, predicted, actions),
     )
-    return _Prediction(terms, next_latent, next_proprio, is_prediction=t == 0)
+    return _Prediction(terms, next_latent, next_low_dim, is_prediction=t == 0)
 
 
 def _as_single(latents: Tensor) -> Tensor:
@@ -243,8 +246,8 @@ def _as_single(latents: Tensor) -> Tensor:
     return latents[:, None]
 
 
-def compute_proprio_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
-    """Huber loss of normalised proprio over M frames, unrolled on the proprio head's own predictions.
+def compute_proprio_loss(model: VideoWorldModel, clip: Clip, generator: torch.Generator) -> Tensor:
+    """Huber loss of proprio, and of landmarks that the model carries on, unrolled over M frames on own predictions.
 
     The images are real. Gradients flow through the unrolled steps, to the proprio head alone. Only valid frames count.
     Contacts are rare, and there the head is wrong by centimetres. The absolute error, whose best guess is the median,
@@ -254,14 +257,37 @@ def compute_proprio_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
     images = model.codec.encode(
         {c: torch.cat([clip.context[c][:, -1:], clip.frames[c][:, :-1]], dim=1) for c in model.head_cameras}
     )
-    proprio = model.normalisation.normalise(clip.context_proprio)
+    S = clip.context_proprio.shape[1]
+    low_dim = vary_landmarks(model, clip, generator)
+    real = model.normalise(clip.proprio, clip.landmarks)
     error = torch.zeros_like(clip.valid, dtype=torch.float32)
     for m in range(clip.valid.shape[1]):
         now = {camera: latents[:, m] for camera, latents in images.items()}
-        proprio = model.proprio_head(proprio, model.scale_actions(clip.actions[:, m]), now)
-        real = model.normalisation.normalise(clip.proprio[:, m])
-        error[:, m] = functional.huber_loss(proprio, real, delta=PROPRIO_DELTA, reduction="none").mean(1)
+        low_dim = model.predict_low_dim(low_dim, model.scale_actions(clip.actions[:, m]), now)
+        off = functional.huber_loss(low_dim[:, :S], real[:, m, :S], delta=PROPRIO_DELTA, reduction="none").mean(1)
+        if model.landmarks is not None:
+            off = off + compute_landmark_loss(low_dim[:, S:], real[:, m, S:])
+        error[:, m] = off
     return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1) / PROPRIO_DELTA
+
+
+def compute_reading_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
+    """The loss of `LandmarkReader` on the frames from which the clips start."""
+    assert model.landmarks is not None
+    clip = clip.to(model.device)
+    with model.autocast():
+        instruction = model.instruction(clip.instruction).detach()
+    context = model.encode({camera: clip.context[camera] for camera in model.spec.robot.camera_names})
+    read = model.read_landmarks(context, model.normalisation.normalise(clip.context_proprio), instruction)
+    return compute_landmark_loss(read, model.landmarks.scale(clip.context_landmarks)).mean() / PROPRIO_DELTA
+
+
+def vary_landmarks(model: VideoWorldModel, clip: Clip, generator: torch.Generator) -> Tensor:
+    """``low_dim`` [B, D] of the frames now, with true landmarks about as inexact as those that are read."""
+    if model.landmarks is None:
+        return model.normalise(clip.context_proprio, clip.context_landmarks)
+    noise_m = READ_NOISE_M * torch.randn(clip.context_landmarks.shape, generator=generator)
+    return model.normalise(clip.context_proprio, clip.context_landmarks + noise_m.to(model.device))
 
 
 @torch.no_grad()
@@ -369,5 +395,9 @@ class ProprioObjective(BatchObjective[Clip]):
         return batch.valid.sum()
 
     def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
-        loss = compute_proprio_loss(self.model, batch)
-        return loss, {"loss_proprio": float(loss.detach())}
+        loss = compute_proprio_loss(self.model, batch, self.generators[number])
+        metrics = {"loss_proprio": float(loss.detach())}
+        if self.model.landmarks is not None:
+            reading = compute_reading_loss(self.model, batch)
+            loss, metrics = loss + reading, metrics | {"loss_reading": float(reading.detach())}
+        return loss, metrics

@@ -1,0 +1,125 @@
+"""Landmarks that the world model carries on beside proprio."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from world_model_toy import ABOVE, BASE, ToyEpisodes, draw_dots, fit, make_model, tiny_config, toy_normalisation
+
+from worldloop.core.images import to_network
+from worldloop.core.specs import Landmark
+from worldloop.world_model.landmarks import LandmarkReader, compute_landmark_loss
+from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.training import vary_landmarks
+
+MARKS = (
+    Landmark("effector", "proprio", (2, 0), 0.01),
+    Landmark("object", "sim_state", (5, 6)),
+    Landmark("lid", "sim_state", (7, 8, 9)),
+)
+
+
+def make_reader() -> LandmarkReader:
+    return LandmarkReader(3, {"base_camera": (8, 8)}, proprio_dim=3, text_dim=4, marks=MARKS)
+
+
+def test_units_and_ways_by_hand() -> None:
+    """Only the object has as many coordinates as the effector, which proprio tells in cm: at (.3, .1) m."""
+    reader = make_reader()
+    assert (reader.num_coordinates, reader.num_way_coordinates) == (5, 2)
+    reader.set_range(torch.tensor([-0.1, 0.0, 0.0, 0.0, 0.0]), torch.tensor([0.1, 0.4, 0.0, 0.0, 1.0]))
+    assert reader.centre.tolist() == pytest.approx([0.0, 0.2, 0.0, 0.0, 0.5])
+    scaled = reader.scale(torch.tensor([[0.05, 0.1, 0.0, 0.2, 0.5]]))
+    assert scaled.tolist() == [pytest.approx([0.5, -1.0, 0.0, 2.0, 0.0])]
+    ways = reader.find_ways(scaled, torch.tensor([[10.0, 99.0, 30.0]]))
+    assert ways.tolist() == [pytest.approx([(0.05 - 0.3) / 0.033, (0.1 - 0.1) / 0.033], abs=1e-5)]
+
+
+def test_a_later_range_keeps_the_centre_that_the_weights_have_learned_with() -> None:
+    reader = make_reader()
+    reader.set_range(torch.zeros(5), torch.ones(5))
+    reader.set_range(torch.zeros(5), 2 * torch.ones(5))
+    assert reader.centre.tolist() == [0.5] * 5
+    assert (reader.low.tolist(), reader.high.tolist()) == ([-5.0] * 5, [15.0] * 5)
+
+
+def test_loss_by_hand() -> None:
+    """5 mm off is squared, 2 cm off linear: 9 x (.05^2 / 2 and .1 x (.2 - .05)), a mean over two coordinates."""
+    loss = compute_landmark_loss(torch.tensor([[0.05, -0.2]]), torch.zeros(1, 2))
+    assert loss.tolist() == pytest.approx([9 * (0.00125 + 0.015) / 2])
+
+
+def carrying(num_steps: int = 0) -> VideoWorldModel:
+    """A model of the toy that carries on where the dot is."""
+    data, model = ToyEpisodes(64, cameras=(ABOVE,)), make_model(tiny_config(landmarks=True), (ABOVE,))
+    assert model.landmarks is not None
+    model.landmarks.set_range(torch.tensor([-0.1, -0.1]), torch.tensor([0.1, 0.1]))
+    return fit(model, data, num_steps, batch_size=32) if num_steps else model
+
+
+def test_proprio_and_landmarks_make_a_round_trip() -> None:
+    model = carrying()
+    proprio, landmarks_m = torch.randn(3, 2), torch.randn(3, 2) / 10
+    low_dim = model.normalise(proprio, landmarks_m)
+    assert low_dim.shape == (3, model.low_dim) == (3, 4)
+    torch.testing.assert_close(low_dim[:, :2], toy_normalisation().normalise(proprio))
+    for back, known in zip(model.denormalise(low_dim), (proprio, landmarks_m), strict=True):
+        torch.testing.assert_close(back, known)
+    plain = make_model(cameras=(ABOVE,))
+    assert plain.landmarks is None
+    assert plain.normalise(proprio, landmarks_m).shape == (3, 2)
+
+
+def test_a_task_without_objects_has_none_to_carry_on() -> None:
+    spec = carrying().spec
+    bare = dataclasses.replace(spec, tasks=tuple(dataclasses.replace(task, landmarks=()) for task in spec.tasks))
+    model = VideoWorldModel(tiny_config(landmarks=True), bare, toy_normalisation())
+    assert (model.landmarks, model.num_coordinates, model.low_dim) == (None, 0, 2)
+
+
+def test_training_sees_true_landmarks_as_inexact_as_readings() -> None:
+    model, data = carrying(), ToyEpisodes(64, cameras=(ABOVE,))
+    clip = data.load(torch.stack([torch.arange(64), torch.zeros(64).long()], 1), 1)
+    off_mm = 1000 * (model.denormalise(vary_landmarks(model, clip, torch.Generator()))[1] - clip.context_landmarks)
+    assert off_mm.std() == pytest.approx(2.0, abs=0.4)  # three standard errors
+
+
+def test_the_reader_finds_a_dot_of_which_proprio_tells_nothing() -> None:
+    torch.manual_seed(0)
+    reader = LandmarkReader(3, {BASE.name: (16, 16)}, proprio_dim=3, text_dim=4, marks=MARKS[:2])
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3)
+
+    def draw(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        position = torch.rand(number, 2) * 1.6 - 0.8
+        images = draw_dots(position[:, None], BASE)[:, 0]
+        read = reader(*[{BASE.name: to_network(images)}] * 2, torch.randn(number, 3), torch.ones(number, 4))
+        return read, position
+
+    for _ in range(150):
+        loss = compute_landmark_loss(*draw(32)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    read, position = draw(200)
+    knows_nothing = position.norm(dim=1).mean()
+    assert (read - position).norm(dim=1).mean() < 0.25 * knows_nothing
+
+
+def test_a_rollout_reads_the_landmarks_from_its_start_and_carries_them_on() -> None:
+    model, data = carrying(300).eval().requires_grad_(False), ToyEpisodes(32, seed=5, cameras=(ABOVE,))
+    start = data.first_observation(32)
+    assert start.sim_state is None
+    state = model.start(start, torch.arange(32))
+    error = (model.denormalise(state.low_dim)[1] - data.proprio[:, 0] / 10).norm(dim=1)
+    spread = (data.proprio[:, 0] / 10 - data.proprio[:, 0].mean(0) / 10).norm(dim=1)
+    assert error.mean() < 0.35 * spread.mean()
+    moved, imagined = model.imagine(state, data.actions[:, 0])
+    assert imagined.proprio.shape == (32, 1, 2)
+    ahead = (model.denormalise(moved.low_dim)[1] - data.proprio[:, 1] / 10).norm(dim=1)
+    still = (data.proprio[:, 0] - data.proprio[:, 1]).norm(dim=1) / 10
+    assert ahead.mean() < 0.5 * still.mean()
+    restored = model.restore({name: tensor.clone() for name, tensor in moved.to_tensors().items()})
+    again = [model.imagine(s, data.actions[:, 1])[0].low_dim for s in (restored, moved)]
+    assert torch.equal(*again)

@@ -1,0 +1,110 @@
+"""Where the objects are: positions that the world model carries on beside proprio, and reads from the first frame.
+
+Imagined pictures alone lose a small object within a few frames: on PushCube-v1 a pixel is 5.6 mm wide, and contact
+decides. So the proprio head predicts the landmarks of the simulator's state as well, and the denoiser draws from both.
+In training their true positions are known. A rollout starts from pictures, and `LandmarkReader` reads them there; so
+neither imagination nor a policy is told the simulator's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldloop.core.specs import Landmark
+from worldloop.networks.blocks import make_mlp
+from worldloop.networks.frame_stack import FrameStackEncoder
+from worldloop.networks.views import ViewModules
+
+UNIT_M = 0.1  # networks see positions in decimetres from the mean of the data
+WAY_UNIT_M = 0.033  # and the way from the robot's landmarks to the objects in finer units: contact is decided there
+LANDMARK_WEIGHT = 9.0  # of their squared errors in decimetres, beside those of proprio in standard deviations
+LANDMARK_DELTA_M = 0.01  # from there on an error counts linearly
+READ_NOISE_M = 0.002  # std of the noise on true positions in training: about the error of a reading
+
+
+class LandmarkReader(nn.Module):
+    """Reads P coordinates from frames: ``forward`` -> f32 [B, P] in `UNIT_M` from ``centre``.
+
+    ``sizes`` is camera -> (h, w) of the latents that it reads, ``marks`` are the landmarks of one task; those of
+    ``sim_state`` are read. Two tasks may look alike, so the instruction is read, too.
+    """
+
+    centre: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        sizes: Mapping[str, tuple[int, int]],
+        proprio_dim: int,
+        text_dim: int,
+        marks: Sequence[Landmark],
+        hidden_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        objects = [mark for mark in marks if mark.source == "sim_state"]
+        self.num_coordinates = sum(len(mark.columns) for mark in objects)
+        self.ways: list[tuple[slice, list[int], float]] = []
+        end = 0
+        for mark in objects:
+            begin, end = end, end + len(mark.columns)
+            self.ways += [
+                (slice(begin, end), list(own.columns), own.metres_per_unit)
+                for own in marks
+                if own.source == "proprio" and len(own.columns) == len(mark.columns)
+            ]
+        self.encoders = ViewModules({camera: FrameStackEncoder(channels, size) for camera, size in sizes.items()})
+        seen = sum(encoder.dim for _, encoder in self.encoders.items())
+        self.mlp = make_mlp(seen + proprio_dim + text_dim, hidden_dim, self.num_coordinates, num_hidden=2)
+        self.register_buffer("centre", torch.zeros(self.num_coordinates))
+        self.register_buffer("low", torch.full((self.num_coordinates,), -torch.inf))
+        self.register_buffer("high", torch.full((self.num_coordinates,), torch.inf))
+
+    @property
+    def num_way_coordinates(self) -> int:
+        return sum(len(columns) for _, columns, _ in self.ways)
+
+    def forward(
+        self, first: Mapping[str, Tensor], now: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor
+    ) -> Tensor:
+        """From the episode's ``first`` frame and the one ``now``, camera -> [B, C, h, w].
+
+        ``proprio`` [B, S] is normalised, ``instruction`` [B, E] embedded.
+        """
+        seen = [encoder(first[camera], now[camera]) for camera, encoder in self.encoders.items()]
+        known = [part.to(seen[0]) for part in (proprio, instruction)]
+        return self.mlp(torch.cat([*seen, *known], dim=1)).float()
+
+    def scale(self, position_m: Tensor) -> Tensor:
+        """[..., P] in metres to `UNIT_M` from ``centre``."""
+        return (position_m.to(self.centre) - self.centre) / UNIT_M
+
+    def find_ways(self, landmarks: Tensor, proprio: Tensor) -> Tensor:
+        """From the robot to the objects in `WAY_UNIT_M`, [B, W].
+
+        ``landmarks`` [B, P] are scaled, ``proprio`` [B, S] is in units of the data.
+        """
+        position_m = landmarks * UNIT_M + self.centre
+        ways = [
+            (position_m[:, columns] - proprio[:, own] * metres_per_unit) / WAY_UNIT_M
+            for columns, own, metres_per_unit in self.ways
+        ]
+        return torch.cat(ways, dim=1) if ways else landmarks[:, :0]
+
+    def set_range(self, low_m: Tensor, high_m: Tensor) -> None:
+        """Keep imagined positions where real ones were, f32 [P] each. The first range also sets ``centre``."""
+        if torch.isinf(self.low).all():
+            self.centre.copy_((low_m + high_m) / 2)
+        self.low.copy_(self.scale(low_m))
+        self.high.copy_(self.scale(high_m))
+
+
+def compute_landmark_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Huber loss [B] of scaled positions [B, P]: a mean over coordinates."""
+    delta = LANDMARK_DELTA_M / UNIT_M
+    return LANDMARK_WEIGHT * functional.huber_loss(predicted, target, delta=delta, reduction="none").mean(1)
