@@ -98,7 +98,7 @@ class Replays:
             truth = self.proprio[:, chunk + 1]
             if true_proprio:
                 known = world_model.normalise(truth, self.landmarks[:, chunk + 1])
-                world_model.predict_low_dim = lambda *_, known=known: known  # type: ignore[method-assign]
+                world_model.predict_low_dim = lambda *_, known=known: known[:, None]  # type: ignore[method-assign]
             state, imagined = world_model.imagine(state, self.actions[:, chunk])
             probability.append(torch.sigmoid(imagined.success_logit[:, 0]))
             runs = self.is_running[:, chunk + 1]

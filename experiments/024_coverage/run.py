@@ -14,6 +14,7 @@ the imagined actions. Every arm fits a world model from random weights and imagi
 - `replays_N`: v001 and N replays of the candidate's imagined rollouts, from fresh training states
 - `replays_N_longer`: three times the steps
 - `landmarks`, `landmarks_N`: a world model that carries on where the cube is (`world_model.landmarks`)
+- `members`, `members_N`: the same with the mean of four proprio heads (`world_model.num_members`)
 
 Beside each stands a network that is told the cube's pose (state_network.py), with the same data.
 
@@ -54,6 +55,7 @@ NUM_TEST_STATES, GROUP_SIZE = 60, 8
 REPLAYS_PER_BLOCK, BLOCKS = 360, 3  # `replays_360` has the first block, `replays_1080` all
 STATES_PER_BLOCK = REPLAYS_PER_BLOCK // 4
 TEMPERATURES = {1.0: 180, 2.0: 90, 3.0: 90}  # of the episodes in `hot`
+NUM_MEMBERS = 4
 SHORT, LONG = (900, 1000), (2700, 3000)  # steps of the video and of the proprio head
 ARMS = {  # the versions of the dataset are made in the loop's own store, whose other versions stay as they are
     "base": ("v001", SHORT),
@@ -67,6 +69,8 @@ ARMS = {  # the versions of the dataset are made in the loop's own store, whose 
     "landmarks_360": ("replays_360", SHORT),
     "landmarks_1080": ("replays_1080", SHORT),
     "landmarks_1080_longer": ("replays_1080", LONG),
+    "members": ("v001", SHORT),
+    "members_1080": ("replays_1080", SHORT),
 }
 
 
@@ -169,7 +173,12 @@ def fit(name: str, version: str, state: LoopState, context: StageContext) -> str
         begin_arm(context.models.run_dir, name)
         config = context.config_of(fit_world_model.Config)
         config = replace(config, num_steps=num_steps, num_proprio_steps=num_proprio_steps)
-        of_arm = replace(context.models.world_model_config, landmarks=name.startswith("landmarks"))
+        kind = name.split("_")[0]
+        of_arm = replace(
+            context.models.world_model_config,
+            landmarks=kind in ("landmarks", "members"),
+            num_members=NUM_MEMBERS if kind == "members" else 1,
+        )
         context.models.world_model_config = of_arm
         started = replace(state, iteration=2, dataset=version, world_model="", teacher="", calibrations=None)
         made = fit_world_model.run(started, config, context).world_model

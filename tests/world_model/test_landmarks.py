@@ -123,3 +123,25 @@ def test_a_rollout_reads_the_landmarks_from_its_start_and_carries_them_on() -> N
     restored = model.restore({name: tensor.clone() for name, tensor in moved.to_tensors().items()})
     again = [model.imagine(s, data.actions[:, 1])[0].low_dim for s in (restored, moved)]
     assert torch.equal(*again)
+
+
+# --- members of the proprio head ----------------------------------------------------------------------------------
+
+
+def test_imagination_follows_the_mean_of_the_members() -> None:
+    model, data = make_model(tiny_config(landmarks=True, num_members=3), (ABOVE,)), ToyEpisodes(4, cameras=(ABOVE,))
+    assert model.landmarks is not None
+    model.landmarks.set_range(torch.tensor([-0.1, -0.1]), torch.tensor([0.1, 0.1]))
+    model.requires_grad_(False)
+    start = model.start(data.first_observation(4), torch.arange(4))
+    now = {camera: frames[:, -1] for camera, frames in start.context.items()}
+    everyone = start.low_dim[:, None].expand(-1, 3, -1)
+    predicted = model.predict_low_dim(everyone, data.actions[:, 0], now)
+    assert predicted.shape == (4, 3, 4)
+    assert not torch.allclose(predicted[:, 0], predicted[:, 1])  # other weights
+    moved, _ = model.imagine(start, data.actions[:, 0])
+    torch.testing.assert_close(moved.low_dim, predicted.mean(1))
+    others = everyone.clone()
+    others[:, 1] += 1
+    changed = model.predict_low_dim(others, data.actions[:, 0], now) != predicted
+    assert changed.any(dim=(0, 2)).tolist() == [False, True, False]

@@ -286,7 +286,9 @@ def test_heads_read_their_own_cameras_alone() -> None:
     proprio, actions, words = torch.randn(2, 2), torch.randn(2, 2, 2), torch.randn(2, 4)
 
     def judge(now: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return success.read_frame(first, now, proprio, words), proprio_head(proprio, proprio[:, :0], actions, now)
+        return success.read_frame(first, now, proprio, words), proprio_head(
+            proprio[:, None], proprio[:, None, :0], actions, now
+        )
 
     before = judge(now)
     for camera, is_read in (("above.camera", True), ("base_camera", False)):

@@ -159,7 +159,7 @@ def test_proprio_loss_by_hand() -> None:
     An error e counts e^2 / .6 up to .3 standard deviations and e - .15 from there on.
     """
     data, model = ToyEpisodes(4), make_model()
-    for parameter in model.proprio_head.mlp[-1].parameters():
+    for parameter in model.proprio_head.members[0][-1].parameters():
         torch.nn.init.zeros_(parameter)
     clip = data.load(torch.tensor([[0, 4], [1, 1]]), 2)
     assert clip.valid.tolist() == [[True, False], [True, True]]
@@ -185,9 +185,9 @@ def test_loss_decreases_when_overfitting_one_clip() -> None:
 
 
 @pytest.mark.parametrize("cameras", [ONE_CAMERA, TWO_CAMERAS])
-@pytest.mark.parametrize("landmarks", [False, True])
-def test_every_parameter_gets_a_gradient(cameras: tuple[CameraSpec, ...], landmarks: bool) -> None:
-    data, model = ToyEpisodes(8, cameras=cameras), make_model(tiny_config(landmarks=landmarks), cameras)
+@pytest.mark.parametrize("changes", [{}, {"landmarks": True}, {"landmarks": True, "num_members": 2}])
+def test_every_parameter_gets_a_gradient(cameras: tuple[CameraSpec, ...], changes: dict[str, object]) -> None:
+    data, model = ToyEpisodes(8, cameras=cameras), make_model(tiny_config(**changes), cameras)
     apart = [model.proprio_head] if model.landmarks is None else [model.proprio_head, model.landmarks]
     clip = data.load(torch.stack([torch.arange(8), torch.ones(8).long()], 1), 1)
     for _ in range(2):  # residual branches start at zero and block some gradients at the very first step

@@ -37,6 +37,7 @@ class WorldModelConfig:
     cameras: tuple[str, ...] = ()  # cameras that it reads and imagines, in one pass; empty: all of the robot's
     head_cameras: tuple[str, ...] = ()  # those of them that the success and proprio heads read; empty: all
     landmarks: bool = False  # carry on where the objects are, beside proprio; needs their true positions in training
+    num_members: int = 1  # proprio heads, whose mean counts; 1 or more
     denoiser: str = "hybrid"  # which denoiser: hybrid or cosmos
     codec: str = "pixel"  # which codec: pixel, or wan (from pretrained)
     pretrained: str = ""  # Cosmos-Predict2 Video2World, folder or Hub name; needs denoiser cosmos, codec wan; "": none
@@ -67,6 +68,7 @@ class WorldModelConfig:
                 f"{self.pretrained!r}, {self.denoiser} and {self.codec}"
             )
         require_range("world_model.lora_rank", self.lora_rank, 0)
+        require_range("world_model.num_members", self.num_members, 1)
         require_range("world_model.text_tokens", self.text_tokens, 1)
         require_range("world_model.num_sampler_steps", self.num_sampler_steps, 1)
         require_range("world_model.zero_time_share", self.zero_time_share, 0, 1)

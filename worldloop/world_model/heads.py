@@ -20,6 +20,12 @@ LANDMARK_STEP = 1 / 3  # landmarks move a third of their unit for a network outp
 PROPRIO_GAIN = 4.0  # small proprio networks need a several times higher learning rate than image networks
 
 
+def mean_token(instruction: Tensor, text_dim: int) -> Tensor:
+    """The mean [B, text_dim] of the tokens of ``instruction`` [B, n text_dim]; all-zero tokens are padding."""
+    tokens = instruction.unflatten(1, (-1, text_dim))
+    return tokens.sum(1) / (tokens != 0).any(2).sum(1, keepdim=True).clamp_min(1)
+
+
 class TokenReader(nn.Module):
     """One number per frame, f32 [B, L], from the denoiser's tokens [B, L, N, F]: pooled tokens and the reward token."""
 
@@ -77,7 +83,7 @@ class SuccessHead(nn.Module):
         proprio: Tensor,
         instruction: Tensor,
     ) -> Tensor:
-        """Logits f32 [B, L] of ``frames``, camera -> [B, L, C, h, w], with their ``proprio`` [B, L, S].
+        """Logits f32 [B, L] of ``frames``, camera -> [B, L, C, h, w], with their ``proprio`` [B, L, D].
 
         ``features`` [B, L, N, F] are the denoiser's tokens; ``first``, camera -> [B, C, h, w], is the episode's first
         frame; ``instruction`` [B, E] is embedded.
@@ -97,9 +103,7 @@ class SuccessHead(nn.Module):
         tokens are padding.
         """
         seen = torch.cat([encoder(first[camera], frame[camera]) for camera, encoder in self.encoders.items()], dim=1)
-        tokens = instruction.unflatten(1, (-1, self.text_dim))
-        num_tokens = (tokens != 0).any(2).sum(1, keepdim=True).clamp_min(1)
-        beside = self.proprio(proprio), self.text(tokens.sum(1) / num_tokens)
+        beside = self.proprio(proprio), self.text(mean_token(instruction, self.text_dim))
         return self.frame_mlp(torch.cat([seen, *(part.to(seen) for part in beside)], dim=1))[:, 0].float()
 
 
@@ -128,9 +132,11 @@ class ErrorHead(nn.Module):
 class ProprioHead(nn.Module):
     """Predicts the next normalised proprio from proprio, the frame step's actions and the images of ``cameras`` now.
 
-    The network's output is the change of proprio. GE-Sim 2.0 reports that such a state expert raises closed-loop
-    recall. ``dim`` is D: S of proprio, then P = ``num_coordinates`` of landmarks. ``way_dim`` is W. See
-    `LandmarkReader`.
+    K = ``num_members`` networks with different initial weights predict it, a deep ensemble (arXiv:1612.01474).
+    Imagination follows their mean. They share the view of the images. A network's output is the change of proprio.
+    GE-Sim 2.0 reports that such a state expert raises closed-loop recall.
+
+    ``dim`` is D: S of proprio, then P = ``num_coordinates`` of landmarks. ``way_dim`` is W, see `LandmarkReader`.
     """
 
     def __init__(
@@ -143,6 +149,7 @@ class ProprioHead(nn.Module):
         cameras: Sequence[str],
         hidden_dim: int = 384,
         image_dim: int = 32,
+        num_members: int = 1,
     ) -> None:
         super().__init__()
         self.cameras = tuple(cameras)
@@ -153,16 +160,24 @@ class ProprioHead(nn.Module):
             nn.Linear(image_dim, image_dim),
             nn.SiLU(),
         )
-        self.mlp = make_mlp(dim + way_dim + stacked_action_dim + image_dim, hidden_dim, dim, gain=PROPRIO_GAIN)
+        self.members = nn.ModuleList(
+            make_mlp(dim + way_dim + stacked_action_dim + image_dim, hidden_dim, dim, gain=PROPRIO_GAIN)
+            for _ in range(num_members)
+        )
 
     def forward(self, low_dim: Tensor, ways: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
-        """The next ``low_dim`` [B, D], f32.
+        """The next ``low_dim`` [B, K, D], f32, of each member from its own.
 
-        From that now, ``ways`` [B, W], ``actions`` [B, s, A] in [-1, 1] and the frame ``now``, camera -> [B, C, h, w].
+        ``ways`` [B, K, W] go with it; all see ``actions`` [B, s, A] in [-1, 1] and the frame ``now``, camera ->
+        [B, C, h, w].
         """
         thumbnails = [functional.adaptive_avg_pool2d(now[camera], 8).flatten(1) for camera in self.cameras]
         image = self.image(torch.cat(thumbnails, dim=1))
-        known = [low_dim, ways.to(low_dim), actions.flatten(1).to(low_dim), image.to(low_dim)]
-        change = self.mlp(torch.cat(known, dim=1)).float()
-        S = change.shape[1] - self.num_coordinates
-        return low_dim + torch.cat([change[:, :S], change[:, S:] * LANDMARK_STEP], dim=1)
+        shared = torch.cat([actions.flatten(1).to(low_dim), image.to(low_dim)], dim=1)
+        changes = [
+            member(torch.cat([low_dim[:, k], ways[:, k].to(low_dim), shared], dim=1))
+            for k, member in enumerate(self.members)
+        ]
+        change = torch.stack(changes, dim=1).float()
+        S = change.shape[2] - self.num_coordinates
+        return low_dim + torch.cat([change[..., :S], change[..., S:] * LANDMARK_STEP], dim=2)

@@ -18,6 +18,7 @@ from worldloop.core.specs import Landmark
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.networks.views import ViewModules
+from worldloop.world_model.heads import mean_token
 
 UNIT_M = 0.1  # networks see positions in decimetres from the mean of the data
 WAY_UNIT_M = 0.033  # and the way from the robot's landmarks to the objects in finer units: contact is decided there
@@ -48,6 +49,7 @@ class LandmarkReader(nn.Module):
     ) -> None:
         super().__init__()
         objects = [mark for mark in marks if mark.source == "sim_state"]
+        self.text_dim = text_dim
         self.num_coordinates = sum(len(mark.columns) for mark in objects)
         self.ways: list[tuple[slice, list[int], float]] = []
         end = 0
@@ -77,7 +79,7 @@ class LandmarkReader(nn.Module):
         ``proprio`` [B, S] is normalised, ``instruction`` [B, E] embedded.
         """
         seen = [encoder(first[camera], now[camera]) for camera, encoder in self.encoders.items()]
-        known = [part.to(seen[0]) for part in (proprio, instruction)]
+        known = [part.to(seen[0]) for part in (proprio, mean_token(instruction, self.text_dim))]
         return self.mlp(torch.cat([*seen, *known], dim=1)).float()
 
     def scale(self, position_m: Tensor) -> Tensor:
@@ -85,16 +87,16 @@ class LandmarkReader(nn.Module):
         return (position_m.to(self.centre) - self.centre) / UNIT_M
 
     def find_ways(self, landmarks: Tensor, proprio: Tensor) -> Tensor:
-        """From the robot to the objects in `WAY_UNIT_M`, [B, W].
+        """From the robot to the objects in `WAY_UNIT_M`, [..., W].
 
-        ``landmarks`` [B, P] are scaled, ``proprio`` [B, S] is in units of the data.
+        ``landmarks`` [..., P] are scaled, ``proprio`` [..., S] is in units of the data.
         """
         position_m = landmarks * UNIT_M + self.centre
         ways = [
-            (position_m[:, columns] - proprio[:, own] * metres_per_unit) / WAY_UNIT_M
+            (position_m[..., columns] - proprio[..., own] * metres_per_unit) / WAY_UNIT_M
             for columns, own, metres_per_unit in self.ways
         ]
-        return torch.cat(ways, dim=1) if ways else landmarks[:, :0]
+        return torch.cat(ways, dim=-1) if ways else landmarks[..., :0]
 
     def set_range(self, low_m: Tensor, high_m: Tensor) -> None:
         """Keep imagined positions where real ones were, f32 [P] each. The first range also sets ``centre``."""
@@ -105,6 +107,6 @@ class LandmarkReader(nn.Module):
 
 
 def compute_landmark_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Huber loss [B] of scaled positions [B, P]: a mean over coordinates."""
+    """Huber loss [...] of scaled positions [..., P]: a mean over coordinates."""
     delta = LANDMARK_DELTA_M / UNIT_M
-    return LANDMARK_WEIGHT * functional.huber_loss(predicted, target, delta=delta, reduction="none").mean(1)
+    return LANDMARK_WEIGHT * functional.huber_loss(predicted, target, delta=delta, reduction="none").mean(-1)

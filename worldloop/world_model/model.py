@@ -77,10 +77,15 @@ class VideoWorldModel(nn.Module):
         self.landmarks: LandmarkReader | None = None
         marks = spec.tasks[0].landmarks
         if config.landmarks and any(mark.source == "sim_state" for mark in marks):
-            self.landmarks = LandmarkReader(channels, head_sizes, robot.proprio_dim, INSTRUCTION_DIM, marks)
-        num_ways = self.landmarks.num_way_coordinates if self.landmarks else 0
+            self.landmarks = LandmarkReader(channels, head_sizes, robot.proprio_dim, text_dim, marks)
         self.proprio_head = ProprioHead(
-            self.low_dim, self.num_coordinates, num_ways, stacked, channels, self.head_cameras
+            self.low_dim,
+            self.num_coordinates,
+            self.landmarks.num_way_coordinates if self.landmarks else 0,
+            stacked,
+            channels,
+            self.head_cameras,
+            num_members=config.num_members,
         )
         dims = (self.low_dim, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
         self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, channels, sizes, *dims, **published)
@@ -138,11 +143,11 @@ class VideoWorldModel(nn.Module):
         return low_dim[..., :S] * self.proprio_std + self.proprio_mean, landmarks
 
     def predict_low_dim(self, low_dim: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
-        """The proprio head's prediction [B, D], with gradients; see `ProprioHead`."""
-        ways = low_dim[:, :0]
+        """What each member predicts from its own ``low_dim`` [B, K, D], with gradients; see `ProprioHead`."""
+        ways = low_dim[..., :0]
         if self.landmarks is not None:
             S = self.spec.robot.proprio_dim
-            ways = self.landmarks.find_ways(low_dim[:, S:], self.denormalise(low_dim)[0])
+            ways = self.landmarks.find_ways(low_dim[..., S:], self.denormalise(low_dim)[0])
         return self.proprio_head(low_dim, ways, actions, now)
 
     @property
@@ -191,15 +196,13 @@ class VideoWorldModel(nn.Module):
             raise WorldloopError("the world model needs proprio in its context: use an observation that has it")
         seen = context.with_cameras(self.spec.robot.camera_names).frames
         frames = map_views(lambda images: fill_context(images.to(self.device), self.num_context_frames), seen)
+        low_dim, latents = self.normalisation.normalise(context.proprio.to(self.device)), self.codec.encode(frames)
         with torch.no_grad():
             instruction = self.instruction(context.instruction).float()
-        low_dim, latents = self.normalisation.normalise(context.proprio.to(self.device)), self.codec.encode(frames)
-        if self.landmarks is not None:
-            read = self.read_landmarks(latents, low_dim, instruction)
-            low_dim = torch.cat([low_dim, read], dim=1)
-        return self._remember(
-            latents, low_dim, instruction.contiguous(), noise_key.clone(), torch.zeros_like(noise_key)
-        )
+            if self.landmarks is not None:
+                low_dim = torch.cat([low_dim, self.read_landmarks(latents, low_dim, instruction)], dim=1)
+        zero = torch.zeros_like(noise_key)
+        return self._remember(latents, low_dim, instruction.contiguous(), noise_key.clone(), zero)
 
     def read_landmarks(self, context: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor) -> Tensor:
         """The objects' scaled positions [B, P], with gradients, read from ``context``, camera -> [B, K, C, h, w]."""
@@ -217,7 +220,12 @@ class VideoWorldModel(nn.Module):
 
     @torch.no_grad()
     def _remember(
-        self, context: Mapping[str, Tensor], low_dim: Tensor, instruction: Tensor, noise_key: Tensor, step: Tensor
+        self,
+        context: Mapping[str, Tensor],
+        low_dim: Tensor,
+        instruction: Tensor,
+        noise_key: Tensor,
+        step: Tensor,
     ) -> ImaginationState:
         with self.autocast():
             memory = self.denoiser.remember(context, instruction)
@@ -316,14 +324,17 @@ class VideoWorldModel(nn.Module):
     def condition(
         self, context: Mapping[str, Tensor], low_dim: Tensor, actions: Tensor, instruction: Tensor
     ) -> tuple[Conditioning, Tensor]:
-        """The denoiser's conditioning, and the predicted next ``low_dim`` [B, D], clamped to the range of the data.
+        """The denoiser's conditioning, and the next ``low_dim`` [B, D], the mean of what the members predict.
 
-        The head adds up changes: without the clamp proprio diverges exponentially within a few hundred frames.
+        It is clamped to the range of the data. The head adds up changes: without the clamp they diverge exponentially
+        within a few hundred frames.
         """
         low, high = self.proprio_low, self.proprio_high
         if self.landmarks is not None:
             low, high = torch.cat([low, self.landmarks.low]), torch.cat([high, self.landmarks.high])
-        following = self.predict_low_dim(low_dim, actions, map_views(_now, context)).detach().clamp(low, high)
+        everyone = low_dim[:, None].expand(-1, len(self.proprio_head.members), -1)
+        predicted = self.predict_low_dim(everyone, actions, map_views(_now, context)).detach()
+        following = predicted.mean(1).clamp(low, high)
         return Conditioning(actions[:, None], low_dim, following[:, None], instruction), following
 
     def scale_actions(self, actions: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Shapes: B rows, K context frames, M frames of a plan, s actions per frame, S pro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -95,7 +96,7 @@ class VideoPlanner(nn.Module):
             latents = self._imagine_frame(state, step)
             yield latents
             memory = model.denoiser.shift(state.memory, latents, state.instruction)
-            state = ImaginationState(state.noise_key, state.step + 1, memory, state.low_dim, state.instruction)
+            state = replace(state, memory=memory, step=state.step + 1)
 
     @torch.no_grad()
     def features(self, context: Observation) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ def trace(
         with model.autocast():
             frames = _trace_frame(tracer, state, number, sampling, step_key)
             memory = model.denoiser.shift(state.memory, frames.data, state.instruction)
-        state = ImaginationState(state.noise_key, state.step + 1, memory, frames.next_proprio, state.instruction)
+        state = replace(state, memory=memory, low_dim=frames.next_proprio, step=state.step + 1)
         traced.append(frames)
     return traced
 

@@ -258,16 +258,18 @@ def compute_proprio_loss(model: VideoWorldModel, clip: Clip, generator: torch.Ge
         {c: torch.cat([clip.context[c][:, -1:], clip.frames[c][:, :-1]], dim=1) for c in model.head_cameras}
     )
     S = clip.context_proprio.shape[1]
-    low_dim = vary_landmarks(model, clip, generator)
-    real = model.normalise(clip.proprio, clip.landmarks)
+    num_members = len(model.proprio_head.members)
+    low_dim = torch.stack([vary_landmarks(model, clip, generator) for _ in range(num_members)], dim=1)
+    real = model.normalise(clip.proprio, clip.landmarks)[:, :, None].expand(-1, -1, num_members, -1)
     error = torch.zeros_like(clip.valid, dtype=torch.float32)
     for m in range(clip.valid.shape[1]):
         now = {camera: latents[:, m] for camera, latents in images.items()}
         low_dim = model.predict_low_dim(low_dim, model.scale_actions(clip.actions[:, m]), now)
-        off = functional.huber_loss(low_dim[:, :S], real[:, m, :S], delta=PROPRIO_DELTA, reduction="none").mean(1)
+        target = real[:, m]
+        off = functional.huber_loss(low_dim[..., :S], target[..., :S], delta=PROPRIO_DELTA, reduction="none").mean(2)
         if model.landmarks is not None:
-            off = off + compute_landmark_loss(low_dim[:, S:], real[:, m, S:])
-        error[:, m] = off
+            off = off + compute_landmark_loss(low_dim[..., S:], target[..., S:])
+        error[:, m] = off.mean(1)
     return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1) / PROPRIO_DELTA
 
 
