@@ -95,7 +95,7 @@ def test_a_simulator_with_more_cameras_and_tasks_will_do(debug_run: Path) -> Non
     session.close()
 
 
-def test_the_planner_of_the_run_plans_every_moment(debug_run: Path, tmp_path: Path) -> None:
+def test_the_planner_of_the_run_plans_if_it_is_asked_to(debug_run: Path, tmp_path: Path) -> None:
     """One with random weights, stored as `fit_planner` would store it."""
     run = tmp_path / "run"
     shutil.copytree(debug_run, run)
@@ -109,12 +109,14 @@ def test_the_planner_of_the_run_plans_every_moment(debug_run: Path, tmp_path: Pa
     directory.write_state(replace(state, planner=path))
     session = make_play_session(run, None, "cpu")
     session.step([0.5, 0.0])
+    assert (describe(session)["has_planner"], describe(session)["plan"]) == (True, None)
+    session.show_plan(True)
     shown = describe(session)
     assert len(shown["plan"]["base_camera"]) == len(shown["frames"]["base_camera"])
     assert shown["plan"] != shown["frames"]
-    assert describe(make_play_session(debug_run, None, "cpu"))["plan"] is None
+    assert not describe(make_play_session(debug_run, None, "cpu"))["has_planner"]
 
     (run / path / "model.safetensors").write_bytes(b"cut")
     spoiled = make_play_session(run, None, "cpu")
-    assert describe(spoiled)["plan"] is None
+    assert not describe(spoiled)["has_planner"]
     assert "no plan: " in spoiled.note

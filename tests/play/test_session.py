@@ -47,7 +47,7 @@ def test_a_critic_sees_first_previous_and_present_frame_of_the_branch_it_is_in()
     assert make_session(with_simulator=False).moments[0].value is None
 
 
-def test_a_planner_sees_the_same_and_its_first_frame_is_kept() -> None:
+def test_a_planner_is_asked_once_a_moment_and_only_while_its_plan_is_shown() -> None:
     seen: list[Observation] = []
 
     def plan(observation: Observation) -> dict[str, torch.Tensor]:
@@ -58,10 +58,29 @@ def test_a_planner_sees_the_same_and_its_first_frame_is_kept() -> None:
     world_model = Summing(ToySimulator.make_spec(CONFIG))
     session = PlaySession(world_model, CALIBRATIONS, world_model.make_starts(["ToyPush-v1"] * 3), plan=plan)  # type: ignore[arg-type]
     session.step([0.5, 0.0])
-    assert session.moments[1].plan is not None
-    assert session.moments[1].plan["base_camera"][0, 0, 0] == session.moments[1].frames["base_camera"][0, 0, 0] + 2
-    assert [int(observation.env_step) for observation in seen] == [0, 2]
-    assert make_session(with_simulator=False).moments[0].plan is None
+    session.step([0.5, 0.0])
+    assert session.plan() is None
+    assert seen == []
+    session.show_plan(True)
+    for moment, asked in ((2, [4]), (1, [4, 2]), (2, [4, 2]), (0, [4, 2, 0])):
+        session.go_to(moment)
+        planned = session.plan()
+        assert planned is not None
+        number = 1 + [4, 2, 0].index(2 * moment)
+        assert (planned["base_camera"] == session.moments[moment].frames["base_camera"] + number).all()
+        assert [int(observation.env_step) for observation in seen] == asked
+    session.show_plan(False)
+    assert session.plan() is None
+    session.show_plan(True)
+    session.reset(1)
+    assert session.plan() is not None
+    assert [int(observation.env_step) for observation in seen] == [4, 2, 0, 0]
+    with pytest.raises(WorldloopError, match="shown is 1, allowed: false, true"):
+        session.show_plan(1)  # type: ignore[arg-type]
+    alone = make_session(with_simulator=False)
+    assert (alone.has_planner, alone.plan()) == (False, None)
+    with pytest.raises(WorldloopError, match=r"shown is True, allowed: false$"):
+        alone.show_plan(True)
 
 
 def test_going_back_and_branching_restores_both_sides() -> None:

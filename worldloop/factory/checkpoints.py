@@ -58,11 +58,14 @@ def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: 
     save_checkpoint(directory, checkpoint)
 
 
-def load_policy(directory: Path) -> Policy:
-    """A policy in eval mode, from its checkpoint only."""
+def load_policy(directory: Path, pretrained: str = "") -> Policy:
+    """A policy in eval mode, from its checkpoint, and from the pretrained pipeline that its planner came from.
+
+    ``pretrained`` is where that pipeline is now; "": where it was then.
+    """
     checkpoint = load_checkpoint(directory, "policy")
     if checkpoint.name == PLANNER:
-        return _load_planner_policy(checkpoint, directory)
+        return _load_planner_policy(checkpoint, directory, pretrained)
     with _of_this_version(directory, "clone the policy again"):
         policy_class = find_class(checkpoint.name, POLICIES)
         settings = rebuild_dataclass(policy_class.Config, checkpoint.config)
@@ -71,6 +74,7 @@ def load_policy(directory: Path) -> Policy:
 
         def make_planner() -> VideoPlanner:
             planner = rebuild_dataclass(WorldModelConfig, checkpoint.extra["planner"])
+            planner = replace(planner, pretrained=pretrained or planner.pretrained)
             return build_planner(planner, spec, normalisation, seed=0)
 
         policy = make_policy(policy_class, settings, spec, normalisation, length, 0, make_planner)
@@ -102,9 +106,10 @@ def save_planner_policy(
     save_checkpoint(directory, checkpoint)
 
 
-def _load_planner_policy(checkpoint: Checkpoint, directory: Path) -> PlannerPolicy:
+def _load_planner_policy(checkpoint: Checkpoint, directory: Path, pretrained: str) -> PlannerPolicy:
     with _of_this_version(directory, "fit the planner again"):
         config = rebuild_dataclass(WorldModelConfig, checkpoint.config)
+        config = replace(config, pretrained=pretrained or config.pretrained)
         reading = rebuild_dataclass(InverseDynamicsConfig, checkpoint.extra["inverse_dynamics"])
         spec, normalisation = checkpoint.spec, checkpoint.normalisation
         planner = build_planner(config, spec, normalisation, seed=0)

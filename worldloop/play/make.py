@@ -43,7 +43,7 @@ def make_play_session(
     except WorldloopError as error:  # the game does not need them
         critics, note = [], f"{note}; no value: {error}".removeprefix("; ")
     try:
-        planner = _load_planner(checkpoint, world_model.device)
+        planner = _load_planner(checkpoint, pretrained, world_model.device)
     except WorldloopError as error:
         planner, note = None, f"{note}; no plan: {error}".removeprefix("; ")
     return PlaySession(
@@ -57,13 +57,13 @@ def make_play_session(
     )
 
 
-def _load_planner(checkpoint: Path, device: torch.device) -> Planner | None:
+def _load_planner(checkpoint: Path, pretrained: str, device: torch.device) -> Planner | None:
     """The latest planner of the run that ``checkpoint`` is or lies in; none without a run, or if it is not there."""
     run = _find_run(checkpoint)
     path = "" if run is None else run.read_state().planner
     if run is None or not path or not (run.path / path).is_dir():
         return None
-    policy = load_policy(run.path / path)
+    policy = load_policy(run.path / path, pretrained)
     assert isinstance(policy, PlannerPolicy)
     return policy.to(device).planner
 

@@ -93,8 +93,10 @@ class PlayServer:
                 session.step(values.get("action", []))
             case "go_to":
                 session.go_to(values.get("moment", 0))
+            case "show_plan":
+                session.show_plan(values.get("shown", False))
             case _:
-                raise WorldloopError(f"unknown call {name!r}: state, reset, step, go_to")
+                raise WorldloopError(f"unknown call {name!r}: state, reset, step, go_to, show_plan")
         return describe(session)
 
 
@@ -122,7 +124,8 @@ def describe(session: PlaySession) -> dict[str, Any]:
         "expected_psnr_db": round(now.expected_psnr_db, 2) if math.isfinite(now.expected_psnr_db) else None,
         "floor_db": session.calibration.floor_db,
         "value": None if now.value is None else round(now.value, 4),
-        "plan": None if now.plan is None else _encode(now.plan),
+        "has_planner": session.has_planner,
+        "plan": None if (plan := session.plan()) is None else _encode(plan),
         "success_by_moment": [round(moment.success_prob, 3) for moment in session.moments],
         "simulated": None
         if now.simulated is None

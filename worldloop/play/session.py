@@ -46,9 +46,9 @@ class Moment:
     - ``frames``: camera -> u8 [h, w, 3]
     - ``state``: the tensors of `WorldState.to_tensors`, on the CPU
     - ``success_prob``: calibrated; ``expected_psnr_db``: corrected by its bias, inf at the first moment
+    - ``proprio`` f32 [1, S]
     - ``value`` in [-1, 0]: of critics, if there are any
     - ``simulated``: the moment in the simulator, ``None`` without one
-    - ``plan``: the frames that a planner expects next, if there is one
     """
 
     parent: int
@@ -56,9 +56,9 @@ class Moment:
     state: dict[str, Tensor]
     success_prob: float
     expected_psnr_db: float
+    proprio: Tensor
     simulated: Simulated | None
     value: float | None = None
-    plan: Frames | None = None
 
 
 class PlaySession:
@@ -67,7 +67,8 @@ class PlaySession:
     With a simulator, it starts from one of the simulator's initial states: `NUM_STATES` of each of the world model's
     tasks, one task after the other. ``note`` is shown beside the game. ``value``, if given, is what critics say of an
     observation, f32 [B] in [-1, 0], and ``plan`` the frames that a planner expects after it, camera -> u8
-    [B, M, h, w, 3]. Bad input raises `WorldloopError` and changes nothing.
+    [B, M, h, w, 3]. It is asked only while ``shows_plan``, for a plan takes longer than a frame. Bad input raises
+    `WorldloopError` and changes nothing.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class PlaySession:
         self.spec = world_model.spec
         self.simulator, self.note, self._value, self._plan = simulator, note, value, plan
         self.simulator_error = ""
+        self.shows_plan = False
+        self._plans: dict[int, Frames] = {}  # by moment
         self._seed = seed
         self._observations = starts
         self._initial_states = None if simulator is None else self._draw_initial_states(simulator)
@@ -127,9 +130,10 @@ class PlaySession:
         observation = replace(observation.with_cameras(self.spec.robot.camera_names), sim_state=None)
         key = torch.tensor([derive_seed(self._seed, "play", start)])
         self._state = self.world_model.start(observation, key)
-        frames = self._show(observation.frames)
-        judged = self._judge(observation)
-        self.moments = [Moment(ROOT, frames, _keep(self._state, {}), 0.0, float("inf"), simulated, *judged)]
+        assert observation.proprio is not None
+        frames, value = self._show(observation.frames), self._judge(observation)
+        begin = Moment(ROOT, frames, _keep(self._state, {}), 0.0, float("inf"), observation.proprio, simulated, value)
+        self.moments, self._begin, self._plans = [begin], observation, {}
         self.now, self.start, self._now_simulated, self._now_imagined = 0, start, 0, 0
         self.task, self.instruction = observation.task[0], observation.instruction[0]
 
@@ -145,16 +149,16 @@ class PlaySession:
         if chunk.expected_psnr_db is not None:
             psnr_db = float(chunk.expected_psnr_db[0, -1]) - self.calibration.psnr_bias_db
         frames = self._show(chunk.frames)
-        value, plan = self._judge(self._observe(frames, chunk.proprio[:, -1]))
+        proprio = chunk.proprio[:, -1].cpu()
         moment = Moment(
             parent=self.now,
             frames=frames,
             state=_keep(state, here.state),
             success_prob=float(self.calibration.probability(chunk.success_logit[0, -1])),
             expected_psnr_db=psnr_db,
+            proprio=proprio,
             simulated=self._simulate(actions),
-            value=value,
-            plan=plan,
+            value=self._judge(self._observe(self.now, frames, proprio)),
         )
         self.moments.append(moment)
         self.now = self._now_imagined = len(self.moments) - 1
@@ -168,9 +172,29 @@ class PlaySession:
             raise WorldloopError(f"moment is {moment!r}, allowed: 0 to {len(self.moments) - 1}")
         self.now = moment
 
-    def path(self) -> list[int]:
-        """The moments from the beginning to now."""
-        path = [self.now]
+    def show_plan(self, shown: bool) -> None:
+        """Show what a planner expects after every moment, or no longer."""
+        if not isinstance(shown, bool) or (shown and not self.has_planner):
+            raise WorldloopError(f"shown is {shown!r}, allowed: false" + (", true" if self.has_planner else ""))
+        self.shows_plan = shown
+
+    @property
+    def has_planner(self) -> bool:
+        return self._plan is not None
+
+    def plan(self) -> Frames | None:
+        """The frames that the planner expects next, ``None`` while they are not shown."""
+        if self._plan is None or not self.shows_plan:
+            return None
+        if self.now not in self._plans:
+            here = self.moments[self.now]
+            observation = self._begin if self.now == 0 else self._observe(here.parent, here.frames, here.proprio)
+            self._plans[self.now] = self._show(self._plan(observation))
+        return self._plans[self.now]
+
+    def path(self, end: int | None = None) -> list[int]:
+        """The moments from the beginning to ``end``, or to now."""
+        path = [self.now if end is None else end]
         while (parent := self.moments[path[-1]].parent) != ROOT:
             path.append(parent)
         return path[::-1]
@@ -209,21 +233,20 @@ class PlaySession:
         """Of ``frames`` [1, n, h, w, 3], the last frame of each camera that the world model imagines."""
         return {name: frames[name][0, -1].cpu().numpy().copy() for name in self.spec.robot.camera_names}
 
-    def _judge(self, observation: Observation) -> tuple[float | None, Frames | None]:
-        """The value of ``observation``, of one row, and the frames that are planned next."""
-        value = None if self._value is None else float(self._value(observation))
-        return value, None if self._plan is None else self._show(self._plan(observation))
+    def _judge(self, observation: Observation) -> float | None:
+        """The value of ``observation``, of one row."""
+        return None if self._value is None else float(self._value(observation))
 
-    def _observe(self, frames: Frames, proprio: Tensor) -> Observation:
-        """What a policy would see one frame after now, where ``frames`` and ``proprio`` [1, S] are imagined."""
-        first, now = self.moments[0].frames, self.moments[self.now].frames
+    def _observe(self, parent: int, frames: Frames, proprio: Tensor) -> Observation:
+        """What a policy would see one frame after ``parent``, where ``frames`` and ``proprio`` [1, S] are imagined."""
+        first, now = self.moments[0].frames, self.moments[parent].frames
         seen = {name: np.stack([first[name], now[name], frames[name]])[None] for name in frames}
         return Observation(
             frames={name: torch.from_numpy(images) for name, images in seen.items()},
-            proprio=proprio.cpu(),
+            proprio=proprio,
             task=(self.task,),
             instruction=(self.instruction,),
-            env_step=torch.tensor([len(self.path()) * self.spec.actions_per_frame]),
+            env_step=torch.tensor([len(self.path(parent)) * self.spec.actions_per_frame]),
         )
 
     def _scale(self, action: list[float]) -> Tensor:
