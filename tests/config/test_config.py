@@ -12,6 +12,7 @@ from worldloop.core.errors import WorldloopError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DEBUG = ROOT / "configs/debug.yaml"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -122,8 +123,40 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
     with pytest.raises(WorldloopError, match="not a mapping"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1, 2\nb: }")
-    with pytest.raises(WorldloopError, match="is not YAML"):
+    with pytest.raises(WorldloopError, match=r"is not YAML: did not find expected ',' or '\]', line 2$"):
         load_config(tmp_path / "broken.yaml")
+    with pytest.raises(WorldloopError, match=r"^overrides 'seed=\[' cannot be read: "):
+        load_config(DEBUG, ["seed=["])
+
+
+@pytest.mark.parametrize("written", ["007", "on", "1e3", "2026-11-30", "null_run"])
+def test_text_stays_as_it_was_written(tmp_path: Path, written: str) -> None:
+    """YAML reads most of these as a number or as true."""
+    assert load_config(DEBUG, [f"run_name={written}", f"world_model.cameras=[{written}]"]).run_name == written
+    (tmp_path / "own.yaml").write_text(f"extends: {DEBUG.resolve()}\nrun_name: {written}\nvalue:\n  copies: 64\n")
+    config = load_config(tmp_path / "own.yaml", [f"world_model.cameras=[{written}, top]"])
+    assert (config.run_name, config.value.copies) == (written, "64")
+    assert config.world_model.cameras == (written, "top")
+    assert load_config(tmp_path / "own.yaml", ["run_name='on'"]).run_name == "on"
+
+
+@pytest.mark.parametrize("key", ["policy.token_vla.temperature", "world_model.context_noise", "value.future_weight"])
+@pytest.mark.parametrize("value", ["nan", ".nan", ".inf"])
+def test_numbers_are_finite(key: str, value: str) -> None:
+    with pytest.raises(WorldloopError, match=rf"{key} is (nan|inf), allowed: "):
+        load_config(DEBUG, [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "x" * 201])
+def test_a_run_s_name_is_that_of_one_folder(name: str) -> None:
+    with pytest.raises(WorldloopError, match=r"run_name '.*' must be the name of one folder, .*; run_root says where"):
+        load_config(DEBUG, [f"run_name={name}"])
+
+
+def test_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(DEBUG, ["run_root=~/runs", "recording.root=~/data"])
+    assert (config.run_root, config.recording.root) == ("/home/me/runs", "/home/me/data")
 
 
 def test_a_config_extends_another(tmp_path: Path) -> None:

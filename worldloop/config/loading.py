@@ -6,13 +6,17 @@ An unknown key, an old one or a bad value is a `WorldloopError` that names the k
 from __future__ import annotations
 
 import difflib
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError, first_line
@@ -37,6 +41,9 @@ OLD_KEYS = {
     "promote_policy.min_gain": "promote_policy.net_wins (a number of states)",
 }
 
+# Settings that name a folder or file of the user's, in which ~ is the home folder.
+PATH_KEYS = ("run_root", "recording.root", "recording.labels", "world_model.pretrained")
+
 # A run may be continued with other values of these keys, because no result depends on them.
 _FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
 
@@ -51,10 +58,41 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoopConfig:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise WorldloopError(f"override {override!r} is not of the form key=value")
-    config = build_config([*parts, OmegaConf.from_dotlist(list(overrides))], str(path))
+    changes = _read_overrides(overrides)
+    config = build_config([*parts, changes], str(path))
     if not config.run_name:
-        config = build_config([*parts, OmegaConf.from_dotlist([*overrides, f"run_name={path.stem}"])], str(path))
+        config = build_config([*parts, changes, {"run_name": path.stem}], str(path))
     return config
+
+
+def _read_overrides(overrides: Sequence[str]) -> DictConfig:
+    try:
+        changes, texts = OmegaConf.from_dotlist(list(overrides)), OmegaConf.create()
+        for override in overrides:
+            key, _, value = override.partition("=")
+            OmegaConf.update(texts, key, yaml.load(value, yaml.BaseLoader), force_add=True)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise WorldloopError(f"overrides {' '.join(overrides)!r} cannot be read: {first_line(error)}") from error
+    _keep_text(changes, OmegaConf.to_container(texts), LoopConfig)
+    return changes
+
+
+def _keep_text(values: DictConfig, texts: Any, kind: Any) -> None:
+    """Set text settings of the dataclass ``kind`` in ``values`` to what was written, in ``texts``.
+
+    YAML reads 007 as the number 7 and on as true; a run of that name is to be called 007.
+    """
+    if not is_dataclass(kind) or not isinstance(texts, dict):
+        return
+    hints = get_type_hints(kind)
+    for name in [name for name in values if name in hints and name in texts]:
+        value, written = values[name], texts[name]
+        if isinstance(value, DictConfig):
+            _keep_text(value, written, hints[name])
+        elif hints[name] is str and isinstance(value, bool | int | float):
+            values[name] = written
+        elif hints[name] == tuple[str, ...] and isinstance(value, ListConfig):
+            values[name] = [w if isinstance(v, bool | int | float) else v for v, w in zip(value, written, strict=True)]
 
 
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
@@ -65,11 +103,14 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
         by = f", which {extended_by[-1]} extends," if extended_by else ""
         raise WorldloopError(f"config {path}{by} does not exist")
     try:
-        loaded = OmegaConf.load(path)
+        text = path.read_text()
+        loaded = OmegaConf.create(text)
+        texts = yaml.load(text, yaml.BaseLoader)
     except Exception as error:  # YAML parsers raise many kinds; all of them mean the same to a user
-        raise WorldloopError(f"config {path} is not YAML: {first_line(error)}") from error
+        raise WorldloopError(f"config {path} is not YAML: {_explain_yaml(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise WorldloopError(f"config {path} is not a mapping of keys to values")
+    _keep_text(loaded, texts, LoopConfig)
     if "extends" not in loaded:
         return [loaded]
     base = loaded.pop("extends")
@@ -81,6 +122,13 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
     return [*parts, loaded]
 
 
+def _explain_yaml(error: Exception) -> str:
+    """One line that says what is wrong, and in which line of the file."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or first_line(error)
+    return f"{problem}, line {mark.line + 1}" if mark is not None else problem
+
+
 def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     """Merge ``parts`` over the defaults; later parts win. ``origin`` names them in a `WorldloopError`."""
     for part in parts:
@@ -90,6 +138,8 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     _make_writable(schema)
     try:
         merged = OmegaConf.merge(schema, *parts)
+        for key in PATH_KEYS:
+            OmegaConf.update(merged, key, os.path.expanduser(OmegaConf.select(merged, key)))
         result = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise WorldloopError(f"{origin}: {_explain_unknown_key(error)}") from error
@@ -99,6 +149,9 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     except (ValueError, TypeError) as error:
         raise WorldloopError(f"{origin}: {error}") from error
     assert isinstance(result, LoopConfig)
+    for key, value in _flatten(OmegaConf.to_container(merged)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WorldloopError(f"{origin}: {key} is {value}, allowed: a finite number")
     return result
 
 

@@ -33,6 +33,7 @@ from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
 SOURCES = ("simulator", "recording")
+MAX_NAME = 200  # characters of run_name; file systems allow names of 255 bytes
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class LoopConfig:
             raise ValueError(f"runtime {self.runtime!r} is not one of {', '.join(RUNTIMES)}")
         if self.num_iterations < 0 or self.chunk_length < 1:
             raise ValueError("num_iterations must be at least 0 and chunk_length at least 1")
+        if self.run_name in (".", "..") or "/" in self.run_name or len(self.run_name) > MAX_NAME:
+            raise ValueError(
+                f"run_name {self.run_name!r} must be the name of one folder, of at most {MAX_NAME} characters; "
+                "run_root says where it is"
+            )
         if "://" in self.run_root:
             raise ValueError(
                 f"run_root {self.run_root!r} must be a folder; mirror={self.run_root} keeps a copy of the run there"
