@@ -25,6 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
         return 1
+    except PermissionError as error:
+        print(
+            f"worldloop: {error.filename}: permission denied; ask its owner, or choose another folder", file=sys.stderr
+        )
+        return 2
 
 
 if __name__ == "__main__":

@@ -41,6 +41,27 @@ def test_user_mistakes_are_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("run_root", ["/dev/null/never", "/proc/never", "/tmp/" + "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line(run_root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", DEBUG, "runtime=inline", f"run_root={run_root}"]) == 1
+    error = capsys.readouterr().err
+    assert f"cannot write the run folder {run_root}/debug: " in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text("{}")
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"worldloop: {tmp_path}/results.json: permission denied; ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

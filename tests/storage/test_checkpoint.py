@@ -1,6 +1,7 @@
 """Checkpoints: round trip, and refusal of everything damaged."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,17 @@ def test_another_architecture_is_refused(saved: Path, key: str, value: int, mess
     path.write_text(json.dumps(description))
     with pytest.raises(WorldloopError, match=message):
         checkpoints.load_policy(saved)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_weights(by_hand: Path, tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_checkpoint(tmp_path / "open", load_checkpoint(by_hand, "policy"))
+    finally:
+        os.umask(before)
+    for name in ("model.safetensors", "checkpoint.json"):
+        assert (tmp_path / "open" / name).stat().st_mode & 0o777 == mode
 
 
 def test_a_disk_that_fills_while_weights_are_written_is_one_clear_error(by_hand: Path, tmp_path: Path) -> None:

@@ -116,11 +116,13 @@ def read_json(path: Path, what: str, newest_schema: int, remedy: str) -> dict[st
     """The JSON object in ``path``.
 
     Raises `WorldloopError`, with ``what`` in it, for a broken file and for a ``schema_version`` above
-    ``newest_schema``.
+    ``newest_schema``; ``PermissionError`` for a file that may not be read.
     """
     try:
         value = json.loads(path.read_bytes())
         schema = int(value["schema_version"])
+    except PermissionError:
+        raise  # nothing is wrong with the file
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorldloopError(f"{what} is unreadable ({path.name}: {error}); {remedy}") from error
     if schema > newest_schema:

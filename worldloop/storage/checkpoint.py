@@ -69,9 +69,15 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Save ``tensors`` to ``path``. A disk error, which safetensors wraps in an error of its own, is an ``OSError``."""
+    """Save ``tensors`` to ``path``. A disk error, which safetensors wraps in an error of its own, is an ``OSError``.
+
+    safetensors lets nobody but the owner read; here others may, as the umask says.
+    """
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path)
+        path.chmod(mode)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

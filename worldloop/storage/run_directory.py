@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 from yaml import YAMLError
 
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.core.files import malformed, read_json, to_json, write_file
+from worldloop.core.files import disk_errors, malformed, read_json, to_json, write_file
 from worldloop.core.types import InitialStates, PeakMemory, Split
 from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
 
@@ -63,15 +63,17 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        with disk_errors(f"the run folder {self.path}"):  # its name may be too long to look it up
+            return (self.path / "config.yaml").is_file()
 
     def lock(self) -> None:
         """Lock the run for this process; raises `WorldloopError` if another process holds the lock."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        with disk_errors(f"the run folder {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(self._lock)
             self._lock = None
             raise WorldloopError(
