@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -210,7 +210,17 @@ def list_settings(config: LoopConfig) -> dict[str, Any]:
 
 
 def find_differences(stored: str, other: str) -> list[str]:
-    """Keys whose values differ between two stored YAMLs, as ``key (old -> new)``.
+    """The changes of `find_changes`, as ``key (old -> new)``."""
+    return describe_changes(find_changes(stored, other))
+
+
+def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Each of ``changes``, key -> (old, new), as ``key (old -> new)``."""
+    return [f"{key} ({old} -> {new})" for key, (old, new) in changes.items()]
+
+
+def find_changes(stored: str, other: str) -> dict[str, tuple[Any, Any]]:
+    """Key -> (old, new), where these values differ between two stored YAMLs.
 
     Keys on which no result depends are left out. A key that is missing, as in the YAML of an earlier worldloop, counts
     as its default.
@@ -218,7 +228,7 @@ def find_differences(stored: str, other: str) -> list[str]:
     defaults, old, new = (_flatten_yaml(yaml) for yaml in (to_yaml(LoopConfig()), stored, other))
     old, new = defaults | old, defaults | new
     keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
-    return [f"{k} ({old.get(k)} -> {new.get(k)})" for k in keys if old.get(k) != new.get(k)]
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
 def _flatten_yaml(yaml: str) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from worldloop.config.loading import find_differences, list_old_keys, list_settings, to_yaml
+from worldloop.config.loading import list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.types import PeakMemory
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
+from worldloop.loop.changes import take_over_changes
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
 from worldloop.loop.startup import check_run_can_start
 from worldloop.reporting.progress import Display, TerminalDisplay
@@ -103,7 +104,7 @@ def open_run(config: LoopConfig) -> RunDirectory:
     """The locked run directory of ``config``: a new one, or the one to resume.
 
     A run that is not on this machine is fetched from ``config.mirror``. Raises `WorldloopError` if the run was made
-    with another config, or if a new run cannot start.
+    with another config under which it cannot go on, or if a new run cannot start.
     """
     directory = RunDirectory(Path(config.run_root).absolute() / config.run_name)
     mirror = Mirror(config.mirror, config.run_name) if config.mirror else None
@@ -116,14 +117,7 @@ def open_run(config: LoopConfig) -> RunDirectory:
         if not directory.exists:
             directory.create(to_yaml(config))
             return directory
-        stored = directory.read_config()
-        renamed = list_old_keys(stored)
-        differences = renamed or find_differences(stored, to_yaml(config))
-        if differences:
-            what = "by an earlier version" if renamed else "with another config"
-            shown = ", ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
-            it = f"it and its copy {mirror.place}" if mirror else "it"
-            raise WorldloopError(f"{directory.path} was made {what}: {shown}; give another run_name, or delete {it}")
+        take_over_changes(config, directory, f"it and its copy {mirror.place}" if mirror else "it")
     except WorldloopError:
         directory.unlock()
         raise

@@ -44,7 +44,13 @@ def format_report(run_dir: Path) -> str:
             {True: "yes", False: "no", None: "-"}[entry["promoted"]],
         ]
         lines += [" ".join(cells).rstrip(), *_task_lines(entry)]
-    lines += ["", *_language_lines(results), *_alignment_lines(results), *_timing_lines(directory.read_timings())]
+    lines += [
+        "",
+        *_change_lines(results),
+        *_language_lines(results),
+        *_alignment_lines(results),
+        *_timing_lines(directory.read_timings()),
+    ]
     lines.append(f"dashboards: tensorboard --logdir {run_dir / 'tensorboard'}")
     return "\n".join(lines)
 
@@ -68,6 +74,17 @@ def put_name_before(text: str, name: str, width: int) -> list[str]:
     """Put ``text`` at column ``width`` after the indented ``name``, or on the next line if ``name`` is too long."""
     start = f"  {name}"
     return [start.ljust(width) + text] if len(start) < width else [start, " " * width + text]
+
+
+def _change_lines(results: dict[str, Any]) -> list[str]:
+    """Lines about settings that were changed while the run went on, each before the stage that it names."""
+    return [
+        line
+        for entry in results["iterations"]
+        for stage, own in entry.get("changed_settings", {}).items()
+        for key, (old, new) in own.items()
+        for line in (f"iteration {entry['iteration']}, from {stage} on:", f"  {key} {old} -> {new}")
+    ]
 
 
 def _language_lines(results: dict[str, Any]) -> list[str]:

@@ -99,6 +99,9 @@ class RunDirectory:
     def create(self, config_yaml: str) -> None:
         """Store what the run was made with: resolved config, git commit, package versions."""
         write_file(self.path / "environment.json", to_json(_describe_environment()), "environment.json")
+        self.write_config(config_yaml)
+
+    def write_config(self, config_yaml: str) -> None:
         write_file(self.path / "config.yaml", config_yaml.encode(), "config.yaml")
 
     def read_state(self) -> LoopState:
