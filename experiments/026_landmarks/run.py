@@ -36,12 +36,11 @@ from worldloop.evaluation.closed_loop import judge_closed_loop  # noqa: E402
 from worldloop.loop.run import run_loop  # noqa: E402
 
 COMMON = ["check_world_model.probe_steps=0", "check_world_model.num_videos=0"]
-LANDMARKS = ["world_model.landmarks=true"]
 ARMS = {
-    "pictures": [],
-    "landmarks": LANDMARKS,
+    "pictures": ["world_model.landmarks=false", "world_model.num_members=1"],
+    "landmarks": ["world_model.landmarks=true", "world_model.num_members=1"],
     "rounds": [
-        *LANDMARKS,
+        "world_model.landmarks=true",
         "world_model.num_members=4",
         "improve_policy.num_candidates=4",
         "check_closed_loop.num_states=20",
