@@ -18,7 +18,9 @@ DEBUG = str(ROOT / "configs/debug.yaml")
     [
         (["run", DEBUG, "sed=1"], "unknown key sed; did you mean seed?"),
         (["run", DEBUG, "seed=x"], "bad value for seed"),
-        (["run", DEBUG, "mirror=/backup"], "mirror '/backup' must be an address"),
+        (["run", DEBUG, "mirror=/backup"], "mirror must be an address"),
+        (["run", DEBUG, "mirror=s3://b/r?client_secret=abc"], "must hold no credentials"),
+        (["run", DEBUG, "mirror=s3://key@bucket/r"], "must hold no credentials"),
         (["run", DEBUG, "mirror=s3://key:secret@bucket"], "must hold no credentials"),
         (["run", DEBUG, "run_root=s3://bucket/runs"], "run_root 's3://bucket/runs' must be a folder"),
         (["run", DEBUG, "run_root=/dev/null/never", "policy.token_vla.proprio_prefixes=[tcp]"], "matches no proprio"),

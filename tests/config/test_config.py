@@ -200,3 +200,33 @@ def test_every_stage_of_the_gpu_config_fills_its_simulator() -> None:
         == rows
     )
     assert config.promote_policy.block_size == config.promote_policy.num_states
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/runs?region=eu-west-1&endpoint_override=localhost:9000&scheme=http",
+        "abfs://container@account.dfs.core.windows.net/runs",
+        "gs://anonymous@bucket/runs",
+        "file:///backup/runs",
+    ],
+)
+def test_addresses_of_stores(address: str) -> None:
+    assert load_config(DEBUG, [f"mirror={address}"]).mirror == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://key:secret@bucket/runs",
+        "s3://secret@bucket/runs",
+        "s3://bucket/runs?access_key=A&secret_key=secret",
+        "abfs://container:secret@account/runs",
+        "gs://bucket/runs?access_token=secret",
+        "bucket/secret",
+    ],
+)
+def test_an_address_with_credentials_is_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(WorldloopError, match="mirror must") as caught:
+        load_config(DEBUG, [f"mirror={address}"])
+    assert "secret" not in str(caught.value)

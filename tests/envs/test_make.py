@@ -269,3 +269,35 @@ def test_importing_the_environments_is_enough_to_register() -> None:
 def test_the_old_name_says_the_new_one() -> None:
     with pytest.raises(ImportError, match=r"worldloop\.gym_env is now worldloop\.envs: write `import worldloop\.envs`"):
         import worldloop.gym_env  # noqa: F401
+
+
+FORK = """
+import sys
+
+import gymnasium
+import torch
+
+import worldloop.envs
+
+torch.set_num_threads(2)
+
+
+def make():
+    return gymnasium.make("worldloop/WorldModel-v0", checkpoint=sys.argv[1], device="cpu")
+
+
+env = make()
+env.reset(seed=0)
+env.step(env.action_space.sample())
+torch.randn(512, 512) @ torch.randn(512, 512)  # with both threads
+envs = gymnasium.vector.AsyncVectorEnv([make, make])
+envs.reset(seed=0)
+envs.step(envs.action_space.sample())
+envs.close()
+"""
+
+
+def test_environments_work_in_forked_processes(checkpoint: Path) -> None:
+    """Torch's threads do not survive a fork: a child that waits for them would hang for ever."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(checkpoint)]
+    subprocess.run(command, check=True, timeout=100)

@@ -55,6 +55,6 @@ except WorldloopError as error:
 """
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
     environment["SDL_VIDEODRIVER"] = "x11"
-    for case, text in (("no display", "finds no display"), ("no pygame", "pip install 'worldloop[human]'")):
+    for case, text in (("no display", "finds no display"), ("no pygame", "pip install -e '.[human]' in the clone")):
         ran = subprocess.run([sys.executable, "-c", code, case], env=environment, capture_output=True, text=True)
         assert text in ran.stdout, ran.stderr

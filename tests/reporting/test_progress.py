@@ -19,3 +19,18 @@ def test_a_signal_interrupts_at_once_and_again_at_the_next_progress(sent: signal
     assert at_once.value.args == again.value.args == (sent,)
     assert signal.getsignal(sent) is before
     display.advance(1, {})
+
+
+def test_an_interrupt_keeps_its_signal_when_a_library_raises_its_own() -> None:
+    def run(sent: signal.Signals | None) -> None:
+        with remember_interrupt():
+            try:
+                if sent is not None:
+                    os.kill(os.getpid(), sent)
+            finally:
+                raise KeyboardInterrupt
+
+    for sent, expected in ((signal.SIGTERM, (signal.SIGTERM,)), (None, ())):
+        with pytest.raises(KeyboardInterrupt) as raised:
+            run(sent)
+        assert raised.value.args == expected

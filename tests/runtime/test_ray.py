@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from worldloop.core.errors import WorldloopError
 from worldloop.reporting.progress import TerminalDisplay
-from worldloop.runtime.ray import RayRuntime, find_missing
+from worldloop.runtime.ray import RayRuntime, _connect, find_missing
 
 
 def test_what_a_cluster_lacks() -> None:
@@ -175,3 +176,40 @@ def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: p
     with pytest.raises(WorldloopError, match="the loss became nan"):
         group.run_stage(make_training_stage(tmp_path, "error"), trains=True)
     group.close()
+
+
+# --- connecting ---------------------------------------------------------------------------------------------------
+
+
+class _Ray:
+    """What `_connect` needs of ray; ``init`` replaces signal handlers, as the real one does, and may fail."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.was_asked = error, False
+
+    def init(self, **_: object) -> None:
+        self.was_asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self.error is not None:
+            raise self.error
+
+
+def test_connecting_leaves_the_signal_handlers_as_they_are() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    _connect(_Ray(), "")
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(WorldloopError, match=r"Ray cannot start: AF_UNIX path too long; it needs a short TMPDIR"):
+        _connect(_Ray(OSError("AF_UNIX path too long")), "")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_dead_address_is_one_error_at_once() -> None:
+    ray = _Ray()
+    with socket.socket() as taken:  # bound, but it does not listen
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(WorldloopError, match=rf"cannot reach Ray at {address}: nothing answers there \(Connection"):
+            _connect(ray, address)
+    assert not ray.was_asked
+    for named in ("auto", "ray://head:10001"):
+        _connect(ray, named)

@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from recording import record
 
@@ -274,6 +278,60 @@ def test_wrong_recordings_are_refused_by_name(recording: Path, tmp_path: Path) -
     refuse("stats of 'action'", root=str(tmp_path / "old"))
     (old / "stats.json").write_bytes((recording / "meta/stats.json").read_bytes())
     refuse("no meta/episodes; finalize the recording", root=str(tmp_path / "old"))
+
+
+def _patch(recording: Path, tmp_path: Path, column: str, change: Callable[[list[Any]], None]) -> Path:
+    """A copy whose rows of ``column`` were changed, and whose statistics of it are as LeRobot would write them."""
+    copy = shutil.copytree(recording, tmp_path / "patched")
+    (file,) = (copy / "data").rglob("*.parquet")
+    table = pq.read_table(file)
+    values = table[column].to_pylist()
+    change(values)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, table.field(column), pa.array(values, table.field(column).type)), file)
+    stats = json.loads((copy / "meta/stats.json").read_text())
+    rows = np.array(values, dtype=float).reshape(len(values), -1)
+    stats[column] |= {"min": rows.min(0).tolist(), "max": rows.max(0).tolist()}
+    (copy / "meta/stats.json").write_text(json.dumps(stats))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "dimension", "name"),
+    [("action", 13, 2, "'action_2'"), ("observation.state", 13, 0, "'joint_0.pos'")],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_named(
+    recording: Path, tmp_path: Path, column: str, row: int, dimension: int, name: str, value: float
+) -> None:
+    copy = _patch(recording, tmp_path, column, lambda rows: rows[row].__setitem__(dimension, value))
+    with pytest.raises(WorldloopError, match=rf"'{column}' is {value} in row 1 of episode 1, dimension {name}: mend"):
+        _read(_config(copy))
+
+
+def test_an_action_that_leads_nowhere_may_be_anything(recording: Path, tmp_path: Path) -> None:
+    copy = _patch(recording, tmp_path, "action", lambda rows: rows[23].__setitem__(0, float("nan")))
+    spec = recording_spec(_config(copy))
+    assert (spec.robot.action_low[0], spec.robot.action_high[0]) == (0.0, 309.0)  # of the rows that lead somewhere
+    for episode, before in zip(_read(_config(copy)), _read(_config(recording)), strict=True):
+        assert np.array_equal(episode.actions, before.actions)
+
+
+def test_success_is_a_column_of_yes_and_no_from_one_source(recording: Path, tmp_path: Path) -> None:
+    copy = _patch(recording, tmp_path, "timestamp", lambda rows: None)
+    with pytest.raises(
+        WorldloopError, match=r"success_key 'timestamp' holds 0\.03\d* in episode 0, allowed: true and f"
+    ):
+        _read(_config(copy, success_key="timestamp"))
+    with pytest.raises(
+        WorldloopError, match=r"success_key 'next\.success' and recording\.labels .* both say what succ"
+    ):
+        check_recording(_config(recording, labels="/nowhere.json"))
+    info = json.loads((copy / "meta/info.json").read_text())
+    info["features"]["next.done"] = info["features"]["next.success"]
+    (copy / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(WorldloopError, match=r"boolean columns: next\.success\)"):
+        check_recording(_config(copy, success_key=""))
 
 
 def test_a_recording_without_its_frames_is_refused(recording: Path, tmp_path: Path) -> None:

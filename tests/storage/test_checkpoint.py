@@ -205,3 +205,5 @@ def test_a_disk_that_fills_while_weights_are_written_is_one_clear_error(by_hand:
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorldloopError, match="nowhere does not exist"):
         checkpoints.load_policy(tmp_path / "nowhere")
+    with pytest.raises(WorldloopError, match=r"holds no checkpoint: give the folder of a run, or of a checkpoint$"):
+        checkpoints.load_policy(tmp_path)

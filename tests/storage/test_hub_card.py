@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hand_specs import TASKS, make_spec
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibrations
 from worldloop.core.types import Normalisation, Observation
 from worldloop.storage.card import WorldModelCard, write_card
 from worldloop.storage.checkpoint import Checkpoint, save_checkpoint
-from worldloop.storage.hub import write_model_card
+from worldloop.storage.hub import export_world_model, write_model_card
 
 
 def _figures(auc: float) -> dict[str, Any]:
@@ -72,3 +74,21 @@ def test_the_check_in_the_closed_loop_comes_first(tmp_path: Path) -> None:
     assert "chance .5 | 0.770 (0.670 to 0.860) |" in section
     assert "| success as imagined | 0.800 |" in section
     assert "closed loop" not in _write(tmp_path / "unchecked", make_spec(), _figures(0.8))
+
+
+def test_a_model_with_nothing_held_out_says_so(tmp_path: Path) -> None:
+    text = _write(tmp_path / "wm", make_spec({"base": (8, 8)}, TASKS[:1]), {})
+    assert text.split("## Checked on held-out episodes")[1].count("Nothing was held out, so there is no figure.") == 1
+    assert "| |" not in text
+
+
+def test_an_export_may_be_repeated_and_the_card_has_the_name_on_the_hub(tmp_path: Path) -> None:
+    spec = make_spec({"base": (8, 8)}, TASKS[:1])
+    _write(tmp_path / "wm", spec, _figures(0.8))
+    for _ in range(2):  # as after an upload that failed
+        export_world_model(tmp_path / "wm", tmp_path / "out", "me/world")
+        assert 'checkpoint="me/world")' in (tmp_path / "out/README.md").read_text()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(WorldloopError, match="out exists: export into a folder that does not exist yet"):
+        export_world_model(tmp_path / "wm", tmp_path / "out")
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"

@@ -186,9 +186,11 @@ def _play(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from worldloop.factory.pretrained import save_pretrained
-    from worldloop.storage.hub import push_to_hub
+    from worldloop.storage.hub import push_to_hub, require_hub_name
 
-    save_pretrained(options.checkpoint, options.out)
+    if options.push:
+        require_hub_name(options.push)
+    save_pretrained(options.checkpoint, options.out, options.push or "")
     print(f"world model and model card written to {options.out}")
     if options.push:
         print(f"uploaded to {push_to_hub(options.out, options.push, private=not options.public)}")

@@ -7,6 +7,7 @@ the key and what is allowed. `worldloop.config.loading` reads it from YAML and `
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from urllib.parse import parse_qs, urlsplit
 
 from worldloop.core.interfaces import GatedPolicy, PlannedPolicy
 from worldloop.core.sections import add_sections
@@ -33,6 +34,7 @@ from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
 SOURCES = ("simulator", "recording")
+MIRROR_OPTIONS = ("region", "scheme", "endpoint_override", "allow_bucket_creation", "tls_ca_file_path")
 MAX_NAME = 200  # characters of run_name; file systems allow names of 255 bytes
 
 
@@ -121,10 +123,8 @@ class LoopConfig:
             raise ValueError(
                 f"run_root {self.run_root!r} must be a folder; mirror={self.run_root} keeps a copy of the run there"
             )
-        if self.mirror and "://" not in self.mirror:
-            raise ValueError(f"mirror {self.mirror!r} must be an address, e.g. s3://bucket/runs or file:///backup/runs")
-        if "@" in self.mirror:
-            raise ValueError("mirror must hold no credentials, which the run would store: put them in the environment")
+        if self.mirror:
+            _check_mirror(self.mirror)
         self._check_microbatches()
         self._check_source()
         distillation = self.section(distil_world_model.Config)
@@ -244,3 +244,17 @@ class LoopConfig:
             for key in getattr(stage.Config, "MICROBATCHED", ()):
                 if getattr(section, key) % parts:
                     raise ValueError(f"{name}.{key} {getattr(section, key)} is no multiple of num_microbatches {parts}")
+
+
+def _check_mirror(address: str) -> None:
+    """Raise ``ValueError`` unless ``address`` is that of a store, without credentials. The address is never shown."""
+    if "://" not in address:
+        raise ValueError("mirror must be an address, e.g. s3://bucket/runs or file:///backup/runs")
+    parts = urlsplit(address)
+    is_place = parts.scheme in ("abfs", "abfss") or parts.username == "anonymous"  # a container, or nobody
+    unknown = [key for key in parse_qs(parts.query, keep_blank_values=True) if key not in MIRROR_OPTIONS]
+    if parts.password is not None or (parts.username is not None and not is_place) or unknown:
+        raise ValueError(
+            "mirror must hold no credentials, which the run would store: put them in the environment. After ? may "
+            f"come {', '.join(MIRROR_OPTIONS)}"
+        )

@@ -22,7 +22,7 @@ class FrameWindow:
             import pygame
         except ImportError as error:
             raise WorldloopError(
-                "render_mode 'human' needs pygame, which is not installed: pip install 'worldloop[human]'"
+                "render_mode 'human' needs pygame, which is not installed: pip install -e '.[human]' in the clone"
             ) from error
         self._pygame: Any = pygame
         self._title, self._fps = title, fps

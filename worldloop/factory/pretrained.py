@@ -30,9 +30,9 @@ def from_pretrained(checkpoint: str | Path, device: str = "auto", pretrained: st
     return load_world_model(find_world_model(Path(checkpoint)), pretrained).to(choose_device(device))
 
 
-def save_pretrained(checkpoint: str | Path, out: str | Path) -> None:
-    """Write a checked world model with its model card to the new folder ``out``; see `worldloop.storage.hub`."""
-    export_world_model(find_world_model(Path(checkpoint)), Path(out))
+def save_pretrained(checkpoint: str | Path, out: str | Path, name: str = "") -> None:
+    """Write a checked world model with its model card to the new folder ``out``; see `export_world_model`."""
+    export_world_model(find_world_model(Path(checkpoint)), Path(out), name)
 
 
 def load_checked_world_model(checkpoint: Path, pretrained: str = "") -> tuple[VideoWorldModel, WorldModelCard]:

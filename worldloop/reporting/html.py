@@ -168,7 +168,7 @@ def find_videos(log_dir: Path, records: list[Record]) -> tuple[list[dict[str, st
     for task, record in tasks.items() or (("", checked[-1]),):
         images = read_images(log_dir / "check_world_model" / task, iteration)
         if images is None:
-            return [], "tensorboard is not installed (pip install 'worldloop[dashboard]')"
+            return [], "tensorboard is not installed (pip install -e '.[dashboard]' in the clone)"
         videos += list(_caption_videos(images, record, task))
     return videos, "none were kept (check_world_model.num_videos)"
 

@@ -34,6 +34,10 @@ def remember_interrupt() -> Iterator[None]:
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt as raised:
+        if raised.args or not _interrupts:
+            raise
+        raise KeyboardInterrupt(_interrupts[-1]) from raised  # a library, e.g. Ray, has raised one of its own
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

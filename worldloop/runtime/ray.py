@@ -11,10 +11,14 @@ block, the stage actor its stage, from the last checkpoint. The results are the 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from worldloop.core.errors import WorldloopError, first_line
@@ -24,6 +28,7 @@ from worldloop.runtime.ray_train import Coordinator, TrainingGroup, run_alone
 
 POLL_INTERVAL_S = 0.5
 WAIT_S = 15.0  # how long an actor may take to start before the user is told
+CONNECT_S = 5.0  # how long a cluster may take to answer at all
 MAX_RESTARTS = 100  # of one actor within a run
 
 Needs = dict[str, float]  # "CPU" and "GPU" that an actor reserves, or a node has
@@ -187,7 +192,8 @@ class RayRuntime:
                 replay(ray.get(self._stage.drain.remote()), self.display)
                 self._tell_of_simulators()
         value = ray.get(result)
-        replay(ray.get(self._stage.drain.remote()), self.display)
+        with suppress(ray.exceptions.RayActorError):  # the stage has ended, though its process may be gone by now
+            replay(ray.get(self._stage.drain.remote()), self.display)
         return value
 
     def _tell_of_simulators(self) -> None:
@@ -227,16 +233,39 @@ class RayRuntime:
 
 
 def _connect(ray: Any, address: str) -> None:
+    """Join the cluster at ``address``, or start one on this machine. The signal handlers stay as they are."""
+    where = f" at {address}" if address else ""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _require_listener(address)
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f" at {address}" if address else ""
         raise WorldloopError(
             f"cannot reach Ray{where}: {first_line(error)}; start a cluster, or use runtime=inline"
         ) from error
+    except OSError as error:
+        raise WorldloopError(
+            f"Ray cannot start: {first_line(error)}; it needs a short TMPDIR and a HOME to write to, or use "
+            "runtime=inline"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _require_listener(address: str) -> None:
+    """Raise ``ConnectionError`` if nothing listens at ``address``, host:port. Ray would go on trying for minutes."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there ({error.strerror or error})") from error
 
 
 def find_missing(trainers: list[Needs], simulators: list[Needs], nodes: list[Needs]) -> str:

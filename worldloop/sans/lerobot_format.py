@@ -41,7 +41,9 @@ def require_data_extra() -> None:
     """Raise ``WorldloopError`` with the remedy if a package that reads and writes shards is not installed."""
     for package in ("pyarrow", "pandas", "PIL"):
         if find_spec(package) is None:
-            raise WorldloopError(f"SANS shards need {package}, which is not installed: pip install 'worldloop[data]'")
+            raise WorldloopError(
+                f"SANS shards need {package}, which is not installed: pip install -e '.[data]' in the clone"
+            )
 
 
 def image_feature(height: int, width: int) -> dict[str, Any]:

@@ -138,6 +138,24 @@ def read_episodes(root: Path, info: dict[str, Any], cameras: Sequence[str]) -> R
     )
 
 
+def find_bounds(root: Path, key: str, episodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and highest finite value of each dimension of ``key``, f64 [A] each, in the rows that lead somewhere.
+
+    ``episodes`` int64 [N, 2] are the rows of `RecordedEpisodes`; the last row of each does not count.
+    """
+    import pyarrow.parquet as pq
+
+    low, high = [], []
+    for file in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(file, columns=["index", key])
+        values = np.array(table[key].to_pylist(), dtype=float).reshape(len(table), -1)
+        used = values[~np.isin(table["index"].to_numpy(), episodes[:, 1] - 1)]
+        used[~np.isfinite(used)] = np.nan
+        low.append(np.fmin.reduce(used, initial=np.inf))
+        high.append(np.fmax.reduce(used, initial=-np.inf))
+    return np.min(low, axis=0), np.max(high, axis=0)
+
+
 def require_videos(root: Path, episodes: RecordedEpisodes) -> None:
     """Raise `WorldloopError` if a video is missing, naming the first."""
     for key, parts in episodes.videos.items():
@@ -194,7 +212,7 @@ def _open_table(root: Path) -> Any:
         from lerobot.datasets.io_utils import load_info, load_nested_dataset
     except ImportError as error:
         raise WorldloopError(
-            "reading a recording needs lerobot, which is not installed: pip install 'worldloop[data]'"
+            "reading a recording needs lerobot, which is not installed: pip install -e '.[data]' in the clone"
         ) from error
     try:
         features = get_hf_features_from_features(load_info(root).features)

@@ -29,6 +29,7 @@ from worldloop.sans.labels import read_labels
 from worldloop.sans.recorded_rows import (
     RecordedEpisodes,
     RowReader,
+    find_bounds,
     list_cameras,
     name_camera,
     name_dimensions,
@@ -41,6 +42,7 @@ from worldloop.sans.recorded_rows import (
 VARIANT = "recorded"
 _MIN_WIDTH = 1e-3  # smallest range of an action, in its unit: one that never moved can still be normalised
 _MIN_SIZE = 8  # pixels
+_ENDS = ("done", "terminated", "truncated")  # columns that say that an episode ends, not that it succeeds
 _MAX_SLUG = 40  # characters of an instruction that are used in its task's id
 
 
@@ -102,7 +104,8 @@ def open_recording(config: RecordingConfig) -> Recording:
         if not version.startswith("v3."):
             raise WorldloopError(
                 f"dataset {root} has LeRobot's format {version}, this worldloop reads v3.0: convert it with "
-                "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+                f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{root.resolve().name} "
+                f"--root={root} --push-to-hub=false"
             )
         features = info["features"]
         for key in filter(None, (config.state_key, config.action_key, config.success_key)):
@@ -112,10 +115,12 @@ def open_recording(config: RecordingConfig) -> Recording:
             raise WorldloopError(
                 f"dataset {root} has no stats of {config.action_key!r} in meta/stats.json, which bound the actions"
             )
-        low, high = (np.ravel(stats[config.action_key][name]).astype(float) for name in ("min", "max"))
-        slack = np.maximum(_MIN_WIDTH - (high - low), 0) / 2
         cameras = _choose_cameras(config, list_cameras(features))
         episodes = read_episodes(root, info, tuple(cameras.values()))
+        low, high = (np.ravel(stats[config.action_key][name]).astype(float) for name in ("min", "max"))
+        if not np.isfinite([low, high]).all():  # an episode's last action leads nowhere, and is often nan
+            low, high = find_bounds(root, config.action_key, episodes.rows)
+        slack = np.maximum(_MIN_WIDTH - (high - low), 0) / 2
         task_of = name_tasks(config.task or root.resolve().name, episodes.instructions)
         return Recording(
             root=root,
@@ -210,9 +215,18 @@ def check_recording(config: RecordingConfig) -> Recording:
     """Like `open_recording`; also raises `WorldloopError` if a video is missing or nothing says what succeeds."""
     recording = open_recording(config)
     require_videos(recording.root, recording.episodes)
+    if config.success_key and config.labels:
+        raise WorldloopError(
+            f"recording.success_key {config.success_key!r} and recording.labels {config.labels} both say what "
+            "succeeds: give one of them"
+        )
     if not config.success_key and not config.labels:
         with naming_damage(recording.root):
-            boolean = [key for key, feature in recording.features.items() if feature["dtype"] == "bool"]
+            boolean = [
+                key
+                for key, feature in recording.features.items()
+                if feature["dtype"] == "bool" and not key.endswith(_ENDS)
+            ]
         raise WorldloopError(
             f"nothing says which episodes of {recording.root} succeed: give recording.success_key (boolean "
             f"columns: {', '.join(boolean) or 'none'}), or label them: worldloop sans label {recording.root} LABELS"
@@ -241,6 +255,8 @@ def read_recording(config: RecordingConfig, spec: SimulatorSpec) -> Iterator[Epi
                 columns[key].reshape(end - begin, -1).astype(np.float32)
                 for key in (config.state_key, config.action_key)
             )
+            _require_finite(state, spec.robot.proprio_names, config.state_key, number)
+            _require_finite(action[:-1], spec.robot.action_names, config.action_key, number)  # the last leads nowhere
             episode = _make_episode(number, state, action, step, splits[number], reader, recording, spec)
         yield episode
 
@@ -323,7 +339,7 @@ def _find_success(config: RecordingConfig, recording: Recording, reader: RowRead
     usable = [i for i in range(len(last_action)) if last_action[i] >= 0]
     if config.success_key:
         key = config.success_key
-        flags = [np.ravel(reader.numbers([key], *rows[i].tolist())[key]) > 0.5 for i in usable]
+        flags = [_read_flags(key, reader, i, *rows[i].tolist()) for i in usable]
         return {
             i: min(int(flag.argmax()), int(last_action[i])) if flag.any() else None
             for i, flag in zip(usable, flags, strict=True)
@@ -336,6 +352,28 @@ def _find_success(config: RecordingConfig, recording: Recording, reader: RowRead
         first_frame = max(num_frames - 1 - shown, 0)  # the frame step that leads to the first frame to show success
         found[i] = min((first_frame + 1) * s - 1, int(last_action[i])) if labels[i] else None
     return found
+
+
+def _read_flags(key: str, reader: RowReader, episode: int, begin: int, end: int) -> np.ndarray:
+    """bool [end - begin], from a column of booleans, or of 0 and 1."""
+    values = np.ravel(reader.numbers([key], begin, end)[key])
+    if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise WorldloopError(
+            f"recording.success_key {key!r} holds {values[~np.isin(values, (0, 1))][:1].tolist()[0]!r} in episode "
+            f"{episode}, allowed: true and false, or 0 and 1"
+        )
+    return values.astype(bool)
+
+
+def _require_finite(values: np.ndarray, names: Sequence[str], key: str, episode: int) -> None:
+    """Raise `WorldloopError` naming the first value f32 [T, D] that is nan or infinite."""
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise WorldloopError(
+            f"{key!r} is {values[row, column]} in row {row} of episode {episode}, dimension {names[column]!r}: mend "
+            "the recording, or leave that episode out"
+        )
 
 
 def _split(tasks: Sequence[str], validation_share: float, is_success: dict[int, bool]) -> dict[int, Split]:

@@ -114,7 +114,8 @@ class ChunkedSimulator(ABC):
         """Raise `WorldloopError` unless the package that the simulator needs is installed."""
         if cls.required_package and importlib.util.find_spec(cls.required_package) is None:
             raise WorldloopError(
-                f"{cls.required_package} is not installed; install it with: pip install 'worldloop[{cls.extra}]'"
+                f"{cls.required_package} is not installed; install it with: pip install -e '.[{cls.extra}]' in the "
+                "clone"
             )
 
     @abstractmethod

@@ -48,6 +48,11 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         raise WorldloopError(
             f"no episode of {recording.root} has a label: worldloop sans label {recording.root} LABELS ..."
         )
+    outcomes = {kind.split()[1] for kind in counts}
+    if len(outcomes) == 1:
+        context.reporter.log(
+            f"  warning: every episode ends in {outcomes.pop()}, so a success head has nothing to tell apart"
+        )
     left_out = num_recorded - counts.total()
     context.store.snapshot("v000", shards)
     context.reporter.log(

@@ -26,7 +26,7 @@ from worldloop.core.tensors import load_trained
 from worldloop.core.types import Normalisation
 
 # 1 had one camera and one task; world models of 2 read action tokens, and its policies had no indicator
-CHECKPOINT_SCHEMA_VERSION = 3
+CHECKPOINT_SCHEMA_VERSION = 4
 _PREFIX = "normalisation."
 _REMEDY = "restore it, or delete the run directory and run again"
 _KINDS = {"inverse_dynamics": "an inverse dynamics model"}  # in messages; others are called by their kind
@@ -92,6 +92,8 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
     """
     if not directory.is_dir():
         raise WorldloopError(f"checkpoint {directory} does not exist: give the folder of a run, or of a checkpoint")
+    if not (directory / "checkpoint.json").exists():
+        raise WorldloopError(f"{directory} holds no checkpoint: give the folder of a run, or of a checkpoint")
     what = f"checkpoint {directory}"
     meta = read_description(directory)
     weights = directory / "model.safetensors"

@@ -47,15 +47,23 @@ _SHOWN = (
 )
 
 
-def export_world_model(checkpoint: Path, out: Path) -> None:
+def require_hub_name(name: str) -> None:
+    """Raise `WorldloopError` unless ``name`` is owner/model."""
+    if not HUB_NAME.fullmatch(name):
+        raise WorldloopError(f"{name!r} is no name on the Hub: owner/model")
+
+
+def export_world_model(checkpoint: Path, out: Path, name: str = "") -> None:
     """Copy the checked world model in ``checkpoint`` to the new folder ``out``, with a model card.
 
-    Raises `WorldloopError` if ``out`` exists, or if the world model was not checked or is damaged.
+    ``name`` is what the card tells people to load it by, owner/model on the Hub; "": the folder. An export of the same
+    world model that is there already is written again. Raises `WorldloopError` if ``out`` holds anything else, or if
+    the world model was not checked or is damaged.
     """
-    if out.exists():
+    if out.exists() and not _is_export(out, checkpoint):
         raise WorldloopError(f"{out} exists: export into a folder that does not exist yet")
     with malformed(f"checkpoint {checkpoint}", "restore it from a copy"):
-        text = write_model_card(checkpoint, out.name)
+        text = write_model_card(checkpoint, name or out.name)
     with whole_directory(out, f"the exported world model {out}") as directory:
         for name in FILES:
             shutil.copy2(checkpoint / name, directory / name)
@@ -64,6 +72,13 @@ def export_world_model(checkpoint: Path, out: Path) -> None:
             description["config"]["pretrained"] = Path(base).name
             (directory / "checkpoint.json").write_bytes(to_json(description))
         (directory / "README.md").write_text(text)
+
+
+def _is_export(out: Path, checkpoint: Path) -> bool:
+    """Whether ``out`` holds nothing but an export of the world model in ``checkpoint``, e.g. after a failed upload."""
+    if not (out / "checkpoint.json").is_file() or {path.name for path in out.iterdir()} - {*FILES, "README.md"}:
+        return False
+    return bool(read_description(out)["sha256"] == read_description(checkpoint)["sha256"])
 
 
 def write_model_card(checkpoint: Path, name: str) -> str:
@@ -139,6 +154,8 @@ def _describe_closed_loop(figures: dict[str, Any]) -> list[str]:
 def _draw_table(figures: dict[str, Any]) -> list[str]:
     """A Markdown table of ``figures`` (see `WorldModelCard`), with one column per source."""
     sources = [source for source, values in figures.items() if isinstance(values, dict) and source != "tasks"]
+    if not sources:
+        return ["Nothing was held out, so there is no figure."]
     lines = ["| | " + " | ".join(f"{s.replace('_', '-')}, n {figures[s]['n']}" for s in sources) + " |"]
     lines.append("|---|" + "---|" * len(sources))
     for key, meaning, unit in _SHOWN:
@@ -162,8 +179,7 @@ def _tell_of_base(pretrained: str) -> list[str]:
 def push_to_hub(directory: Path, name: str, private: bool = True) -> str:
     """Upload an exported world model to the Hub as ``name`` (owner/model); returns its URL."""
     hub = _import_hub()
-    if not HUB_NAME.fullmatch(name):
-        raise WorldloopError(f"{name!r} is no name on the Hub: owner/model")
+    require_hub_name(name)
     try:
         api = hub.HfApi()
         api.create_repo(name, private=private, exist_ok=True)

@@ -74,9 +74,9 @@ class Mirror:
             from pyarrow import fs
         except ImportError as error:
             raise WorldloopError(
-                "mirror needs pyarrow, which is not installed: pip install 'worldloop[data]'"
+                "mirror needs pyarrow, which is not installed: pip install -e '.[data]' in the clone"
             ) from error
-        self.place = f"{uri.rstrip('/')}/{run_name}"
+        self.place = f"{uri.partition('?')[0].rstrip('/')}/{run_name}"
         with self._reaching():
             self._store, path = fs.FileSystem.from_uri(uri)
         self._path = f"{path.rstrip('/')}/{run_name}"

@@ -73,12 +73,17 @@ class RunDirectory:
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except OSError as error:
             os.close(self._lock)
             self._lock = None
-            raise WorldloopError(
-                f"{self.path} is in use by another worldloop process; wait for it or end it"
-            ) from error
+            if isinstance(error, BlockingIOError):
+                message = f"{self.path} is in use by another worldloop process; wait for it or end it"
+            else:
+                message = (
+                    f"{self.path} cannot be locked ({error.strerror}): use a run_root on a file system with locks, "
+                    "and mirror to keep a copy elsewhere"
+                )
+            raise WorldloopError(message) from error
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -92,6 +97,8 @@ class RunDirectory:
             text = path.read_text()
             if not isinstance(OmegaConf.create(text), DictConfig):
                 raise ValueError("not a mapping of keys to values")
+        except PermissionError:
+            raise
         except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise WorldloopError(f"{path} is not what worldloop wrote ({first_line(error)}); {_REMEDY}") from error
         return text

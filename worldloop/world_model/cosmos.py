@@ -360,7 +360,8 @@ def _make_transformer(config: CosmosConfig, channels: int, sizes: Mapping[str, t
         from diffusers import CosmosTransformer3DModel
     except ImportError as error:
         raise WorldloopError(
-            "world_model.denoiser cosmos needs diffusers, which is not installed: pip install 'worldloop[cosmos]'"
+            "world_model.denoiser cosmos needs diffusers, which is not installed: pip install -e '.[cosmos]' in the "
+            "clone"
         ) from error
     longest = max(128, *(height for height, _ in sizes.values()), sum(width for _, width in sizes.values()))
     return CosmosTransformer3DModel(

@@ -71,7 +71,9 @@ def load_transformer(folder: str, lora_rank: int) -> Any:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise WorldloopError("LoRA needs peft, which is not installed: pip install 'worldloop[cosmos]'") from error
+        raise WorldloopError(
+            "LoRA needs peft, which is not installed: pip install -e '.[cosmos]' in the clone"
+        ) from error
     transformer.requires_grad_(False)
     adapters = LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=list(LORA_TARGETS))
     return inject_adapter_in_model(adapters, transformer)
@@ -171,7 +173,7 @@ def _load(kind: str, folder: str, part: str, only_config: bool = False) -> Any:
         import diffusers
     except ImportError as error:
         raise WorldloopError(
-            "world_model.pretrained needs diffusers, which is not installed: pip install 'worldloop[cosmos]'"
+            "world_model.pretrained needs diffusers, which is not installed: pip install -e '.[cosmos]' in the clone"
         ) from error
     local = Path(folder)
     if local.exists() and not (local / part).is_dir():
