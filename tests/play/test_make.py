@@ -11,8 +11,11 @@ from worldloop.core.errors import WorldloopError
 from worldloop.executability.inverse_dynamics import InverseDynamicsConfig
 from worldloop.factory.build import build_inverse_dynamics, build_planner
 from worldloop.factory.checkpoints import load_critic, load_world_model, save_planner_policy
+from worldloop.factory.pretrained import save_pretrained
+from worldloop.loop.benchmark import run_benchmark
 from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import describe
+from worldloop.reporting.progress import SilentDisplay
 from worldloop.storage.card import read_card
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.value.critic import average_value
@@ -120,3 +123,22 @@ def test_the_planner_of_the_run_plans_if_it_is_asked_to(debug_run: Path, tmp_pat
     spoiled = make_play_session(run, None, "cpu")
     assert not describe(spoiled)["has_planner"]
     assert "no plan: " in spoiled.note
+
+
+def test_a_stranger_s_files_are_neither_read_nor_imported(debug_run: Path, tmp_path: Path) -> None:
+    """A config.yaml further up is not that of the run; a run's own one may not name code that would be imported."""
+    (tmp_path / "config.yaml").write_text("lr: 3")
+    (tmp_path / "state.json").write_text("{}")
+    exported = tmp_path / "models/mine"
+    save_pretrained(debug_run, exported)
+    assert find_simulator(exported) is None
+    run = Path(shutil.copytree(debug_run, tmp_path / "run"))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("kind: toy", "kind: antigravity_probe:Thing"))
+    with pytest.raises(WorldloopError, match=r"run names 'antigravity_probe:Thing', .* add --own-code$"):
+        find_simulator(run)
+    own = find_simulator(run, own_code=True)
+    assert own is not None
+    assert own.kind == "antigravity_probe:Thing"
+    with pytest.raises(WorldloopError, match="add --own-code"):
+        run_benchmark(run, "", 1, None, SilentDisplay())

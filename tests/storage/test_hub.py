@@ -43,6 +43,8 @@ def test_an_exported_folder_is_an_environment_with_a_card(
     assert f"| {figures['scripted']['auc']['value']:.3f} (" in text
     assert f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in text
     assert f"| PSNR | {figures['on_policy']['psnr_db']:.1f} dB | {figures['scripted']['psnr_db']:.1f} dB |" in text
+    assert main(["export", str(debug_run), str(out)]) == 0  # the same again
+    (out / "notes.txt").write_text("mine")
     capsys.readouterr()
     assert main(["export", str(debug_run), str(out)]) == 2
     assert "exists: export into a folder that does not exist yet" in capsys.readouterr().err
@@ -65,10 +67,19 @@ def test_the_hub_is_asked_for_what_is_not_here(
             shutil.copytree(folder_path, server / repo_id, dirs_exist_ok=True)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(server / name))
+    asked: list[Any] = []
+
+    def download(name: str, revision: str | None, **_: Any) -> str:
+        asked.append(revision)
+        return str(server / name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert main(["export", str(debug_run), str(tmp_path / "out"), "--push", "someone/toy-world"]) == 0
     monkeypatch.chdir(tmp_path)
-    assert np.array_equal(_first_step("someone/toy-world"), _first_step(debug_run))
+    for checkpoint, revision in (("hf://someone/toy-world", None), (Path("hf://someone/toy-world@v1"), "v1")):
+        assert np.array_equal(_first_step(checkpoint), _first_step(debug_run))
+        assert asked[-1] == revision
+    assert 'checkpoint="hf://someone/toy-world"' in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.mark.slow
@@ -107,8 +118,12 @@ def test_a_card_names_the_published_model_that_it_adapts(debug_run: Path, tmp_pa
 
 
 def test_what_cannot_be_had_is_one_clear_error(debug_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(WorldloopError, match="checkpoint no-one/nothing does not exist here, and cannot be had"):
-        gymnasium.make(NAME, checkpoint="no-one/nothing")
+    with pytest.raises(WorldloopError, match="hf://no-one/nothing@v1 cannot be had from the Hub: "):
+        gymnasium.make(NAME, checkpoint="hf://no-one/nothing@v1")
+    with pytest.raises(
+        WorldloopError, match=r"runs/nothing does not exist: .*; on the Hub it would be hf://runs/nothing$"
+    ):
+        gymnasium.make(NAME, checkpoint="runs/nothing")
     with pytest.raises(WorldloopError, match="'nothing' is no name on the Hub"):
         hub.push_to_hub(debug_run, "nothing")
     with pytest.raises(WorldloopError, match=r"cannot upload .* `hf auth login` logs in"):

@@ -87,7 +87,7 @@ def test_an_export_may_be_repeated_and_the_card_has_the_name_on_the_hub(tmp_path
     _write(tmp_path / "wm", spec, _figures(0.8))
     for _ in range(2):  # as after an upload that failed
         export_world_model(tmp_path / "wm", tmp_path / "out", "me/world")
-        assert 'checkpoint="me/world")' in (tmp_path / "out/README.md").read_text()
+        assert 'checkpoint="hf://me/world")' in (tmp_path / "out/README.md").read_text()
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(WorldloopError, match="out exists: export into a folder that does not exist yet"):
         export_world_model(tmp_path / "wm", tmp_path / "out")

@@ -104,7 +104,14 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.states < 1:
         raise WorldloopError(f"--states must be at least 1, got {options.states}")
     with remember_interrupt():
-        result = run_benchmark(options.run_dir, options.policy, options.states, options.variations, TerminalDisplay())
+        result = run_benchmark(
+            options.run_dir,
+            options.policy,
+            options.states,
+            options.variations,
+            TerminalDisplay(),
+            own_code=options.own_code,
+        )
     print(format_conditions(result))
     if (picture := plot_conditions(result, Path(result["path"]).with_suffix(".png"))) is not None:
         print(f"plot written to {picture}")
@@ -153,8 +160,13 @@ def _play(options: argparse.Namespace) -> int:
     from worldloop.reporting.progress import remember_interrupt
 
     config = load_config(options.config) if options.config else None
-    simulator = None if options.no_simulator else find_simulator(options.checkpoint, config)
-    note = "" if simulator else "no simulator beside it"
+    simulator, note = None, "no simulator beside it"
+    if not options.no_simulator:
+        try:
+            simulator = find_simulator(options.checkpoint, config, options.own_code)
+            note = "" if simulator else note
+        except WorldloopError as error:
+            note = f"{note}: {error}"
 
     def make_session() -> PlaySession:
         nonlocal note

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from worldloop.core.version import __version__
 
+_OWN_CODE = "import the simulator and the policy that the run names, also if they are not worldloop's own"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -45,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     ood.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     ood.add_argument("--policy", default="", metavar="CHECKPOINT", help="in the run (default: its current policy)")
     ood.add_argument("--states", type=int, default=200, metavar="N", help="of each task and condition (default: 200)")
+    ood.add_argument("--own-code", action="store_true", help=_OWN_CODE)
     ood.add_argument("--variations", nargs="*", metavar="NAME", help="of the simulator (default: all that it has)")
 
     sans = commands.add_parser("sans", help="look at a run's dataset")
@@ -78,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--pretrained", default="", metavar="FOLDER", help="of a fine-tuned model: where its pipeline is now"
     )
     play.add_argument("--config", type=Path, help="simulator to play beside (default: that of the checkpoint's run)")
+    play.add_argument("--own-code", action="store_true", help=_OWN_CODE)
     play.add_argument("--no-simulator", action="store_true", help="the world model alone")
     play.add_argument("--open", action="store_true", help="open the page in the default browser")
 

@@ -43,8 +43,8 @@ def make_vector_env(
 ) -> WorldModelVectorEnv:
     """``gymnasium.make_vec("worldloop/WorldModel-v0", num_envs=..., checkpoint=...)``.
 
-    - ``checkpoint``: directory of a checked world model, its name on the Hub (owner/model), or a run directory, for
-      the run's latest world model
+    - ``checkpoint``: directory of a checked world model, hf://owner/model (or with @revision) on the Hub, or a run
+      directory, for the run's latest world model
     - ``task``: the only task to do; "": all tasks of the checkpoint
     - ``starts``: an `Observation` of N rows to start from instead of the checkpoint's own
     - ``device``: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``

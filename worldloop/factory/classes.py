@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 from worldloop.core.errors import WorldloopError
@@ -36,6 +37,17 @@ def find_class[T](kind: str, registry: Mapping[str, type[T]]) -> type[T]:
     if missing := sorted(getattr(own, "__abstractmethods__", ())):
         raise WorldloopError(f"{kind} lacks {', '.join(missing)}: {_EXPLAINED}")
     return own
+
+
+def require_known(kind: str, known: Collection[str], where: Path) -> None:
+    """Raise `WorldloopError` if ``kind``, which the files of ``where`` name, is not one of worldloop's own.
+
+    To import a class is to run its code. A run or a checkpoint may be a stranger's; a config that a user writes is not.
+    """
+    if kind not in known:
+        raise WorldloopError(
+            f"{where} names {kind!r}, which is not part of worldloop: if you trust that code, add --own-code"
+        )
 
 
 def make_settings(chosen: Any, config: ClassChoice) -> Any:

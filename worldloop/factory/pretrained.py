@@ -12,7 +12,7 @@ from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError
 from worldloop.factory.checkpoints import load_world_model
 from worldloop.storage.card import WorldModelCard, read_card
-from worldloop.storage.hub import HUB_NAME, export_world_model, fetch_from_hub
+from worldloop.storage.hub import HUB_ADDRESS, HUB_NAME, export_world_model, fetch_from_hub
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.world_model.model import VideoWorldModel
 
@@ -20,8 +20,8 @@ from worldloop.world_model.model import VideoWorldModel
 def from_pretrained(checkpoint: str | Path, device: str = "auto", pretrained: str = "") -> VideoWorldModel:
     """The world model called ``checkpoint``, in eval mode on ``device``.
 
-    - ``checkpoint``: a run directory (for the run's latest world model), a world model's own directory, or its name on
-      the Hub (owner/model)
+    - ``checkpoint``: a run directory (for the run's latest world model), a world model's own directory, or
+      hf://owner/model on the Hub, with @revision if another one than the newest is meant
     - ``device``: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``
     - ``pretrained``: where the pretrained pipeline that it was fine-tuned from is now; "": where it was then
 
@@ -48,10 +48,13 @@ def load_checked_world_model(checkpoint: Path, pretrained: str = "") -> tuple[Vi
 def find_world_model(checkpoint: Path) -> Path:
     """The directory of the world model ``checkpoint``, as `from_pretrained` takes it; downloads it from the Hub.
 
-    Raises `WorldloopError` if the run has no world model yet, or if the download fails.
+    Raises `WorldloopError` if it is not there, if the run has no world model yet, or if the download fails.
     """
-    if not checkpoint.exists() and HUB_NAME.fullmatch(str(checkpoint)):
-        return fetch_from_hub(str(checkpoint))
+    if (address := HUB_ADDRESS.fullmatch(str(checkpoint))) is not None:
+        return fetch_from_hub(address["name"], address["revision"])
+    if not checkpoint.exists():
+        hint = f"; on the Hub it would be hf://{checkpoint}" if HUB_NAME.fullmatch(str(checkpoint)) else ""
+        raise WorldloopError(f"checkpoint {checkpoint} does not exist: give the folder of a run, or of one{hint}")
     if not (checkpoint / "state.json").is_file():
         return checkpoint
     path = RunDirectory(checkpoint).read_state().world_model

@@ -17,12 +17,17 @@ from worldloop.core.files import hash_file, to_json, write_file
 from worldloop.core.types import InitialStates
 from worldloop.evaluation.generalisation import score_condition
 from worldloop.factory.build import list_variations, vary_simulator
+from worldloop.factory.checkpoints import PLANNER
+from worldloop.factory.classes import require_known
 from worldloop.loop.run import make_context
+from worldloop.policies import POLICIES
 from worldloop.reporting.progress import Display
 from worldloop.rollout.sides import SIDES, begins_on, find_side
 from worldloop.runtime.inline import InlineRuntime
+from worldloop.simulators import SIMULATORS
 from worldloop.stages import evaluate_policy, seed_dataset
 from worldloop.stages.context import StageContext
+from worldloop.storage.checkpoint import read_description
 from worldloop.storage.run_directory import RunDirectory
 
 IN_DISTRIBUTION, POSITION = "in distribution", "position"
@@ -30,14 +35,20 @@ DRAWN_PER_STATE = 3  # states that are drawn for each one wanted on one side; ha
 
 
 def run_benchmark(
-    run_dir: Path, policy: str, num_states: int, variations: Sequence[str] | None, display: Display
+    run_dir: Path,
+    policy: str,
+    num_states: int,
+    variations: Sequence[str] | None,
+    display: Display,
+    own_code: bool = False,
 ) -> dict[str, Any]:
     """Score the checkpoint ``policy`` of the run ("": the current one) in every condition; returns what is stored.
 
     Conditions: evaluation states as in training; those on the other side of the table, if `seed_dataset.held_out_side`
     names one; and each of ``variations`` of the simulator (``None``: all it has). The result is a file of
     ``benchmark_ood/`` in the run, written after each condition, so that a benchmark that was interrupted goes on.
-    Raises `WorldloopError` for a run or policy that is not there, or an unknown variation.
+    Raises `WorldloopError` for a run or policy that is not there, for an unknown variation, and unless ``own_code`` for
+    a simulator or policy that is not part of worldloop.
     """
     directory = RunDirectory(run_dir)
     if not directory.exists:
@@ -45,6 +56,8 @@ def run_benchmark(
     config = load_config(run_dir / "config.yaml")
     if config.source != "simulator":
         raise WorldloopError(f"{run_dir} is of a recording: a policy can only be tested in a simulator")
+    if not own_code:
+        require_known(config.simulator.kind, SIMULATORS, run_dir)
     known = tuple(name for name in list_variations(config.simulator) if can_vary(config, name))
     chosen = known if variations is None else tuple(variations)
     if unknown := [name for name in chosen if name not in known]:
@@ -54,6 +67,8 @@ def run_benchmark(
     weights = run_dir / policy / "model.safetensors"
     if not policy or not weights.is_file():
         raise WorldloopError(f"{run_dir} has no policy {policy!r}" if policy else f"{run_dir} has no policy yet")
+    if not own_code:
+        require_known(read_description(run_dir / policy)["name"], (*POLICIES, PLANNER), run_dir / policy)
     out = run_dir / "benchmark_ood" / f"{policy.removeprefix('checkpoints/').replace('/', '_')}_{num_states}.json"
     about = {"policy": policy, "num_states": num_states, "weights_sha256": hash_file(weights)}
     stored: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}

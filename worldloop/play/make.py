@@ -16,11 +16,14 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import Planner, TaskSimulator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.factory.build import choose_simulator
-from worldloop.factory.checkpoints import load_critic, load_policy
+from worldloop.factory.checkpoints import PLANNER, load_critic, load_policy
+from worldloop.factory.classes import require_known
 from worldloop.factory.config import SimulatorConfig
 from worldloop.factory.pretrained import load_checked_world_model
 from worldloop.play.session import PlaySession
 from worldloop.policies.planner.policy import PlannerPolicy
+from worldloop.simulators import SIMULATORS
+from worldloop.storage.checkpoint import read_description
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.value.critic import Critic, average_value
 
@@ -63,6 +66,7 @@ def _load_planner(checkpoint: Path, pretrained: str, device: torch.device) -> Pl
     path = "" if run is None else run.read_state().planner
     if run is None or not path or not (run.path / path).is_dir():
         return None
+    require_known(read_description(run.path / path)["name"], (PLANNER,), run.path / path)
     policy = load_policy(run.path / path, pretrained)
     assert isinstance(policy, PlannerPolicy)
     return policy.to(device).planner
@@ -84,13 +88,20 @@ def _describe_trust(closed_loop: dict[str, Any]) -> str:
     return f"closed-loop AUC within groups {figure['value']:.2f}{bounds}"
 
 
-def find_simulator(checkpoint: Path, config: LoopConfig | None = None) -> SimulatorConfig | None:
+def find_simulator(
+    checkpoint: Path, config: LoopConfig | None = None, own_code: bool = False
+) -> SimulatorConfig | None:
     """The simulator of ``config``, or else of the run that ``checkpoint`` is or lies in.
 
-    ``None`` if there is no run, or if the run learned from a recording.
+    ``None`` if there is no run, or if the run learned from a recording. Raises `WorldloopError` if the run names a
+    simulator that is not part of worldloop, unless ``own_code``.
     """
-    config = config or _find_config(checkpoint)
-    return config.simulator if config is not None and config.source == "simulator" else None
+    given, config = config, config or _find_config(checkpoint)
+    if config is None or config.source != "simulator":
+        return None
+    if given is None and not own_code:
+        require_known(config.simulator.kind, SIMULATORS, checkpoint)
+    return config.simulator
 
 
 def _find_config(checkpoint: Path) -> LoopConfig | None:
@@ -101,9 +112,11 @@ def _find_config(checkpoint: Path) -> LoopConfig | None:
 
 
 def _find_run(checkpoint: Path) -> RunDirectory | None:
-    """The run that ``checkpoint`` is or lies in."""
-    runs = (RunDirectory(directory) for directory in (checkpoint, *checkpoint.resolve().parents[:3]))
-    return next((run for run in runs if run.exists), None)
+    """The run that ``checkpoint`` is, or in whose ``checkpoints/iteration_NNN`` it lies."""
+    parents = checkpoint.resolve().parents
+    lies_in_one = len(parents) > 2 and parents[1].name == "checkpoints" and parents[0].name.startswith("iteration_")
+    run = RunDirectory(parents[2] if lies_in_one else checkpoint)
+    return run if run.exists and (run.path / "state.json").is_file() else None
 
 
 def _make_endless_simulator(config: SimulatorConfig, spec: SimulatorSpec) -> TaskSimulator:

@@ -21,6 +21,7 @@ from worldloop.storage.checkpoint import read_description, rebuild_dataclass
 
 FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ADDRESS = re.compile(rf"hf:/+(?P<name>{HUB_NAME.pattern})(@(?P<revision>.+))?")  # a `Path` keeps one slash
 # The figures of the check in the closed loop that a model card shows: key, meaning.
 _SHOWN_IN_CLOSED_LOOP = (
     ("within_group_auc", "AUC within groups: of two rollouts from one state, which one succeeds? chance .5"),
@@ -56,14 +57,14 @@ def require_hub_name(name: str) -> None:
 def export_world_model(checkpoint: Path, out: Path, name: str = "") -> None:
     """Copy the checked world model in ``checkpoint`` to the new folder ``out``, with a model card.
 
-    ``name`` is what the card tells people to load it by, owner/model on the Hub; "": the folder. An export of the same
-    world model that is there already is written again. Raises `WorldloopError` if ``out`` holds anything else, or if
-    the world model was not checked or is damaged.
+    ``name`` is that on the Hub, owner/model, by which the card tells people to load it; "": by the folder. An export of
+    the same world model that is there already is written again. Raises `WorldloopError` if ``out`` holds anything else,
+    or if the world model was not checked or is damaged.
     """
     if out.exists() and not _is_export(out, checkpoint):
         raise WorldloopError(f"{out} exists: export into a folder that does not exist yet")
     with malformed(f"checkpoint {checkpoint}", "restore it from a copy"):
-        text = write_model_card(checkpoint, name or out.name)
+        text = write_model_card(checkpoint, f"hf://{name}" if name else out.name)
     with whole_directory(out, f"the exported world model {out}") as directory:
         for name in FILES:
             shutil.copy2(checkpoint / name, directory / name)
@@ -97,7 +98,7 @@ def write_model_card(checkpoint: Path, name: str) -> str:
         "tags: [world-model, robotics, video, gymnasium]",
         "---",
         "",
-        f"# {name}",
+        f"# {name.removeprefix('hf://')}",
         "",
         f"An action-conditioned world model of {_list_tasks(spec)}, as a Gymnasium environment: {_list_cameras(spec)}, "
         f"{spec.frames_per_second:g} frames a second of {spec.actions_per_frame} actions each "
@@ -191,17 +192,17 @@ def push_to_hub(directory: Path, name: str, private: bool = True) -> str:
     return f"https://huggingface.co/{name}"
 
 
-def fetch_from_hub(name: str) -> Path:
-    """A local copy of the world model called ``name`` on the Hub, downloaded once.
+def fetch_from_hub(name: str, revision: str | None = None) -> Path:
+    """A local copy of the world model called ``name`` on the Hub, at ``revision`` or its newest, downloaded once.
 
     Raises `WorldloopError` if it cannot be downloaded.
     """
     hub = _import_hub()
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=[*FILES, "README.md"]))
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*FILES, "README.md"]))
     except Exception as error:  # as above
         raise WorldloopError(
-            f"checkpoint {name} does not exist here, and cannot be had from the Hub: {first_line(error)}"
+            f"hf://{name}{f'@{revision}' if revision else ''} cannot be had from the Hub: {first_line(error)}"
         ) from error
 
 
