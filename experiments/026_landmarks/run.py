@@ -169,7 +169,7 @@ def plot(tasks: dict[str, Any], path: Path) -> None:
                             axis.plot(at, found["value"], "o", color=colour, ms=4, label=label)
             axis.axhline(bar, color="black", lw=0.8, ls=":")
             axis.set_xticks(range(len(arms)), list(arms))
-            axis.set(title=f"{task}: {key.replace('_', ' ')}", ylim=(0.3, 1.0))
+            axis.set(title=f"{task}: {key.replace('_', ' ')}", ylim=(0.0, 1.0))
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
