@@ -41,7 +41,7 @@ def imagine(world_model: VideoWorldModel, dataset: ClipDataset, episodes: Tensor
     index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
     truth = dataset.load(index, int(dataset.cache.num_steps[episodes.numpy()].max()))
     state = world_model.start(dataset.observation(index), make_row_keys(len(episodes), "experiments/004"))
-    true_proprio = world_model.normalisation.normalise(truth.proprio)
+    true_low_dim = world_model.normalise(truth.proprio, truth.landmarks)
     frames: list[dict[str, Tensor]] = []
     proprio, logit = [], []
     for m in range(truth.valid.shape[1]):
@@ -52,7 +52,7 @@ def imagine(world_model: VideoWorldModel, dataset: ClipDataset, episodes: Tensor
         if "frame" in reset:
             state = put_frame(world_model, state, {camera: seen[:, m : m + 1] for camera, seen in truth.frames.items()})
         if "proprio" in reset:
-            state = replace(state, proprio=true_proprio[:, m])
+            state = replace(state, low_dim=true_low_dim[:, m])
     seen = map_views(lambda *images: torch.cat(images, 1), *frames)
     return Branches(seen, torch.cat(proprio, 1), torch.cat(logit, 1), truth)
 
@@ -72,8 +72,9 @@ def measure_run(run: Path) -> dict[str, Any]:
         raise WorldloopError(f"{run} is not finished: run experiment 001 first")
     store = SansStore(run / "sans")
     world_model = load_world_model(run / state.world_model).for_imagination()
-    cameras = world_model.spec.robot.camera_names
-    dataset = ClipDataset(store.open_cache(store.version(state.dataset)), "validation", cameras)
+    spec = world_model.spec
+    cache = store.open_cache(store.version(state.dataset))
+    dataset = ClipDataset(cache, "validation", spec.robot.camera_names, spec.tasks)
     episodes = dataset.episode_index(source="policy")
     figures: dict[str, Any] = {"run": run.name, "n": len(episodes), "reset": {}}
     for name, reset in RESETS.items():
