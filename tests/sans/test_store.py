@@ -105,7 +105,7 @@ def test_cache_rebuilt_from_shards_equals_cache_from_memory(store, make_episode)
 
 def test_missing_package_names_the_extra(store, make_episode, monkeypatch) -> None:
     monkeypatch.setattr(lerobot_format, "find_spec", lambda name: None)
-    with pytest.raises(WorldloopError, match=r"worldloop\[data\]"):
+    with pytest.raises(WorldloopError, match=r"pip install -e '\.\[data\]' in the clone"):
         store.append([make_episode(1)], "seed")
     assert visible(store.root / "shards") == []
 

@@ -418,6 +418,6 @@ def test_the_spec_is_known_where_there_is_no_maniskill(monkeypatch: pytest.Monke
     spec = ManiSkillSimulator.make_spec(ManiSkillConfig())
     assert (spec.task_ids[0], spec.simulator_version) == ("PushCube-v1", "mani_skill (not installed)")
     with pytest.raises(
-        WorldloopError, match=r"mani_skill is not installed; install it with: pip install 'worldloop\[sim\]'"
+        WorldloopError, match=r"mani_skill is not installed; install it with: pip install -e '\.\[sim\]' in the clone"
     ):
         ManiSkillSimulator(ManiSkillConfig())
