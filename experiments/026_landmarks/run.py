@@ -124,12 +124,15 @@ def report(overrides: list[str]) -> None:
 
 
 def describe_loop(config: Any) -> dict[str, Any]:
-    """Success on the evaluation states before and after, the checks on the way, and what the loop cost in steps."""
+    """Success on the evaluation states before and after, the checks on the way, and what the loop cost in steps.
+
+    ``None`` is what a loop that has not ended does not know yet.
+    """
     results = locate_run(config).read_results()
     begin, improved = results["iterations"]
     return {
-        "success": [entry["simulated_success"]["rate"] for entry in (begin, improved)],
-        "promoted": improved["promoted"],
+        "success": [(entry.get("simulated_success") or {}).get("rate") for entry in (begin, improved)],
+        "promoted": improved.get("promoted"),
         "env_steps": improved["env_steps"],
         "simulator_steps": improved["simulator_steps"],
         "within_group_auc_by_check": [
