@@ -21,7 +21,8 @@ from worldloop.training.trainer import Trainer
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.hybrid import HybridConfig
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.training import ProprioObjective, WorldModelObjective
+from worldloop.world_model.proprio_training import ProprioObjective
+from worldloop.world_model.training import WorldModelObjective
 
 SIZE, S_PER_FRAME, NUM_FRAMES = 16, 2, 5
 BASE, ABOVE = CameraSpec("base_camera", SIZE, SIZE), CameraSpec("above.camera", 8, 12)

@@ -75,6 +75,25 @@ def test_a_stage_that_still_comes_may_change_and_the_run_says_so(ended: Path, tm
     assert load_config(path / "config.yaml").num_iterations == 2
 
 
+def test_a_crash_between_state_and_config_is_continued(
+    ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ended.parent, tmp_path, dirs_exist_ok=True)
+    changes = ["num_iterations=2", "collect_episodes.num_episodes=3"]
+
+    def crash(*_: object) -> None:
+        raise OSError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write_config", crash)
+        with pytest.raises(OSError, match="gone"):
+            run(tmp_path, *changes)
+    path = run(tmp_path, *changes)
+    first = json.loads((path / "results.json").read_text())["iterations"][1]
+    assert first["changed_settings"] == {"collect_episodes": {"collect_episodes.num_episodes": [4, 3]}}
+    assert len(json.loads((path / "results.json").read_text())["iterations"]) == 3
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -14,8 +14,7 @@ import pytest
 from worldloop.__main__ import main
 from worldloop.core.statistics import Rate
 from worldloop.reporting.tables import _expect, format_report, format_status
-from worldloop.runtime.memory import PeakMemory
-from worldloop.storage.run_directory import RunDirectory
+from worldloop.storage.run_directory import PeakMemory, RunDirectory
 
 
 def test_a_run_that_has_ended_says_so(debug_run: Path) -> None:

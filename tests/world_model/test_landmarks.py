@@ -12,7 +12,7 @@ from worldloop.core.images import to_network
 from worldloop.core.specs import Landmark
 from worldloop.world_model.landmarks import LandmarkReader, compute_landmark_loss
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.training import vary_landmarks
+from worldloop.world_model.variation import vary_landmarks
 
 MARKS = (
     Landmark("effector", "proprio", (2, 0), 0.01),
@@ -63,7 +63,7 @@ def test_proprio_and_landmarks_make_a_round_trip() -> None:
     model = carrying()
     proprio, landmarks_m = torch.randn(3, 2), torch.randn(3, 2) / 10
     low_dim = model.normalise(proprio, landmarks_m)
-    assert low_dim.shape == (3, model.low_dim) == (3, 4)
+    assert low_dim.shape == (3, model.low_dim_size) == (3, 4)
     torch.testing.assert_close(low_dim[:, :2], toy_normalisation().normalise(proprio))
     for back, known in zip(model.denormalise(low_dim), (proprio, landmarks_m), strict=True):
         torch.testing.assert_close(back, known)
@@ -76,7 +76,7 @@ def test_a_task_without_objects_has_none_to_carry_on() -> None:
     spec = carrying().spec
     bare = dataclasses.replace(spec, tasks=tuple(dataclasses.replace(task, landmarks=()) for task in spec.tasks))
     model = VideoWorldModel(tiny_config(landmarks=True), bare, toy_normalisation())
-    assert (model.landmarks, model.num_coordinates, model.low_dim) == (None, 0, 2)
+    assert (model.landmarks, model.num_coordinates, model.low_dim_size) == (None, 0, 2)
 
 
 def test_training_sees_true_landmarks_as_inexact_as_readings() -> None:

@@ -31,14 +31,13 @@ from worldloop.training.resume import TrainingSetup
 from worldloop.training.trainer import Trainer
 from worldloop.world_model.config import SelfRolloutConfig
 from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.proprio_training import ProprioObjective, compute_proprio_loss
 from worldloop.world_model.training import (
     ActionTerm,
     DataTarget,
     NoisyFrame,
-    ProprioObjective,
     WorldModelObjective,
     compute_joint_loss,
-    compute_proprio_loss,
     update_positive_rate,
 )
 

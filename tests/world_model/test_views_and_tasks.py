@@ -15,7 +15,8 @@ from worldloop.factory import checkpoints
 from worldloop.world_model import losses
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.training import DataTarget, NoisyFrame, compute_joint_loss, compute_proprio_loss
+from worldloop.world_model.proprio_training import compute_proprio_loss
+from worldloop.world_model.training import DataTarget, NoisyFrame, compute_joint_loss
 
 CAMERAS = [camera.name for camera in TWO_CAMERAS]
 

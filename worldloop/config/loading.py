@@ -66,6 +66,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoopConfig:
 
 
 def _read_overrides(overrides: Sequence[str]) -> DictConfig:
+    """The settings in ``overrides``, each ``key=value``; text stays as it was written."""
     try:
         changes, texts = OmegaConf.from_dotlist(list(overrides)), OmegaConf.create()
         for override in overrides:
@@ -225,14 +226,14 @@ def find_changes(stored: str, other: str) -> dict[str, tuple[Any, Any]]:
     Keys on which no result depends are left out. A key that is missing, as in the YAML of an earlier worldloop, counts
     as its default.
     """
-    defaults, old, new = (_flatten_yaml(yaml) for yaml in (to_yaml(LoopConfig()), stored, other))
+    defaults, old, new = (_flatten_yaml(text) for text in (to_yaml(LoopConfig()), stored, other))
     old, new = defaults | old, defaults | new
     keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
-def _flatten_yaml(yaml: str) -> dict[str, Any]:
-    return _flatten(OmegaConf.to_container(OmegaConf.create(yaml)))
+def _flatten_yaml(text: str) -> dict[str, Any]:
+    return _flatten(OmegaConf.to_container(OmegaConf.create(text)))
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

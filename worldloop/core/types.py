@@ -394,11 +394,3 @@ class Rollout:
         """f32 [B]: the lowest expected PSNR of each row, ``inf`` if nothing was imagined; ``None`` in a simulator."""
         parts = [s.expected_psnr_db for s in self.steps if s.expected_psnr_db is not None]
         return torch.cat(parts, dim=1).amin(1) if len(parts) == len(self.steps) else None
-
-
-@dataclass(frozen=True)
-class PeakMemory:
-    """Peak memory of one process in MiB: of the process, and reserved on its GPU (0 without a GPU)."""
-
-    process_mib: float
-    gpu_mib: float

@@ -76,7 +76,7 @@ def _may_change(key: str, before: LoopConfig, config: LoopConfig, state: LoopSta
     if key == "num_iterations":
         return config.num_iterations > before.num_iterations
     here, there = list_stages(before, state.iteration), list_stages(config, state.iteration)
-    if state.next_stage and _upto(here, state.next_stage) != _upto(there, state.next_stage):
+    if state.next_stage in here and _upto(here, state.next_stage) != _upto(there, state.next_stage):
         return False  # a stage that has been passed would have been another
     section = key.split(".")[0]
     if section not in STAGES or section in COMPARED:
@@ -86,6 +86,7 @@ def _may_change(key: str, before: LoopConfig, config: LoopConfig, state: LoopSta
 
 
 def _upto(stages: tuple[str, ...], name: str) -> tuple[str, ...] | None:
+    """``stages`` up to the one called ``name``, ``None`` if it is none of them."""
     return stages[: stages.index(name) + 1] if name in stages else None
 
 

@@ -14,7 +14,6 @@ from worldloop.config.loading import list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
-from worldloop.core.types import PeakMemory
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.changes import take_over_changes
@@ -31,7 +30,7 @@ from worldloop.sans.store import SansStore
 from worldloop.stages import STAGES, trains
 from worldloop.stages.context import StageContext
 from worldloop.storage.mirror import Mirror, StoreError
-from worldloop.storage.run_directory import RunDirectory
+from worldloop.storage.run_directory import PeakMemory, RunDirectory
 from worldloop.storage.run_state import LoopState
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.resume import TrainingSetup
@@ -118,7 +117,7 @@ def open_run(config: LoopConfig) -> RunDirectory:
             directory.create(to_yaml(config))
             return directory
         take_over_changes(config, directory, f"it and its copy {mirror.place}" if mirror else "it")
-    except WorldloopError:
+    except BaseException:
         directory.unlock()
         raise
     return directory

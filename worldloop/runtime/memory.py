@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from worldloop.core.types import PeakMemory
+from worldloop.storage.run_directory import PeakMemory
 
 MIB = 2**20
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

@@ -13,14 +13,15 @@ from typing import ClassVar
 
 from worldloop.core.errors import require_positive, require_range
 from worldloop.core.randomness import derive_seed
-from worldloop.sans.clips import BalancedClipSampler, ClipSamplingConfig
+from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.trainer import Trainer
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.training import ActionTerm, ProprioObjective, Target, WorldModelObjective
+from worldloop.world_model.proprio_training import ProprioObjective
+from worldloop.world_model.training import ActionTerm, Target, WorldModelObjective
 
 NAME = "fit_world_model"
 PROPRIO = "fit_world_model_proprio"
@@ -76,9 +77,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         model = context.models.new_world_model(normalisation, derive_seed(context.seed, "world_model"))
     model = model.to(context.device).train()
     clips = open_training_clips(state, context)
-    model.set_proprio_range(*clips.dataset.proprio_range())
-    if model.landmarks is not None:
-        model.landmarks.set_range(*clips.dataset.landmark_range())
+    set_ranges(model, clips.dataset)
     if fit_number == 1 and not context.setup.has_checkpoint(NAME):
         fit_proprio(
             model,
@@ -122,6 +121,13 @@ def make_action_term(state: LoopState, config: Config, context: StageContext) ->
 
 def open_training_clips(state: LoopState, context: StageContext) -> BalancedClipSampler:
     return BalancedClipSampler(context.open_clips(state.dataset, "train"), context.config_of(ClipSamplingConfig))
+
+
+def set_ranges(model: VideoWorldModel, clips: ClipDataset) -> None:
+    """Keep imagined proprio, and the landmarks that ``model`` carries on, where real ones were."""
+    model.set_proprio_range(*clips.proprio_range())
+    if model.landmarks is not None:
+        model.landmarks.set_range(*clips.landmark_range())
 
 
 def fit_proprio(

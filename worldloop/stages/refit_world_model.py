@@ -43,9 +43,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     fitting = context.config_of(fit_world_model.Config)
     model = context.models.load_world_model(state.world_model).to(context.device).train()
     clips = fit_world_model.open_training_clips(state, context)
-    model.set_proprio_range(*clips.dataset.proprio_range())
-    if model.landmarks is not None:
-        model.landmarks.set_range(*clips.dataset.landmark_range())
+    fit_world_model.set_ranges(model, clips.dataset)
     if not context.setup.has_checkpoint(NAME):
         fit_world_model.fit_proprio(
             model,

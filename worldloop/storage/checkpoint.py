@@ -25,7 +25,8 @@ from worldloop.core.specs import SimulatorSpec
 from worldloop.core.tensors import load_trained
 from worldloop.core.types import Normalisation
 
-# 1 had one camera and one task; world models of 2 read action tokens, and its policies had no indicator
+# 1 had one camera and one task; world models of 2 read action tokens, and its policies had no indicator; those of 3 had
+# one proprio head
 CHECKPOINT_SCHEMA_VERSION = 4
 _PREFIX = "normalisation."
 _REMEDY = "restore it, or delete the run directory and run again"

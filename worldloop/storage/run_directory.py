@@ -16,6 +16,7 @@ import importlib.metadata
 import os
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from yaml import YAMLError
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import disk_errors, malformed, read_json, to_json, write_file
-from worldloop.core.types import InitialStates, PeakMemory, Split
+from worldloop.core.types import InitialStates, Split
 from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
 
 RESULTS_SCHEMA_VERSION = 1
@@ -52,6 +53,14 @@ def name_checkpoint(iteration: int, name: str, fit_number: int = 1) -> str:
     the second on it is part of the name.
     """
     return f"checkpoints/iteration_{iteration:03d}/{name}" + (f"_{fit_number}" if fit_number > 1 else "")
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Peak memory of one process in MiB: of the process, and reserved on its GPU (0 without a GPU)."""
+
+    process_mib: float
+    gpu_mib: float
 
 
 class RunDirectory:

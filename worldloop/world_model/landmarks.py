@@ -20,7 +20,7 @@ from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.networks.views import ViewModules
 from worldloop.world_model.heads import mean_token
 
-UNIT_M = 0.1  # networks see positions in decimetres from the mean of the data
+UNIT_M = 0.1  # networks see positions in decimetres from the middle of the data
 WAY_UNIT_M = 0.033  # and the way from the robot's landmarks to the objects in finer units: contact is decided there
 LANDMARK_WEIGHT = 9.0  # of their squared errors in decimetres, beside those of proprio in standard deviations
 LANDMARK_DELTA_M = 0.01  # from there on an error counts linearly
@@ -86,12 +86,16 @@ class LandmarkReader(nn.Module):
         """[..., P] in metres to `UNIT_M` from ``centre``."""
         return (position_m.to(self.centre) - self.centre) / UNIT_M
 
+    def unscale(self, landmarks: Tensor) -> Tensor:
+        """Inverse of `scale`."""
+        return landmarks * UNIT_M + self.centre
+
     def find_ways(self, landmarks: Tensor, proprio: Tensor) -> Tensor:
         """From the robot to the objects in `WAY_UNIT_M`, [..., W].
 
         ``landmarks`` [..., P] are scaled, ``proprio`` [..., S] is in units of the data.
         """
-        position_m = landmarks * UNIT_M + self.centre
+        position_m = self.unscale(landmarks)
         ways = [
             (position_m[..., columns] - proprio[..., own] * metres_per_unit) / WAY_UNIT_M
             for columns, own, metres_per_unit in self.ways

@@ -30,7 +30,7 @@ from worldloop.world_model.codec import Codec
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, Denoiser, DenoiserOutput
 from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
-from worldloop.world_model.landmarks import UNIT_M, LandmarkReader
+from worldloop.world_model.landmarks import LandmarkReader
 from worldloop.world_model.pretrained import T5Instruction, load_transformer, read_cosmos_config
 from worldloop.world_model.sampler import sample
 from worldloop.world_model.state import ImaginationState
@@ -79,7 +79,7 @@ class VideoWorldModel(nn.Module):
         if config.landmarks and any(mark.source == "sim_state" for mark in marks):
             self.landmarks = LandmarkReader(channels, head_sizes, robot.proprio_dim, text_dim, marks)
         self.proprio_head = ProprioHead(
-            self.low_dim,
+            self.low_dim_size,
             self.num_coordinates,
             self.landmarks.num_way_coordinates if self.landmarks else 0,
             stacked,
@@ -87,9 +87,9 @@ class VideoWorldModel(nn.Module):
             self.head_cameras,
             num_members=config.num_members,
         )
-        dims = (self.low_dim, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
+        dims = (self.low_dim_size, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
         self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, channels, sizes, *dims, **published)
-        self.success_head = SuccessHead(self.denoiser.feature_dim, channels, head_sizes, self.low_dim, text_dim)
+        self.success_head = SuccessHead(self.denoiser.feature_dim, channels, head_sizes, self.low_dim_size, text_dim)
         self.error_head = ErrorHead(self.denoiser.feature_dim)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
         self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
@@ -122,7 +122,7 @@ class VideoWorldModel(nn.Module):
         return self.landmarks.num_coordinates if self.landmarks else 0
 
     @property
-    def low_dim(self) -> int:
+    def low_dim_size(self) -> int:
         """D = S + P."""
         return self.spec.robot.proprio_dim + self.num_coordinates
 
@@ -139,7 +139,7 @@ class VideoWorldModel(nn.Module):
         S = self.spec.robot.proprio_dim
         landmarks = low_dim[..., S:]
         if self.landmarks is not None:
-            landmarks = landmarks * UNIT_M + self.landmarks.centre
+            landmarks = self.landmarks.unscale(landmarks)
         return low_dim[..., :S] * self.proprio_std + self.proprio_mean, landmarks
 
     def predict_low_dim(self, low_dim: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:

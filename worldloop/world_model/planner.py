@@ -56,7 +56,7 @@ class VideoPlanner(nn.Module):
                 head.requires_grad_(False)
         robot = spec.robot
         self.unknown_actions = nn.Parameter(torch.zeros(spec.actions_per_frame, robot.action_dim))
-        self.unknown_proprio = nn.Parameter(torch.zeros(self.world_model.low_dim))
+        self.unknown_proprio = nn.Parameter(torch.zeros(self.world_model.low_dim_size))
 
     @property
     def normalisation(self) -> Normalisation:

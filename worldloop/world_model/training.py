@@ -1,4 +1,4 @@
-"""Training of a world model: the joint loss of video and success, the loss of the proprio head, and their objectives.
+"""Training of a world model: the joint loss of video and success, and its objective.
 
 `compute_joint_loss` predicts M frames of a clip, each from the one before, and compares each with a `Target`. That is
 the real frame (`DataTarget`, flow matching) or the result of a teacher's sampler (`TeacherTarget`, distillation).
@@ -17,7 +17,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES, shift_frames
 from worldloop.core.interfaces import Metrics
@@ -26,15 +25,13 @@ from worldloop.networks import flow
 from worldloop.networks.views import map_views
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.resume import Stateful
-from worldloop.training.trainer import BatchObjective, Objective
+from worldloop.training.trainer import Objective
 from worldloop.world_model import losses
-from worldloop.world_model.landmarks import READ_NOISE_M, compute_landmark_loss
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.self_rollout import OwnPrediction, SelfRolloutPool
-from worldloop.world_model.variation import vary_context, vary_judged
+from worldloop.world_model.variation import vary_context, vary_judged, vary_landmarks
 
 POSITIVE_RATE_DECAY = 0.99
-PROPRIO_DELTA = 0.3  # standard deviations; from there on an error of proprio counts linearly, not squared
 
 
 @dataclass(frozen=True)
@@ -246,52 +243,6 @@ def _as_single(latents: Tensor) -> Tensor:
     return latents[:, None]
 
 
-def compute_proprio_loss(model: VideoWorldModel, clip: Clip, generator: torch.Generator) -> Tensor:
-    """Huber loss of proprio, and of landmarks that the model carries on, unrolled over M frames on own predictions.
-
-    The images are real. Gradients flow through the unrolled steps, to the proprio head alone. Only valid frames count.
-    Contacts are rare, and there the head is wrong by centimetres. The absolute error, whose best guess is the median,
-    all but ignores them; a policy trained in the world model then finds them.
-    """
-    clip = clip.to(model.device)
-    images = model.codec.encode(
-        {c: torch.cat([clip.context[c][:, -1:], clip.frames[c][:, :-1]], dim=1) for c in model.head_cameras}
-    )
-    S = clip.context_proprio.shape[1]
-    num_members = len(model.proprio_head.members)
-    low_dim = torch.stack([vary_landmarks(model, clip, generator) for _ in range(num_members)], dim=1)
-    real = model.normalise(clip.proprio, clip.landmarks)[:, :, None].expand(-1, -1, num_members, -1)
-    error = torch.zeros_like(clip.valid, dtype=torch.float32)
-    for m in range(clip.valid.shape[1]):
-        now = {camera: latents[:, m] for camera, latents in images.items()}
-        low_dim = model.predict_low_dim(low_dim, model.scale_actions(clip.actions[:, m]), now)
-        target = real[:, m]
-        off = functional.huber_loss(low_dim[..., :S], target[..., :S], delta=PROPRIO_DELTA, reduction="none").mean(2)
-        if model.landmarks is not None:
-            off = off + compute_landmark_loss(low_dim[..., S:], target[..., S:])
-        error[:, m] = off.mean(1)
-    return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1) / PROPRIO_DELTA
-
-
-def compute_reading_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
-    """The loss of `LandmarkReader` on the frames from which the clips start."""
-    assert model.landmarks is not None
-    clip = clip.to(model.device)
-    with model.autocast():
-        instruction = model.instruction(clip.instruction).detach()
-    context = model.encode({camera: clip.context[camera] for camera in model.spec.robot.camera_names})
-    read = model.read_landmarks(context, model.normalisation.normalise(clip.context_proprio), instruction)
-    return compute_landmark_loss(read, model.landmarks.scale(clip.context_landmarks)).mean() / PROPRIO_DELTA
-
-
-def vary_landmarks(model: VideoWorldModel, clip: Clip, generator: torch.Generator) -> Tensor:
-    """``low_dim`` [B, D] of the frames now, with true landmarks about as inexact as those that are read."""
-    if model.landmarks is None:
-        return model.normalise(clip.context_proprio, clip.context_landmarks)
-    noise_m = READ_NOISE_M * torch.randn(clip.context_landmarks.shape, generator=generator)
-    return model.normalise(clip.context_proprio, clip.context_landmarks + noise_m.to(model.device))
-
-
 @torch.no_grad()
 def update_positive_rate(model: VideoWorldModel, clips: Sequence[Clip], data_parallel: DataParallel) -> None:
     """Update the moving average of the share of success frames, which balances the success loss, with one batch.
@@ -371,35 +322,3 @@ class WorldModelObjective(Objective[Clip]):
 
     def microbatch_state(self) -> dict[int, dict[str, Stateful]]:
         return {number: state | {"pool": self.pools[number]} for number, state in super().microbatch_state().items()}
-
-
-class ProprioObjective(BatchObjective[Clip]):
-    """The proprio head's loss on clips of ``num_frames`` frame steps; ``batch_size`` is the size of a microbatch."""
-
-    progress_metric = "loss_proprio"
-
-    def __init__(
-        self,
-        model: VideoWorldModel,
-        clips: ClipSource,
-        generators: Mapping[int, torch.Generator],
-        *,
-        batch_size: int,
-        num_frames: int,
-    ) -> None:
-        super().__init__(generators)
-        self.model, self.clips, self.batch_size, self.num_frames = model, clips, batch_size, num_frames
-
-    def draw(self, generator: torch.Generator) -> Clip:
-        return self.clips.load(self.clips.sample(generator, self.batch_size), self.num_frames)
-
-    def count(self, batch: Clip) -> Tensor:
-        return batch.valid.sum()
-
-    def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
-        loss = compute_proprio_loss(self.model, batch, self.generators[number])
-        metrics = {"loss_proprio": float(loss.detach())}
-        if self.model.landmarks is not None:
-            reading = compute_reading_loss(self.model, batch)
-            loss, metrics = loss + reading, metrics | {"loss_reading": float(reading.detach())}
-        return loss, metrics

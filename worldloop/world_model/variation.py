@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
+from worldloop.core.types import Clip
 from worldloop.networks.augment import shift_images
+from worldloop.world_model.landmarks import READ_NOISE_M
+from worldloop.world_model.model import VideoWorldModel
 
 JUDGEMENT_NOISE = 0.1  # largest noise (std) on the success head's training input: latents, normalised proprio
 JUDGEMENT_SHIFT = 32  # the largest shift of these frames is their shorter side divided by this
@@ -65,3 +68,11 @@ def vary_judged(
 
     noisy = {camera: add_noise(pair[1]) for camera, pair in shifted.items()}
     return {camera: pair[0] for camera, pair in shifted.items()}, noisy, add_noise(proprio)
+
+
+def vary_landmarks(model: VideoWorldModel, clip: Clip, generator: torch.Generator) -> Tensor:
+    """``low_dim`` [B, D] of the frames now, with true landmarks about as inexact as those that are read."""
+    if model.landmarks is None:
+        return model.normalise(clip.context_proprio, clip.context_landmarks)
+    noise_m = READ_NOISE_M * torch.randn(clip.context_landmarks.shape, generator=generator)
+    return model.normalise(clip.context_proprio, clip.context_landmarks + noise_m.to(model.device))
