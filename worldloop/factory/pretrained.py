@@ -54,7 +54,9 @@ def find_world_model(checkpoint: Path) -> Path:
         return fetch_from_hub(address["name"], address["revision"])
     if not checkpoint.exists():
         hint = f"; on the Hub it would be hf://{checkpoint}" if HUB_NAME.fullmatch(str(checkpoint)) else ""
-        raise WorldloopError(f"checkpoint {checkpoint} does not exist: give the folder of a run, or of one{hint}")
+        raise WorldloopError(
+            f"checkpoint {checkpoint} does not exist: give the folder of a run, or of a world model{hint}"
+        )
     if not (checkpoint / "state.json").is_file():
         return checkpoint
     path = RunDirectory(checkpoint).read_state().world_model
