@@ -17,13 +17,13 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import CameraSpec
 from worldloop.core.types import Episode
 from worldloop.sans.labels import format_numbers, parse_numbers, read_labels, update_labels, write_labels
+from worldloop.sans.recorded_episodes import read_previews, read_recording
 from worldloop.sans.recordings import (
     RecordingConfig,
     check_recording,
     name_tasks,
+    open_dataset,
     open_recording,
-    read_previews,
-    read_recording,
     recording_spec,
 )
 
@@ -69,6 +69,10 @@ def _read(config: RecordingConfig) -> list[Episode]:
     return list(read_recording(config, recording_spec(config)))
 
 
+def _preview(config: RecordingConfig) -> list[np.ndarray]:
+    return list(read_previews(open_dataset(config.root, config.cameras), 16))
+
+
 def test_spec(recording: Path) -> None:
     spec = recording_spec(_config(recording))
     robot, (task,) = spec.robot, spec.tasks
@@ -76,9 +80,9 @@ def test_spec(recording: Path) -> None:
     assert robot.proprio_names == ("joint_0.pos", "joint_1.pos")
     assert robot.action_names == ("action_0", "action_1", "action_2")
     assert robot.action_low == pytest.approx(
-        (0.0, 6.9995, -11.0)
+        (0.0, 6.9995, -10.0)
     )  # one action never moved: bounds with room to divide by
-    assert robot.action_high == pytest.approx((400.0, 7.0005, 0.0))
+    assert robot.action_high == pytest.approx((305.0, 7.0005, 0.0))  # episode 3 ends soon after its success, 4 is empty
     assert robot.cameras == (CameraSpec("front", 8, 8),)
     assert (robot.name, robot.control_mode, robot.hz) == ("so101_follower", "recorded", 30.0)
 
@@ -170,7 +174,7 @@ def test_a_video_survives_scaling(tmp_path: Path) -> None:
     assert read.frames["front"].shape == (6, 32, 32, 3)
     expected = np.array([0, 3, 6, 9, 12, 15])[:, None, None, None] * 14 + 20
     assert np.abs(read.frames["front"] - expected.astype(float)).max() < 8
-    (preview,) = read_previews(config, 16)
+    (preview,) = _preview(config)
     assert np.abs(preview.mean((1, 2, 3)) - np.array([20, 7 * 14 + 20, 15 * 14 + 20])).max() < 8
 
 
@@ -210,7 +214,7 @@ def test_every_camera_is_read_at_a_size_of_its_own(three_cameras: Path) -> None:
         }
         for name, grey in (("wrist", 60), ("front", 120), ("top", 180)):
             assert np.abs(episode.frames[name].astype(float) - grey).max() < 8
-    previews = np.stack(list(read_previews(config, 16)))
+    previews = np.stack(_preview(config))
     assert previews.shape == (8, 9, 16, 16, 3)
     assert np.abs(previews.mean((2, 3, 4)) - np.repeat([60, 120, 180], 3)).max() < 8
 
@@ -221,11 +225,11 @@ def test_a_missing_video_matters_where_its_camera_is_used(three_cameras: Path, t
     config = _config(root, cameras=("top", "observation.images.front"))
     assert recording_spec(config).robot.camera_names == ("top", "front")
     assert [list(episode.frames) for episode in _read(config)] == [["top", "front"]] * 8
-    assert next(iter(read_previews(config, 16))).shape == (6, 16, 16, 3)
+    assert _preview(config)[0].shape == (6, 16, 16, 3)
     everything = _config(root)
-    for read in (check_recording, _read, lambda c: list(read_previews(c, 16))):
+    for read in (check_recording, _read, lambda c: _preview(c)):
         with pytest.raises(
-            WorldloopError, match=r"lacks videos/observation\.images\.wrist/.*mp4, a video of the camera wrist: restore"
+            WorldloopError, match=r"videos/observation\.images\.wrist/.*mp4 of .* is missing: restore it, or give r"
         ):
             read(everything)
 
@@ -258,13 +262,13 @@ def test_wrong_recordings_are_refused_by_name(recording: Path, tmp_path: Path) -
         with pytest.raises(WorldloopError, match=match):
             _read(replace(_config(recording), **changes))  # type: ignore[arg-type]
 
-    refuse("has no feature 'joints'; there are: action", state_key="joints")
+    refuse("recording.state_key asks dataset .* for 'joints', which it does not have", state_key="joints")
     refuse("has the cameras front: recording.cameras: 'top' is none of them", cameras=("top",))
     refuse("has the cameras front: recording.image_sizes: 'top' is none of them", image_sizes={"top": 8})
     refuse(r"success_key \(boolean columns: next.success\), or label them: worldloop sans label", success_key="")
     refuse("there are no labels", success_key="", labels=str(tmp_path / "none.json"))
     refuse("root is not given", root="")
-    refuse("is no LeRobotDataset: its meta/info.json cannot be read", root=str(tmp_path))
+    refuse("is no LeRobotDataset: it has no meta/info.json", root=str(tmp_path))
     write_labels(tmp_path / "labels.json", {}, 99)
     refuse("of a recording of 99 episodes, not 5", success_key="", labels=str(tmp_path / "labels.json"))
 
@@ -272,12 +276,9 @@ def test_wrong_recordings_are_refused_by_name(recording: Path, tmp_path: Path) -
     old.mkdir(parents=True)
     info = json.loads((recording / "meta/info.json").read_text())
     (old / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
-    (old / "stats.json").write_text("{}")
     refuse("has LeRobot's format v2.1, this worldloop reads v3.0: convert it", root=str(tmp_path / "old"))
     (old / "info.json").write_text(json.dumps(info))
-    refuse("stats of 'action'", root=str(tmp_path / "old"))
-    (old / "stats.json").write_bytes((recording / "meta/stats.json").read_bytes())
-    refuse("no meta/episodes; finalize the recording", root=str(tmp_path / "old"))
+    refuse("no meta/episodes; restore it, or finalize the recording", root=str(tmp_path / "old"))
 
 
 def _patch(recording: Path, tmp_path: Path, column: str, change: Callable[[list[Any]], None]) -> Path:
@@ -298,21 +299,21 @@ def _patch(recording: Path, tmp_path: Path, column: str, change: Callable[[list[
 
 @pytest.mark.parametrize(
     ("column", "row", "dimension", "name"),
-    [("action", 13, 2, "'action_2'"), ("observation.state", 13, 0, "'joint_0.pos'")],
+    [("action", 15, 2, "'action_2'"), ("observation.state", 15, 0, "'joint_0.pos'")],
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_named(
     recording: Path, tmp_path: Path, column: str, row: int, dimension: int, name: str, value: float
 ) -> None:
     copy = _patch(recording, tmp_path, column, lambda rows: rows[row].__setitem__(dimension, value))
-    with pytest.raises(WorldloopError, match=rf"'{column}' is {value} in row 1 of episode 1, dimension {name}: mend"):
+    with pytest.raises(WorldloopError, match=rf"'{column}' is {value} in row 3 of episode 1, dimension {name}: mend"):
         _read(_config(copy))
 
 
 def test_an_action_that_leads_nowhere_may_be_anything(recording: Path, tmp_path: Path) -> None:
     copy = _patch(recording, tmp_path, "action", lambda rows: rows[23].__setitem__(0, float("nan")))
     spec = recording_spec(_config(copy))
-    assert (spec.robot.action_low[0], spec.robot.action_high[0]) == (0.0, 309.0)  # of the rows that lead somewhere
+    assert (spec.robot.action_low[0], spec.robot.action_high[0]) == (0.0, 305.0)  # of the rows that are used
     for episode, before in zip(_read(_config(copy)), _read(_config(recording)), strict=True):
         assert np.array_equal(episode.actions, before.actions)
 
@@ -339,9 +340,8 @@ def test_a_recording_without_its_frames_is_refused(recording: Path, tmp_path: Pa
     shutil.copytree(recording, broken)
     for file in (broken / "data").rglob("*.parquet"):
         file.write_bytes(file.read_bytes()[:-100])
-    assert len(open_recording(_config(broken)).episodes) == 5
-    with pytest.raises(WorldloopError, match="LeRobot cannot open the dataset"):
-        _read(_config(broken))
+    with pytest.raises(WorldloopError, match=r"file-000\.parquet of .*, of episodes 0-4, has no end"):
+        open_recording(_config(broken))
 
 
 def test_label_lists() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import textwrap
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -212,19 +213,21 @@ def _export(options: argparse.Namespace) -> int:
 def _label(options: argparse.Namespace) -> int:
     """Update the labels of a recording, draw its contact sheet if one is asked for, and print the labels."""
     from worldloop.sans.labels import format_numbers, read_labels, update_labels, write_labels
-    from worldloop.sans.recordings import RecordingConfig, count_episodes, read_previews
+    from worldloop.sans.recordings import open_dataset
 
-    cameras = (options.camera,) if options.camera else ()
-    config = RecordingConfig(root=str(options.root), cameras=cameras)
-    count = count_episodes(config)
+    dataset = open_dataset(str(options.root), options.camera, setting="--camera")
+    count = len(dataset.episodes)
     known = read_labels(options.labels, count) if options.labels.exists() else {}
     labels = update_labels(known, count, options.success, options.failure)
     if labels != known:
         write_labels(options.labels, labels, count)
     if options.sheet:
         from worldloop.sans.contact_sheet import draw_contact_sheet
+        from worldloop.sans.recorded_episodes import read_previews
 
-        draw_contact_sheet(options.sheet, read_previews(config, size=96), labels)
+        draw_contact_sheet(options.sheet, read_previews(dataset, size=96), labels)
+    for doubt in dataset.found.doubts:
+        print(f"warning: {doubt}", file=sys.stderr)
     print(f"{options.root}: {count} episodes, labels in {options.labels}")
     for name, numbers in (
         ("success", [n for n in labels if labels[n]]),

@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     label.add_argument("--success", default="", metavar="LIST", help="episodes, e.g. 0,3,5-9, or: rest")
     label.add_argument("--failure", default="", metavar="LIST", help="episodes, e.g. 1-2, or: rest")
     label.add_argument("--sheet", type=Path, metavar="PNG", help="first, middle and last frame of each, to judge by")
-    label.add_argument("--camera", default="", metavar="FEATURE", help="the only one to draw, e.g. top")
+    label.add_argument("--camera", action="append", default=[], metavar="NAME", help="to draw; may be repeated")
 
     play = commands.add_parser("play", help="drive the robot inside a world model, in the browser")
     play.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or a checked world model's directory")

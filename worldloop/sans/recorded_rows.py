@@ -1,14 +1,14 @@
-"""Read the metadata, rows and images of a LeRobot dataset that was recorded elsewhere.
+"""Read rows and images of a LeRobot dataset that was recorded elsewhere, straight from its parquet and video files.
 
-Rows and images are read with LeRobot's functions, but not with its dataset class. That class decodes every camera of a
-row, and refuses a dataset that lacks the video of a camera which is not used.
+LeRobot's dataset class decodes every camera of a row, refuses a dataset that lacks the video of a camera which is not
+used, and copies all images into a cache in the home folder. Which row belongs to which episode is read from the rows
+themselves: an editing tool may leave other numbers in ``meta/episodes``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import torch
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.images import resize
-from worldloop.sans.lerobot_format import IMAGE_PREFIX, require_data_extra
+from worldloop.sans.recorded_features import name_camera
+from worldloop.sans.recorded_files import ParquetFile, explain_file, name_file, require_whole
+from worldloop.sans.recorded_video import find_frames
 
-_TOLERANCE_S = 1e-4  # largest difference between the time of a row and the time of its video frame
-_PICTURES_AT_ONCE = 32  # images decoded before they are resized; bounds the memory
+_INDEX = ("episode_index", "frame_index", "timestamp", "task_index")
+_DEPTH_MODES = ("I", "F")  # Pillow's images of more than 8 bits
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class VideoPart:
 class RecordedEpisodes:
     """The N episodes of a dataset, in order.
 
-    - ``rows`` int64 [N, 2]: the first row of each episode, and the row after its last
+    - ``rows``: N arrays int64 [n]: where the rows of an episode are among all rows of ``data/``, in order of time
+    - ``times_s``: N arrays f64 [n], from the episode's beginning
     - ``instructions``: N strings
     - ``videos``: camera feature -> N parts, only for cameras that are stored as video
     """
 
-    rows: np.ndarray
+    rows: tuple[np.ndarray, ...]
+    times_s: tuple[np.ndarray, ...]
     instructions: tuple[str, ...]
     videos: dict[str, tuple[VideoPart, ...]] = field(default_factory=dict)
 
@@ -49,175 +53,188 @@ class RecordedEpisodes:
         return len(self.rows)
 
 
-@contextmanager
-def naming_damage(root: Path) -> Iterator[None]:
-    """Within this context, an error that a broken LeRobot dataset causes becomes one `WorldloopError`."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise WorldloopError(
-            f"dataset {root} is damaged, or was not finalized ({type(error).__name__}: {first_line(error)}): "
-            "restore it from a copy, or record it again"
-        ) from error
+class RowTable:
+    """All rows below ``data/``, numbered file after file; holds one file's numbers and one block of images at a time.
 
-
-def read_meta(root: Path, name: str) -> dict[str, Any]:
-    """The JSON file ``meta/name`` of the dataset ``root``; raises `WorldloopError` if it cannot be read."""
-    try:
-        value = json.loads((root / "meta" / name).read_bytes())
-    except (OSError, ValueError) as error:
-        raise WorldloopError(f"{root} is no LeRobotDataset: its meta/{name} cannot be read ({error})") from error
-    return dict(value)
-
-
-def list_cameras(features: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Camera name, e.g. ``top`` -> its feature, e.g. ``observation.images.top``, in the dataset's order.
-
-    Depth maps are left out.
+    ``holds``: file -> its episodes, as far as metadata says so, for errors. Raises `WorldloopError` for a missing or
+    broken file, and for a column that is not there.
     """
-    cameras = [
-        key
-        for key, feature in features.items()
-        if feature["dtype"] in ("image", "video") and not _is_depth(feature.get("info") or {})
-    ]
-    return {name_camera(key): key for key in cameras}
+
+    def __init__(self, root: Path, holds: Mapping[Path, str]) -> None:
+        self.root = root
+        paths = sorted((root / "data").rglob("*.parquet"))
+        if not paths:
+            raise WorldloopError(f"{root} is no whole LeRobotDataset: it has no parquet file below data/; restore it")
+        self.files = [ParquetFile(root, path, holds.get(path, "")) for path in paths]
+        self._first = np.cumsum([0, *(file.num_rows for file in self.files)])
+        self._numbers: tuple[int, dict[str, np.ndarray]] = (-1, {})
+        self._images: tuple[int, str, int, Any] = (-1, "", 0, ())
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def index(self) -> dict[str, np.ndarray]:
+        """Of all rows: ``episode_index``, ``frame_index`` and ``task_index`` int64 [R], ``timestamp`` f64 [R].
+
+        ``task_index`` is left out if the dataset has none.
+        """
+        names = [name for name in _INDEX if name != "task_index" or name in self.files[0].columns]
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for file in self.files:
+            table = file.read(names)
+            for name in names:
+                values = self._to_numpy(file, name, table[name])
+                found[name].append(values.astype(np.float64 if name == "timestamp" else np.int64).reshape(-1))
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def numbers(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """The values [n, ...] of the feature ``key`` at ``rows`` int64 [n]; raises `WorldloopError` for text."""
+        file_of = np.searchsorted(self._first, rows, side="right") - 1
+        order = np.argsort(file_of, kind="stable")
+        parts = [self._load(int(i), key)[rows[order][file_of[order] == i] - self._first[i]] for i in np.unique(file_of)]
+        values = np.concatenate(parts)
+        return values[np.argsort(order, kind="stable")]
+
+    def image(self, key: str, row: int) -> tuple[Path, bytes]:
+        """The file that holds the image ``key`` of ``row``, and the image as it was encoded."""
+        i = int(np.searchsorted(self._first, row, side="right")) - 1
+        file, place = self.files[i], row - int(self._first[i])
+        at, name, begin, column = self._images
+        if (at, name) != (i, key) or not begin <= place < begin + len(column):
+            begin, column = file.read_group(place, key)
+            self._images = (i, key, begin, column)
+        value = column[place - begin].as_py()
+        if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+            raise WorldloopError(f"{key!r} holds no image in row {place} of {name_file(self.root, file.path)}")
+        if value.get("bytes"):
+            return file.path, value["bytes"]
+        path = self.root / value["path"]  # an absolute path stays as it is
+        try:
+            return path, path.read_bytes()
+        except OSError as error:
+            raise WorldloopError(f"{path}, an image of the dataset {self.root}, cannot be read ({error})") from error
+
+    def _load(self, i: int, key: str) -> np.ndarray:
+        """All values of ``key`` in file ``i``."""
+        at, known = self._numbers
+        if at != i:
+            at, known = self._numbers = (i, {})
+        if key not in known:
+            known[key] = self._to_numpy(self.files[i], key, self.files[i].read([key])[key])
+        return known[key]
+
+    def _to_numpy(self, file: ParquetFile, key: str, column: Any) -> np.ndarray:
+        """A column of numbers, or of lists of them, all of one shape, as an array [rows, ...]."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        where = f"{key!r} in {name_file(self.root, file.path)}"
+        values, shape = column.combine_chunks(), [len(column)]
+        while True:
+            if isinstance(values, pa.ChunkedArray):
+                values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+            if isinstance(values.type, pa.BaseExtensionType):
+                values = values.storage
+            if not (pa.types.is_list(values.type) or _is_other_list(values.type)):
+                break
+            lengths = np.unique(pc.list_value_length(values).fill_null(-1).to_numpy())
+            if len(lengths) > 1 or (lengths < 0).any():
+                raise WorldloopError(f"{where} has rows of different lengths: mend the recording")
+            shape.append(int(lengths[0]) if len(lengths) else 0)
+            values = values.flatten()
+        if not (
+            pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)
+        ):
+            raise WorldloopError(f"{where} holds {values.type}, not numbers")
+        return values.to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def name_camera(feature: str) -> str:
-    """``observation.images.top`` -> ``top``."""
-    return feature.removeprefix(IMAGE_PREFIX)
-
-
-def _is_depth(info: dict[str, Any]) -> bool:
-    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
-
-
-def name_dimensions(feature: dict[str, Any], kind: str) -> tuple[str, ...]:
-    """Names of the dimensions of a vector feature. LeRobot stores a list, a mapping to lists, or nothing.
-
-    If there is not one name per dimension, the names are ``kind_0``, ``kind_1``, ...
-    """
-    names, size = feature.get("names"), int(np.prod(feature["shape"]))
-    if isinstance(names, dict):
-        names = [name for values in names.values() for name in (values if isinstance(values, list) else [values])]
-    if not names or len(names) != size:
-        names = [f"{kind}_{i}" for i in range(size)]
-    return tuple(str(name) for name in names)
-
-
-def read_episodes(root: Path, info: dict[str, Any], cameras: Sequence[str]) -> RecordedEpisodes:
-    """Read the table of episodes, and where the videos of the camera features ``cameras`` are.
-
-    ``info`` is the content of ``meta/info.json``. Raises `WorldloopError` if ``meta/episodes`` is missing or broken.
-    """
-    require_data_extra()
+def _is_other_list(kind: Any) -> bool:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    in_video = [key for key in cameras if info["features"][key]["dtype"] == "video"]
-    columns = ["episode_index", "dataset_from_index", "dataset_to_index", "tasks"]
-    columns += [f"videos/{key}/{name}" for key in in_video for name in ("chunk_index", "file_index", "from_timestamp")]
-    files = sorted((root / "meta/episodes").rglob("*.parquet"))
-    if not files:
-        raise WorldloopError(f"{root} is no whole LeRobotDataset: it has no meta/episodes; finalize the recording")
-    try:
-        table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
-    except (pa.ArrowException, KeyError) as error:
-        raise WorldloopError(f"the meta/episodes of {root} cannot be read ({error}): was it finalized?") from error
-    rows = sorted(table.to_pylist(), key=lambda row: row["episode_index"])
-
-    def find_video(row: dict[str, Any], key: str) -> VideoPart:
-        chunk, file = (row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index"))
-        path = root / info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
-        return VideoPart(path, float(row[f"videos/{key}/from_timestamp"]))
-
-    return RecordedEpisodes(
-        rows=np.array([[row["dataset_from_index"], row["dataset_to_index"]] for row in rows], dtype=np.int64),
-        instructions=tuple(str(row["tasks"][0]) if row["tasks"] else "" for row in rows),
-        videos={key: tuple(find_video(row, key) for row in rows) for key in in_video},
-    )
-
-
-def find_bounds(root: Path, key: str, episodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest finite value of each dimension of ``key``, f64 [A] each, in the rows that lead somewhere.
-
-    ``episodes`` int64 [N, 2] are the rows of `RecordedEpisodes`; the last row of each does not count.
-    """
-    import pyarrow.parquet as pq
-
-    low, high = [], []
-    for file in sorted((root / "data").rglob("*.parquet")):
-        table = pq.read_table(file, columns=["index", key])
-        values = np.array(table[key].to_pylist(), dtype=float).reshape(len(table), -1)
-        used = values[~np.isin(table["index"].to_numpy(), episodes[:, 1] - 1)]
-        used[~np.isfinite(used)] = np.nan
-        low.append(np.fmin.reduce(used, initial=np.inf))
-        high.append(np.fmax.reduce(used, initial=-np.inf))
-    return np.min(low, axis=0), np.max(high, axis=0)
-
-
-def require_videos(root: Path, episodes: RecordedEpisodes) -> None:
-    """Raise `WorldloopError` if a video is missing, naming the first."""
-    for key, parts in episodes.videos.items():
-        for path in dict.fromkeys(part.path for part in parts):
-            if not path.is_file():
-                raise WorldloopError(
-                    f"dataset {root} lacks {path.relative_to(root)}, a video of the camera {name_camera(key)}: restore "
-                    "it, or leave that camera out of recording.cameras"
-                )
+    return bool(pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 class RowReader:
-    """Reads rows of a dataset, and images of only the camera that is asked for.
+    """Reads numbers and images of episodes, counted as in ``episodes``; decodes only the camera that is asked for.
 
-    Raises `WorldloopError` if LeRobot is not installed or cannot open the dataset.
+    ``tolerance_s``: largest difference between the time of a row and that of its frame in the video, in seconds.
+    ``cameras_setting`` is what chooses the cameras, e.g. ``--camera``. Raises `WorldloopError` that names file and
+    episode.
     """
 
-    def __init__(self, root: Path, episodes: RecordedEpisodes) -> None:
-        self.episodes = episodes
-        self._table = _open_table(root)
+    def __init__(self, table: RowTable, episodes: RecordedEpisodes, tolerance_s: float, cameras_setting: str) -> None:
+        self.table, self.episodes, self._tolerance_s = table, episodes, tolerance_s
+        self._setting = cameras_setting
 
-    def numbers(self, keys: Sequence[str], begin: int, end: int) -> dict[str, np.ndarray]:
-        """Feature -> its values [end - begin, ...] in the rows ``begin`` to ``end - 1``."""
-        rows = self._table.with_format("numpy", columns=list(keys))[begin:end]
-        return {key: np.stack(list(rows[key])) for key in keys}
+    def numbers(self, key: str, episode: int) -> np.ndarray:
+        """The values [n, ...] of ``key`` in all rows of the episode."""
+        return self.table.numbers(key, self.episodes.rows[episode])
 
     def pictures(self, camera: str, episode: int, rows: np.ndarray, size: int) -> np.ndarray:
         """Images u8 [n, size, size, 3] of the feature ``camera`` at ``rows`` int64 [n].
 
-        Rows are counted from the episode's first.
+        Rows are counted from the episode's first, and increase.
         """
-        begin = int(self.episodes.rows[episode, 0])
-        blocks = np.split(rows, range(_PICTURES_AT_ONCE, len(rows), _PICTURES_AT_ONCE))
-        return np.concatenate([self._read_block(camera, episode, begin + block, size) for block in blocks])
+        read = self._read_video if camera in self.episodes.videos else self._read_images
+        return np.concatenate(
+            [resize(torch.from_numpy(image[None]), size).numpy() for image in read(camera, episode, rows)]
+        )
 
-    def _read_block(self, camera: str, episode: int, rows: np.ndarray, size: int) -> np.ndarray:
-        if camera not in self.episodes.videos:
-            table = self._table.with_format(None, columns=[camera])
-            images = [np.asarray(table[int(row)][camera].convert("RGB")) for row in rows]
-            return resize(torch.from_numpy(np.stack(images)), size).numpy()
-        from lerobot.datasets.video_utils import decode_video_frames
+    def _read_images(self, camera: str, episode: int, rows: np.ndarray) -> Iterator[np.ndarray]:
+        from PIL import Image
 
+        for row in rows.tolist():
+            path, data = self.table.image(camera, int(self.episodes.rows[episode][row]))
+            try:
+                with Image.open(io.BytesIO(data)) as image:
+                    if image.mode.startswith(_DEPTH_MODES):
+                        raise self._refuse_depth(camera, f"of mode {image.mode}")
+                    yield np.array(image.convert("RGB"))
+            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises
+                raise WorldloopError(
+                    f"the image {camera!r} in row {row} of episode {episode} cannot be decoded "
+                    f"({first_line(error)}): restore {path} from a copy, or give {self._setting} without it"
+                ) from error
+
+    def _read_video(self, camera: str, episode: int, rows: np.ndarray) -> Iterator[np.ndarray]:
         part = self.episodes.videos[camera][episode]
-        table = self._table.with_format(None, columns=["timestamp"])
-        times = [part.start_s + float(np.ravel(table[int(row)]["timestamp"])[0]) for row in rows]
-        frames = decode_video_frames(part.path, times, _TOLERANCE_S, return_uint8=True)
-        return resize(frames.movedim(1, -1), size).numpy()
+        times_s = part.start_s + self.episodes.times_s[episode][rows]
+        frames = find_frames(part.path, times_s.tolist())
+        for row, time_s in zip(rows.tolist(), times_s.tolist(), strict=True):
+            try:
+                image, found_s = next(frames)
+            except (OSError, ValueError) as error:
+                remedy = f"give {self._setting} without {name_camera(camera)!r} (episode {episode} needs it)"
+                raise explain_file(self.table.root, part.path, error, remedy) from error
+            gap_s = abs(found_s - time_s)
+            if gap_s > self._tolerance_s + np.spacing(np.float32(time_s)):  # rows hold float32
+                raise self._refuse_gap(part.path, episode, row, time_s, found_s)
+            yield image
+
+    def _refuse_gap(self, path: Path, episode: int, row: int, time_s: float, found_s: float) -> WorldloopError:
+        steps_s = np.diff(self.episodes.times_s[episode])
+        half_s = float(np.median(steps_s)) / 2 if len(steps_s) else 0.0
+        remedy = (
+            f"if its timestamps are not exact, raise recording.tolerance_s, now {self._tolerance_s:g}, up to half a "
+            f"frame, {half_s:.3g}"
+            if abs(found_s - time_s) <= half_s
+            else f"frames are missing: restore the video from a copy, or leave out recording.skip_episodes={episode}"
+        )
+        return WorldloopError(
+            f"{name_file(self.table.root, path)} has no frame at {time_s:.4f} s, for row {row} of episode {episode}; "
+            f"the nearest is at {found_s:.4f} s: {remedy}"
+        )
+
+    def _refuse_depth(self, camera: str, what: str) -> WorldloopError:
+        return WorldloopError(
+            f"{camera!r} of the dataset {self.table.root} holds depth ({what}), not colours: give "
+            f"{self._setting} without it"
+        )
 
 
-def _open_table(root: Path) -> Any:
-    """The `datasets.Dataset` of all rows."""
-    try:
-        from lerobot.datasets.feature_utils import get_hf_features_from_features
-        from lerobot.datasets.io_utils import load_info, load_nested_dataset
-    except ImportError as error:
-        raise WorldloopError(
-            "reading a recording needs lerobot, which is not installed: pip install -e '.[data]' in the clone"
-        ) from error
-    try:
-        features = get_hf_features_from_features(load_info(root).features)
-        return load_nested_dataset(root / "data", features=features)
-    except Exception as error:  # LeRobot and datasets raise many kinds
-        raise WorldloopError(
-            f"LeRobot cannot open the dataset {root} ({first_line(error)}): it must be a LeRobot v3 dataset"
-        ) from error
+def require_videos(root: Path, episodes: RecordedEpisodes, cameras_setting: str) -> None:
+    """Raise `WorldloopError` if a video is missing, empty, or only a Git LFS pointer, naming the first."""
+    for camera, parts in episodes.videos.items():
+        for path in dict.fromkeys(part.path for part in parts):
+            require_whole(root, path, f"give {cameras_setting} without {name_camera(camera)!r}")

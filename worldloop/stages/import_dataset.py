@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import batched
 
-from worldloop.core.errors import WorldloopError
 from worldloop.core.types import Episode
-from worldloop.sans.recordings import RecordingConfig, count_episodes, read_recording
+from worldloop.sans.recorded_episodes import read_recording
+from worldloop.sans.recordings import RecordingConfig, open_recording
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -27,38 +27,36 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Scale and subsample the recording into shards; raises `WorldloopError` if no episode has a label."""
-    recording = context.config_of(RecordingConfig)
-    num_recorded = count_episodes(recording)
+    """Scale and subsample the recording into shards, and say what is doubtful about it."""
+    settings = context.config_of(RecordingConfig)
+    recording = open_recording(settings)
+    for doubt in recording.doubts:
+        context.reporter.log(f"  warning: {doubt}")
     shards = []
     counts: Counter[str] = Counter()
     env_steps = 0
-    with context.reporter.progress(num_recorded, "episode") as progress:
+    with context.reporter.progress(len(recording.used), "episode") as progress:
 
         def counted(episode: Episode) -> Episode:
             progress.advance()
             return episode
 
-        episodes = (counted(episode) for episode in read_recording(recording, context.spec))
+        episodes = (counted(episode) for episode in read_recording(settings, context.spec, recording))
         for number, block in enumerate(batched(episodes, config.episodes_per_shard)):
             shards.append(context.store.append(block, f"000-recorded-{number:03d}", context.spec))
             counts.update(f"{e.meta.split} {e.meta.outcome}" for e in block)
             env_steps += sum(e.num_env_steps for e in block)
-    if not shards:
-        raise WorldloopError(
-            f"no episode of {recording.root} has a label: worldloop sans label {recording.root} LABELS ..."
-        )
     outcomes = {kind.split()[1] for kind in counts}
     if len(outcomes) == 1:
         context.reporter.log(
             f"  warning: every episode ends in {outcomes.pop()}, so a success head has nothing to tell apart"
         )
-    left_out = num_recorded - counts.total()
+    left_out = len(recording.dataset.episodes) - counts.total()
     context.store.snapshot("v000", shards)
     context.reporter.log(
         f"{counts.total()} recorded episodes: "
         + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
-        + (f"; {left_out} without a label left out" if left_out else "")
+        + (f"; {left_out} left out" if left_out else "")
     )
     state = replace(state, dataset="v000", env_steps=env_steps)
     return state.record(recorded_episodes=dict(sorted(counts.items())), recorded_left_out=left_out)
