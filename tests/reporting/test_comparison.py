@@ -74,7 +74,7 @@ def test_a_run_of_before_tasks_had_names_is_compared_with_one_of_today(debug_run
 def _write_run(path: Path, outcomes: dict[str, tuple[bool, ...]]) -> Path:
     """One evaluated iteration of the debug config on states that are the same for a task of the same name."""
     directory = RunDirectory(path)
-    directory.create(to_yaml(load_config(DEBUG)))
+    directory.create(to_yaml(load_config(DEBUG)), {})
     for task, success in outcomes.items():
         ids = tuple(f"{task}/{number}" for number in range(len(success)))
         directory.write_initial_states(InitialStates("evaluation", ids, (task,) * len(ids), torch.zeros(len(ids), 2)))

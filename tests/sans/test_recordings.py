@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from recording import record
 
+from worldloop.__main__ import main
 from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import CameraSpec
 from worldloop.core.types import Episode
-from worldloop.sans.labels import format_numbers, parse_numbers, read_labels, update_labels, write_labels
+from worldloop.sans.labels import Labels, format_numbers, parse_numbers, read_labels, update_labels, write_labels
 from worldloop.sans.recorded_episodes import read_previews, read_recording
 from worldloop.sans.recordings import (
     RecordingConfig,
@@ -67,6 +68,10 @@ def _config(root: Path, **changes: object) -> RecordingConfig:
 
 def _read(config: RecordingConfig) -> list[Episode]:
     return list(read_recording(config, recording_spec(config)))
+
+
+def _fingerprint(root: Path) -> str:
+    return open_dataset(str(root)).found.fingerprint
 
 
 def _preview(config: RecordingConfig) -> list[np.ndarray]:
@@ -128,7 +133,7 @@ def test_success_at_the_ends_of_an_episode(recording: Path) -> None:
 
 def test_labels_put_success_where_enough_frames_show_it(recording: Path, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    write_labels(path, {0: True, 3: False, 4: True}, len(NUM_ROWS))
+    write_labels(path, {0: True, 3: False, 4: True}, len(NUM_ROWS), _fingerprint(recording))
     episodes = _read(_config(recording, success_key="", labels=str(path), success_hold_frames=1))
     assert [e.meta.initial_state_id for e in episodes] == ["pick/recorded/000000", "pick/recorded/000003"]
     assert episodes[0].success.any(axis=1).tolist() == [False, False, True, True]  # steps: frames 3 and 4 show it
@@ -140,7 +145,7 @@ def test_labels_put_success_where_enough_frames_show_it(recording: Path, tmp_pat
 
 def test_split_takes_a_share_of_each_outcome(recording: Path, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    write_labels(path, {0: True, 1: True, 2: False, 3: False}, len(NUM_ROWS))
+    write_labels(path, {0: True, 1: True, 2: False, 3: False}, len(NUM_ROWS), _fingerprint(recording))
     episodes = _read(_config(recording, success_key="", labels=str(path), validation_share=0.5))
     held_out = [e.meta.outcome for e in episodes if e.meta.split == "validation"]
     assert sorted(held_out) == ["failure", "success"]
@@ -269,7 +274,7 @@ def test_wrong_recordings_are_refused_by_name(recording: Path, tmp_path: Path) -
     refuse("there are no labels", success_key="", labels=str(tmp_path / "none.json"))
     refuse("root is not given", root="")
     refuse("is no LeRobotDataset: it has no meta/info.json", root=str(tmp_path))
-    write_labels(tmp_path / "labels.json", {}, 99)
+    write_labels(tmp_path / "labels.json", {}, 99, _fingerprint(recording))
     refuse("of a recording of 99 episodes, not 5", success_key="", labels=str(tmp_path / "labels.json"))
 
     old = tmp_path / "old/meta"
@@ -361,10 +366,50 @@ def test_label_lists() -> None:
 
 def test_label_files(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    write_labels(path, {2: True, 0: False}, 3)
-    assert read_labels(path, 3) == {0: False, 2: True}
+    write_labels(path, {2: True, 0: False}, 3, "f1")
+    assert read_labels(path, 3, "f1") == Labels({0: False, 2: True}, "f1")
     stored = json.loads(path.read_text())
-    for changed in ({"labels": {"0": "maybe"}}, {"labels": {"3": "success"}}, {"labels": [1]}, {"schema_version": 2}):
+    for changed in ({"labels": {"0": "maybe"}}, {"labels": {"3": "success"}}, {"labels": [1]}, {"schema_version": 3}):
         path.write_text(json.dumps(stored | changed))
         with pytest.raises(WorldloopError, match=r"labels\.json"):
-            read_labels(path, 3)
+            read_labels(path, 3, "f1")
+
+
+def test_labels_remember_their_dataset(recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    write_labels(path, {0: True, 1: False}, len(NUM_ROWS), _fingerprint(recording))
+    config = _config(recording, success_key="", labels=str(path))
+    assert len(_read(config)) == 2
+    assert open_recording(config).doubts == ()
+
+    other = _change_mean(recording, tmp_path / "other")
+    refused = r"labels\.json are of another dataset, .*: label this one in a file of its own\. .* set \"dataset\" in"
+    with pytest.raises(WorldloopError, match=refused):
+        open_recording(replace(config, root=str(other)))
+    assert main(["sans", "label", str(other), str(path), "--success", "2"]) == 2
+
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k != "dataset"} | {"schema_version": 1}
+    path.write_text(json.dumps(old))
+    assert open_recording(config).doubts == (f"labels {path} do not say of which dataset they are",)
+    assert main(["sans", "label", str(recording), str(path), "--success", "2"]) == 0
+    assert open_recording(config).doubts == ()
+
+
+def test_a_dataset_is_the_same_however_its_files_are_arranged(recording: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(recording, tmp_path / "copy")
+    (file,) = (copy / "meta/episodes").rglob("*.parquet")
+    rows = pq.read_table(file)
+    pq.write_table(rows.slice(0, 2), file)
+    pq.write_table(rows.slice(2), file.with_name("file-001.parquet"), compression="none")
+    assert _fingerprint(copy) == _fingerprint(recording)
+    assert _fingerprint(_change_mean(recording, tmp_path / "other")) != _fingerprint(recording)
+
+
+def _change_mean(recording: Path, copy: Path) -> Path:
+    """A copy of the same sizes whose episodes hold something else, as their statistics say."""
+    shutil.copytree(recording, copy)
+    (file,) = (copy / "meta/episodes").rglob("*.parquet")
+    table = pq.read_table(file).to_pandas()
+    table["stats/action/mean"] = [mean + 1 for mean in table["stats/action/mean"]]
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), file)
+    return copy

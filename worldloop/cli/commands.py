@@ -216,11 +216,11 @@ def _label(options: argparse.Namespace) -> int:
     from worldloop.sans.recordings import open_dataset
 
     dataset = open_dataset(str(options.root), options.camera, setting="--camera")
-    count = len(dataset.episodes)
-    known = read_labels(options.labels, count) if options.labels.exists() else {}
+    count, fingerprint = len(dataset.episodes), dataset.found.fingerprint
+    known = read_labels(options.labels, count, fingerprint).success if options.labels.exists() else {}
     labels = update_labels(known, count, options.success, options.failure)
     if labels != known:
-        write_labels(options.labels, labels, count)
+        write_labels(options.labels, labels, count, fingerprint)
     if options.sheet:
         from worldloop.sans.contact_sheet import draw_contact_sheet
         from worldloop.sans.recorded_episodes import read_previews

@@ -17,6 +17,7 @@ from worldloop.core.errors import WorldloopError, first_line
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.changes import take_over_changes
+from worldloop.loop.inputs import describe_inputs, require_same_inputs
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
 from worldloop.loop.startup import check_run_can_start
 from worldloop.reporting.progress import Display, TerminalDisplay
@@ -114,8 +115,9 @@ def open_run(config: LoopConfig) -> RunDirectory:
         if mirror:
             mirror.fetch(directory.path)
         if not directory.exists:
-            directory.create(to_yaml(config))
+            directory.create(to_yaml(config), describe_inputs(config))
             return directory
+        require_same_inputs(config, directory)
         take_over_changes(config, directory, f"it and its copy {mirror.place}" if mirror else "it")
     except BaseException:
         directory.unlock()
@@ -179,6 +181,7 @@ def _run_next(
     name, iteration = state.next_stage, state.iteration
     stages = list_stages(config, iteration)
     number, left = stages.index(name) + 1, list_remaining_stages(config, state)
+    require_same_inputs(config, directory)
     display.begin(iteration, config.num_iterations, name, number, len(stages), left)
     new_state, peak = runtime.run_stage(run_stage, state, config, str(directory.path), trains=trains(name))
     new_state = advance(config, new_state)

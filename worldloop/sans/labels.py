@@ -1,29 +1,45 @@
-"""Success labels that a person gives to recorded episodes: a JSON file. The recording itself never changes."""
+"""Success labels that a person gives to recorded episodes: a JSON file. The recording itself never changes.
+
+The file holds the fingerprint of the dataset that was labelled, so that labels of another one are refused.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import read_json, to_json, write_file
 
-LABELS_SCHEMA_VERSION = 1
+LABELS_SCHEMA_VERSION = 2  # version 1 does not name the dataset
 REST = "rest"
 _REMEDY = "write it again with worldloop sans label"
 
 
-def read_labels(path: Path, num_episodes: int) -> dict[int, bool]:
-    """Episode number -> whether it succeeds, sorted.
+@dataclass(frozen=True)
+class Labels:
+    """``success``: episode number -> whether it succeeds, sorted; ``dataset``: fingerprint of what was labelled.
 
-    Raises `WorldloopError` if the file is missing, broken, or made for another number of episodes.
+    ``dataset`` is "" in files of an earlier version.
+    """
+
+    success: dict[int, bool]
+    dataset: str
+
+
+def read_labels(path: Path, num_episodes: int, dataset: str) -> Labels:
+    """The labels in ``path`` of the dataset with the fingerprint ``dataset``.
+
+    Raises `WorldloopError` if the file is missing, broken, or made for another dataset.
     """
     if not path.is_file():
         raise WorldloopError(f"there are no labels {path}: {_REMEDY}")
     stored = read_json(path, f"labels {path}", LABELS_SCHEMA_VERSION, _REMEDY)
     try:
         count = int(stored["num_episodes"])
+        known = str(stored["dataset"]) if stored["schema_version"] > 1 else ""
         labels = {int(number): {"success": True, "failure": False}[name] for number, name in stored["labels"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorldloopError(f"labels {path} hold something else than success and failure ({error}); {_REMEDY}") from (
@@ -31,12 +47,19 @@ def read_labels(path: Path, num_episodes: int) -> dict[int, bool]:
         )
     if count != num_episodes or any(not 0 <= number < num_episodes for number in labels):
         raise WorldloopError(f"labels {path} are of a recording of {count} episodes, not {num_episodes}; {_REMEDY}")
-    return dict(sorted(labels.items()))
+    if known not in ("", dataset):
+        raise WorldloopError(
+            f"labels {path} are of another dataset, or its episodes have changed since: label this one in a file of "
+            f'its own. If you know that they fit, set "dataset" in them to "{dataset}"'
+        )
+    return Labels(dict(sorted(labels.items())), known)
 
 
-def write_labels(path: Path, labels: dict[int, bool], num_episodes: int) -> None:
+def write_labels(path: Path, labels: dict[int, bool], num_episodes: int, dataset: str) -> None:
+    """Write ``labels``, episode number -> whether it succeeds, of the dataset with the fingerprint ``dataset``."""
     names = {str(number): "success" if labels[number] else "failure" for number in sorted(labels)}
-    stored = {"schema_version": LABELS_SCHEMA_VERSION, "num_episodes": num_episodes, "labels": names}
+    described = {"schema_version": LABELS_SCHEMA_VERSION, "dataset": dataset, "num_episodes": num_episodes}
+    stored = described | {"labels": names}
     write_file(path, to_json(stored), f"labels {path}")
 
 

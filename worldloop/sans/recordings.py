@@ -26,7 +26,7 @@ import numpy as np
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.specs import CameraSpec, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
-from worldloop.sans.labels import parse_numbers, read_labels
+from worldloop.sans.labels import Labels, parse_numbers, read_labels
 from worldloop.sans.recorded_features import list_cameras, name_camera, name_dimensions, require_numeric
 from worldloop.sans.recorded_files import read_meta
 from worldloop.sans.recorded_meta import Found, find_episodes
@@ -208,9 +208,13 @@ def _open(config: RecordingConfig, dataset: RecordedDataset) -> Recording:
         for number in range(len(dataset.episodes))
         if number not in skipped
     }
-    used = _choose_parts(config, dataset, numbers)
+    labels = Labels({}, "") if config.success_key else _read_labels(config, dataset)
+    used = _choose_parts(config, dataset, numbers, labels.success)
     for number, part in used.items():
         require_finite(numbers[number], part, config.actions_per_frame, names, number)
+    unsigned = (
+        [] if config.success_key or labels.dataset else [f"labels {config.labels} do not say of which dataset they are"]
+    )
     actions = {number: numbers[number].action[: part.num_actions] for number, part in used.items()}
     low, high = find_bounds(list(actions.values()))
     task_of = name_tasks(config.task or dataset.root.resolve().name, dataset.episodes.instructions)
@@ -222,7 +226,7 @@ def _open(config: RecordingConfig, dataset: RecordedDataset) -> Recording:
         used=used,
         action_low=tuple(low.tolist()),
         action_high=tuple(high.tolist()),
-        doubts=(*dataset.found.doubts, *find_outliers(actions, names[config.action_key])),
+        doubts=(*dataset.found.doubts, *unsigned, *find_outliers(actions, names[config.action_key])),
         fingerprint=_hash_recording(dataset, numbers),
     )
 
@@ -244,11 +248,14 @@ def _require_outcomes(config: RecordingConfig, dataset: RecordedDataset) -> None
         )
 
 
+def _read_labels(config: RecordingConfig, dataset: RecordedDataset) -> Labels:
+    return read_labels(Path(config.labels), len(dataset.episodes), dataset.found.fingerprint)
+
+
 def _choose_parts(
-    config: RecordingConfig, dataset: RecordedDataset, numbers: dict[int, EpisodeNumbers]
+    config: RecordingConfig, dataset: RecordedDataset, numbers: dict[int, EpisodeNumbers], labels: dict[int, bool]
 ) -> dict[int, UsedPart]:
     """Number of each episode in ``numbers`` that has two rows and a known outcome -> what is used of it."""
-    labels = {} if config.success_key else read_labels(Path(config.labels), len(dataset.episodes))
     s, hold = config.actions_per_frame, config.success_hold_frames
     used: dict[int, UsedPart] = {}
     for number, own in numbers.items():

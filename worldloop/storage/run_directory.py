@@ -1,6 +1,6 @@
 """One run on disk.
 
-    config.yaml  state.json  results.json  timings.json  environment.json
+    config.yaml  state.json  results.json  timings.json  environment.json  inputs.json
     tensorboard/  checkpoints/iteration_NNN/{world_model,policy,critic_N}/  sans/  labels/iteration_NNN/
     initial_states/SPLIT/TASK.safetensors
     partial/  checkpoints within the training stage that is running
@@ -112,13 +112,29 @@ class RunDirectory:
             raise WorldloopError(f"{path} is not what worldloop wrote ({first_line(error)}); {_REMEDY}") from error
         return text
 
-    def create(self, config_yaml: str) -> None:
-        """Store what the run was made with: resolved config, git commit, package versions."""
+    def create(self, config_yaml: str, inputs: dict[str, dict[str, str]]) -> None:
+        """Store what the run was made with: resolved config, git commit, package versions, ``inputs``.
+
+        ``inputs``: setting that names a file or folder -> its ``path``, and ``sha256`` of its content.
+        """
         write_file(self.path / "environment.json", to_json(_describe_environment()), "environment.json")
+        write_file(self.path / "inputs.json", to_json({"schema_version": 1, "inputs": inputs}), "inputs.json")
         self.write_config(config_yaml)
 
     def write_config(self, config_yaml: str) -> None:
         write_file(self.path / "config.yaml", config_yaml.encode(), "config.yaml")
+
+    def read_inputs(self) -> dict[str, dict[str, str]]:
+        """What `create` stored; empty for a run of an earlier version."""
+        path = self.path / "inputs.json"
+        if not path.exists():
+            return {}
+        value = read_json(path, f"inputs {path}", 1, _REMEDY)
+        with malformed(f"inputs {path}", _REMEDY):
+            return {
+                setting: {key: str(entry[key]) for key in ("path", "sha256")}
+                for setting, entry in value["inputs"].items()
+            }
 
     def read_state(self) -> LoopState:
         """The state after the last finished stage; the initial one for a fresh run."""

@@ -1,0 +1,53 @@
+"""What a config names by a path: its content is part of what a run was made with, not only its name.
+
+A run whose recording, labels or pretrained weights were changed meanwhile would go on with the old ones where they have
+been read, and with the new ones elsewhere. So the run stores a fingerprint of each, and every stage compares it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from worldloop.config.schema import LoopConfig
+from worldloop.core.errors import WorldloopError
+from worldloop.core.files import hash_file, hash_folder
+from worldloop.sans.recordings import open_recording
+from worldloop.storage.run_directory import RunDirectory
+
+Inputs = dict[str, dict[str, str]]
+
+
+def describe_inputs(config: LoopConfig) -> Inputs:
+    """Setting -> ``path`` and ``sha256`` of the content, of those that are on this machine.
+
+    Of a recording all numbers that are read count, and the sizes of its files; of weights the two ends of every file.
+    """
+    recording, found = config.recording, {}
+    if config.source == "recording" and Path(recording.root).is_dir():
+        labels = Path(recording.labels)
+        if recording.success_key or labels.is_file():
+            found["recording.root"] = (recording.root, open_recording(recording).fingerprint)
+        if not recording.success_key and labels.is_file():
+            found["recording.labels"] = (recording.labels, hash_file(labels))
+    pretrained = config.world_model.pretrained
+    if pretrained and Path(pretrained).is_dir():
+        found["world_model.pretrained"] = (pretrained, hash_folder(Path(pretrained)))
+    return {setting: {"path": path, "sha256": digest} for setting, (path, digest) in found.items()}
+
+
+def require_same_inputs(config: LoopConfig, directory: RunDirectory) -> None:
+    """Raise `WorldloopError` naming an input whose content has changed since the run in ``directory`` was made.
+
+    An input at another path is another setting, which `worldloop.loop.changes` judges. A run that an earlier worldloop
+    made has no fingerprints.
+    """
+    stored = directory.read_inputs()
+    if not stored:
+        return
+    for setting, now in sorted(describe_inputs(config).items()):  # labels before the recording that they are of
+        before = stored.get(setting)
+        if before and before["path"] == now["path"] and before["sha256"] != now["sha256"]:
+            raise WorldloopError(
+                f"{setting} {now['path']} has changed since {directory.path} was made of it: put it back as it was, or "
+                "give another run_name"
+            )
