@@ -11,16 +11,19 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from summing import SEVERAL, make_session
+import torch
+from summing import CALIBRATIONS, CONFIG, SEVERAL, Summing, make_session
 
 from worldloop.core.errors import WorldloopError
 from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import TOKEN_HEADER, PlayServer
 from worldloop.play.session import NUM_STATES, PlaySession
+from worldloop.simulators.toy.simulator import ToySimulator
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -37,10 +40,12 @@ def serve(make_session: Callable[[], PlaySession]) -> Iterator[PlayServer]:
     server = PlayServer(make_session)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join(20)
-    server.close()
+    try:
+        yield server
+    finally:  # also where a test fails: the thread would keep the process alive
+        server.shutdown()
+        thread.join(20)
+        server.close()
 
 
 def ask(server: PlayServer, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
@@ -64,7 +69,10 @@ def test_a_game_over_http(server: PlayServer) -> None:
     assert (state["task"], state["start"], state["now"], len(state["starts"])) == ("ToyPush-v1", 3, 0, 16)
     assert state["starts"][3] == {"task": "ToyPush-v1", "instruction": state["instruction"]}
     assert state["cameras"] == [{"name": "base_camera", "height": 16, "width": 16}]
-    assert [a["name"] for a in state["actions"]] == ["dx", "dy"]
+    assert state["actions"] == [
+        {"name": "dx", "kind": "axis", "low": -1.0, "high": 1.0, "labels": ["left", "right"], "rest": 0.0},
+        {"name": "dy", "kind": "axis", "low": -1.0, "high": 1.0, "labels": ["up", "down"], "rest": 0.0},
+    ]
     assert len(base64.b64decode(state["frames"]["base_camera"])) == 16 * 16 * 3
     assert state["frames"] == state["simulated"]["frames"]
     assert state["simulated"]["psnr_db"] == {"base_camera": None}
@@ -160,7 +168,8 @@ def test_a_person_plays_in_a_browser(server: PlayServer) -> None:
     with browser_module.Browser() as page:
         page.open(server.url)
         page.wait_for("document.getElementById('task')?.textContent === 'ToyPush-v1'")
-        assert page.evaluate("document.querySelectorAll('#axes .axis').length") == 2
+        buttons = "Array.from(document.querySelectorAll('#axes button'), (b) => b.textContent)"
+        assert page.evaluate(buttons) == ["left ←", "right →", "up ↑", "down ↓", "wait ."]
         picture = "document.getElementById('imagined-base_camera').toDataURL()"
         before = page.evaluate(picture)
         page.press("ArrowRight", hold_s=0.3)
@@ -185,6 +194,41 @@ def test_a_person_plays_in_a_browser(server: PlayServer) -> None:
         page.evaluate("call('step', {action: [7, 7]})")
         page.wait_for("document.getElementById('message').textContent.includes('allowed: -1 to 1')")
         assert page.screenshot()[:4] == b"\x89PNG"
+
+
+def test_a_page_of_targets_waits_where_the_robot_is() -> None:
+    """A recording of absolute actions: its sliders begin at its first action, and waiting keeps them there."""
+    browser_module = pytest.importorskip("browser")
+    if browser_module.find_chromium() is None:
+        pytest.skip("no Chromium is installed")
+    spec = ToySimulator.make_spec(CONFIG)
+    robot = replace(spec.robot, control_mode="recorded", action_low=(0.0, 0.0), action_high=(4.0, 10.0))
+    world_model = Summing(replace(spec, robot=replace(robot, action_names=("elbow", "wrist"), action_labels=())))
+    starts, first = world_model.make_starts(["ToyPush-v1"] * 2), torch.tensor([[1.0, 2.5], [3.0, 5.0]])
+
+    def make_session() -> PlaySession:
+        return PlaySession(world_model, CALIBRATIONS, starts, start_actions=first)  # type: ignore[arg-type]
+
+    with serve(make_session) as server, browser_module.Browser() as page:
+        page.open(server.url)
+        page.wait_for("document.getElementById('slider0') !== null")
+        shown = "[0, 1].map((i) => Number(document.getElementById('target' + i).textContent))"
+        assert page.evaluate(shown) == [1, 2.5]
+        page.press(".", hold_s=0.3)
+        page.wait_for("state.now >= 1 && !busy")
+        assert server.session.moments[1].state["position"].tolist() == [2.0]  # two actions of 1
+        slider = "document.getElementById('slider0')"
+        reached = page.evaluate("state.now")
+        page.evaluate(f"({slider}.value = 1, {slider}.oninput())")
+        page.wait_for(f"state.now > {reached}")
+        page.evaluate(f"{slider}.onchange()")
+        page.wait_for("!busy")
+        assert page.evaluate(shown) == [4, 2.5]
+        assert server.session.moments[-1].action == pytest.approx((1.0, -0.5))
+        page.press("r")
+        page.wait_for(f"state.now === 0 && {shown}[0] === 1")
+        page.evaluate("(document.getElementById('start').value = 1, document.getElementById('start').onchange())")
+        page.wait_for(f"state.start === 1 && {shown}[0] === 3 && {shown}[1] === 5")
 
 
 def test_a_game_of_two_cameras_and_two_tasks_over_http() -> None:

@@ -421,3 +421,15 @@ def test_the_spec_is_known_where_there_is_no_maniskill(monkeypatch: pytest.Monke
         WorldloopError, match=r"mani_skill is not installed; install it with: pip install -e '\.\[sim\]' in the clone"
     ):
         ManiSkillSimulator(ManiSkillConfig())
+
+
+def test_labels_say_where_the_arm_goes_in_the_picture() -> None:
+    """As rendered pictures show it: from across the table +x goes left, and +y towards the camera, down."""
+    table = ManiSkillSimulator.make_spec(ManiSkillConfig(view="table")).robot
+    assert table.action_labels == (("right", "left"), ("up", "down"), ("lower", "raise"), ("close", "open"))
+    assert len(table.action_labels) == table.action_dim
+    assert not table.holds_targets
+    push, pick = (TASKS[name].camera.name_directions() for name in ("PushCube-v1", "PickCube-v1"))
+    assert push == (("right", "left"), ("up", "down"))
+    assert sorted(pick[0] + pick[1]) == ["down", "left", "right", "up"]
+    assert pick[1] in (("left", "right"), ("up", "down"))

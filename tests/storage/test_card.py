@@ -1,6 +1,7 @@
 """Cards: what a checked world model carries besides its weights, for several cameras and tasks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ def test_a_card_survives_the_round_trip(card: WorldModelCard, written: Path) -> 
     assert torch.equal(read.starts.proprio, _starts().proprio)
     assert (read.starts.task, read.starts.instruction) == (card.starts.task, card.starts.instruction)
     assert read.starts.env_step.tolist() == [0, 0]
+
+
+def test_the_first_actions_are_kept_where_there_are_any(card: WorldModelCard, written: Path) -> None:
+    assert read_card(written).start_actions is None  # as in cards of earlier versions
+    actions = torch.tensor([[0.5, -1.0], [0.25, 2.0]])
+    write_card(written, replace(card, start_actions=actions))
+    kept = read_card(written)
+    assert kept.start_actions is not None
+    assert torch.equal(kept.start_actions, actions)
+    assert kept.starts.task == card.starts.task
 
 
 def test_a_card_without_a_check_in_the_closed_loop_is_read(written: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+# Words in the names of control modes.
+_TARGETS = {"pos", "position", "positions", "pose", "qpos", "joint", "joints", "absolute", "abs", "target", "recorded"}
+_RELATIVE = {"delta", "relative", "rel", "vel", "velocity", "velocities", "effort", "torque", "force"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class RobotSpec:
 
     ``action_low`` and ``action_high`` bound each action dimension, in environment units; ``hz`` is the rate of
     environment steps. ``joints``: those whose limits are known, which executability needs; may be empty.
+    ``control_mode`` says what an action is, see `holds_targets`. ``action_labels`` say what the lowest and the highest
+    value of each dimension do, e.g. ``("left", "right")`` as a fixed camera shows it; may be empty.
     """
 
     name: str
@@ -64,15 +71,27 @@ class RobotSpec:
     hz: float
     cameras: tuple[CameraSpec, ...]
     joints: tuple[JointSpec, ...] = ()
+    action_labels: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.camera_names)) != len(self.cameras):
             raise ValueError(f"robot {self.name!r} needs one or more cameras with names of their own")
         if not len(self.action_names) == len(self.action_low) == len(self.action_high):
             raise ValueError(f"robot {self.name!r}: action names and bounds differ in number")
+        if self.action_labels and len(self.action_labels) != len(self.action_names):
+            raise ValueError(f"robot {self.name!r}: action names and labels differ in number")
         for joint in self.joints:
             if joint.name not in self.proprio_names:
                 raise ValueError(f"robot {self.name!r}: joint {joint.name!r} is not in proprio")
+
+    @property
+    def holds_targets(self) -> bool:
+        """Whether an action is a target to hold, e.g. joint positions, so that 0 does not mean "no motion".
+
+        So are positions and poses, and recorded actions, unless ``control_mode`` says that they are relative.
+        """
+        words = set(re.split("[^a-z]+", self.control_mode.lower()))
+        return bool(words & _TARGETS) and not words & _RELATIVE
 
     @property
     def proprio_dim(self) -> int:

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from worldloop.core.interfaces import Policy
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.success import Calibrations
@@ -130,9 +132,11 @@ class Models:
             checkpoints.save_planner_policy(planner, inverse_dynamics, self.chunk_length, directory, version=path)
         self.data_parallel.barrier()
 
-    def save_card(self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation) -> None:
+    def save_card(
+        self, path: str, calibrations: Calibrations, figures: dict[str, Any], starts: Observation, actions: Tensor
+    ) -> None:
         """Write the card of the world model at ``path`` beside its weights."""
-        write_card(self.run_dir / path, WorldModelCard(calibrations, figures, starts))
+        write_card(self.run_dir / path, WorldModelCard(calibrations, figures, starts, start_actions=actions))
 
     def carry_card(self, source: str, path: str) -> None:
         """Write the card of the world model at ``source`` for the one at ``path`` too, which was trained on from it."""

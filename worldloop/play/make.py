@@ -55,6 +55,7 @@ def make_play_session(
         card.starts,
         beside,
         note=note,
+        start_actions=card.start_actions,
         value=partial(average_value, critics) if critics else None,
         plan=None if planner is None else partial(planner.plan, noise_key=None, num_frames=1),
     )

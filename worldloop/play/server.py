@@ -18,7 +18,7 @@ import hmac
 import json
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from worldloop.core.errors import WorldloopError
+from worldloop.play.controls import list_kinds, list_labels
 from worldloop.play.session import Frames, PlaySession
 
 PAGE = Path(__file__).with_name("page.html")
@@ -109,10 +110,7 @@ def describe(session: PlaySession) -> dict[str, Any]:
         "note": session.note,
         "cameras": [{"name": c.name, "height": c.height, "width": c.width} for c in robot.cameras],
         "frames_per_second": spec.frames_per_second,
-        "actions": [
-            {"name": name, "springs_back": bool(abs(low + high) <= 1e-6 * (high - low)) and name != "gripper"}
-            for name, low, high in zip(robot.action_names, robot.action_low, robot.action_high, strict=True)
-        ],
+        "actions": _describe_actions(session),
         "start": session.start,
         "starts": [{"task": task, "instruction": instruction} for task, instruction in session.starts],
         "now": session.now,
@@ -136,6 +134,20 @@ def describe(session: PlaySession) -> dict[str, Any]:
         },
         "simulator_error": session.simulator_error,
     }
+
+
+def _describe_actions(session: PlaySession) -> list[dict[str, Any]]:
+    """Of each dimension: name, kind, bounds, what its two sides do, and the share at which nothing moves now."""
+    robot = session.spec.robot
+    parts: dict[str, Sequence[Any]] = {
+        "name": robot.action_names,
+        "kind": list_kinds(robot),
+        "low": robot.action_low,
+        "high": robot.action_high,
+        "labels": list_labels(robot),
+        "rest": session.rest(),
+    }
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 def _encode(frames: Frames) -> dict[str, str]:

@@ -20,6 +20,7 @@ from worldloop.core.interfaces import TaskSimulator, WorldModel
 from worldloop.core.randomness import derive_seed
 from worldloop.core.success import Calibration, Calibrations
 from worldloop.core.types import InitialStates, Observation
+from worldloop.play.controls import find_rest, to_actions
 from worldloop.simulators.base import choose_instruction
 
 Frames = dict[str, np.ndarray]
@@ -49,6 +50,7 @@ class Moment:
     - ``proprio`` f32 [1, S]
     - ``value`` in [-1, 0]: of critics, if there are any
     - ``simulated``: the moment in the simulator, ``None`` without one
+    - ``action``: shares [A] in [-1, 1] of the action that led here, ``None`` for the first
     """
 
     parent: int
@@ -59,13 +61,15 @@ class Moment:
     proprio: Tensor
     simulated: Simulated | None
     value: float | None = None
+    action: tuple[float, ...] | None = None
 
 
 class PlaySession:
     """One game at a time. Without a simulator, a game starts from one of ``starts``.
 
     With a simulator, it starts from one of the simulator's initial states: `NUM_STATES` of each of the world model's
-    tasks, one task after the other. ``note`` is shown beside the game. ``value``, if given, is what critics say of an
+    tasks, one task after the other. ``start_actions`` f32 [N, A] are the first recorded actions after ``starts``, in
+    environment units. ``note`` is shown beside the game. ``value``, if given, is what critics say of an
     observation, f32 [B] in [-1, 0], and ``plan`` the frames that a planner expects after it, camera -> u8
     [B, M, h, w, 3]. It is asked only while ``shows_plan``, for a plan takes longer than a frame. Bad input raises
     `WorldloopError` and changes nothing.
@@ -81,6 +85,7 @@ class PlaySession:
         note: str = "",
         value: Callable[[Observation], Tensor] | None = None,
         plan: Callable[[Observation], dict[str, Tensor]] | None = None,
+        start_actions: Tensor | None = None,
     ) -> None:
         self.world_model, self.calibrations = world_model, calibrations
         self.spec = world_model.spec
@@ -89,7 +94,7 @@ class PlaySession:
         self.shows_plan = False
         self._plans: dict[int, Frames] = {}  # by moment
         self._seed = seed
-        self._observations = starts
+        self._observations, self._start_actions = starts, start_actions
         self._initial_states = None if simulator is None else self._draw_initial_states(simulator)
         self._now_simulated = ROOT  # the moment that the simulator is at
         self._now_imagined = ROOT  # the moment whose world model state is in `_state`
@@ -141,7 +146,8 @@ class PlaySession:
         """Go one frame further by s times the same action: A numbers, -1 for the lower bound to 1 for the upper."""
         if len(self.moments) >= MAX_MOMENTS:
             raise WorldloopError(f"this game has {MAX_MOMENTS} moments, which is as many as are kept: start a new one")
-        actions = self._scale(action)
+        self._check_action(action)
+        actions = to_actions(self.spec.robot, action, self.spec.actions_per_frame)
         here = self.moments[self.now]
         before = self._state if self._now_imagined == self.now else self.world_model.restore(here.state)
         state, chunk = self.world_model.imagine(before, actions)
@@ -159,12 +165,20 @@ class PlaySession:
             proprio=proprio,
             simulated=self._simulate(actions),
             value=self._judge(self._observe(self.now, frames, proprio)),
+            action=tuple(action),
         )
         self.moments.append(moment)
         self.now = self._now_imagined = len(self.moments) - 1
         self._state = state
         if moment.simulated is not None:
             self._now_simulated = self.now
+
+    def rest(self) -> list[float]:
+        """The action that moves nothing from now on, shares [A] in [-1, 1]; see `find_rest`."""
+        here, first = self.moments[self.now], None
+        if self._initial_states is None and self._start_actions is not None:
+            first = self._start_actions[self.start]
+        return find_rest(self.spec.robot, here.action, first, here.proprio[0])
 
     def go_to(self, moment: int) -> None:
         """Go to the moment numbered ``moment``. Later moments are kept, and the next step starts a branch."""
@@ -249,17 +263,14 @@ class PlaySession:
             env_step=torch.tensor([len(self.path(parent)) * self.spec.actions_per_frame]),
         )
 
-    def _scale(self, action: list[float]) -> Tensor:
-        """The action, repeated s times, in environment units, f32 [1, s, A]; `WorldloopError` if it is out of range."""
+    def _check_action(self, action: list[float]) -> None:
+        """Raise `WorldloopError` unless ``action`` is A numbers from -1 to 1."""
         names = self.spec.robot.action_names
         if not isinstance(action, list) or len(action) != len(names):
             raise WorldloopError(f"an action is {len(names)} numbers: {', '.join(names)}")
         for name, value in zip(names, action, strict=True):
             if not isinstance(value, int | float) or isinstance(value, bool) or not -1 <= value <= 1:  # NaN is not
                 raise WorldloopError(f"action {name!r} is {value!r}, allowed: -1 to 1")
-        share = (torch.tensor(action, dtype=torch.float32) + 1) / 2
-        low, high = torch.tensor(self.spec.robot.action_low), torch.tensor(self.spec.robot.action_high)
-        return (low + share * (high - low)).expand(1, self.spec.actions_per_frame, -1).contiguous()
 
     def _simulate(self, actions: Tensor) -> Simulated | None:
         """Step the simulator. If it fails, the game goes on without it, and ``simulator_error`` says why."""

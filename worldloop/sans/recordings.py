@@ -57,6 +57,7 @@ class RecordingConfig:
     cameras: tuple[str, ...] = ()  # image features, e.g. top or observation.images.top; (): all
     state_key: str = "observation.state"  # feature that becomes proprio; elsewhere state, observation.qpos ...
     action_key: str = "action"  # feature that holds the actions; elsewhere actions ...
+    control_mode: str = "recorded"  # what actions are: targets to hold, or with delta or vel in its name relative ones
     success_key: str = ""  # boolean column, e.g. next.success; "": the file `labels` says what succeeds
     labels: str = ""  # file written by `worldloop sans label`; not read if success_key is given
     skip_episodes: str = ""  # episodes that are left out, e.g. 3,7-9
@@ -328,7 +329,7 @@ def make_spec(config: RecordingConfig, recording: Recording) -> SimulatorSpec:
             action_names=name_dimensions(dataset.features[config.action_key], "action"),
             action_low=recording.action_low,
             action_high=recording.action_high,
-            control_mode="recorded",
+            control_mode=config.control_mode,
             hz=float(dataset.info["fps"]),
             cameras=tuple(CameraSpec(name, size, size) for name, size in sizes.items()),
         ),

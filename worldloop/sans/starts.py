@@ -1,8 +1,10 @@
-"""Choose the observations that are stored with a checked world model. Environments and games start from them."""
+"""Choose what is stored with a checked world model for environments and games to start from."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from worldloop.core.types import Observation
 from worldloop.sans.clips import ClipDataset
@@ -10,8 +12,10 @@ from worldloop.sans.clips import ClipDataset
 NUM_STARTS = 64  # over all tasks together
 
 
-def choose_starts(dataset: ClipDataset) -> Observation:
-    """The first observations of the latest episodes of ``dataset``, up to `NUM_STARTS`, with an equal part per task.
+def choose_starts(dataset: ClipDataset) -> tuple[Observation, Tensor]:
+    """The first observations and actions of the latest episodes of ``dataset``, with an equal part per task.
+
+    There are N, up to `NUM_STARTS`; actions are f32 [N, A], in environment units.
 
     A task's starts come from the policy's own episodes if it has any, else from all its episodes. Tasks follow one
     another.
@@ -24,4 +28,6 @@ def choose_starts(dataset: ClipDataset) -> Observation:
         episodes = episodes if len(episodes) else dataset.episode_index(task=task)
         chosen.append(episodes[-max(NUM_STARTS // len(tasks), 1) :])
     first = torch.cat(chosen)
-    return dataset.observation(torch.stack([first, torch.zeros_like(first)], dim=1))
+    observations = dataset.observation(torch.stack([first, torch.zeros_like(first)], dim=1))
+    actions = dataset.cache.steps("actions", first.numpy(), np.zeros(len(first), dtype=np.int64))
+    return observations, torch.from_numpy(actions[:, 0])

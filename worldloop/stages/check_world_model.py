@@ -118,7 +118,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         reporter.log(line)
     write_check(reporter, state.iteration, checks, videos, fps=spec.frames_per_second)
     calibrations = Calibrations({task: check.calibration for task, check in checks.items()})
-    context.models.save_card(state.world_model, calibrations, summarise_for_card(checks), choose_starts(train))
+    context.models.save_card(state.world_model, calibrations, summarise_for_card(checks), *choose_starts(train))
     state = state.record(num_fits=state.num_fits, **make_record(checks, videos))
     return replace(state, calibrations=calibrations, trust={task: check.trust for task, check in checks.items()})
 

@@ -1,7 +1,7 @@
 """The card of a checked world model: how to read its heads, how good it is, and observations to start from.
 
     DIRECTORY/card.json            calibrations, the check's figures, sha256 of the weights and starts they belong to
-    DIRECTORY/starts.safetensors   observations that training episodes began with, seen by every camera
+    DIRECTORY/starts.safetensors   observations and actions that training episodes began with, seen by every camera
 
 With its card, a checkpoint can be used as an environment without the run that made it.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import hash_file, to_json, write_file
@@ -37,12 +38,14 @@ class WorldModelCard:
     - ``closed_loop``: what the last check in the closed loop found, an entry of ``closed_loop.checkpoints`` in
       results.json; {} before there is one
     - ``starts``: N observations of one frame, with proprio
+    - ``start_actions`` f32 [N, A]: the first actions after them, in environment units; earlier cards have none
     """
 
     calibrations: Calibrations
     figures: dict[str, Any]
     starts: Observation
     closed_loop: dict[str, Any] = field(default_factory=dict)
+    start_actions: Tensor | None = None
 
 
 def write_card(directory: Path, card: WorldModelCard) -> None:
@@ -51,6 +54,8 @@ def write_card(directory: Path, card: WorldModelCard) -> None:
     assert starts.proprio is not None
     frames = {camera: images[:, -1:].contiguous() for camera, images in starts.frames.items()}
     tensors = {"proprio": starts.proprio.contiguous(), **prefix("frames", frames)}
+    if card.start_actions is not None:
+        tensors["actions"] = card.start_actions.contiguous()
     what = f"the card of checkpoint {directory}"
     write_file(directory / "starts.safetensors", save(tensors), what)
     value = {
@@ -97,7 +102,7 @@ def read_card(directory: Path) -> WorldModelCard:
         )
         calibrations = {name: Calibration(**fields) for name, fields in value["calibrations"].items()}
         closed_loop = value.get("closed_loop", {})  # earlier cards have none
-        return WorldModelCard(Calibrations(calibrations), value["figures"], starts, closed_loop)
+        return WorldModelCard(Calibrations(calibrations), value["figures"], starts, closed_loop, tensors.get("actions"))
     except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise WorldloopError(f"{what} is unreadable ({error}); {_REMEDY}") from error
 

@@ -37,6 +37,27 @@ class CameraPose:
     target_m: tuple[float, float, float]
     fov_rad: float
 
+    def name_directions(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """What - and + along x, and along y, look like in the picture; one axis goes across, the other up and down.
+
+        An axis that goes both ways counts as what it does more, as far as the other axis leaves it.
+        """
+        forward = torch.tensor(self.target_m) - torch.tensor(self.eye_m)
+        right = torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0]))
+        up = torch.linalg.cross(right / right.norm(), forward / forward.norm())
+        (across_x, across_y), (up_x, up_y) = (right / right.norm())[:2].tolist(), up[:2].tolist()
+        if abs(across_x) + abs(up_y) >= abs(across_y) + abs(up_x):
+            return _across(across_x), _up(up_y)
+        return _up(up_x), _across(across_y)
+
+
+def _across(right: float) -> tuple[str, str]:
+    return ("left", "right") if right > 0 else ("right", "left")
+
+
+def _up(up: float) -> tuple[str, str]:
+    return ("down", "up") if up > 0 else ("up", "down")
+
 
 # The table from x = -0.3 to 0.3 m, from the left, for all tasks alike. From far away, because a gripper may stand on
 # either side of the cube, and would hide it on one of them from near.

@@ -25,7 +25,8 @@ class ManiSkillRobot:
     joints: tuple[str, ...]
     limits: tuple[JointSpec, ...]  # of the arm's joints, from its maker
     control_mode: str
-    action_names: tuple[str, ...]
+    action_names: tuple[str, ...]  # the first two move along x and y
+    other_labels: tuple[tuple[str, str], ...]  # what the lowest and the highest value of the others do
     step_m: float  # metres the tcp moves per step and unit of action
     reach_x_m: float  # inverse kinematics fails, and the arm stops without a word, when a command goes beyond
 
@@ -76,6 +77,7 @@ ROBOTS: dict[str, ManiSkillRobot] = {
         limits=tuple(JointSpec(f"qpos_joint{i}", *limits) for i, limits in enumerate(_PANDA_LIMITS, 1)),
         control_mode="pd_ee_delta_pos",
         action_names=("dx", "dy", "dz", "gripper"),
+        other_labels=(("lower", "raise"), ("close", "open")),
         step_m=0.04,
         reach_x_m=0.183,
     ),

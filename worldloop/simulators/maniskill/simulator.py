@@ -25,7 +25,7 @@ from worldloop.core.success import require_success_frames
 from worldloop.core.types import InitialStates, Split
 from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement, make_cameras, require_names
 from worldloop.simulators.maniskill import TASKS
-from worldloop.simulators.maniskill.family import BASE_CAMERA, TABLE_VIEW
+from worldloop.simulators.maniskill.family import BASE_CAMERA, TABLE_VIEW, CameraPose, ManiSkillTask
 from worldloop.simulators.maniskill.robots import ROBOTS, ManiSkillRobot
 from worldloop.simulators.maniskill.variations import VARIATIONS, changed_object, move_camera
 from worldloop.simulators.perturbations import draw_variant_parameters
@@ -176,6 +176,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             hz=CONTROL_HZ,
             cameras=make_cameras("simulator.maniskill", config.cameras, config.image_size, config.image_sizes),
             joints=arm.limits,
+            action_labels=(*_choose_view(config, TASKS[config.tasks[0]]).name_directions(), *arm.other_labels),
         )
         effector = Landmark("effector", "proprio", _list_columns(arm.tcp_in_proprio))
         tasks = [TASKS[name] for name in config.tasks]
@@ -256,7 +257,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             for camera in self.spec.robot.cameras
         }
         if BASE_CAMERA in sensors:
-            view = move_camera(config.variation, TABLE_VIEW if config.view == "table" else task.camera)
+            view = move_camera(config.variation, _choose_view(config, task))
             sensors[BASE_CAMERA] |= {"fov": view.fov_rad, "pose": look_at(view.eye_m, view.target_m)}
         with changed_object(config.variation):
             env: Any = gymnasium.make(
@@ -376,6 +377,11 @@ class ManiSkillSimulator(ChunkedSimulator):
         if goal is not None:
             goal.show_visual()
         return frames
+
+
+def _choose_view(config: ManiSkillConfig, task: ManiSkillTask) -> CameraPose:
+    """Where the base camera stands, unless a variation moves it."""
+    return TABLE_VIEW if config.view == "table" else task.camera
 
 
 def _list_columns(part: slice) -> tuple[int, ...]:

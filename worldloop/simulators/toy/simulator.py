@@ -98,6 +98,7 @@ class ToySimulator(ChunkedSimulator):
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
             control_mode="delta_pos",
+            action_labels=(("left", "right"), ("up", "down")),
             hz=HZ,
             cameras=make_cameras("simulator.toy", config.cameras, config.image_size, config.image_sizes),
             joints=tuple(
