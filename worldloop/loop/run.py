@@ -23,6 +23,7 @@ from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.reporting.reporter import StageReporter
 from worldloop.reporting.status import StatusDisplay
 from worldloop.reporting.tensorboard import write_iteration
+from worldloop.rollout.kept_blocks import KeptBlocks
 from worldloop.rollout.simulation import Executor, Simulation
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.memory import begin_peak, read_peak
@@ -45,14 +46,16 @@ def run_stage(
         raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
     begin_peak()
     stage = STAGES[name]
-    context = make_context(name, config, Path(run_dir), executor, display)
+    context = make_context(name, config, Path(run_dir), executor, display, KeptBlocks(Path(run_dir)))
     state = stage.run(state, config.section(stage.Config), context)
     state = replace(state, simulator_steps=state.simulator_steps + context.simulation.num_env_steps)
     return state.record(env_steps=state.env_steps, simulator_steps=state.simulator_steps), read_peak()
 
 
-def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executor, display: Display) -> StageContext:
-    """The context in which the stage called ``name`` runs in this process."""
+def make_context(
+    name: str, config: LoopConfig, run_dir: Path, executor: Executor, display: Display, kept: KeptBlocks | None = None
+) -> StageContext:
+    """The context in which the stage called ``name`` runs in this process. For ``kept`` see `Simulation`."""
     resources = config.resources
     torch.set_num_threads(resources.num_threads)
     data_parallel = DataParallel.of_process_group() if trains(name) else DataParallel()
@@ -74,7 +77,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         models=Models(
             config.policy, config.world_model, config.value, spec, config.chunk_length, run_dir, data_parallel
         ),
-        simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter),
+        simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter, kept),
         setup=setup,
         reporter=reporter,
         max_imagination_batch=resources.max_imagination_batch,
@@ -84,7 +87,8 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
 
 def make_runtime(config: LoopConfig, display: Display) -> Any:
     if config.runtime == "inline":
-        return InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
+        resources = config.resources
+        return InlineRuntime(resources.num_simulators, resources.max_retries, display, resources.block_timeout_s)
     from worldloop.runtime.ray import RayRuntime
 
     return RayRuntime(
@@ -96,6 +100,9 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
         trainer_gpus=config.resources.trainer_gpus,
         max_retries=config.resources.max_retries,
         display=display,
+        block_timeout_s=config.resources.block_timeout_s,
+        cluster_grows=config.resources.cluster_grows,
+        show_prints=config.resources.show_prints,
     )
 
 
@@ -190,6 +197,7 @@ def _run_next(
             tensorboard, new_state.records[: iteration + 1], directory.read_timings(), list_settings(config)
         )
     directory.write_state(new_state)
+    KeptBlocks(directory.path).drop()
     if config.mirror and new_state.next_stage:
         copy_to_mirror(config, directory, display)
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")

@@ -3,7 +3,7 @@
     config.yaml  state.json  results.json  timings.json  environment.json
     tensorboard/  checkpoints/iteration_NNN/{world_model,policy,critic_N}/  sans/  labels/iteration_NNN/
     initial_states/SPLIT/TASK.safetensors
-    partial/  checkpoints within the training stage that is running
+    partial/  checkpoints within the stage that is running, and its finished episodes
 
 ``state.json`` says how far the run is. It is replaced after every stage. ``results.json`` is derived from it. It holds
 no timings, so that an interrupted and an uninterrupted run can be compared byte for byte.
