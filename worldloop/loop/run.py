@@ -14,6 +14,7 @@ from worldloop.config.loading import list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.files import claim_folder, join_claim
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.changes import take_over_changes
@@ -46,10 +47,20 @@ def run_stage(
         raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
     begin_peak()
     stage = STAGES[name]
+    _claim(Path(run_dir), DataParallel.of_process_group() if trains(name) else DataParallel())
     context = make_context(name, config, Path(run_dir), executor, display, KeptBlocks(Path(run_dir)))
     state = stage.run(state, config.section(stage.Config), context)
     state = replace(state, simulator_steps=state.simulator_steps + context.simulation.num_env_steps)
     return state.record(env_steps=state.env_steps, simulator_steps=state.simulator_steps), read_peak()
+
+
+def _claim(run_dir: Path, data_parallel: DataParallel) -> None:
+    """Refuse what an earlier process of this run, cut off from the driver, may still write."""
+    if data_parallel.is_main:
+        claim_folder(run_dir)
+    data_parallel.barrier()
+    if not data_parallel.is_main:
+        join_claim(run_dir)
 
 
 def make_context(
