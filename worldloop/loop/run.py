@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,18 @@ def run_stage(
     stage = STAGES[name]
     _claim(Path(run_dir), DataParallel.of_process_group() if trains(name) else DataParallel())
     context = make_context(name, config, Path(run_dir), executor, display, KeptBlocks(Path(run_dir)))
+    state = note_device(state, context.setup.device.type, context.reporter.log)
     state = stage.run(state, config.section(stage.Config), context)
     state = replace(state, simulator_steps=state.simulator_steps + context.simulation.num_env_steps)
     return state.record(env_steps=state.env_steps, simulator_steps=state.simulator_steps), read_peak()
+
+
+def note_device(state: LoopState, device: str, log: Callable[[str], None]) -> LoopState:
+    """Record on which kinds of device this iteration computes; ``log`` when a run goes on on another kind."""
+    before = {name for record in state.records for name in record.get("devices", [])}
+    if before and device not in before:
+        log(f"  the run began on {' and '.join(sorted(before))} and goes on on {device}: not repeatable bit by bit")
+    return state.record(devices=sorted({*state.recorded("devices", []), device}))
 
 
 def _claim(run_dir: Path, data_parallel: DataParallel) -> None:
