@@ -40,6 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "mani_skill": ("simulators/maniskill/*",),
     "sapien": ("simulators/maniskill/*",),
     "mujoco": ("simulators/mujoco_*.py", "simulators/metaworld/*", "simulators/libero/*"),
+    "metaworld": ("simulators/metaworld/*",),
     "lerobot": ("sans/*", "policies/lerobot/*"),
     "datasets": ("sans/*", "policies/lerobot/*"),
     "transformers": ("policies/*", "networks/*", "world_model/*"),

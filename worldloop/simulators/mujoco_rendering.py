@@ -10,6 +10,7 @@ import atexit
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -97,6 +98,21 @@ def _open_context(process: int) -> Any:
     return context
 
 
+@dataclass(frozen=True)
+class FreeCamera:
+    """A camera that no model has: it looks at ``target_m`` (metres, world frame) from ``distance_m`` away.
+
+    ``azimuth_deg`` is the direction of its view in the plane, 0 along x and 90 along y; ``elevation_deg`` is below 0
+    where it looks down. ``fov_deg`` is the vertical field of view.
+    """
+
+    target_m: tuple[float, float, float]
+    distance_m: float
+    azimuth_deg: float
+    elevation_deg: float
+    fov_deg: float
+
+
 class SceneRenderer:
     """Draws one MuJoCo scene. For one thread; call `close` before the model is given up.
 
@@ -113,29 +129,39 @@ class SceneRenderer:
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._options = mujoco.MjvOption()
         self._model = model
 
-    def render(self, data: Any, camera: str, width: int, height: int) -> NDArray[np.uint8]:
-        """The image u8 [height, width, 3] of the model's camera ``camera``; ``ValueError`` for an unknown one."""
+    def render(self, data: Any, camera: str | FreeCamera, width: int, height: int) -> NDArray[np.uint8]:
+        """The image u8 [height, width, 3] of a camera, the model's by name; ``ValueError`` for an unknown one."""
         import mujoco
 
-        number = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
-        if number < 0:
-            known = ", ".join(self._model.camera(i).name for i in range(self._model.ncam))
-            raise ValueError(f"camera {camera!r} is not one of {known}")
         self._gl.make_current()
-        self._camera.fixedcamid = number
-        everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        view, everything = self._place(camera), mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._options, None, view, everything, self._scene)
         image = np.empty((height, width, 3), dtype=np.uint8)
         area = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another scene's may be bound
         mujoco.mjr_render(area, self._scene, self._context)
         mujoco.mjr_readPixels(image, None, area, self._context)
         return image[::-1].copy()  # OpenGL's first row is the lowest
+
+    def _place(self, camera: str | FreeCamera) -> Any:
+        import mujoco
+
+        view = mujoco.MjvCamera()
+        if isinstance(camera, FreeCamera):
+            view.type = mujoco.mjtCamera.mjCAMERA_FREE
+            view.lookat[:] = camera.target_m
+            view.distance, view.azimuth, view.elevation = camera.distance_m, camera.azimuth_deg, camera.elevation_deg
+            self._model.vis.global_.fovy = camera.fov_deg  # of free cameras alone
+            return view
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        if view.fixedcamid < 0:
+            known = ", ".join(self._model.camera(i).name for i in range(self._model.ncam))
+            raise ValueError(f"camera {camera!r} is not one of {known}")
+        return view
 
     def close(self) -> None:
         """Free the scene's buffers; the renderer cannot be used afterwards."""
