@@ -48,7 +48,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "peft": ("world_model/*",),
 }
 # What the command line must not pay for before it knows what it is asked to do.
-LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "transformers", "lerobot", "datasets", "diffusers")
+LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "mujoco", "metaworld", "transformers", "lerobot")
+LIGHT_CLI += ("datasets", "diffusers")
 
 
 @dataclass(frozen=True)

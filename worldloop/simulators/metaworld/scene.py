@@ -6,7 +6,6 @@ MuJoCo's state 63 (see `mujoco_state`), the last two filled up with zeros. Impor
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from worldloop.simulators.base import ENDLESS_STEPS
 from worldloop.simulators.metaworld import TASKS
 from worldloop.simulators.metaworld.cameras import CAMERAS, UPSIDE_DOWN
 from worldloop.simulators.metaworld.tasks import BEFORE, NOW, NUM_OBSERVED
-from worldloop.simulators.metaworld.variations import VARIATIONS
+from worldloop.simulators.metaworld.variations import VARIATIONS, move_camera
 from worldloop.simulators.mujoco_rendering import SceneRenderer
 from worldloop.simulators.mujoco_state import read_physics, write_physics
 
@@ -46,7 +45,9 @@ class MetaWorldScene:
         if variation:
             VARIATIONS[variation](env.model)
         self._env = env
+        self._variation = variation
         self._num_random = env._random_reset_space.low.size
+        self._built: NDArray[np.float64] = np.zeros(0)  # the random vector of the scene as it stands
         self._before: NDArray[np.float64] = np.zeros(BEFORE.stop - BEFORE.start)
         self._largest_image_px = largest_image_px
         self._renderer: SceneRenderer | None = None
@@ -70,7 +71,7 @@ class MetaWorldScene:
         env.seed(seed)
         env._freeze_rand_vec = False
         env.reset()
-        self._reset(env._last_rand_vec)  # what came before must not show
+        self._build(env._last_rand_vec)  # what came before must not show
 
     def read(self) -> NDArray[np.float64]:
         """The present state f64 [108], for `write`."""
@@ -83,8 +84,9 @@ class MetaWorldScene:
 
     def write(self, state: NDArray[np.float64], env_step: int) -> None:
         """Go to ``state`` f64 [108] of `read`, after ``env_step`` environment steps."""
-        env = self._env
-        self._reset(state[_RANDOM][: self._num_random])
+        env, random = self._env, state[_RANDOM][: self._num_random]
+        if not np.array_equal(random, self._built):
+            self._build(random)
         size = len(read_physics(env.model, env.data))
         write_physics(env.model, env.data, state[_RANDOM.stop : _RANDOM.stop + size])
         for site in env._target_site_config:
@@ -107,7 +109,8 @@ class MetaWorldScene:
         if key not in self._images:
             if self._renderer is None:
                 self._renderer = SceneRenderer(self._env.model, self._largest_image_px, self._largest_image_px)
-            image = self._renderer.render(self._env.data, CAMERAS[camera], width, height)
+            view = move_camera(self._variation, CAMERAS[camera])
+            image = self._renderer.render(self._env.data, view, width, height)
             self._images[key] = np.rot90(image, 2) if camera in UPSIDE_DOWN else image
         return self._images[key]
 
@@ -117,12 +120,12 @@ class MetaWorldScene:
             self._renderer.close()
         self._env.close()
 
-    def _reset(self, random: NDArray[np.float64]) -> None:
+    def _build(self, random: NDArray[np.float64]) -> None:
+        """Build the scene that ``random`` stands for; nothing else changes MuJoCo's model. It takes 10 ms."""
         env = self._env
         env._freeze_rand_vec, env._last_rand_vec = True, random.copy()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            env.reset()
+        env.reset()
+        self._built = random.copy()
         self._before = env._prev_obs.copy()
         self._evaluate(env.evaluate_state(self.observed, np.zeros(4, dtype=np.float32))[1])
 

@@ -3,8 +3,9 @@
 They decide anew at each environment step, and we plan a whole chunk ahead. So they act in a twin of the scene, which
 begins in its exact state: what they do there is bit for bit what they would do at each step of the scene itself.
 
-The variants' parameters (`perturbations`) mean: ``progress`` is the share of the expert's time to success after which
-the row stops; then ``lifts_at_end`` opens the fingers and lifts the hand. ``lateral_m`` and ``height_m`` shift where
+The variants' parameters (`perturbations`) mean: ``progress`` is the share of the second half of the expert's time to
+success after which the row stops, since the first half is the way to the object; then ``lifts_at_end`` opens the
+fingers and lifts the hand. ``lateral_m`` and ``height_m`` shift where
 the expert believes objects and goal to be, sideways to the way from object to goal, and up. ``speed`` is not used.
 """
 
@@ -82,12 +83,12 @@ class MetaWorldScriptedPolicy:
         return np.stack(actions)
 
     def _count_steps(self, row: int, twin: MetaWorldScene, step: int) -> int:
-        """The share ``progress`` of the environment steps that the expert needs from here to success."""
+        """The environment steps from here to where the row stops, if the expert needs this long to success."""
         count = 0
         while not twin.success and step + count < self._max_steps:
             twin.step(self._ask_expert(row, twin.observed))
             count += 1
-        return int(float(self._p.progress[row]) * count)
+        return int((1 + float(self._p.progress[row])) / 2 * count)
 
     def _plan(self, row: int, observed: NDArray[np.float64], step: int) -> NDArray[np.float32]:
         p = self._p

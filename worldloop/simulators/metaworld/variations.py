@@ -6,11 +6,14 @@ All change what is seen, and physics stays. Each writes into MuJoCo's model, whi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
+
+from worldloop.simulators.mujoco_rendering import FreeCamera
 
 TABLE_COLOUR = (0.25, 0.32, 0.42, 1.0)  # a blue-grey cloth in place of wood
 OBJECT_COLOUR = (0.55, 0.1, 0.6, 1.0)  # purple
-AMBIENT, DIFFUSE = (0.45, 0.36, 0.24), (0.9, 0.75, 0.5)  # warm and bright
+LIGHT = (0.9, 0.65, 0.4)  # share of red, green and blue that is left: warm and dim
 CAMERA_SHIFT_M = (0.03, -0.05, 0.04)
 TABLE = ("tablelink",)
 NOT_OBJECTS = ("world", "tablelink", "RetainingWall", "base", "mocap")  # the room and the robot
@@ -43,8 +46,10 @@ def _paint_objects(model: Any) -> None:
 
 
 def _light(model: Any) -> None:
-    model.vis.headlight.ambient[:] = AMBIENT
-    model.light_diffuse[:] = DIFFUSE
+    """Evening light. MuJoCo's own lights do not reach the table, so the colours of all surfaces change instead."""
+    model.mat_rgba[:, :3] *= LIGHT
+    model.geom_rgba[:, :3] *= LIGHT
+    model.site_rgba[:, :3] *= LIGHT
 
 
 def _move_cameras(model: Any) -> None:
@@ -61,3 +66,11 @@ VARIATIONS: dict[str, Callable[[Any], None]] = {
     "lighting": _light,
     "camera": _move_cameras,
 }
+
+
+def move_camera(variation: str, camera: str | FreeCamera) -> str | FreeCamera:
+    """``camera``; one of ours from some centimetres beside if the variation is ``camera``."""
+    if variation != "camera" or isinstance(camera, str):
+        return camera
+    x, y, z = (a + b for a, b in zip(camera.target_m, CAMERA_SHIFT_M, strict=True))
+    return replace(camera, target_m=(x, y, z))
