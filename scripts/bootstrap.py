@@ -189,7 +189,7 @@ def set_up_packages() -> Path:
 
 def ask_doctor(python: Path, probe: str) -> tuple[bool, str]:
     """Whether a probe of the doctor, by the name of its function, succeeds here, and what was found."""
-    command = [python, "-c", PROBE.format(probe)]
+    command = [str(python), "-c", PROBE.format(probe)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     detail = (result.stdout.strip() or result.stderr.strip() or "no answer").splitlines()[-1]
     return result.returncode == 0, detail
