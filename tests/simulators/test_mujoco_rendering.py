@@ -1,11 +1,12 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from worldloop.core.errors import WorldloopError
 from worldloop.simulators import mujoco_rendering
-from worldloop.simulators.mujoco_rendering import SceneRenderer, choose_opengl, probe_opengl
+from worldloop.simulators.mujoco_rendering import FreeCamera, SceneRenderer, choose_opengl, probe_opengl
 
 BOX = """
 <mujoco><worldbody>
@@ -94,6 +95,28 @@ def test_scenes_take_turns_and_survive_the_end_of_another(scene):
     assert np.array_equal(again.render(red[1], "above", 96, 48), first[0])
     again.close()
     renderers[1].close()
+
+
+def test_another_thread_can_draw_the_same_scene(scene):
+    model, data = scene("1 0 0")
+    renderer = SceneRenderer(model, 32, 32)
+    here = renderer.render(data, "above", 32, 32)
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(renderer.render, data, "above", 32, 32).result()
+    assert np.array_equal(here, there)
+    assert np.array_equal(here, renderer.render(data, "above", 32, 32))
+    renderer.close()
+
+
+def test_a_free_camera_looks_where_it_says(scene):
+    model, data = scene("1 0 0")
+    renderer = SceneRenderer(model, 64, 64)
+    seen = FreeCamera((0.0, 0.1, 0.2), distance_m=0.6, azimuth_deg=90.0, elevation_deg=-60.0, fov_deg=40.0)
+    away = FreeCamera((0.0, 1.5, 0.2), distance_m=0.6, azimuth_deg=90.0, elevation_deg=-60.0, fov_deg=40.0)
+    images = [renderer.render(data, camera, 64, 64).astype(int) for camera in (seen, away)]
+    assert images[0][32, 32, 0] > images[0][32, 32, 1] + 50
+    assert np.ptp(images[1][32, 32]) < 10
+    renderer.close()
 
 
 def test_shadows_are_off(scene):

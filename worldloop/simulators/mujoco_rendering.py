@@ -10,6 +10,8 @@ import atexit
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -90,12 +92,29 @@ def _open_context(process: int) -> Any:
     try:
         module = importlib.import_module(f"mujoco.{chosen}" if chosen in HEADLESS else "mujoco")
         context = module.GLContext(16, 16)  # scenes are drawn into buffers of their own, so its size is of no use
-        context.make_current()
+        with _borrow(context):
+            pass
     except Exception as error:  # PyOpenGL and the drivers raise all kinds
         remedy = f"apt-get install {PACKAGES[chosen]}, or unset MUJOCO_GL" if chosen in HEADLESS else "unset MUJOCO_GL"
         raise WorldloopError(f"MuJoCo cannot draw with MUJOCO_GL={chosen} ({error}); {remedy}") from error
     atexit.register(context.free)  # before EGL itself ends, which was registered earlier
     return context
+
+
+@contextmanager
+def _borrow(context: Any) -> Iterator[None]:
+    """Within this context the OpenGL context belongs to this thread, afterwards to none.
+
+    A game makes its simulator in one thread and steps it in another, and EGL refuses a context that a thread still has.
+    """
+    context.make_current()
+    try:
+        yield
+    finally:
+        if os.environ["MUJOCO_GL"] == "egl":
+            from mujoco.egl import egl_ext
+
+            egl_ext.eglReleaseThread()
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,7 @@ class FreeCamera:
 
 
 class SceneRenderer:
-    """Draws one MuJoCo scene. For one thread; call `close` before the model is given up.
+    """Draws one MuJoCo scene, for one thread at a time. Call `close` before the model is given up.
 
     Without shadows, which take half of the time and more, and without multisampling: it is slower than to draw twice as
     large and average.
@@ -124,11 +143,11 @@ class SceneRenderer:
         self._gl = _open_context(os.getpid())
         import mujoco
 
-        self._gl.make_current()
         screen = model.vis.global_
         screen.offwidth, screen.offheight = max(screen.offwidth, max_width), max(screen.offheight, max_height)
         model.vis.quality.offsamples = 0
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        with _borrow(self._gl):
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         self._options = mujoco.MjvOption()
@@ -138,14 +157,14 @@ class SceneRenderer:
         """The image u8 [height, width, 3] of a camera, the model's by name; ``ValueError`` for an unknown one."""
         import mujoco
 
-        self._gl.make_current()
         view, everything = self._place(camera), mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._options, None, view, everything, self._scene)
         image = np.empty((height, width, 3), dtype=np.uint8)
         area = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another scene's may be bound
-        mujoco.mjr_render(area, self._scene, self._context)
-        mujoco.mjr_readPixels(image, None, area, self._context)
+        with _borrow(self._gl):
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another scene's may be bound
+            mujoco.mjr_render(area, self._scene, self._context)
+            mujoco.mjr_readPixels(image, None, area, self._context)
         return image[::-1].copy()  # OpenGL's first row is the lowest
 
     def _place(self, camera: str | FreeCamera) -> Any:
@@ -167,5 +186,5 @@ class SceneRenderer:
 
     def close(self) -> None:
         """Free the scene's buffers; the renderer cannot be used afterwards."""
-        self._gl.make_current()
-        self._context.free()
+        with _borrow(self._gl):
+            self._context.free()

@@ -115,7 +115,7 @@ class MetaWorldSimulator(ChunkedSimulator):
         robot = RobotSpec(
             name="sawyer",
             proprio_names=PROPRIO_NAMES,
-            action_names=("dx", "dy", "dz", "gripper"),
+            action_names=("dx", "dy", "dz", "gripper_close"),
             action_low=(-1.0,) * 4,
             action_high=(1.0,) * 4,
             control_mode="mocap_delta_pos",
