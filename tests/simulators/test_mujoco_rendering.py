@@ -54,7 +54,7 @@ def test_egl_is_chosen_where_it_works_else_osmesa(variables, works, chosen):
 
 @pytest.mark.parametrize("setting", ["osmesa", "glfw"])
 def test_the_users_choice_stays(variables, setting):
-    allow(variables, "egl")
+    allow(variables, "egl", "osmesa")
     variables.setenv("MUJOCO_GL", setting)
     variables.setenv("LP_NUM_THREADS", "2")
     assert choose_opengl() == os.environ["MUJOCO_GL"] == setting
@@ -67,6 +67,13 @@ def test_without_opengl_the_error_names_the_packages(variables):
     with pytest.raises(WorldloopError, match=r"neither EGL nor OSMesa works.*libegl-mesa0.*libosmesa6"):
         choose_opengl()
     assert "MUJOCO_GL" not in os.environ
+
+
+def test_a_chosen_opengl_that_does_not_work_is_named_with_its_packages(variables):
+    allow(variables, "egl")
+    variables.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(WorldloopError, match=r"MUJOCO_GL=osmesa; apt-get install libosmesa6, or unset MUJOCO_GL"):
+        choose_opengl()
 
 
 def test_drawing_that_is_turned_off_is_an_error(variables):

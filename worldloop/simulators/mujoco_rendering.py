@@ -42,7 +42,7 @@ def choose_opengl() -> str:
     """The OpenGL with which MuJoCo draws in this process and its children; sets ``MUJOCO_GL`` and what belongs to it.
 
     A value that the user has set stays. Else EGL where it works, else OSMesa; finding out takes a second.
-    Raises `WorldloopError` where neither works, and for a value that turns drawing off.
+    Raises `WorldloopError` where neither works, nor the one that is set, and for a value that turns drawing off.
     """
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen in ("disable", "disabled", "off", "false", "0"):
@@ -55,9 +55,12 @@ def choose_opengl() -> str:
             "MuJoCo cannot draw images here: neither EGL nor OSMesa works; install one of them: "
             + ", or ".join(f"apt-get install {PACKAGES[name]}" for name in HEADLESS)
         )
-    os.environ["MUJOCO_GL"] = chosen
     if chosen in HEADLESS:
-        os.environ.setdefault("PYOPENGL_PLATFORM", chosen)
+        if not probe_opengl(chosen):  # else importing mujoco itself would fail
+            remedy = f"apt-get install {PACKAGES[chosen]}, or unset MUJOCO_GL"
+            raise WorldloopError(f"MuJoCo cannot draw with MUJOCO_GL={chosen}; {remedy}")
+        os.environ["PYOPENGL_PLATFORM"] = chosen
+    os.environ["MUJOCO_GL"] = chosen
     # Mesa's software driver rasterises in the calling thread: there is one process a core already.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     return chosen
