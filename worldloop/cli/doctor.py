@@ -48,7 +48,9 @@ for alias in ("pci:0", "cuda"):
 print(devices[0] if devices else "")
 """
 OPENGL_CODE = """
-import sys
+import importlib.util, sys
+if importlib.util.find_spec("mujoco") is None:
+    sys.exit("No module named 'mujoco'")
 from worldloop.core.errors import WorldloopError
 from worldloop.simulators.mujoco_rendering import SceneRenderer, choose_opengl
 try:
