@@ -33,6 +33,7 @@ from worldloop.play.session import Frames, PlaySession
 
 PAGE = Path(__file__).with_name("page.html")
 TOKEN_HEADER = "X-Worldloop-Token"
+GRIPPERS = ("gripper", "gripper_close")  # actions that the page toggles: above 0 the first opens, the second closes
 _MAX_BODY = 64 * 1024
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -110,7 +111,7 @@ def describe(session: PlaySession) -> dict[str, Any]:
         "cameras": [{"name": c.name, "height": c.height, "width": c.width} for c in robot.cameras],
         "frames_per_second": spec.frames_per_second,
         "actions": [
-            {"name": name, "springs_back": bool(abs(low + high) <= 1e-6 * (high - low)) and name != "gripper"}
+            {"name": name, "springs_back": bool(abs(low + high) <= 1e-6 * (high - low)) and name not in GRIPPERS}
             for name, low, high in zip(robot.action_names, robot.action_low, robot.action_high, strict=True)
         ],
         "start": session.start,
