@@ -1,4 +1,4 @@
-"""Creates `.venv`, installs the pinned packages and this project, and makes Vulkan render. Standard library only.
+"""Creates `.venv`, installs the pinned packages and this project, and makes rendering work. Standard library only.
 
 Run by `scripts/setup.sh` with a suitable interpreter. Safe to repeat: a finished set-up returns at once, an
 interrupted or failed one leaves no stamp and is mended by the next call. No package index is named here: pip and
@@ -27,10 +27,7 @@ import system_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 DISK_GIB = 9  # the packages take 7 GiB; unpacking needs room beside them
-PROBE = (
-    "import sys; from worldloop.cli.doctor import probe_rendering; "
-    "r = probe_rendering(); print(r.detail); sys.exit(not r.ok)"
-)
+PROBE = "import sys; from worldloop.cli import doctor; r = doctor.{}(); print(r.detail); sys.exit(not r.ok)"
 
 
 class SetupError(Exception):
@@ -190,52 +187,70 @@ def set_up_packages() -> Path:
     return python
 
 
-def can_render(python: Path) -> tuple[bool, str]:
-    """Whether Vulkan renders here and FFmpeg's libraries are there, and what was found."""
-    result = subprocess.run([python, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False)
+def ask_doctor(python: Path, probe: str) -> tuple[bool, str]:
+    """Whether a probe of the doctor, by the name of its function, succeeds here, and what was found."""
+    command = [str(python), "-c", PROBE.format(probe)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     detail = (result.stdout.strip() or result.stderr.strip() or "no answer").splitlines()[-1]
-    if result.returncode == 0 and ctypes.util.find_library("avcodec") is None:
-        return False, "FFmpeg's libraries are missing"
     return result.returncode == 0, detail
 
 
+def can_render(python: Path) -> tuple[bool, str]:
+    """Whether Vulkan renders here and FFmpeg's libraries are there, and what was found."""
+    works, detail = ask_doctor(python, "probe_rendering")
+    if works and ctypes.util.find_library("avcodec") is None:
+        return False, "FFmpeg's libraries are missing"
+    return works, detail
+
+
+def can_draw(python: Path) -> tuple[bool, str]:
+    """Whether MuJoCo can draw without a screen, which Meta-World alone needs, and what was found."""
+    return ask_doctor(python, "probe_opengl")
+
+
 def set_up_rendering(python: Path) -> bool:
-    """Make Vulkan render, installing drivers where that is possible; says what to do where it is not."""
+    """Make Vulkan and MuJoCo's OpenGL work, installing drivers where that is possible; says what to do where it is not.
+
+    Returns whether Vulkan does.
+    """
     stamp_path = ROOT / ".venv" / ".worldloop-rendering.json"
     overridden = any(name in os.environ for name in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES"))
-    if stamp_path.exists() and not overridden:
+    if "opengl" in read_stamp(stamp_path) and not overridden:
         return True
+    renders = False
     if not (is_dry_run() and not python.exists()):
-        say("checking that Vulkan can render")
-        ready, detail = can_render(python)
-        if ready:
-            say(f"rendering works: {detail}")
-            if not (overridden or is_dry_run()):
-                write_stamp(stamp_path, {"detail": detail})
+        say("checking that Vulkan can render and that MuJoCo can draw")
+        renders, draws = check_rendering(python, stamp_path, keeps_stamp=not (overridden or is_dry_run()))
+        if renders and draws:
             return True
-        say(f"rendering does not work: {detail}")
-        if overridden:
+        if overridden and not renders:
             say("VK_DRIVER_FILES or VK_ICD_FILENAMES is set: unset it and repeat the command")
             return False
     try:
         steps = system_packages.plan(*system_packages.read_machine())
     except system_packages.UnsupportedSystemError as error:
         say(f"drivers cannot be installed from here. {error}. Then repeat the command.")
-        return False
+        return renders
     if is_dry_run() or not system_packages.can_become_root():
         say("would run, where rendering does not work:" if is_dry_run() else "the drivers need root. Please run:")
         print(system_packages.describe(steps), flush=True)
-        return is_dry_run()
+        return renders or is_dry_run()
     say("installing the drivers:")
     print(system_packages.describe(steps), flush=True)
     if not system_packages.execute(steps):
         say("the drivers could not be installed; the lines above say why")
-        return False
-    ready, detail = can_render(python)
-    say(f"rendering works: {detail}" if ready else f"still no rendering with the drivers installed: {detail}")
-    if ready:
-        write_stamp(stamp_path, {"detail": detail})
-    return ready
+        return renders
+    return check_rendering(python, stamp_path, keeps_stamp=True)[0]
+
+
+def check_rendering(python: Path, stamp_path: Path, keeps_stamp: bool) -> tuple[bool, bool]:
+    """Whether Vulkan renders and whether MuJoCo draws; says what was found, and writes the stamp if both do."""
+    (renders, device), (draws, opengl) = can_render(python), can_draw(python)
+    say(f"rendering works: {device}" if renders else f"rendering does not work: {device}")
+    say(f"MuJoCo draws with {opengl}" if draws else f"MuJoCo cannot draw, so there is no Meta-World: {opengl}")
+    if renders and draws and keeps_stamp:
+        write_stamp(stamp_path, {"detail": device, "opengl": opengl})
+    return renders, draws
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """Which system packages rendering needs here, and the commands that install them. Standard library only.
 
 `python scripts/system_packages.py` prints the commands for this machine. ManiSkill renders without a GPU by Mesa's
-lavapipe; it needs VK_KHR_external_semaphore_fd, which Mesa has since 24.3. Debian 12 gets that from its backports.
+lavapipe; it needs VK_KHR_external_semaphore_fd, which Mesa has since 24.3. MuJoCo draws by the EGL of the same Mesa.
+Debian 12 gets both from its backports.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-DRIVER = "mesa-vulkan-drivers"
+DRIVERS = ("mesa-vulkan-drivers", "libegl-mesa0")
 LIBRARIES = ("libvulkan1", "libegl1", "libgl1", "libglx0", "ffmpeg")
 ADDED_STEM = "worldloop-backports"
 ONE_LINE = re.compile(r"^deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)$")
@@ -113,19 +114,19 @@ def derive_backports(sources: list[SourceFile], codename: str) -> SourceFile:
 
 
 def plan(os_release: dict[str, str], sources: list[SourceFile], apt_directory: str = "/etc/apt") -> list[Step]:
-    """The commands that install the Vulkan driver and its libraries. Raises UnsupportedSystemError elsewhere."""
+    """The commands that install drivers and libraries for rendering. Raises UnsupportedSystemError elsewhere."""
     system, version = os_release.get("ID", "unknown"), os_release.get("VERSION_ID", "")
     number = tuple(int(part) for part in re.findall(r"\d+", version)) or (999,)  # testing has no version: newest
     install = ("apt-get", "install", "-y", "--no-install-recommends")
-    packages: list[tuple[str, ...]] = [(DRIVER, *LIBRARIES)]
+    packages: list[tuple[str, ...]] = [(*DRIVERS, *LIBRARIES)]
     steps: list[Step] = []
     if system == "debian" and number == (12,):
         codename = os_release.get("VERSION_CODENAME", "bookworm")
         if not has_suite(sources, f"{codename}-backports"):
             added = derive_backports(sources, codename)
             steps.append(Step(("tee", f"{apt_directory}/sources.list.d/{added.name}"), content=added.text))
-        # Only the driver comes from backports; the libraries stay as the system has them.
-        packages = [LIBRARIES, ("-t", f"{codename}-backports", DRIVER)]
+        # Only the drivers come from backports; the libraries stay as the system has them.
+        packages = [LIBRARIES, ("-t", f"{codename}-backports", *DRIVERS)]
     elif not ((system == "debian" and number >= (13,)) or (system == "ubuntu" and number >= (24, 4))):
         name = os_release.get("PRETTY_NAME", f"{system} {version}".strip())
         raise UnsupportedSystemError(

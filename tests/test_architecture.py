@@ -39,6 +39,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime/ray*.py",),
     "mani_skill": ("simulators/maniskill/*",),
     "sapien": ("simulators/maniskill/*",),
+    "mujoco": ("simulators/mujoco_*.py", "simulators/metaworld/*", "simulators/libero/*"),
+    "metaworld": ("simulators/metaworld/*",),
     "lerobot": ("sans/*", "policies/lerobot/*"),
     "datasets": ("sans/*", "policies/lerobot/*"),
     "transformers": ("policies/*", "networks/*", "world_model/*"),
@@ -46,7 +48,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "peft": ("world_model/*",),
 }
 # What the command line must not pay for before it knows what it is asked to do.
-LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "transformers", "lerobot", "datasets", "diffusers")
+LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "mujoco", "metaworld", "transformers", "lerobot")
+LIGHT_CLI += ("datasets", "diffusers")
 
 
 @dataclass(frozen=True)

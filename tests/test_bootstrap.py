@@ -140,7 +140,7 @@ def test_debian_12_adds_backports_once():
     assert [step.as_shell(sudo=True) for step in steps[1:]] == [
         "sudo apt-get update",
         "sudo apt-get install -y --no-install-recommends libvulkan1 libegl1 libgl1 libglx0 ffmpeg",
-        "sudo apt-get install -y --no-install-recommends -t bookworm-backports mesa-vulkan-drivers",
+        "sudo apt-get install -y --no-install-recommends -t bookworm-backports mesa-vulkan-drivers libegl-mesa0",
     ]
     again = plan(DEBIAN_12, [source, SourceFile("worldloop-backports.sources", steps[0].content)])
     assert again == steps[1:]
@@ -158,7 +158,7 @@ def test_newer_systems_need_no_backports(system, version):
     steps = plan({"ID": system, "VERSION_ID": version}, [])
     assert [step.argv[1] for step in steps] == ["update", "install"]
     assert "-t" not in steps[1].argv
-    assert {"mesa-vulkan-drivers", "libvulkan1", "ffmpeg"} <= set(steps[1].argv)
+    assert {"mesa-vulkan-drivers", "libegl-mesa0", "libvulkan1", "ffmpeg"} <= set(steps[1].argv)
 
 
 @pytest.mark.parametrize(("system", "version"), [("debian", "11"), ("ubuntu", "22.04"), ("fedora", "41"), ("", "")])
@@ -281,6 +281,7 @@ def test_drivers_without_root_are_printed_not_run(checkout, monkeypatch, capsys)
     monkeypatch.delenv("VK_DRIVER_FILES", raising=False)
     monkeypatch.delenv("VK_ICD_FILENAMES", raising=False)
     monkeypatch.setattr(bootstrap, "can_render", lambda python: (False, "no Vulkan device"))
+    monkeypatch.setattr(bootstrap, "can_draw", lambda python: (True, "egl"))
     monkeypatch.setattr(system_packages, "can_become_root", lambda: False)
     monkeypatch.setattr(system_packages, "execute", lambda steps: pytest.fail("ran commands without root"))
     sources = [SourceFile("debian.sources", DEB822)]
@@ -293,9 +294,35 @@ def test_drivers_without_root_are_printed_not_run(checkout, monkeypatch, capsys)
     assert "| sudo tee /etc/apt/sources.list.d/worldloop-backports.sources" in printed
 
 
+def test_without_opengl_drivers_are_installed_and_vulkan_alone_is_enough(checkout, monkeypatch, capsys):
+    root, _, _ = checkout
+    monkeypatch.delenv("VK_DRIVER_FILES", raising=False)
+    monkeypatch.delenv("VK_ICD_FILENAMES", raising=False)
+    (root / ".venv").mkdir()
+    stamp = root / ".venv" / ".worldloop-rendering.json"
+    bootstrap.write_stamp(stamp, {"detail": "llvmpipe"})  # of a time before MuJoCo
+    answers = [(False, "no EGL"), (False, "still none"), (False, "no EGL"), (True, "egl")]
+    executed = []
+    monkeypatch.setattr(bootstrap, "can_render", lambda python: (True, "llvmpipe"))
+    monkeypatch.setattr(bootstrap, "can_draw", lambda python: answers.pop(0))
+    monkeypatch.setattr(system_packages, "can_become_root", lambda: True)
+    monkeypatch.setattr(system_packages, "execute", lambda steps: executed.append(steps) or True)
+    sources = [SourceFile("debian.sources", DEB822)]
+    monkeypatch.setattr(system_packages, "read_machine", lambda: (DEBIAN_12, sources))
+    python = root / ".venv" / "bin" / "python"
+    assert bootstrap.set_up_rendering(python)
+    assert "MuJoCo cannot draw, so there is no Meta-World: still none" in capsys.readouterr().out
+    assert "opengl" not in bootstrap.read_stamp(stamp)
+    assert bootstrap.set_up_rendering(python)
+    assert len(executed) == 2
+    assert bootstrap.read_stamp(stamp) == {"detail": "llvmpipe", "opengl": "egl"}
+    assert bootstrap.set_up_rendering(python), "nothing is asked a third time"
+
+
 def test_an_overridden_driver_list_is_named(checkout, monkeypatch, capsys):
     monkeypatch.setenv("VK_DRIVER_FILES", "/nonexistent")
     monkeypatch.setattr(bootstrap, "can_render", lambda python: (False, "no Vulkan device"))
+    monkeypatch.setattr(bootstrap, "can_draw", lambda python: (True, "egl"))
     monkeypatch.setattr(system_packages, "execute", lambda steps: pytest.fail("installed drivers in vain"))
     assert not bootstrap.set_up_rendering(Path("python"))
     assert "VK_DRIVER_FILES" in capsys.readouterr().out

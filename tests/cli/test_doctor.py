@@ -73,9 +73,32 @@ def test_missing_driver_is_reported_with_a_remedy(monkeypatch):
     assert doctor._check_rendering().remedy == "unset VK_ICD_FILENAMES"
 
 
+def test_missing_opengl_is_a_warning_with_a_remedy(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(doctor, "OPENGL_CODE", "import sys; sys.exit('neither works')")
+    check = doctor._check_opengl()
+    assert (check.status, check.detail) == ("warn", "neither works")
+    assert "libegl1" in check.remedy or "EGL" in check.remedy
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert doctor._check_opengl().remedy == "unset MUJOCO_GL"
+    monkeypatch.setattr(doctor, "OPENGL_CODE", "import no_such_package")
+    assert doctor._check_opengl().remedy == doctor.REINSTALL
+
+
+def test_opengl_that_draws_is_named(monkeypatch):
+    pytest.importorskip("mujoco", reason="needs the extra metaworld")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    check = doctor._check_opengl()
+    assert check.status == "ok", check.detail
+    assert check.detail in ("MuJoCo draws with egl", "MuJoCo draws with osmesa")
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    assert "MUJOCO_GL=disable turns off" in doctor._check_opengl().detail
+
+
 def test_collected_checks_cover_what_the_loop_needs(monkeypatch):
     monkeypatch.setattr(doctor, "TORCH_CODE", 'print(\'{"version": "2", "cuda": null, "gpus": []}\')')
     monkeypatch.setattr(doctor, "RENDER_CODE", "print('device')")
+    monkeypatch.setattr(doctor, "OPENGL_CODE", "print('egl')")
     monkeypatch.setattr(doctor, "_check_ffmpeg", lambda: Check("video decoding", "ok", ""))
     checks = {check.name: check for check in doctor.collect_checks()}
     expected = {
@@ -84,6 +107,8 @@ def test_collected_checks_cover_what_the_loop_needs(monkeypatch):
         "mani_skill",
         "pinned set",
         "Vulkan rendering",
+        "OpenGL rendering",
+        "metaworld",
         "disk",
         "memory",
         "CPU cores",

@@ -33,6 +33,16 @@ def test_nonsense_is_refused(distances: list[float], radius: float) -> None:
         classify_outcome(False, np.array(distances, np.float32), 0.1, radius)
 
 
+def test_a_task_without_distances_has_no_near_success() -> None:
+    unknown = np.full(3, np.nan)
+    assert classify_outcome(True, unknown, float("nan"), 0.0) == ("success", 0.0)
+    outcome, margin_m = classify_outcome(False, unknown, float("nan"), 0.0)
+    assert outcome == "failure"
+    assert np.isnan(margin_m)
+    with pytest.raises(ValueError, match="must be finite"):
+        classify_outcome(False, np.array([0.1, np.nan]), 0.2, 0.1)
+
+
 @pytest.mark.parametrize(("is_trusted", "reason"), [(True, "too low"), (False, "")])
 def test_trust_is_refused_with_a_reason_and_given_without(is_trusted: bool, reason: str) -> None:
     with pytest.raises(ValueError, match="reason"):

@@ -55,6 +55,15 @@ def test_motions_rest_at_zero_wherever_their_bounds_are() -> None:
     assert list_kinds(speed)[0] == "slider"  # it cannot stand still
 
 
+def test_a_gripper_that_closes_above_zero_begins_open() -> None:
+    names = ("dx", "dy", "gripper_close")
+    robot = replace(
+        ARM, control_mode="mocap_delta_pos", action_names=names, action_low=(-1.0,) * 3, action_high=(1.0,) * 3
+    )
+    assert find_rest(robot, None, None, PROPRIO) == [0.0, 0.0, -1.0]
+    assert list_labels(robot)[2] == ("open", "close")
+
+
 def test_labels_say_what_a_side_does() -> None:
     assert list_labels(ToySimulator.make_spec(CONFIG).robot) == [("left", "right"), ("up", "down")]
     assert list_labels(replace(ARM, control_mode="delta"))[2] == ("close", "open")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,33 @@ def test_a_block_that_always_kills_its_process_is_one_clear_error(tmp_path: Path
     results = runtime.map(die_until, [(number, tmp_path, 100) for number in range(4)])
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(WorldloopError, match="died again and again on the same block"):
+        next(results)
+    assert len(list(tmp_path.iterdir())) == 2
+    runtime.close()
+
+
+def hang_until(item: tuple[int, Path, int]) -> int:
+    """Squares ``number``; item 2 hangs instead the first ``times`` times."""
+    number, folder, times = item
+    if number == 2:
+        hung = len(list(folder.iterdir()))
+        if hung < times:
+            (folder / str(hung)).touch()
+            time.sleep(600)
+    return number**2
+
+
+def test_a_block_that_is_stuck_is_done_again(tmp_path: Path) -> None:
+    runtime = InlineRuntime(2, 2, TerminalDisplay(), block_timeout_s=4)
+    assert list(runtime.map(hang_until, [(number, tmp_path, 1) for number in range(4)])) == [0, 1, 4, 9]
+    runtime.close()
+
+
+def test_a_block_that_is_always_stuck_is_one_clear_error(tmp_path: Path) -> None:
+    runtime = InlineRuntime(1, 1, TerminalDisplay(), block_timeout_s=4)
+    results = runtime.map(hang_until, [(number, tmp_path, 100) for number in range(4)])
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(WorldloopError, match="not finish a block within 4 s, again and again"):
         next(results)
     assert len(list(tmp_path.iterdir())) == 2
     runtime.close()

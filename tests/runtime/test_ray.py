@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from worldloop.core.errors import WorldloopError
+from worldloop.core.interrupts import answer_signals
 from worldloop.reporting.progress import TerminalDisplay
 from worldloop.runtime.ray import RayRuntime, _connect, find_missing
+from worldloop.runtime.ray_pool import ActorExecutor, SimulatorActor
 
 
 def test_what_a_cluster_lacks() -> None:
@@ -124,6 +126,87 @@ def test_an_actor_that_ray_has_started_again_is_not_killed(
     with pytest.raises(WorldloopError, match="stage's process died"):
         runtime.run_stage(make_stage(tmp_path, 100, kills_stage=True))
     assert len(list(tmp_path.iterdir())) == 3, "an attempt that Ray's new process did not get would be lost"
+
+
+def make_actors(*can_start: bool) -> list[Any]:
+    """One simulator actor each, of which some can never be created."""
+    import ray
+
+    class Broken(SimulatorActor):
+        def __init__(self) -> None:
+            raise ModuleNotFoundError("No module named 'mani_skill'")
+
+        def name_process(self) -> str:
+            return "never"
+
+    options = {"num_cpus": 0, "max_restarts": 3}
+    return [ray.remote(SimulatorActor if can else Broken).options(**options).remote() for can in can_start]
+
+
+@pytest.mark.usefixtures("runtime")
+def test_actors_that_never_start_are_left_out_or_end_the_run_with_their_cause() -> None:
+    def square(number: int) -> int:
+        return number**2
+
+    some = ActorExecutor(make_actors(False, True), max_retries=2, timeout_s=0)
+    assert list(some.map(square, range(4))) == [0, 1, 4, 9]
+    none = ActorExecutor(make_actors(False, False), max_retries=2, timeout_s=0)
+    with pytest.raises(WorldloopError, match="no simulator can run: ModuleNotFoundError: No module named 'mani_skill'"):
+        list(none.map(square, range(4)))
+
+
+@pytest.mark.usefixtures("runtime")
+def test_a_simulator_that_is_stuck_is_replaced(tmp_path: Path) -> None:
+    def hang_once(number: int) -> int:
+        if number == 1 and not (tmp_path / "hung").exists():
+            (tmp_path / "hung").touch()
+            time.sleep(600)
+        return number**2
+
+    def hang(number: int) -> int:
+        time.sleep(600)
+        return number
+
+    executor = ActorExecutor(make_actors(True), max_retries=1, timeout_s=2)
+    assert list(executor.map(hang_once, range(3))) == [0, 1, 4]
+    with pytest.raises(WorldloopError, match=r"within 2 s, again and again; raise resources.block_timeout_s"):
+        list(executor.map(hang, [0]))
+
+
+def test_a_stage_process_that_can_never_start_is_an_error_with_its_cause(
+    runtime: RayRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_stage", make_actors(False)[0])
+    with pytest.raises(WorldloopError, match="stage's process cannot start: ModuleNotFoundError: No module named"):
+        runtime.run_stage(make_stage(Path(), 0, kills_stage=False))
+
+
+@pytest.mark.parametrize(("sent", "ends"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
+def test_a_training_stage_is_asked_for_a_checkpoint(
+    runtime: RayRuntime, tmp_path: Path, sent: signal.Signals, ends: bool
+) -> None:
+    def stage(folder: str, driver: int, executor: Any, display: Any) -> str:
+        from worldloop.core.interrupts import finish_step, take_checkpoint_request, wants_checkpoint
+
+        for step in range(1000):
+            with finish_step():
+                if step == 3:
+                    os.kill(driver, sent)
+                time.sleep(0.05)
+                if wants_checkpoint():
+                    (Path(folder) / f"step_{step}").touch()
+                    take_checkpoint_request()
+                    if not ends:
+                        return "went on"
+        return "never asked"
+
+    with answer_signals():
+        if ends:
+            with pytest.raises(KeyboardInterrupt):
+                runtime.run_stage(stage, str(tmp_path), os.getpid(), trains=True)
+        else:
+            assert runtime.run_stage(stage, str(tmp_path), os.getpid(), trains=True) == "went on"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_cluster_that_is_too_small_says_so_at_once(runtime: RayRuntime) -> None:

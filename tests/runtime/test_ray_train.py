@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch.distributed import DistBackendError
 
 from worldloop.core.errors import WorldloopError
 from worldloop.runtime import ray_train
-from worldloop.runtime.ray_train import Coordinator, TrainingGroup
+from worldloop.runtime.ray_train import Coordinator, RemoteError, TrainingGroup, comes_from_loss
 
 GROUP = TrainingGroup(num_workers=2, cpus=1.0, gpus=0.0, max_retries=2)
 PATIENCE_S = 20.0
@@ -144,6 +145,69 @@ def test_the_group_that_an_error_ended_starts_again_without_a_loss(pool: ThreadP
     assert lines(coordinator) == []
     coordinator.deliver(2, None)
     assert result.result(PATIENCE_S) is None
+
+
+@pytest.mark.usefixtures("ended")
+def test_an_error_of_a_worker_that_comes_again_ends_the_stage_with_its_traceback(pool: ThreadPoolExecutor) -> None:
+    coordinator = Coordinator(GROUP)
+    coordinator.start()
+    result = begin(coordinator, pool)
+    coordinator.take(0, done=0)
+    coordinator.explain("KeyError: 'pose'", "Traceback: line 7")
+    coordinator.start()
+    coordinator.explain("ValueError: another", "Traceback: line 8")
+    coordinator.start()
+    assert not result.done()
+    coordinator.explain("KeyError: 'pose'", "Traceback: line 7")
+    error = result.result(PATIENCE_S)
+    assert isinstance(error, RemoteError)
+    assert str(error).splitlines()[0] == "KeyError: 'pose'"
+    assert "Traceback: line 7" in str(error)
+    result = begin(coordinator, pool)  # another stage may meet it once again
+    coordinator.take(0, done=1)
+    coordinator.explain("KeyError: 'pose'", "Traceback: line 7")
+    assert not result.done()
+    coordinator.deliver(2, 7)
+    assert result.result(PATIENCE_S) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+        (DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("shape mismatch"), False),
+        (KeyError("gloo"), False),
+    ],
+)
+def test_errors_of_a_lost_peer_are_told_from_own_ones(error: Exception, is_lost: bool) -> None:
+    assert comes_from_loss(error) is is_lost
+
+
+@pytest.mark.usefixtures("ended")
+def test_what_the_driver_asks_reaches_the_first_worker_once() -> None:
+    coordinator = Coordinator(GROUP)
+    coordinator.ask(to_end=False)
+    coordinator.ask(to_end=True)
+    assert coordinator.show([]) == [False, True]
+    assert coordinator.show([]) == []
+
+
+def test_groups_that_end_before_they_begin_are_not_started_without_end(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def end_early(group: TrainingGroup) -> None:
+        begun.append(len(begun))
+        if begun[-1] == 1:
+            coordinator.start()  # this group comes up, so the count begins anew
+        raise RuntimeError("no module named worldloop")
+
+    monkeypatch.setattr(ray_train, "_run_group", end_early)
+    coordinator = Coordinator(GROUP)
+    assert "no module named worldloop" in str(begin(coordinator, pool).result(PATIENCE_S))
+    assert len(begun) == 1 + 1 + GROUP.max_retries
 
 
 def fail(group: TrainingGroup) -> None:

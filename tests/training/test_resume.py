@@ -75,6 +75,20 @@ def test_cut_in_every_training_stage(debug_run: Path, tmp_path: Path, monkeypatc
     assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
 
 
+def test_a_collection_that_is_cut_keeps_its_finished_blocks(
+    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "TerminalDisplay", CutDisplay)
+    block_size = load_config(DEBUG).collect_episodes.block_size
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "collect_episodes", "episode", block_size)
+    assert len(list((tmp_path / "debug/partial/episodes").iterdir())) == 1
+    kept = [line.strip() for line in run(tmp_path) if "from before" in line]
+    assert kept == [f"{block_size} episodes are there from before the interruption"]
+    assert not list((tmp_path / "debug/partial").glob("*"))
+    assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
+
+
 def test_a_policy_that_was_cloned_within_a_stage_is_not_cloned_again(
     debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +18,7 @@ from reporters import RecordingReporter
 from torch import Tensor, nn
 
 from worldloop.core.interfaces import Metrics
+from worldloop.core.interrupts import answer_signals
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.ema import EmaWeights
 from worldloop.training.optimizer import Optimizer
@@ -326,6 +330,40 @@ def test_a_training_that_is_cut_ends_as_if_it_had_not_been(tmp_path: Path, ema_d
     assert setup.has_checkpoint("fit_line"), "until the caller has saved the result"
     setup.drop_checkpoint("fit_line")
     assert not list(tmp_path.iterdir())
+
+
+class Signalled(Regression):
+    """Sends this process a signal in the middle of its third step."""
+
+    def __init__(self, layer: nn.Module, sent: signal.Signals) -> None:
+        super().__init__(layer, {0: 4})
+        self.sent = sent
+
+    def compute_loss(self, batch: Rows, number: int) -> tuple[Tensor, Metrics]:
+        if len(self.drawn) == 3:
+            os.kill(os.getpid(), self.sent)
+        return super().compute_loss(batch, number)
+
+
+def test_a_training_that_sigterm_ends_keeps_its_last_step(tmp_path: Path) -> None:
+    setup, layer = make_setup(tmp_path, every_s=1e9, num_microbatches=1), make_layer()
+    with answer_signals(), pytest.raises(KeyboardInterrupt) as raised:
+        make_trainer(layer, setup).fit(Signalled(layer, signal.SIGTERM), 5)
+    assert raised.value.args == (signal.SIGTERM,)
+    again, reporter = make_layer(), RecordingReporter()
+    objective = Regression(again, {0: 4})
+    make_trainer(again, setup, reporter).fit(objective, 5)
+    assert len(objective.drawn) == 2, "three of five steps were kept"
+    whole = make_layer()
+    make_trainer(whole, TrainingSetup()).fit(Regression(whole, {0: 4}), 5)
+    assert torch.equal(again.weight, whole.weight)
+
+
+def test_usr1_writes_one_checkpoint_and_the_training_goes_on(tmp_path: Path) -> None:
+    setup, layer = make_setup(tmp_path, every_s=1e9, num_microbatches=1), make_layer()
+    with answer_signals():
+        make_trainer(layer, setup).fit(Signalled(layer, signal.SIGUSR1), 5)
+    assert json.loads((tmp_path / "fit_line/partial.json").read_text())["num_steps"] == 3
 
 
 def test_a_training_that_others_follow_can_be_asked_for_its_end(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
     # Set before torch is imported, because the import sets the size of thread pools.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     from worldloop.config.loading import load_config
+    from worldloop.core.interrupts import answer_signals
     from worldloop.loop.run import run_loop
-    from worldloop.reporting.progress import remember_interrupt
     from worldloop.reporting.tables import format_report
     from worldloop.stages import STAGES
 
@@ -60,7 +60,7 @@ def _run(path: Path, overrides: list[str], only_stage: str = "") -> int:
             f"run_root {config.run_root!r} must be absolute in a Ray job, whose folder is a throw-away copy: "
             "add run_root=/a/shared/folder"
         )
-    with remember_interrupt():
+    with answer_signals():
         directory = run_loop(config, only_stage)
     with _reading(directory.path):
         print(format_report(directory.path))
@@ -98,13 +98,14 @@ def _report(options: argparse.Namespace) -> int:
 def _benchmark(options: argparse.Namespace) -> int:
     """Test a policy in every condition, print the table and draw the plot; goes on where it was interrupted."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from worldloop.core.interrupts import answer_signals
     from worldloop.loop.benchmark import run_benchmark
     from worldloop.reporting.generalisation import format_conditions, plot_conditions
-    from worldloop.reporting.progress import TerminalDisplay, remember_interrupt
+    from worldloop.reporting.progress import TerminalDisplay
 
     if options.states < 1:
         raise WorldloopError(f"--states must be at least 1, got {options.states}")
-    with remember_interrupt():
+    with answer_signals():
         result = run_benchmark(
             options.run_dir,
             options.policy,
@@ -156,9 +157,9 @@ def _play(options: argparse.Namespace) -> int:
     """Serve the game until Ctrl-C."""
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     from worldloop.config.loading import load_config
+    from worldloop.core.interrupts import answer_signals
     from worldloop.play.make import find_simulator, make_play_session
     from worldloop.play.server import PlayServer
-    from worldloop.reporting.progress import remember_interrupt
 
     config = load_config(options.config) if options.config else None
     simulator, note = None, "no simulator beside it"
@@ -181,7 +182,7 @@ def _play(options: argparse.Namespace) -> int:
 
     server = PlayServer(make_session, options.port)
     try:
-        with remember_interrupt():  # Ctrl-C also works if the parent ignores it, as a shell in the background
+        with answer_signals():  # Ctrl-C also works if the parent ignores it, as a shell in the background
             if note:
                 print(note)
             print(f"playing {options.checkpoint} at\n{server.url}\nCtrl-C ends it", flush=True)

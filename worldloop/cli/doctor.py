@@ -31,7 +31,7 @@ REQUIRED_PACKAGES = (
     "torch", "numpy", "gymnasium", "omegaconf", "safetensors", "scipy", "mani_skill", "sapien", "lerobot", "datasets",
     "tqdm", "transformers", "ray", "tensorboard", "torchmetrics", "matplotlib",
 )  # fmt: skip
-OPTIONAL_PACKAGES = ("jinja2", "diffusers", "peft", "pytest", "ruff", "mypy")
+OPTIONAL_PACKAGES = ("metaworld", "mujoco", "jinja2", "diffusers", "peft", "pytest", "ruff", "mypy")
 
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # as in worldloop/evaluation/lpips.py, which would import torch
 
@@ -46,6 +46,20 @@ for alias in ("pci:0", "cuda"):
     except RuntimeError:
         pass
 print(devices[0] if devices else "")
+"""
+OPENGL_CODE = """
+import importlib.util, sys
+if importlib.util.find_spec("mujoco") is None:
+    sys.exit("No module named 'mujoco'")
+from worldloop.core.errors import WorldloopError
+from worldloop.simulators.mujoco_rendering import SceneRenderer, choose_opengl
+try:
+    name = choose_opengl()
+    import mujoco
+    SceneRenderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16).close()
+except WorldloopError as error:
+    sys.exit(str(error))
+print(name)
 """
 TORCH_CODE = """
 import json, torch
@@ -94,6 +108,11 @@ def probe_rendering(timeout_s: float = PROBE_SECONDS) -> Probe:
     if probe.ok and not probe.detail:
         return Probe(False, "no Vulkan device that SAPIEN can render on")
     return probe
+
+
+def probe_opengl(timeout_s: float = PROBE_SECONDS) -> Probe:
+    """Whether MuJoCo can draw here without a screen; `detail` is the kind of OpenGL, or why it cannot."""
+    return run_probe(OPENGL_CODE, timeout_s)
 
 
 def read_pins(lock_text: str) -> dict[str, str]:
@@ -176,6 +195,15 @@ def _check_rendering() -> Check:
     return Check("Vulkan rendering", "missing", probe.detail, remedy)
 
 
+def _check_opengl() -> Check:
+    """Only Meta-World needs it, so its absence is a warning."""
+    probe = probe_opengl()
+    if probe.ok:
+        return Check("OpenGL rendering", "ok", f"MuJoCo draws with {probe.detail}")
+    remedy = "unset MUJOCO_GL" if "MUJOCO_GL" in os.environ else _driver_commands()
+    return Check("OpenGL rendering", "warn", probe.detail, REINSTALL if "No module" in probe.detail else remedy)
+
+
 def _check_ffmpeg() -> Check:
     program, library = shutil.which("ffmpeg"), ctypes.util.find_library("avcodec")
     probe = run_probe("import torchcodec.decoders, importlib.metadata as m; print(m.version('torchcodec'))")
@@ -229,7 +257,7 @@ def _check_machine() -> list[Check]:
 def collect_checks() -> list[Check]:
     """All checks, in the order of the report. The slow ones run in parallel. Takes some seconds."""
     with ThreadPoolExecutor() as pool:
-        slow = [pool.submit(function) for function in (_check_torch, _check_rendering, _check_ffmpeg)]
+        slow = [pool.submit(function) for function in (_check_torch, _check_rendering, _check_opengl, _check_ffmpeg)]
         quick = [_check_python(), *_check_packages()]
         return [*quick, *(future.result() for future in slow), _check_lpips(), *_check_machine()]
 

@@ -57,6 +57,9 @@ class ResourcesConfig:
     max_imagination_batch: int = 0  # most rows imagined together; 0: all, halved when CUDA runs out of memory
     checkpoint_every_s: float = 300.0  # seconds between checkpoints within a training stage; 0: none
     max_retries: int = 3  # retries of a simulator's block, or (with Ray) of a stage, after its process died
+    block_timeout_s: float = 3600.0  # seconds after which a stuck simulator is replaced; 0: never
+    cluster_grows: bool = False  # true: an autoscaler may add nodes, so do not refuse what the present ones cannot hold
+    show_prints: bool = False  # true: show what code prints in Ray's actors
     ray_address: str = ""  # cluster to join; "": RAY_ADDRESS, or a local cluster that the run starts
 
     def __post_init__(self) -> None:
@@ -69,9 +72,10 @@ class ResourcesConfig:
                 "resources.num_workers must be at least 1, resources.checkpoint_every_s and "
                 "max_imagination_batch at least 0"
             )
-        if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0:
+        if self.num_threads < 1 or self.num_simulators < 0 or self.max_retries < 0 or self.block_timeout_s < 0:
             raise ValueError(
-                "resources.num_threads must be at least 1, resources.num_simulators and max_retries at least 0"
+                "resources.num_threads must be at least 1, resources.num_simulators, max_retries and block_timeout_s "
+                "at least 0"
             )
 
 

@@ -1,4 +1,8 @@
-"""Write files that are whole or absent (temporary name, fsync, rename), and turn disk errors into plain words."""
+"""Write files that are whole or absent (temporary name, fsync, rename), and turn disk errors into plain words.
+
+Temporary names are the process's own, so two writers never mix a folder. A process that has been replaced, e.g. because
+its machine was cut off, may come back late: what it writes into a folder that another has claimed since is refused.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +23,9 @@ from worldloop.core.errors import WorldloopError, first_line
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _END_BYTES = 2**20  # of each end of a file that `hash_folder` reads
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLAIM = ".writer"  # in a claimed folder: the token of the process that may write there
+_PROCESS = secrets.token_hex(4)  # ends this process's temporary names
+_claims: dict[Path, str] = {}  # folder -> this process's token
 
 
 def check_name(kind: str, name: str) -> None:
@@ -57,10 +65,39 @@ def _sync_tree(root: Path) -> None:
         _sync_path(Path(directory))
 
 
+def claim_folder(folder: Path) -> None:
+    """Let this process write below ``folder``; earlier claimants' writes are refused from now on."""
+    folder = folder.resolve()
+    token = secrets.token_hex(8)
+    write_file(folder / _CLAIM, token.encode(), str(folder))
+    _claims[folder] = token
+
+
+def join_claim(folder: Path) -> None:
+    """Write below ``folder`` together with the process that has claimed it last."""
+    folder = folder.resolve()
+    with disk_errors(str(folder)):
+        _claims[folder] = (folder / _CLAIM).read_text()
+
+
+def _require_claim(final: Path) -> None:
+    """Raise ``WorldloopError`` if another process has claimed a folder above ``final`` since this one did."""
+    final = final.resolve()
+    for folder, token in _claims.items():
+        if final.is_relative_to(folder) and final.name != _CLAIM and (folder / _CLAIM).read_text() != token:
+            raise WorldloopError(
+                f"another process has taken over {folder}: {final.name} of this one is dropped, and nothing is lost"
+            )
+
+
+def _temporary(prefix: str, final: Path) -> Path:
+    return final.parent / f"{prefix}{final.name}-{_PROCESS}"
+
+
 def remove_leftovers(final: Path) -> None:
-    """Delete what a killed writer of ``final`` left beside it."""
-    for prefix in (".partial-", ".old-"):
-        leftover = final.parent / f"{prefix}{final.name}"
+    """Delete what killed writers of ``final`` left beside it."""
+    pattern = re.compile(rf"\.(partial|old)-{re.escape(final.name)}(-[0-9a-f]{{8}})?")
+    for leftover in [path for path in final.parent.iterdir() if pattern.fullmatch(path.name)]:
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
@@ -71,9 +108,10 @@ def remove_leftovers(final: Path) -> None:
 def whole_directory(final: Path, what: str) -> Iterator[Path]:
     """A temporary directory that becomes ``final`` if the block succeeds, and is deleted if it raises.
 
-    An existing ``final`` is replaced. Only one writer per ``final`` may run at a time.
+    An existing ``final`` is replaced. Only one writer per ``final`` may run at a time. Raises `WorldloopError` if this
+    process has been replaced, see `claim_folder`.
     """
-    partial = final.parent / f".partial-{final.name}"
+    partial = _temporary(".partial-", final)
     with disk_errors(what):
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(final)
@@ -81,8 +119,9 @@ def whole_directory(final: Path, what: str) -> Iterator[Path]:
         try:
             yield partial
             _sync_tree(partial)
+            _require_claim(final)
             if final.exists():
-                final.rename(final.parent / f".old-{final.name}")
+                final.rename(_temporary(".old-", final))
             partial.rename(final)
             _sync_path(final.parent)
         except BaseException:
@@ -92,8 +131,11 @@ def whole_directory(final: Path, what: str) -> Iterator[Path]:
 
 
 def write_file(path: Path, data: bytes, what: str) -> None:
-    """Write ``data`` to ``path`` so that readers see the old file or the whole new one."""
-    partial = path.parent / f".partial-{path.name}"
+    """Write ``data`` to ``path`` so that readers see the old file or the whole new one.
+
+    Raises `WorldloopError` if this process has been replaced, see `claim_folder`.
+    """
+    partial = _temporary(".partial-", path)
     with disk_errors(what):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -101,6 +143,7 @@ def write_file(path: Path, data: bytes, what: str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            _require_claim(path)
             partial.rename(path)
             _sync_path(path.parent)
         except BaseException:

@@ -50,12 +50,15 @@ def classify_outcome(
 
     ``distances_m`` f32 [T] is the distance to the success region after each executed step (0 = inside).
     ``start_distance_m`` is the distance before the first step. ``margin_m`` is the smallest of all these distances, 0
-    on success. Raises ``ValueError`` for empty or non-finite distances and for a radius that is not positive.
+    on success. A task that knows no distances (all NaN) has no near-success, and the margin of its failures is NaN.
+    Raises ``ValueError`` for empty or other non-finite distances and for a radius that is not positive.
 
     Worked example, r = 0.1: starting at 0.1, ``[0.08, 0.05, 0.06]`` is a near-success with margin 0.05;
     ``[0.1, 0.095, 0.1]`` is a failure (5 mm of progress); ``[0.15, 0.12]`` is a failure (too far).
     """
     distances = np.asarray(distances_m, dtype=np.float64).reshape(-1)
+    if distances.size and np.isnan(distances).all() and np.isnan(start_distance_m):
+        return ("success", 0.0) if success else ("failure", float("nan"))
     if distances.size == 0 or not np.isfinite(distances).all() or not np.isfinite(start_distance_m):
         raise ValueError("distances_m and start_distance_m must be finite and distances_m must not be empty")
     if not success_radius_m > 0:

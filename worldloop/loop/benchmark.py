@@ -75,7 +75,8 @@ def run_benchmark(
     if {name: stored.get(name) for name in about} != about:
         stored = about | {"conditions": {}}
     side = config.section(seed_dataset.Config).held_out_side
-    runtime = InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
+    resources = config.resources
+    runtime = InlineRuntime(resources.num_simulators, resources.max_retries, display, resources.block_timeout_s)
     plain = make_context("evaluate_policy", config, run_dir, runtime, display)
     try:
         held_out = count_held_out_successes(plain, side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from worldloop.config.loading import list_settings, to_yaml
 from worldloop.config.schema import LoopConfig
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.files import claim_folder, join_claim
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.changes import take_over_changes
@@ -24,6 +26,7 @@ from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.reporting.reporter import StageReporter
 from worldloop.reporting.status import StatusDisplay
 from worldloop.reporting.tensorboard import write_iteration
+from worldloop.rollout.kept_blocks import KeptBlocks
 from worldloop.rollout.simulation import Executor, Simulation
 from worldloop.runtime.inline import InlineRuntime
 from worldloop.runtime.memory import begin_peak, read_peak
@@ -46,14 +49,35 @@ def run_stage(
         raise WorldloopError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
     begin_peak()
     stage = STAGES[name]
-    context = make_context(name, config, Path(run_dir), executor, display)
+    _claim(Path(run_dir), DataParallel.of_process_group() if trains(name) else DataParallel())
+    context = make_context(name, config, Path(run_dir), executor, display, KeptBlocks(Path(run_dir)))
+    state = note_device(state, context.setup.device.type, context.reporter.log)
     state = stage.run(state, config.section(stage.Config), context)
     state = replace(state, simulator_steps=state.simulator_steps + context.simulation.num_env_steps)
     return state.record(env_steps=state.env_steps, simulator_steps=state.simulator_steps), read_peak()
 
 
-def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executor, display: Display) -> StageContext:
-    """The context in which the stage called ``name`` runs in this process."""
+def note_device(state: LoopState, device: str, log: Callable[[str], None]) -> LoopState:
+    """Record on which kinds of device this iteration computes; ``log`` when a run goes on on another kind."""
+    before = {name for record in state.records for name in record.get("devices", [])}
+    if before and device not in before:
+        log(f"  the run began on {' and '.join(sorted(before))} and goes on on {device}: not repeatable bit by bit")
+    return state.record(devices=sorted({*state.recorded("devices", []), device}))
+
+
+def _claim(run_dir: Path, data_parallel: DataParallel) -> None:
+    """Refuse what an earlier process of this run, cut off from the driver, may still write."""
+    if data_parallel.is_main:
+        claim_folder(run_dir)
+    data_parallel.barrier()
+    if not data_parallel.is_main:
+        join_claim(run_dir)
+
+
+def make_context(
+    name: str, config: LoopConfig, run_dir: Path, executor: Executor, display: Display, kept: KeptBlocks | None = None
+) -> StageContext:
+    """The context in which the stage called ``name`` runs in this process. For ``kept`` see `Simulation`."""
     resources = config.resources
     torch.set_num_threads(resources.num_threads)
     data_parallel = DataParallel.of_process_group() if trains(name) else DataParallel()
@@ -75,7 +99,7 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
         models=Models(
             config.policy, config.world_model, config.value, spec, config.chunk_length, run_dir, data_parallel
         ),
-        simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter),
+        simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter, kept),
         setup=setup,
         reporter=reporter,
         max_imagination_batch=resources.max_imagination_batch,
@@ -85,7 +109,8 @@ def make_context(name: str, config: LoopConfig, run_dir: Path, executor: Executo
 
 def make_runtime(config: LoopConfig, display: Display) -> Any:
     if config.runtime == "inline":
-        return InlineRuntime(config.resources.num_simulators, config.resources.max_retries, display)
+        resources = config.resources
+        return InlineRuntime(resources.num_simulators, resources.max_retries, display, resources.block_timeout_s)
     from worldloop.runtime.ray import RayRuntime
 
     return RayRuntime(
@@ -97,6 +122,9 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
         trainer_gpus=config.resources.trainer_gpus,
         max_retries=config.resources.max_retries,
         display=display,
+        block_timeout_s=config.resources.block_timeout_s,
+        cluster_grows=config.resources.cluster_grows,
+        show_prints=config.resources.show_prints,
     )
 
 
@@ -193,6 +221,7 @@ def _run_next(
             tensorboard, new_state.records[: iteration + 1], directory.read_timings(), list_settings(config)
         )
     directory.write_state(new_state)
+    KeptBlocks(directory.path).drop()
     if config.mirror and new_state.next_stage:
         copy_to_mirror(config, directory, display)
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")

@@ -18,7 +18,7 @@ from torch import Tensor
 from worldloop.core.specs import RobotSpec
 
 Kind = Literal["axis", "slider", "switch"]
-GRIPPER = "gripper"  # name of the action of a switch; 1 opens it
+OPENS = {"gripper": 1.0, "gripper_close": -1.0}  # by the name of a switch's action: the share that opens the gripper
 
 
 def list_kinds(robot: RobotSpec) -> list[Kind]:
@@ -29,7 +29,7 @@ def list_kinds(robot: RobotSpec) -> list[Kind]:
 def _find_kind(robot: RobotSpec, i: int) -> Kind:
     if robot.holds_targets:
         return "slider"
-    if robot.action_names[i] == GRIPPER:
+    if robot.action_names[i] in OPENS:
         return "switch"
     return "axis" if robot.action_low[i] < 0 < robot.action_high[i] else "slider"
 
@@ -38,8 +38,13 @@ def list_labels(robot: RobotSpec) -> list[tuple[str, str]]:
     """What the lower and the upper side of each dimension do; less and more of it where the robot does not say."""
     if robot.action_labels:
         return list(robot.action_labels)
-    kinds = zip(robot.action_names, list_kinds(robot), strict=True)
-    return [("close", "open") if k == "switch" else (f"{name} \N{MINUS SIGN}", f"{name} +") for name, k in kinds]
+    return [_label(name, kind) for name, kind in zip(robot.action_names, list_kinds(robot), strict=True)]
+
+
+def _label(name: str, kind: Kind) -> tuple[str, str]:
+    if kind == "switch":
+        return ("close", "open") if OPENS[name] > 0 else ("open", "close")
+    return f"{name} \N{MINUS SIGN}", f"{name} +"
 
 
 def find_rest(robot: RobotSpec, last: Sequence[float] | None, first: Tensor | None, proprio: Tensor) -> list[float]:
@@ -61,7 +66,7 @@ def find_rest(robot: RobotSpec, last: Sequence[float] | None, first: Tensor | No
         elif kind == "slider" and name in robot.proprio_names:
             rest.append(_to_share(robot, i, float(proprio[robot.proprio_names.index(name)])))
         else:
-            rest.append(1.0 if kind == "switch" else 0.0)
+            rest.append(OPENS[name] if kind == "switch" else 0.0)
     return rest
 
 

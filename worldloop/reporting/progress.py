@@ -5,43 +5,16 @@ A stage in another process (Ray) writes to a `RemoteDisplay`; the driver replays
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from worldloop.core.interrupts import raise_if_interrupted
+
 LINE_INTERVAL_S = 15.0
-_interrupts: list[int] = []  # the signals of this run
-
-
-@contextmanager
-def remember_interrupt() -> Iterator[None]:
-    """Make Ctrl-C and SIGTERM raise ``KeyboardInterrupt(signal number)`` at once.
-
-    It is raised again at the next progress, in case a library has caught the first one.
-    """
-
-    def interrupt(number: int, frame: Any) -> None:
-        _interrupts.append(number)
-        raise KeyboardInterrupt(number)
-
-    _interrupts.clear()
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt as raised:
-        if raised.args or not _interrupts:
-            raise
-        raise KeyboardInterrupt(_interrupts[-1]) from raised  # a library, e.g. Ray, has raised one of its own
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _interrupts.clear()
 
 
 class Display(Protocol):
@@ -84,8 +57,7 @@ class TerminalDisplay:
             self._bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr)
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
-        if _interrupts:
-            raise KeyboardInterrupt(*_interrupts[-1:])
+        raise_if_interrupted()
         self._count += count
         if self._bar is not None:
             self._bar.set_postfix_str(_format(figures), refresh=False)
@@ -139,6 +111,7 @@ class RemoteDisplay:
             self._events.append(("open", (label, total, unit)))
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
+        raise_if_interrupted()
         with self._lock:
             if self._events and self._events[-1][0] == "advance":
                 count += self._events.pop()[1][0]

@@ -18,6 +18,7 @@ from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.following import Video
 from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
+from worldloop.rollout.kept_blocks import KeptBlocks
 from worldloop.rollout.replay import Replay
 from worldloop.rollout.swap import Swap
 from worldloop.storage.run_directory import RunDirectory
@@ -44,8 +45,9 @@ class Simulation:
     """The simulators of a run, all of the same ``config``.
 
     Work is cut into blocks of fixed size, each of one task. So no result depends on the number of simulators.
-    ``num_env_steps`` counts the environment steps of all episodes so far, without those of `evaluate`: they only
-    measure, and no decision reads them.
+    ``kept`` holds finished blocks until the stage has ended; ``None``: none are kept. ``num_env_steps`` counts the
+    environment steps of all episodes so far, without those of `evaluate`: they only measure, and no decision reads
+    them.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class Simulation:
         run_dir: Path,
         executor: Executor,
         reporter: Reporter,
+        kept: KeptBlocks | None = None,
     ) -> None:
         self.config, self.chunk_length, self.seed = config, chunk_length, seed
-        self.run_dir, self.executor, self.reporter = run_dir, executor, reporter
+        self.run_dir, self.executor, self.reporter, self.kept = run_dir, executor, reporter, kept
         self.num_env_steps = 0
 
     @cached_property
@@ -166,12 +169,26 @@ class Simulation:
                 )
         episodes: list[Episode] = []
         with self.reporter.progress(len(states), "episode") as progress:
-            for done in self.executor.map(execute_rollout_job, jobs):
+            for done in self._execute(jobs):
                 episodes.extend(done)
                 progress.advance(len(done), success=float(np.mean([e.is_success for e in episodes])))
         self.num_env_steps += sum(episode.num_env_steps for episode in episodes)
         by_row = dict(zip(rows, episodes, strict=True))
         return [by_row[row] for row in range(len(states))]
+
+    def _execute(self, jobs: list[RolloutJob]) -> Iterator[list[Episode]]:
+        """The episodes of each job, in order. Those that an interrupted stage has kept are not run again."""
+        found = [None if self.kept is None else self.kept.find(job) for job in jobs]
+        if count := sum(len(episodes) for episodes in found if episodes):
+            self.reporter.log(f"  {count} episodes are there from before the interruption")
+        left = [job for job, episodes in zip(jobs, found, strict=True) if episodes is None]
+        executed = iter(self.executor.map(execute_rollout_job, left))
+        for job, episodes in zip(jobs, found, strict=True):
+            if episodes is None:
+                episodes = next(executed)
+                if self.kept is not None:
+                    self.kept.keep(job, episodes)
+            yield episodes
 
     def _next_task(self, task: str) -> str:
         return self.tasks[(self.tasks.index(task) + 1) % len(self.tasks)]

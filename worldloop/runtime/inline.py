@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -22,6 +22,14 @@ SIMULATOR_DIED = (
 _PR_SET_PDEATHSIG = 1
 
 
+def describe_stuck(timeout_s: float) -> str:
+    """What to say of a block that no simulator finished in time."""
+    return (
+        f"a simulator did not finish a block within {timeout_s:g} s, again and again; "
+        "raise resources.block_timeout_s if the simulator is slow, then run again: it resumes"
+    )
+
+
 def _initialise_worker(driver: int) -> None:
     """Make a worker ignore Ctrl-C, and end when the process ``driver`` ends, also if it is killed (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -31,17 +39,22 @@ def _initialise_worker(driver: int) -> None:
         os._exit(1)
 
 
+class _StuckError(Exception):
+    """No simulator process finished a block in time."""
+
+
 class InlineRuntime:
     """Runs stages in this process, and simulator work in ``num_simulators`` processes; 0: in this process.
 
-    If a simulator process dies, all are started again and repeat what is not done, up to ``max_retries`` times per
-    block. Then `map` raises `WorldloopError`.
+    If a simulator process dies, or none finishes a block within ``block_timeout_s`` (0: no limit), all are started
+    again and repeat what is not done, up to ``max_retries`` times per block. Then `map` raises `WorldloopError`.
     """
 
-    def __init__(self, num_simulators: int, max_retries: int, display: Display) -> None:
+    def __init__(self, num_simulators: int, max_retries: int, display: Display, block_timeout_s: float = 0.0) -> None:
         self.display = display
         self._num_simulators = num_simulators
         self._max_retries = max_retries
+        self._block_timeout_s = block_timeout_s
         self._pool: ProcessPoolExecutor | None = None
 
     def run_stage(self, function: Callable[..., Any], *arguments: Any, trains: bool = False) -> Any:
@@ -56,15 +69,33 @@ class InlineRuntime:
         left = list(items)
         retries = 0
         while left:
+            pool = self._start_pool()
+            futures = [pool.submit(function, item) for item in left]
             try:
-                for result in self._start_pool().map(function, left):
+                for future in futures:
+                    self._wait_for(future, futures)
+                    result = future.result()
                     left, retries = left[1:], 0
                     yield result
-            except BrokenProcessPool as error:
+            except (BrokenProcessPool, _StuckError) as error:
                 self.close()
                 retries += 1
                 if retries > self._max_retries:
-                    raise WorldloopError(SIMULATOR_DIED) from error
+                    is_stuck = isinstance(error, _StuckError)
+                    raise WorldloopError(
+                        describe_stuck(self._block_timeout_s) if is_stuck else SIMULATOR_DIED
+                    ) from error
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def _wait_for(self, future: Future[Any], futures: list[Future[Any]]) -> None:
+        """Wait until ``future`` is done. Raises `_StuckError` if none of ``futures`` gets done within the limit."""
+        while not future.done():
+            pending = [other for other in futures if not other.done()]
+            done, _ = wait(pending, timeout=self._block_timeout_s or None, return_when=FIRST_COMPLETED)
+            if not done:
+                raise _StuckError
 
     def _start_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -83,4 +114,5 @@ class InlineRuntime:
                 process.terminate()
             for process in processes:
                 process.join(timeout=2)
+                process.kill()  # one that is stuck in a driver may not answer the first signal
             self._pool = None

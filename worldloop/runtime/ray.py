@@ -16,73 +16,22 @@ import socket
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from worldloop.core import interrupts
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.reporting.progress import Display, RemoteDisplay, replay
-from worldloop.runtime.inline import SIMULATOR_DIED
-from worldloop.runtime.ray_train import Coordinator, TrainingGroup, run_alone
+from worldloop.runtime.ray_pool import POLL_INTERVAL_S, ActorExecutor, SimulatorActor, describe_death, is_final
+from worldloop.runtime.ray_train import Coordinator, RemoteError, TrainingGroup, run_alone
 
-POLL_INTERVAL_S = 0.5
 WAIT_S = 15.0  # how long an actor may take to start before the user is told
+TELL_AGAIN_S = 300.0  # how long until the user is told again
 CONNECT_S = 5.0  # how long a cluster may take to answer at all
 MAX_RESTARTS = 100  # of one actor within a run
 
 Needs = dict[str, float]  # "CPU" and "GPU" that an actor reserves, or a node has
-
-
-class _SimulatorActor:
-    """Executes simulator blocks one after the other, and keeps its simulator between blocks."""
-
-    def execute(self, function: Callable[[Any], Any], item: Any) -> Any:
-        return function(item)
-
-    def is_there(self) -> bool:
-        return True
-
-
-class _ActorExecutor:
-    """`map` over a pool of simulator actors, with results in order.
-
-    Why not Ray's own retries: until Ray notices that a node is lost, calls fail at once and would use them up.
-    """
-
-    def __init__(self, actors: list[Any], max_retries: int) -> None:
-        self._actors, self._max_retries = actors, max_retries
-
-    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        import ray
-        from ray.exceptions import RayActorError
-
-        waiting = deque(enumerate(items))
-        retries = [0] * len(waiting)
-        results: dict[int, Any] = {}
-        idle = deque(self._actors)
-        running: dict[Any, tuple[Any, int, Any]] = {}  # call -> its actor, the item's number (-1: `is_there`), item
-        for number in range(len(waiting)):
-            while number not in results:
-                while waiting and idle:
-                    actor, (index, item) = idle.popleft(), waiting.popleft()
-                    running[actor.execute.remote(function, item)] = actor, index, item
-                (call,), _ = ray.wait([*running], num_returns=1)
-                actor, index, item = running.pop(call)
-                try:
-                    result = ray.get(call)
-                    idle.append(actor)
-                    if index >= 0:
-                        results[index] = result
-                except RayActorError as error:
-                    if index >= 0:
-                        retries[index] += 1
-                        if retries[index] > self._max_retries:
-                            raise WorldloopError(SIMULATOR_DIED) from error
-                        waiting.appendleft((index, item))
-                    time.sleep(POLL_INTERVAL_S)
-                    running[actor.is_there.remote()] = actor, -1, None
-            yield results.pop(number)
 
 
 class _StageActor:
@@ -93,11 +42,16 @@ class _StageActor:
         self._process = uuid.uuid4().hex
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, trains: bool) -> Any:
+        interrupts.forget()
         return run_alone(function, arguments, executor, self._display)
 
     def name_process(self) -> str:
         """A name that no other process of this actor has."""
         return self._process
+
+    def ask(self, to_end: bool) -> None:
+        """Make the stage write a checkpoint after its present training step, and with ``to_end`` end there."""
+        interrupts.ask_to_end() if to_end else interrupts.ask_for_checkpoint()
 
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         return self._display.drain()
@@ -117,6 +71,9 @@ class RayRuntime:
         trainer_gpus: float,
         max_retries: int,
         display: Display,
+        block_timeout_s: float = 0.0,
+        cluster_grows: bool = False,
+        show_prints: bool = False,
     ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -126,12 +83,14 @@ class RayRuntime:
         address = address or os.environ.get("RAY_ADDRESS", "")
         self._owns_cluster = not address and not ray.is_initialized()
         if not ray.is_initialized():
-            _connect(ray, address)
+            _connect(ray, address, show_prints)
         count = max(1, num_simulators)
-        self._require([{"CPU": trainer_cpus, "GPU": trainer_gpus}] * num_workers, [{"CPU": cpus_per_simulator}] * count)
+        if not cluster_grows:
+            trainers = [{"CPU": trainer_cpus, "GPU": trainer_gpus}] * num_workers
+            self._require(trainers, [{"CPU": cpus_per_simulator}] * count)
         restarts: dict[str, Any] = {"max_restarts": MAX_RESTARTS}
-        self._max_retries = max_retries
-        simulator = ray.remote(_SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
+        self._max_retries, self._block_timeout_s = max_retries, block_timeout_s
+        simulator = ray.remote(SimulatorActor).options(num_cpus=cpus_per_simulator, **restarts)
         self._simulators: list[Any] = [simulator.remote() for _ in range(count)]
         self._starting = [actor.is_there.remote() for actor in self._simulators]
         self._began = time.monotonic()
@@ -158,24 +117,32 @@ class RayRuntime:
         missing = find_missing(trainers, simulators, nodes)
         if missing:
             self.close()
-            raise WorldloopError(f"the config asks Ray for {missing}: lower resources.* or join a larger cluster")
+            raise WorldloopError(
+                f"the config asks Ray for {missing}: lower resources.*, join a larger cluster, or set "
+                "resources.cluster_grows=true if an autoscaler adds nodes"
+            )
 
     def run_stage(self, function: Callable[..., Any], *arguments: Any, trains: bool = False) -> Any:
         """Run ``function(*arguments, executor, display)`` in the stage actor, and show its progress here.
 
         With several training workers it runs on all of them if the stage ``trains``, else on the first.
         """
-        executor = _ActorExecutor(self._simulators, self._max_retries)
+        executor = ActorExecutor(self._simulators, self._max_retries, self._block_timeout_s)
         process = ""
         for attempt in range(self._max_retries + 1):
             if attempt:
                 self.display.log(f"  the stage's process is gone; attempt {attempt + 1} of {self._max_retries + 1}")
             process = self._wait_for_stage_actor(process)
+            result = self._stage.run.remote(function, arguments, executor, trains)
             try:
-                value = self._watch(self._stage.run.remote(function, arguments, executor, trains))
-            except self._ray.exceptions.RayActorError:
+                value = self._watch(result)
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError):
                 continue
-            if isinstance(value, WorldloopError):
+            except KeyboardInterrupt:
+                if trains:
+                    self._let_stage_end(result)
+                raise
+            if isinstance(value, WorldloopError | RemoteError):
                 raise value
             return value
         raise WorldloopError(
@@ -188,6 +155,8 @@ class RayRuntime:
         done: list[Any] = []
         while not done:
             done, _ = ray.wait([result], timeout=POLL_INTERVAL_S)
+            if interrupts.take_checkpoint_request():
+                self._stage.ask.remote(to_end=False)
             if not done:
                 replay(ray.get(self._stage.drain.remote()), self.display)
                 self._tell_of_simulators()
@@ -196,33 +165,49 @@ class RayRuntime:
             replay(ray.get(self._stage.drain.remote()), self.display)
         return value
 
+    def _let_stage_end(self, result: Any) -> None:
+        """Give a training stage a few seconds to write a checkpoint of what it has learned."""
+        with suppress(self._ray.exceptions.RayError):
+            self._stage.ask.remote(to_end=True)
+            self._ray.wait([result], timeout=interrupts.GRACE_S)
+
     def _tell_of_simulators(self) -> None:
-        """Tell the user, once, if some simulators cannot start because other programs use the cluster."""
+        """Tell the user, once, which simulators have not started, and why."""
         if not self._starting or time.monotonic() - self._began < WAIT_S:
             return
-        _, waiting = self._ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
+        ready, waiting = self._ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
         if waiting:
             self.display.log(f"  {len(waiting)} of {len(self._simulators)} simulators wait for room in the cluster")
+        for answer in ready:
+            try:
+                self._ray.get(answer)
+            except self._ray.exceptions.RayActorError as error:
+                self.display.log(f"  a simulator did not start: {describe_death(error)}")
         self._starting = []
 
     def _wait_for_stage_actor(self, failed: str) -> str:
         """Wait until Ray has started the stage actor, in another process than ``failed``; returns that process's name.
 
         The actor may need a CPU in use, or a node that has not joined yet. The failed process may still answer: then it
-        is killed, because two must never run. A new process is not killed; that would use up an attempt.
+        is killed, because two must never run. A new process is not killed; that would use up an attempt. Raises
+        `WorldloopError` if Ray will not start the actor again.
         """
-        began, told = time.monotonic(), False
+        began, told = time.monotonic(), time.monotonic()
         while True:
             try:
                 process: str = self._ray.get(self._stage.name_process.remote(), timeout=WAIT_S)
                 if process != failed:
                     return process
                 self._ray.kill(self._stage, no_restart=False)
-            except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError) as error:
+                if is_final(error):
+                    raise WorldloopError(f"the stage's process cannot start: {describe_death(error)}") from error
                 time.sleep(POLL_INTERVAL_S)
-            if time.monotonic() - began > WAIT_S and not told:
-                self.display.log("  waiting for the cluster to have room for the stage's process")
-                told = True
+            if time.monotonic() - told > (WAIT_S if told == began else TELL_AGAIN_S):
+                told = time.monotonic()
+                self.display.log(
+                    f"  waiting for the cluster to have room for the stage's process, for {told - began:.0f} s"
+                )
 
     def close(self) -> None:
         """Kill this run's actors; shut the cluster down only if this run started it."""
@@ -232,16 +217,16 @@ class RayRuntime:
             self._ray.shutdown()
 
 
-def _connect(ray: Any, address: str) -> None:
+def _connect(ray: Any, address: str, show_prints: bool = False) -> None:
     """Join the cluster at ``address``, or start one on this machine. The signal handlers stay as they are."""
     where = f" at {address}" if address else ""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _require_listener(address)
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=show_prints, logging_level="ERROR")
         else:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(include_dashboard=False, log_to_driver=show_prints, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise WorldloopError(
             f"cannot reach Ray{where}: {first_line(error)}; start a cluster, or use runtime=inline"

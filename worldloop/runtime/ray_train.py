@@ -1,7 +1,7 @@
 """Several data-parallel workers instead of one stage actor: a worker group of Ray Train that lives as long as the run.
 
-Ray Train places the workers, sets up their `torch.distributed` process group, and starts all of them again when one
-dies. A start takes half a minute. So the group starts with the run, and is kept from stage to stage. A training stage
+Ray Train places the workers and sets up their `torch.distributed` process group. When one dies, all are started again.
+A start takes half a minute. So the group starts with the run, and is kept from stage to stage. A training stage
 runs on every worker (`worldloop.training.data_parallel`). Any other stage runs on the first worker only, or in the
 coordinator while there is no group. A stage that is started again continues from its checkpoint
 (`worldloop.training.resume`).
@@ -13,11 +13,13 @@ import os
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from worldloop.core import interrupts
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.reporting.progress import Display, RemoteDisplay, SilentDisplay
 
@@ -48,12 +50,18 @@ class _Task:
     on_all: bool
 
 
+class RemoteError(Exception):
+    """An error in a training worker that another try would meet again; its text ends with the worker's traceback."""
+
+
 def run_alone(function: Callable[..., Any], arguments: tuple[Any, ...], executor: Any, display: Display) -> Any:
     """Run a stage in this process; returns its result, or the `WorldloopError` that ended it."""
     try:
         return function(*arguments, executor, display)
     except WorldloopError as error:
         return error
+    except KeyboardInterrupt:  # asked to end: nobody waits for a result
+        return WorldloopError("the stage was interrupted")
 
 
 class Coordinator:
@@ -70,6 +78,9 @@ class Coordinator:
         self._is_up = False
         self._asking: dict[int, object] = {}  # rank -> its latest call of `take`; a dead worker's call stays
         self._reason = ""  # error that the last dead worker reported, "" if it could not
+        self._known: set[str] = set()  # errors that workers reported during the task
+        self._lost = 0  # groups in a row that ended before their first worker called `start`
+        self._asked: list[bool] = []  # what `ask` was called with, for the first worker
         self._value: Any = None
         self._server: threading.Thread | None = None
 
@@ -87,6 +98,7 @@ class Coordinator:
             if trains or self._is_up or self._group.gpus:
                 self._number, self._starts = self._number + 1, int(self._is_up)
                 self._task = _Task(self._number, function, arguments, executor, trains)
+                self._known.clear()
                 self._changed.notify_all()
                 if not self._changed.wait_for(lambda: self._task is None, START_S) and not self._is_up:
                     self._display.log(f"  no training workers after {START_S:.0f} s: waiting for room in the cluster")
@@ -116,7 +128,7 @@ class Coordinator:
     def start(self) -> None:
         """The first worker of a group that has just started calls it."""
         with self._changed:
-            self._is_up = True
+            self._is_up, self._lost = True, 0
             if self._task is None:
                 return
             self._starts += 1
@@ -140,14 +152,28 @@ class Coordinator:
             if self._task is not None and self._task.number == number:
                 self._end(value)
 
-    def explain(self, reason: str) -> None:
-        """A worker that ends with an error calls it. The error is its own, or comes from losing another worker."""
+    def explain(self, reason: str, own_traceback: str = "") -> None:
+        """A worker that ends with an error calls it, with a traceback if the error does not come from losing another.
+
+        An error of its own that comes a second time in one stage would come again and again, and ends the stage.
+        """
         with self._changed:
             self._reason = reason
+            if own_traceback and reason in self._known:
+                self._is_up = False
+                self._end(RemoteError(f"{reason}\n\nIn a training worker:\n{own_traceback}"))
+            elif own_traceback:
+                self._known.add(reason)
 
-    def show(self, events: list[tuple[str, tuple[Any, ...]]]) -> None:
-        """The first worker calls it with events to display."""
+    def show(self, events: list[tuple[str, tuple[Any, ...]]]) -> list[bool]:
+        """The first worker calls it with events to display; returns what it was asked since, see `ask`."""
         self._display.extend(events)
+        asked, self._asked = self._asked, []
+        return asked
+
+    def ask(self, to_end: bool) -> None:
+        """Make the stage write a checkpoint after its present training step, and with ``to_end`` end there."""
+        self._asked.append(to_end)
 
     def drain(self) -> list[tuple[str, tuple[Any, ...]]]:
         return self._display.drain()
@@ -161,19 +187,28 @@ class Coordinator:
         self._changed.notify_all()
 
     def _serve(self) -> None:
-        """Run a group of workers until it ends. Whatever ends it, end the waiting stage, which would wait forever."""
-        try:
-            _run_group(self._group)
-            reason = "its workers ended"
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:MAX_REASON]
+        """Run groups of workers until one ends well, or too many in a row end before they have begun.
+
+        Whatever ends them, end the waiting stage, which would wait forever.
+        """
+        reason = "its workers ended"
+        while True:
+            try:
+                _run_group(self._group)
+                break
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:MAX_REASON]
+            with self._changed:
+                self._is_up, self._lost = False, self._lost + 1
+                if self._lost > self._group.max_retries:
+                    break
         with self._changed:
             self._is_up, self._server = False, None
             self._end(WorldloopError(f"Ray Train gave up: {reason}; mend that, then run again: it resumes"))
 
 
 def _run_group(group: TrainingGroup) -> None:
-    """Run `_work` on the workers; Ray Train starts all again whenever one dies. Called in the coordinator's actor."""
+    """Run `_work` on the workers, until one dies or all have ended. Called in the coordinator's actor."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -190,7 +225,7 @@ def _run_group(group: TrainingGroup) -> None:
                 resources_per_worker={"CPU": group.cpus, "GPU": group.gpus},
             ),
             torch_config=TorchConfig(backend=BACKEND["gpu" if group.gpus else "cpu"]),
-            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=0)),
         ).fit()
 
 
@@ -208,12 +243,20 @@ def _free_placement_groups(job_id: str) -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 
+def comes_from_loss(error: Exception) -> bool:
+    """Whether ``error`` may come from losing another worker: from gloo, NCCL, or the store through which they meet."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
 class _SentDisplay(RemoteDisplay):
     """Sends its events to the coordinator, at most twice a second while a progress bar advances."""
 
     def __init__(self, coordinator: Any) -> None:
         super().__init__()
         self._coordinator, self._sent_at = coordinator, 0.0
+        self._answer: Any = None
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
         super().advance(count, figures)
@@ -225,8 +268,14 @@ class _SentDisplay(RemoteDisplay):
         self.send()
 
     def send(self) -> None:
+        """Send the events, and take what the coordinator answered to those sent before."""
+        import ray
+
         self._sent_at = time.monotonic()
-        self._coordinator.show.remote(self.drain())
+        if self._answer is not None:
+            for to_end in ray.get(self._answer):
+                interrupts.ask_to_end() if to_end else interrupts.ask_for_checkpoint()
+        self._answer = self._coordinator.show.remote(self.drain())
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -253,8 +302,13 @@ def _work(config: dict[str, Any]) -> None:
                 raise  # the others may be waiting for this worker: all must start again
             except RayActorError:
                 raise
+            except KeyboardInterrupt:  # asked to end; the others stop when the group is killed
+                ray.get(coordinator.deliver.remote(task.number, WorldloopError("the stage was interrupted")))
+                return
             except Exception as error:
-                coordinator.explain.remote(f"{type(error).__name__}: {first_line(error)}"[:MAX_REASON])
+                reason = f"{type(error).__name__}: {first_line(error)}"[:MAX_REASON]
+                own_traceback = "" if comes_from_loss(error) else traceback.format_exc()
+                ray.get(coordinator.explain.remote(reason, own_traceback))
                 raise
             done = task.number
             if rank == 0:

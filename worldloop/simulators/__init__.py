@@ -2,9 +2,11 @@
 
 from worldloop.core.interfaces import TaskSimulator
 from worldloop.simulators.maniskill.simulator import ManiSkillSimulator
+from worldloop.simulators.metaworld.simulator import MetaWorldSimulator
 from worldloop.simulators.toy.simulator import ToySimulator
 
 SIMULATORS: dict[str, type[TaskSimulator]] = {
     "maniskill": ManiSkillSimulator,
+    "metaworld": MetaWorldSimulator,
     "toy": ToySimulator,
 }

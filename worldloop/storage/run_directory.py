@@ -3,7 +3,7 @@
     config.yaml  state.json  results.json  timings.json  environment.json  inputs.json
     tensorboard/  checkpoints/iteration_NNN/{world_model,policy,critic_N}/  sans/  labels/iteration_NNN/
     initial_states/SPLIT/TASK.safetensors
-    partial/  checkpoints within the training stage that is running
+    partial/  checkpoints within the stage that is running, and its finished episodes
 
 ``state.json`` says how far the run is. It is replaced after every stage. ``results.json`` is derived from it. It holds
 no timings, so that an interrupted and an uninterrupted run can be compared byte for byte.
@@ -43,7 +43,9 @@ _TIMING = {
 }
 _SINCE = {"peak_gpu_memory_mib": 0}  # value for stages that were recorded before the key existed
 _REMEDY = "restore it, or delete the run directory and run again"
-_PACKAGES = ("torch", "mani_skill", "sapien", "lerobot", "transformers", "ray", "numpy", "worldloop")
+_PACKAGES = (
+    "torch", "mani_skill", "sapien", "metaworld", "mujoco", "lerobot", "transformers", "ray", "numpy", "worldloop",
+)  # fmt: skip
 
 
 def name_checkpoint(iteration: int, name: str, fit_number: int = 1) -> str:

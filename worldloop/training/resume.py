@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import disk_errors, hash_file, malformed, read_json, to_json, write_file
+from worldloop.core.interrupts import take_checkpoint_request, wants_checkpoint
 from worldloop.core.randomness import make_generator
 from worldloop.core.tensors import load_trained, prefix, strip
 from worldloop.training.data_parallel import DataParallel
@@ -161,15 +162,17 @@ class TrainingCheckpoint:
     def save(self, num_steps: int, always: bool = False) -> None:
         """Write a checkpoint if ``checkpoint_every_s`` have passed since the last one. Every rank must call it.
 
-        ``always``: write it even if less time has passed, for a training that another one follows. Nothing is ever
-        written without a ``checkpoint_root`` or with ``checkpoint_every_s`` 0.
+        It is written earlier if a signal ends the run or asks for it, see `core.interrupts`. ``always``: write it even
+        if less time has passed, for a training that another one follows. Nothing is ever written without a
+        ``checkpoint_root`` or with ``checkpoint_every_s`` 0.
         """
         data_parallel, every_s = self.setup.data_parallel, self.setup.checkpoint_every_s
         if self.directory is None or every_s == 0:
             return
-        is_due = always or time.monotonic() - self.saved_at >= every_s
-        if not data_parallel.any(is_due and data_parallel.is_main):  # the main rank's clock decides
+        is_due = always or wants_checkpoint() or time.monotonic() - self.saved_at >= every_s
+        if not data_parallel.any(is_due and data_parallel.is_main):  # the main rank's clock and signals decide
             return
+        take_checkpoint_request()
         self.saved_at = time.monotonic()
         for name, states in self.files.items():
             tensors: dict[str, Tensor] = {}

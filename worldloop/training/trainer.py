@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloop.core.interfaces import Metrics
+from worldloop.core.interrupts import finish_step
 from worldloop.core.reporting import Reporter, SilentWriter, Writer
 from worldloop.training.data_parallel import add_metrics
 from worldloop.training.ema import EmaWeights
@@ -126,14 +127,15 @@ class Trainer[ModuleT: nn.Module]:
             self.reporter.writer(self.name, self.first_step + done) as writer,
         ):
             for step in range(done, num_steps):
-                metrics = self._step(objective, step)
-                is_logged = step % objective.log_every == 0
-                if is_logged:
-                    metrics = self.setup.data_parallel.sum_metrics(metrics)
-                metrics = objective.end_step(step, metrics)
-                if is_logged:
-                    writer.scalars(self.first_step + step, {f"{self.tag}/{k}": v for k, v in metrics.items()})
-                checkpoint.save(step + 1, always=self._checkpoints_end and step + 1 == num_steps)
+                with finish_step():
+                    metrics = self._step(objective, step)
+                    is_logged = step % objective.log_every == 0
+                    if is_logged:
+                        metrics = self.setup.data_parallel.sum_metrics(metrics)
+                    metrics = objective.end_step(step, metrics)
+                    if is_logged:
+                        writer.scalars(self.first_step + step, {f"{self.tag}/{k}": v for k, v in metrics.items()})
+                    checkpoint.save(step + 1, always=self._checkpoints_end and step + 1 == num_steps)
                 shown = objective.progress_metric
                 progress.advance(1, **({shown: metrics[shown]} if shown in metrics else {}))
         return self._gather_result()

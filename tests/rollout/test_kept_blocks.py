@@ -1,0 +1,101 @@
+"""Finished blocks of an interrupted stage are not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from executors import Here
+from reporters import RecordingReporter
+
+from worldloop.core.types import Episode
+from worldloop.factory.config import SimulatorConfig
+from worldloop.rollout.kept_blocks import KeptBlocks, hash_job
+from worldloop.rollout.simulation import Simulation
+from worldloop.rollout.swap import Swap
+from worldloop.sans.shard import hash_episodes
+from worldloop.simulators.toy.simulator import ToyConfig
+
+CONFIG = SimulatorConfig("toy", toy=ToyConfig(image_size=16, actions_per_frame=2, max_episode_steps=20))
+
+
+class Interrupted(Here):
+    """Is interrupted after ``left`` blocks."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def map(self, function: Any, items: Iterable[Any]) -> Iterator[Any]:
+        for result in super().map(function, items):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield result
+
+
+def run(
+    run_dir: Path, executor: Here, kept: KeptBlocks | None, reporter: RecordingReporter | None = None
+) -> tuple[list[Episode], Simulation]:
+    simulation = Simulation(CONFIG, 4, 0, run_dir, executor, reporter or RecordingReporter(), kept)
+    states = simulation.initial_states("train", 7)
+    executor.jobs.clear()
+    return simulation.run(
+        states, block_size=2, purpose="test", iteration=1, variants=("expert", "far") * 3 + ("expert",)
+    ), simulation
+
+
+def test_only_what_was_not_finished_is_run_again(tmp_path: Path) -> None:
+    whole, all_steps = run(tmp_path, Here(), None)
+    kept, interrupted, reporter = KeptBlocks(tmp_path), Interrupted(3), RecordingReporter()  # the first draws states
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, interrupted, kept)
+    executor = Here()
+    again, simulation = run(tmp_path, executor, kept, reporter)
+    assert len(executor.jobs) == 1, "three of four blocks are there"
+    assert reporter.lines == ["  6 episodes are there from before the interruption"]
+    assert hash_episodes(again) == hash_episodes(whole)
+    assert [list(episode.frames) for episode in again] == [list(episode.frames) for episode in whole]
+    assert simulation.num_env_steps == all_steps.num_env_steps
+    kept.drop()
+    assert not kept.directory.exists()
+
+
+def test_a_damaged_block_is_run_again(tmp_path: Path) -> None:
+    kept = KeptBlocks(tmp_path)
+    whole, _ = run(tmp_path, Here(), kept)
+    damaged, *_ = sorted(kept.directory.iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    executor = Here()
+    again, _ = run(tmp_path, executor, kept)
+    assert len(executor.jobs) == 1
+    assert hash_episodes(again) == hash_episodes(whole)
+
+
+def test_a_job_is_told_from_every_other(tmp_path: Path) -> None:
+    executor = Here()
+    run(tmp_path, executor, None)
+    job = executor.jobs[0]
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy/weights").write_bytes(b"1")
+    policy = replace(job, variants=None, policy=str(tmp_path / "policy"))
+    others = [
+        *executor.jobs,
+        replace(job, noise_key=job.noise_key + 1),
+        replace(job, iteration=2),
+        replace(job, simulator=replace(CONFIG, toy=replace(CONFIG.toy, image_size=17))),
+        replace(job, states=replace(job.states, states=job.states.states + 1)),
+        replace(job, row_chunks=torch.tensor([1, 1])),
+        policy,
+        replace(policy, temperature=1.0),
+        replace(policy, swap=Swap(str(tmp_path / "policy"), ("base",))),
+    ]
+    hashes = [hash_job(other) for other in others]
+    (tmp_path / "policy/weights").write_bytes(b"22")
+    hashes.append(hash_job(policy))
+    assert len(set(hashes)) == len(hashes)
+    assert hash_job(replace(job)) == hashes[0]

@@ -1,0 +1,119 @@
+"""Blocks of episodes that are kept until their stage has ended, so that an interrupted stage does not repeat them.
+
+    partial/episodes/KEY.safetensors   one block; KEY is a hash of its job
+
+A job gives the same episodes whenever it runs, so a kept block is as good as a new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from worldloop.core.files import write_file
+from worldloop.core.types import Episode, EpisodeMeta
+from worldloop.rollout.jobs import RolloutJob
+from worldloop.sans.shard import meta_to_json
+
+_ARRAYS = ("proprio", "actions", "valid", "rewards", "success", "distances_m", "sim_state")
+
+
+class KeptBlocks:
+    """The kept blocks of the run in ``run_dir``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.directory = run_dir / "partial/episodes"
+
+    def find(self, job: RolloutJob) -> list[Episode] | None:
+        """The episodes of ``job`` if they have been kept; ``None`` also if the file is damaged."""
+        path = self._locate(job)
+        if not path.exists():
+            return None
+        try:
+            return _read(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, job: RolloutJob, episodes: Sequence[Episode]) -> None:
+        """Write the episodes of ``job``. Raises `WorldloopError` if the disk is full or cannot be written."""
+        arrays: dict[str, np.ndarray] = {}
+        for number, episode in enumerate(episodes):
+            own = {f"frames.{camera}": images for camera, images in episode.frames.items()}
+            own |= {name: getattr(episode, name) for name in _ARRAYS}
+            arrays |= {f"{number}.{name}": np.ascontiguousarray(array) for name, array in own.items()}
+        ends = [[bool(episode.terminated), bool(episode.truncated)] for episode in episodes]
+        record = {
+            "meta": [meta_to_json(episode.meta) for episode in episodes],
+            "cameras": [list(episode.frames) for episode in episodes],
+            "ends": ends,
+        }
+        write_file(self._locate(job), save(arrays, {"episodes": json.dumps(record)}), "the episodes of this stage")
+
+    def drop(self) -> None:
+        """Delete all blocks; call it after the stage's result has been saved."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _locate(self, job: RolloutJob) -> Path:
+        return self.directory / f"{hash_job(job)}.safetensors"
+
+
+def _read(path: Path) -> list[Episode]:
+    with safe_open(path, "numpy") as file:
+        record = json.loads(file.metadata()["episodes"])
+        arrays: list[dict[str, np.ndarray]] = [{} for _ in record["meta"]]
+        for key in file.keys():  # noqa: SIM118 (not a dictionary)
+            number, _, name = key.partition(".")
+            arrays[int(number)][name] = file.get_tensor(key)
+    episodes = []
+    for meta, cameras, ends, own in zip(record["meta"], record["cameras"], record["ends"], arrays, strict=True):
+        frames = {camera: own.pop(f"frames.{camera}") for camera in cameras}
+        terminated, truncated = ends
+        episodes.append(
+            Episode(meta=EpisodeMeta(**meta), frames=frames, terminated=terminated, truncated=truncated, **own)
+        )
+    return episodes
+
+
+def hash_job(job: RolloutJob) -> str:
+    """A hash of all that the episodes of ``job`` follow from, with the files of its checkpoints by size and time."""
+    digest = hashlib.sha256()
+    _feed(digest, job)
+    checkpoints = [
+        job.policy,
+        None if job.swap is None else job.swap.world_model,
+        None if job.video is None else job.video.inverse_dynamics,
+    ]
+    for path in filter(None, checkpoints):
+        for file in sorted(Path(path).rglob("*")):
+            _feed(digest, (file.name, file.stat().st_size, file.stat().st_mtime_ns))
+    return digest.hexdigest()[:32]
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Add ``value`` to ``digest``: dataclasses, mappings, sequences, tensors and plain values."""
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
+    elif dataclasses.is_dataclass(value):
+        digest.update(type(value).__name__.encode())
+        for field in dataclasses.fields(value):
+            _feed(digest, getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _feed(digest, (key, item))
+    elif isinstance(value, tuple | list):
+        digest.update(f"{len(value)}".encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(f"\x1f{value!r}".encode())
