@@ -53,7 +53,8 @@ class MetaWorldScriptedPolicy:
 
         self._open_twin = open_twin
         self._tasks = tasks
-        self._experts: list[Any] = [ENV_POLICY_MAP[task]() for task in tasks]
+        policies: dict[str, Any] = ENV_POLICY_MAP  # its values are typed as an abstract class
+        self._experts = [policies[task]() for task in tasks]
         self._p = parameters
         self._chunk_length = chunk_length
         self._max_steps = max_episode_steps
