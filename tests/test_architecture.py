@@ -39,6 +39,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime/ray*.py",),
     "mani_skill": ("simulators/maniskill/*",),
     "sapien": ("simulators/maniskill/*",),
+    "mujoco": ("simulators/mujoco_*.py", "simulators/metaworld/*", "simulators/libero/*"),
     "lerobot": ("sans/*", "policies/lerobot/*"),
     "datasets": ("sans/*", "policies/lerobot/*"),
     "transformers": ("policies/*", "networks/*", "world_model/*"),

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+
+from worldloop.simulators.mujoco_state import join_doubles, read_physics, split_doubles, write_physics
+
+# A box that is thrown, turns and falls onto the floor: contacts, friction and a warm start.
+THROWN_BOX = """
+<mujoco><worldbody>
+  <geom type="plane" size="2 2 .1"/>
+  <body pos="0 0 .3" euler="20 35 5"><freejoint/><geom type="box" size=".05 .04 .1"/></body>
+</worldbody></mujoco>
+"""
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a.view(np.int64), b.view(np.int64))
+
+
+def test_doubles_come_back_bit_for_bit():
+    generator = np.random.default_rng(0)
+    mantissa = generator.uniform(1, 2, (40, 250)) * generator.choice([-1.0, 1.0], (40, 250))
+    values = np.ldexp(mantissa, generator.integers(-145, 127, mantissa.shape))
+    assert same_bits(join_doubles(split_doubles(values)), values)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 0.1, -1 / 3, 1 + 2.0**-52, 1 - 2.0**-53, 2.0**-145, 3.4028234e38])
+def test_a_double_comes_back_bit_for_bit(value):
+    values = np.array([value, -value])
+    assert same_bits(join_doubles(split_doubles(values)), values)
+
+
+def test_the_first_block_holds_the_values_rounded_to_float():
+    values = np.array([0.1, -2.5, 1 + 2.0**-30])
+    parts = split_doubles(values)
+    assert parts.shape == (9,)
+    assert parts.dtype == torch.float32
+    assert parts[:3].tolist() == torch.tensor(values).float().tolist()
+    assert parts[3:6].tolist()[1:] == [0.0, 2.0**-30 * 2.0**24]
+
+
+def test_values_below_the_range_are_rounded_to_multiples_of_the_smallest_step():
+    assert join_doubles(split_doubles(np.array([1.4 * 2.0**-197, 2.0**-250]))).tolist() == [2.0**-197, 0.0]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e39])
+def test_values_beyond_a_float_are_refused(value):
+    with pytest.raises(ValueError, match="infinite, not a number, or beyond"):
+        split_doubles(np.array([0.0, value]))
+
+
+def test_physics_goes_on_bit_for_bit_from_a_stored_state():
+    mujoco = pytest.importorskip("mujoco", reason="needs the extra metaworld")
+    model = mujoco.MjModel.from_xml_string(THROWN_BOX)
+    data, other = mujoco.MjData(model), mujoco.MjData(model)
+    mujoco.mj_step(model, data, 150)
+    assert data.ncon > 0
+    stored = split_doubles(read_physics(model, data))
+    mujoco.mj_step(model, other, 7)
+    write_physics(model, other, join_doubles(stored))
+    for _ in range(100):
+        mujoco.mj_step(model, data)
+        mujoco.mj_step(model, other)
+        assert same_bits(read_physics(model, data), read_physics(model, other))
+    mujoco.mj_step(model, data)
+    assert not same_bits(read_physics(model, data), read_physics(model, other))
+
+
+def test_a_state_of_another_scene_is_refused():
+    mujoco = pytest.importorskip("mujoco", reason="needs the extra metaworld")
+    model = mujoco.MjModel.from_xml_string(THROWN_BOX)
+    with pytest.raises(ValueError, match=r"states of \d+ numbers, got \[5\]"):
+        write_physics(model, mujoco.MjData(model), np.zeros(5))
