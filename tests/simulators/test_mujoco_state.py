@@ -56,6 +56,7 @@ def test_physics_goes_on_bit_for_bit_from_a_stored_state():
     mujoco.mj_step(model, data, 150)
     assert data.ncon > 0
     stored = split_doubles(read_physics(model, data))
+    other.xfrc_applied[1] = 3.0
     mujoco.mj_step(model, other, 7)
     write_physics(model, other, join_doubles(stored))
     for _ in range(100):
@@ -71,3 +72,12 @@ def test_a_state_of_another_scene_is_refused():
     model = mujoco.MjModel.from_xml_string(THROWN_BOX)
     with pytest.raises(ValueError, match=r"states of \d+ numbers, got \[5\]"):
         write_physics(model, mujoco.MjData(model), np.zeros(5))
+
+
+def test_applied_forces_are_refused():
+    mujoco = pytest.importorskip("mujoco", reason="needs the extra metaworld")
+    model = mujoco.MjModel.from_xml_string(THROWN_BOX)
+    data = mujoco.MjData(model)
+    data.xfrc_applied[1, 2] = 1.0
+    with pytest.raises(ValueError, match="applied forces"):
+        read_physics(model, data)

@@ -45,10 +45,16 @@ def join_doubles(parts: Tensor) -> NDArray[np.float64]:
 
 
 def read_physics(model: Any, data: Any) -> NDArray[np.float64]:
-    """MuJoCo's ``mjSTATE_INTEGRATION`` f64 [n]: all from which a step continues bit for bit."""
+    """All from which a step continues bit for bit, f64 [n]: ``mjSTATE_INTEGRATION`` without applied forces.
+
+    The forces would be four fifths of it, and robots that move by controls or a mocap body have none. Raises
+    ``ValueError`` where there are some.
+    """
     import mujoco
 
-    spec = mujoco.mjtState.mjSTATE_INTEGRATION
+    if data.qfrc_applied.any() or data.xfrc_applied.any():
+        raise ValueError("the scene has applied forces (qfrc_applied, xfrc_applied), which its state leaves out")
+    spec = _choose_parts()
     state = np.empty(mujoco.mj_stateSize(model, spec))
     mujoco.mj_getState(model, data, state, spec)
     return state
@@ -61,10 +67,20 @@ def write_physics(model: Any, data: Any, state: NDArray[np.float64]) -> None:
     """
     import mujoco
 
-    spec = mujoco.mjtState.mjSTATE_INTEGRATION
+    spec = _choose_parts()
     size = mujoco.mj_stateSize(model, spec)
     if state.shape != (size,):
         raise ValueError(f"the scene has states of {size} numbers, got {list(state.shape)}")
+    data.qfrc_applied[:] = 0
+    data.xfrc_applied[:] = 0
     mujoco.mj_setState(model, data, state, spec)
     mujoco.mj_forward(model, data)
     mujoco.mj_setState(model, data, state, spec)  # `mj_forward` has put new accelerations over the warm start
+
+
+def _choose_parts() -> int:
+    """The parts of MuJoCo's state, as the bits of ``mjtState``."""
+    from mujoco import mjtState
+
+    forces = mjtState.mjSTATE_QFRC_APPLIED.value | mjtState.mjSTATE_XFRC_APPLIED.value
+    return int(mjtState.mjSTATE_INTEGRATION.value) & ~forces
