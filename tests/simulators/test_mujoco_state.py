@@ -17,30 +17,38 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a.view(np.int64), b.view(np.int64))
 
 
-def test_doubles_come_back_bit_for_bit():
+def test_doubles_of_every_size_come_back_bit_for_bit():
     generator = np.random.default_rng(0)
     mantissa = generator.uniform(1, 2, (40, 250)) * generator.choice([-1.0, 1.0], (40, 250))
-    values = np.ldexp(mantissa, generator.integers(-145, 127, mantissa.shape))
+    values = np.ldexp(mantissa, generator.integers(-1080, 127, mantissa.shape))  # subnormal doubles and zeros too
+    assert (np.abs(values) < 2.0**-1022).any()
     assert same_bits(join_doubles(split_doubles(values)), values)
 
 
-@pytest.mark.parametrize("value", [0.0, -0.0, 0.1, -1 / 3, 1 + 2.0**-52, 1 - 2.0**-53, 2.0**-145, 3.4028234e38])
+EDGES = (0.0, 0.1, 1 / 3, 1 + 2.0**-52, 1 - 2.0**-53, 2.0**-100, 3.4028234e38, 1e-60, 5e-324)
+EDGES += (np.nextafter(2.0**-100, 0), np.nextafter(2.0**-100, 1), 1 + 2.0**-24, 1 + 3 * 2.0**-25, 2.0**-126)
+
+
+@pytest.mark.parametrize("value", EDGES)
 def test_a_double_comes_back_bit_for_bit(value):
     values = np.array([value, -value])
     assert same_bits(join_doubles(split_doubles(values)), values)
 
 
 def test_the_first_block_holds_the_values_rounded_to_float():
-    values = np.array([0.1, -2.5, 1 + 2.0**-30])
+    values = np.array([0.1, -2.5, 1 + 2.0**-30, 0.0])
     parts = split_doubles(values)
-    assert parts.shape == (9,)
+    assert parts.shape == (12,)
     assert parts.dtype == torch.float32
-    assert parts[:3].tolist() == torch.tensor(values).float().tolist()
-    assert parts[3:6].tolist()[1:] == [0.0, 2.0**-30 * 2.0**24]
+    assert parts[:4].tolist() == torch.tensor(values).float().tolist()
+    assert parts[8:].tolist()[1:] == [0.0, 2.0**22, 0.0]  # of 52 bits behind the point the 30th from the left
 
 
-def test_values_below_the_range_are_rounded_to_multiples_of_the_smallest_step():
-    assert join_doubles(split_doubles(np.array([1.4 * 2.0**-197, 2.0**-250]))).tolist() == [2.0**-197, 0.0]
+def test_nearly_zero_stays_so_for_who_reads_floats_and_needs_no_subnormal_ones():
+    parts = split_doubles(np.array([1e-31, -1e-31, 5e-324]))
+    assert (parts[:3].abs() < 2.0**-125).all()
+    assert (parts[:3].abs() >= 2.0**-126).all()
+    assert parts[:3].sign().tolist() == [1, -1, 1]
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e39])
