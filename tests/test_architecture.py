@@ -39,6 +39,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("runtime/ray*.py",),
     "mani_skill": ("simulators/maniskill/*",),
     "sapien": ("simulators/maniskill/*",),
+    "libero": ("simulators/libero/*",),
+    "robosuite": ("simulators/libero/*",),
     "mujoco": ("simulators/mujoco_*.py", "simulators/metaworld/*", "simulators/libero/*"),
     "lerobot": ("sans/*", "policies/lerobot/*"),
     "datasets": ("sans/*", "policies/lerobot/*"),

@@ -61,6 +61,13 @@ def make_cameras(
     return tuple(CameraSpec(name, size, size) for name, size in sizes.items())
 
 
+def average_blocks(images: Tensor, size: int) -> Tensor:
+    """u8 [B, n h, n w, 3] -> u8 [B, h, w, 3]: the mean of each block of n = ``size`` by n pixels."""
+    if size == 1:
+        return images
+    return images.unfold(1, size, size).unfold(2, size, size).float().mean((4, 5)).round().to(torch.uint8)
+
+
 @dataclass
 class Measurement:
     """What is measured in a batch of B rows without rendering.
@@ -96,7 +103,7 @@ class _Batch(Rows):
 
 
 class ChunkedSimulator(ABC):
-    """Base of the ManiSkill and toy simulators. Subclasses set ``spec``, ``num_envs`` and ``state_dim``.
+    """Base of our simulators. Subclasses set ``spec``, ``num_envs`` and ``state_dim``.
 
     ``required_package``: module without which the simulator cannot start; "": none. ``extra``: the extra of worldloop
     that installs it. All tensors are on the CPU.

@@ -23,7 +23,14 @@ from worldloop.core.randomness import derive_seed
 from worldloop.core.specs import Landmark, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
 from worldloop.core.types import InitialStates, Split
-from worldloop.simulators.base import ENDLESS_STEPS, ChunkedSimulator, Measurement, make_cameras, require_names
+from worldloop.simulators.base import (
+    ENDLESS_STEPS,
+    ChunkedSimulator,
+    Measurement,
+    average_blocks,
+    make_cameras,
+    require_names,
+)
 from worldloop.simulators.maniskill import TASKS
 from worldloop.simulators.maniskill.family import BASE_CAMERA, TABLE_VIEW
 from worldloop.simulators.maniskill.robots import ROBOTS, ManiSkillRobot
@@ -372,7 +379,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             sensor = env._sensors[camera]
             sensor.capture()
             images = sensor.get_obs(rgb=True, depth=False, segmentation=False, position=False)["rgb"]
-            frames[camera] = _average_blocks(images[: self._num_rows], self.config.supersampling).cpu().clone()
+            frames[camera] = average_blocks(images[: self._num_rows], self.config.supersampling).cpu().clone()
         if goal is not None:
             goal.show_visual()
         return frames
@@ -388,10 +395,3 @@ def _hide_link(env: Any, name: str) -> None:
 
     for link in env.agent.robot.links_map[name]._objs:
         link.entity.find_component_by_type(sapien.render.RenderBodyComponent).visibility = 0
-
-
-def _average_blocks(images: Tensor, size: int) -> Tensor:
-    """u8 [B, n h, n w, 3] -> u8 [B, h, w, 3]: the mean of each block of n = ``size`` by n pixels."""
-    if size == 1:
-        return images
-    return images.unfold(1, size, size).unfold(2, size, size).float().mean((4, 5)).round().to(torch.uint8)
