@@ -49,7 +49,20 @@ HOMES: dict[str, tuple[str, ...]] = {
     "peft": ("world_model/*",),
 }
 # What the command line must not pay for before it knows what it is asked to do.
-LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "transformers", "lerobot", "datasets", "diffusers")
+LIGHT_CLI = (
+    "torch",
+    "gymnasium",
+    "ray",
+    "mani_skill",
+    "sapien",
+    "mujoco",
+    "libero",
+    "robosuite",
+    "transformers",
+    "lerobot",
+    "datasets",
+    "diffusers",
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ CABINET = "wooden_cabinet_1"
 DRAWERS = ("top", "middle", "bottom")
 LEAN_RAD = -1.25  # of the hand: it points at the cabinet, one finger above the handle and one below
 PULL_M = 0.22  # further than the drawer goes, since the hand lags behind
+SHORT_PULL_M = 0.14  # a share of this leaves the drawer closed for LIBERO
 FINGERS_POINT = np.array([0.0, np.sin(LEAN_RAD), -np.cos(LEAN_RAD)])
 
 
@@ -52,7 +53,7 @@ def pull_open(hand: Hand, drawer: str, is_right: bool = False) -> Script:
     """Grasp the handle, pull it towards +y, and let go; ``is_right``: whatever the deviation."""
     pose = point_down(roll=LEAN_RAD)
     shift = np.zeros(3) if is_right else hand.deviation.grasp_shift + hand.deviation.place_shift
-    progress = 1.0 if is_right else min(1.0, hand.deviation.progress)
+    stops = not is_right and hand.deviation.progress < 1
     handle = find_handle(hand, drawer) + np.array([0.0, 0.004, 0.0]) + shift[[1, 0, 2]]
     before = handle - 0.12 * FINGERS_POINT
     yield from hand.move(handle + np.array([0.0, 0.2, 0.2]), OPEN, point_down(), within_m=0.03)
@@ -61,9 +62,10 @@ def pull_open(hand: Hand, drawer: str, is_right: bool = False) -> Script:
         yield hand.toward(before, OPEN, pose)
     yield from hand.move(handle, OPEN, pose, within_m=0.006, max_steps=60, cap=0.5)
     yield from hand.hold(CLOSED, pose, GRASP_STEPS)
-    end = hand.position + np.array([0.0, progress * PULL_M, 0.0])
+    way = hand.deviation.progress * SHORT_PULL_M if stops else PULL_M
+    end = hand.position + np.array([0.0, way, 0.0])
     yield from hand.move(end, CLOSED, pose, within_m=0.01, cap=0.6)
-    if progress < 1 and not hand.deviation.lets_go:
+    if stops and not hand.deviation.lets_go:
         return
     yield from hand.hold(OPEN, pose, 5)
     yield from hand.move(hand.position - 0.1 * FINGERS_POINT, OPEN, pose, within_m=0.03, max_steps=30)

@@ -38,6 +38,9 @@ from worldloop.simulators.mujoco_state import read_physics, write_physics
 Vector = NDArray[np.float64]
 
 NUM_SETTLE_STEPS = 10  # as in LIBERO's evaluation: objects come to rest before an episode begins
+ROBOT_NOISE_RAD = (
+    0.02  # standard deviation of the joints in LIBERO's initial states, which LIBERO itself no longer draws
+)
 MAX_DRAWS = 100  # LIBERO gives up where objects find no place
 _HIDDEN_GROUP = 3  # MuJoCo draws groups 0 to 2; robosuite's shapes that are only touched are group 0
 _STILL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -127,8 +130,8 @@ class Scene:
     def write_state(self, state: Vector) -> None:
         """Continue from ``state`` of `read_state`, bit for bit."""
         num_fixtures = len(self._fixture_ids)
-        sizes = [self._num_physics, 9, 2, 3 * num_fixtures, 4 * num_fixtures]  # zeros may follow
-        physics, orientation, fingers, places, turns, _ = np.split(state, np.cumsum(sizes))
+        cuts = np.cumsum([self._num_physics, 9, 2, 3 * num_fixtures])
+        physics, orientation, fingers, places, turns = np.split(state, cuts)
         self.model.body_pos[self._fixture_ids] = places.reshape(num_fixtures, 3)
         self.model.body_quat[self._fixture_ids] = turns.reshape(num_fixtures, 4)
         write_physics(self.model, self.data, physics)
@@ -150,27 +153,8 @@ class Scene:
         self.env._post_process()
 
     def draw(self, seed: int) -> None:
-        """Begin an episode that LIBERO draws from ``seed``, whatever happened before.
-
-        Twice, because objects on a fixture are placed where the fixture stood before.
-        """
-        from robosuite.utils.errors import RandomizationError
-
-        random_state = np.random.get_state()
-        try:
-            for attempt in range(MAX_DRAWS):
-                try:
-                    for _ in range(2):
-                        np.random.seed((seed + attempt) % 2**32)
-                        self.env.robots[0].gripper.current_action = np.zeros(2)
-                        self.env.reset()
-                    break
-                except RandomizationError:
-                    continue
-            else:
-                raise RuntimeError(f"LIBERO found no places for the objects in {MAX_DRAWS} draws")
-        finally:
-            np.random.set_state(random_state)
+        """Begin an episode that LIBERO draws from ``seed``, whatever happened before."""
+        self._reset(seed, ROBOT_NOISE_RAD)
         self._settle()
 
     def start(self, initial_state: Vector) -> None:
@@ -178,11 +162,33 @@ class Scene:
 
         They do not say where the fixtures stand: each is in the middle of its region.
         """
-        self.draw(0)
+        self._reset(0, 0.0)
         self._centre_fixtures()
         self.env.sim.set_state_from_flattened(initial_state)
         self.env.sim.forward()
         self._settle()
+
+    def _reset(self, seed: int, noise_rad: float) -> None:
+        """LIBERO's reset, twice, because objects on a fixture are placed where the fixture stood before."""
+        from robosuite.utils.errors import RandomizationError
+
+        robot, random_state = self.env.robots[0], np.random.get_state()
+        try:
+            for attempt in range(MAX_DRAWS):
+                try:
+                    for _ in range(2):
+                        np.random.seed((seed + attempt) % 2**32)
+                        robot.gripper.current_action = np.zeros(2)
+                        self.env.reset()
+                    break
+                except RandomizationError:
+                    continue
+            else:
+                raise RuntimeError(f"LIBERO found no places for the objects in {MAX_DRAWS} draws")
+            self.data.qpos[robot._ref_joint_pos_indexes] += noise_rad * np.random.randn(len(robot.robot_joints))
+        finally:
+            np.random.set_state(random_state)
+        self._mujoco.mj_forward(self.model, self.data)
 
     def _centre_fixtures(self) -> None:
         for sampler in self.env.placement_initializer.samplers.values():

@@ -2,7 +2,7 @@
 
 The flat simulator state, f32 [D], is exact:
 
-    the scene's state in three parts, zeros up to the suite's largest | object 3 | goal 3 | env_step 1
+    the scene's state in three parts | object 3 | goal 3 | env_step 1
 
 The parts are those of `mujoco_state`. ``object`` is where the thing is that the task has to move (of a drawer or a knob
 a point that moves along), ``goal`` where it has to be. Both are read off the state and not restored.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ MIN_GAP_M = 1e-3  # of a row that is not solved: its geometry may hold without t
 @dataclass(frozen=True)
 class LiberoConfig:
     """How LIBERO's tasks are simulated and seen."""
+
+    NUM_EVALUATION_STATES: ClassVar[int] = 50  # of each task, LIBERO's own
 
     suite: str = "libero_goal"  # one of SUITES in simulators/libero/__init__.py
     tasks: tuple[str, ...] = ()  # LIBERO's names of tasks of the suite; (): all of them
@@ -203,8 +205,8 @@ class LiberoSimulator(ChunkedSimulator):
                 _, oldest = self._scenes.popitem(last=False)
                 oldest.close()
             self._scenes[key] = Scene(problem)
-            if (numbers := self._scenes[key].num_numbers) > STATE_NUMBERS[self.config.suite]:
-                raise RuntimeError(f"{task} has states of {numbers} numbers, {STATE_NUMBERS[self.config.suite]} fit")
+            if (numbers := self._scenes[key].num_numbers) != STATE_NUMBERS[self.config.suite]:
+                raise RuntimeError(f"{task} has states of {numbers} numbers, not {STATE_NUMBERS[self.config.suite]}")
         self._scenes.move_to_end(key)
         self._scenes[key].set_goal(problem)
         return self._scenes[key]
@@ -212,13 +214,11 @@ class LiberoSimulator(ChunkedSimulator):
     def _store(self, scene: Scene) -> Tensor:
         """The scene's present state as f32 [D], with environment step 0."""
         gap, exact = scene.measure_gap(), scene.read_state()
-        padded = np.zeros(STATE_NUMBERS[self.config.suite])
-        padded[: len(exact)] = exact
         seen = torch.from_numpy(np.concatenate([gap.thing, gap.place, [0.0]])).float()
-        return torch.cat([split_doubles(padded), seen])
+        return torch.cat([split_doubles(exact), seen])
 
     def _restore(self, state: Tensor) -> np.ndarray:
-        """The scene's state of a row f32 [D], with zeros behind it."""
+        """The scene's state of a row f32 [D]."""
         return join_doubles(state[:-EXTRA])
 
     def _load(self, states: Tensor, tasks: tuple[str, ...], rows: Tensor, num_rows: int) -> None:
@@ -250,4 +250,4 @@ class LiberoSimulator(ChunkedSimulator):
         return {name: average_blocks(torch.from_numpy(image)[None], size) for name, image in images.items()}
 
 
-STATE_NUMBERS = {"libero_goal": 157}  # numbers of the largest scene of each suite; `_open_scene` checks it
+STATE_NUMBERS = {"libero_spatial": 169, "libero_object": 181, "libero_goal": 157}  # numbers of a scene of each suite

@@ -14,6 +14,7 @@ GRASP_SHIFT_M = np.array([-0.015, 0.0, 0.0])  # from the knob's axis to where th
 GRASP_Z_M = 0.932  # between the fingers, on the table of LIBERO's table scenes
 TRAVEL_Z_M = 1.15
 TURN_RAD, TURN_STEP_RAD = 1.0, 0.05
+SHORT_TURN_RAD = 0.5  # a share of this leaves the stove off
 SHARE_OF_SHIFT = 0.5  # a knob is small: shifts for cubes would miss it every time
 
 
@@ -32,9 +33,10 @@ class TurnOnTask(LiberoTask):
         yield from hand.move(point + 0.05 * UP, OPEN, point_down())
         yield from hand.move(point, OPEN, point_down(), within_m=0.008, max_steps=40, cap=0.5)
         yield from hand.hold(CLOSED, point_down(), 10)
-        end = TURN_RAD * min(1.0, hand.deviation.progress * 0.6 if hand.deviation.progress < 1 else 1.0)
+        stops = hand.deviation.progress < 1
+        end = hand.deviation.progress * SHORT_TURN_RAD if stops else TURN_RAD
         for step in range(40):
             yield hand.toward(point, CLOSED, point_down(yaw=min(end, TURN_STEP_RAD * step)))
-        if hand.deviation.progress < 1 and hand.deviation.lets_go:
+        if stops and hand.deviation.lets_go:
             yield from hand.hold(OPEN, point_down(yaw=end), 10)
             yield from hand.move(hand.position + 0.15 * UP, OPEN, point_down(), within_m=0.02)
