@@ -18,7 +18,7 @@ from worldloop.core.randomness import make_row_keys
 from worldloop.simulators.libero import SUITES
 from worldloop.simulators.libero.deviation import read_deviation
 from worldloop.simulators.libero.goals import LEVER_M, measure_predicate
-from worldloop.simulators.libero.hand import CLOSED, OPEN, Hand, cut_way, point_down
+from worldloop.simulators.libero.hand import CLOSED, OPEN, STALL_STEPS, Hand, cut_way, point_down
 from worldloop.simulators.libero.place import choose_wrong_object
 from worldloop.simulators.libero.simulator import STATE_NUMBERS, LiberoConfig, LiberoSimulator
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS, draw_variant_parameters
@@ -131,6 +131,7 @@ def test_a_move_is_capped_ends_near_and_gives_up() -> None:
     assert np.abs(np.stack(actions)[:, :3]).max() == pytest.approx(hand.deviation.speed)
     assert all(action[6] == CLOSED for action in actions)
     assert len(list(hand.move(goal + 1, OPEN, point_down(), max_steps=7))) == 7  # the scene did not obey
+    assert len(list(hand.move(goal + 1, OPEN, point_down()))) == STALL_STEPS + 1, "the first step is no stall"
 
 
 def test_the_hand_turns_to_its_pose() -> None:

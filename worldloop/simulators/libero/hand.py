@@ -22,6 +22,7 @@ OPEN, CLOSED = -1.0, 1.0
 UNIT_M, UNIT_RAD = 0.05, 0.5  # of motion and rotation, per action of 1
 MAX_TURN = 0.5  # largest rotation action: faster, and what is held slips
 GRASP_STEPS, RELEASE_STEPS = 12, 6  # environment steps that the fingers take
+STALL_M, STALL_STEPS = 1e-3, 15  # a hand that comes no nearer by so much in so many steps has stalled
 UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -98,10 +99,17 @@ class Hand:
         max_steps: int = 80,
         cap: float = 1.0,
     ) -> Iterator[Vector]:
-        """Go to ``goal``, which may move, until the hand is ``within_m`` of it or ``max_steps`` are over."""
+        """Go to ``goal``, which may move, until the hand is ``within_m`` of it, stalls, or ``max_steps`` are over.
+
+        The controller holds the arm's posture as well, so that it may stall a centimetre or two away.
+        """
+        nearest, num_stalled = np.inf, 0
         for _ in range(max_steps):
             point = goal() if callable(goal) else goal
-            if np.linalg.norm(point - self.position) < within_m:
+            distance = float(np.linalg.norm(point - self.position))
+            is_nearer = distance < nearest - STALL_M
+            nearest, num_stalled = (distance, 0) if is_nearer else (nearest, num_stalled + 1)
+            if distance < within_m or num_stalled > STALL_STEPS:
                 return
             yield self.toward(point, fingers, pose, cap)
 
