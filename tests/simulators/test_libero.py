@@ -106,7 +106,7 @@ def test_a_restart_in_the_middle_is_bit_equal_in_another_simulator(sim: LiberoSi
     other = LiberoSimulator(CONFIG)
     draw(other, PLATE if task == STOVE else STOVE, 1, "train")
     for simulator in (sim, other):
-        for middle in (len(steps) // 2, len(steps) - 2):
+        for middle in (len(steps) - 6, len(steps) - 2):
             again = simulator.reset(observations[middle])
             assert torch.equal(again.sim_state, observations[middle].sim_state)
             assert torch.equal(again.proprio, observations[middle].proprio)
@@ -160,9 +160,9 @@ def test_an_expert_opens_the_drawer_and_a_worse_one_does_not(sim: LiberoSimulato
     _, actions, steps = play(sim, start, "expert")
     assert bool(steps[-1].terminated)
     assert torch.cat(actions, dim=1).abs().max() <= 1
-    _, _, stopped = play(sim, start, "stops_short")
+    _, _, stopped = play(sim, start, "stops_short", num_chunks=24)
     distances = torch.cat([step.distances_m for step in stopped], dim=1)
-    assert bool(stopped[-1].truncated)
+    assert not any(bool(step.success.any()) for step in stopped)
     assert distances[0, 0] == pytest.approx(0.14, abs=0.01)
     assert 0 < distances.min() < 0.13, "it pulls, and stops"
 

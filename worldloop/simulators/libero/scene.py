@@ -20,6 +20,7 @@ Departures from LIBERO, none of which changes the motion:
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from functools import cache
@@ -211,11 +212,13 @@ class Scene:
         return {c.name: self._renderer.render(self.data, c.name, c.width * scale, c.height * scale) for c in cameras}
 
     def close(self) -> None:
-        """Free the images' buffers."""
+        """Give the memory back; the scene cannot be used afterwards."""
         if self._renderer is not None:
             self._renderer.close()
         self._renderer = None
         self.env.close()
+        del self.env, self.model, self.data
+        gc.collect()  # LIBERO's objects refer to one another, and Python does not know that they hold a GiB
 
     # what scripts and goals look at
 
