@@ -40,9 +40,7 @@ from worldloop.simulators.mujoco_state import read_physics, write_physics
 Vector = NDArray[np.float64]
 
 NUM_SETTLE_STEPS = 10  # as in LIBERO's evaluation: objects come to rest before an episode begins
-ROBOT_NOISE_RAD = (
-    0.02  # standard deviation of the joints in LIBERO's initial states, which LIBERO itself no longer draws
-)
+ROBOT_NOISE_RAD = 0.02  # standard deviation of the arm's joints in LIBERO's initial states; its own reset has none
 MAX_DRAWS = 100  # LIBERO gives up where objects find no place
 _HIDDEN_GROUP = 3  # MuJoCo draws groups 0 to 2; robosuite's shapes that are only touched are group 0
 _STILL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -56,7 +54,7 @@ def find_libero_path(kind: str) -> Path:
         return Path(get_libero_path(kind))
     except ImportError as error:
         raise WorldloopError(
-            f"LIBERO is not complete ({error}); install it with: pip install -e '.[libero]'"
+            f"LIBERO is not complete ({error}); install it with: pip install -e '.[libero]' in the clone"
         ) from error
 
 

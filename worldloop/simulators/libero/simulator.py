@@ -51,6 +51,7 @@ PROPRIO_NAMES = (
     *(f"tcp_{axis}" for axis in "xyz"),
     *(f"tcp_r{row}{column}" for column in range(2) for row in range(3)),
 )
+STATE_NUMBERS = {"libero_spatial": 169, "libero_object": 181, "libero_goal": 157}  # of the scenes of a suite
 EXTRA = 3 + 3 + 1  # numbers of a state after the scene's: object, goal, environment step
 MIN_GAP_M = 1e-3  # of a row that is not solved: its geometry may hold without the contact
 
@@ -248,6 +249,3 @@ class LiberoSimulator(ChunkedSimulator):
         size = self.config.supersampling
         images = self._scene.render(self.spec.robot.cameras, size)
         return {name: average_blocks(torch.from_numpy(image)[None], size) for name, image in images.items()}
-
-
-STATE_NUMBERS = {"libero_spatial": 169, "libero_object": 181, "libero_goal": 157}  # numbers of a scene of each suite
