@@ -18,8 +18,8 @@ from worldloop.core.randomness import make_row_keys
 from worldloop.simulators.libero import SUITES
 from worldloop.simulators.libero.deviation import read_deviation
 from worldloop.simulators.libero.goals import LEVER_M, measure_predicate
-from worldloop.simulators.libero.hand import CLOSED, OPEN, STALL_STEPS, Hand, cut_way, point_down
-from worldloop.simulators.libero.place import choose_wrong_object
+from worldloop.simulators.libero.hand import CLOSED, OPEN, STALL_STEPS, Hand, point_down
+from worldloop.simulators.libero.place import SHORT_M, choose_wrong_object, stop_short
 from worldloop.simulators.libero.simulator import STATE_NUMBERS, LiberoConfig, LiberoSimulator
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS, draw_variant_parameters
 
@@ -113,11 +113,11 @@ def test_play_has_no_end() -> None:
     assert LiberoSimulator.make_spec(config).max_episode_steps == config.success_hold_frames == 10**6
 
 
-def test_a_way_is_cut_at_its_share() -> None:
-    points = [np.zeros(3), np.array([0.0, 0.0, 1.0]), np.array([3.0, 0.0, 1.0])]
-    assert [p.tolist() for p in cut_way(points, 1.4)] == [[0, 0, 1], [3, 0, 1]]
-    assert [p.tolist() for p in cut_way(points, 0.125)] == [[0, 0, 0.5]]
-    assert [p.tolist() for p in cut_way(points, 0.5)] == [[0, 0, 1], [1, 0, 1]]
+def test_a_row_that_stops_short_keeps_away_from_the_place() -> None:
+    start, end = np.array([0.0, 0.0, 1.0]), np.array([0.3, 0.4, 1.0])
+    assert stop_short(start, end, 0.5).tolist() == pytest.approx([0.5 * 0.27, 0.5 * 0.36, 1.0])
+    assert np.linalg.norm(stop_short(start, end, 1.0) - end) == pytest.approx(SHORT_M)
+    assert stop_short(start, start + 0.01, 0.9).tolist() == start.tolist()
 
 
 def test_a_move_is_capped_ends_near_and_gives_up() -> None:

@@ -2,7 +2,7 @@
 
 - ``stops_short``: stops at a share of the way, drawer or turn; half of these rows let go there: an early drop
 - ``lateral_offset``, ``grazing``: half grasp beside the object, half put it down beside its place
-- ``too_high``: half close the fingers above the object, half let go of it above its place
+- ``too_high``: half close the fingers above the object, half let go of it above its place, which often succeeds
 - ``late``: waits first. ``noisy``: smooth noise on the motion
 - ``far``: half move about in the air, half do the task with a wrong object of the scene
 """

@@ -7,7 +7,6 @@ An action is of OSC_POSE: motion of the hand in units of 5 cm, rotation in units
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -127,18 +126,3 @@ class Hand:
             angle = 2 * np.pi * phase[:3] + 0.05 * step * (0.5 + phase[3:6])
             offset = np.array([0.08, 0.15, 0.06]) * np.sin(angle) + 0.05 * UP
             yield self.toward(centre + offset, OPEN, pose)
-
-
-def cut_way(points: list[Vector], progress: float) -> list[Vector]:
-    """The points after the first, cut at the share ``progress`` of the way along them; 1 and more: all of them."""
-    if progress >= 1:
-        return points[1:]
-    left = progress * sum(float(np.linalg.norm(b - a)) for a, b in pairwise(points))
-    way: list[Vector] = []
-    for start, end in pairwise(points):
-        length = float(np.linalg.norm(end - start))
-        if left < length:
-            return [*way, start + (end - start) * (left / max(length, 1e-9))]
-        way.append(end)
-        left -= length
-    return way

@@ -8,8 +8,9 @@ import numpy as np
 
 from worldloop.simulators.libero.family import LiberoTask, Script
 from worldloop.simulators.libero.grasping import Grasp, choose_grasp, pick
-from worldloop.simulators.libero.hand import CLOSED, OPEN, RELEASE_STEPS, UP, Hand, Vector, cut_way, point_down
+from worldloop.simulators.libero.hand import CLOSED, OPEN, RELEASE_STEPS, UP, Hand, Vector, point_down
 
+SHORT_M = 0.05  # a drop so far before the place is no success
 RISE_M = 0.12  # of the hand after it has let go
 
 
@@ -54,9 +55,9 @@ class PlaceTask(LiberoTask):
 
         raised = np.array([hand.position[0], hand.position[1], height])
         if hand.deviation.progress < 1:
-            way = cut_way([hand.position.copy(), raised, above(), down()], hand.deviation.progress)
-            for stop in way:
-                yield from hand.move(stop, CLOSED, pose, within_m=0.012, max_steps=120, cap=0.8)
+            yield from hand.move(raised, CLOSED, pose, within_m=0.02)
+            stop = stop_short(raised, above(), hand.deviation.progress)
+            yield from hand.move(stop, CLOSED, pose, within_m=0.012, max_steps=120, cap=0.8)
             if not hand.deviation.lets_go:
                 return
         else:
@@ -73,6 +74,13 @@ class PlaceTask(LiberoTask):
             return hand.scene.position_of(target).copy()
         low, high = hand.scene.bounds_of(target)
         return np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[2]])
+
+
+def stop_short(start: Vector, end: Vector, progress: float) -> Vector:
+    """The point f64 [3] after the share ``progress`` of the way from ``start`` to `SHORT_M` before ``end``."""
+    way = end - start
+    length = float(np.linalg.norm(way))
+    return start + way * (progress * max(length - SHORT_M, 0.0) / max(length, 1e-9))
 
 
 def choose_wrong_object(hand: Hand, right: tuple[str, ...]) -> str:
