@@ -22,6 +22,7 @@ UNIT_M, UNIT_RAD = 0.05, 0.5  # of motion and rotation, per action of 1
 MAX_TURN = 0.5  # largest rotation action: faster, and what is held slips
 GRASP_STEPS, RELEASE_STEPS = 12, 6  # environment steps that the fingers take
 STALL_M, STALL_STEPS = 1e-3, 15  # a hand that comes no nearer by so much in so many steps has stalled
+PUSH_WITHIN_M, PUSH_GAIN, MAX_PUSH_M = 0.04, 0.1, 0.03
 UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -100,9 +101,10 @@ class Hand:
     ) -> Iterator[Vector]:
         """Go to ``goal``, which may move, until the hand is ``within_m`` of it, stalls, or ``max_steps`` are over.
 
-        The controller holds the arm's posture as well, so that it may stall a centimetre or two away.
+        The controller also holds the arm's posture, and alone would stop up to two centimetres away. So what is left
+        of the way adds up to a push.
         """
-        nearest, num_stalled = np.inf, 0
+        nearest, num_stalled, push = np.inf, 0, np.zeros(3)
         for _ in range(max_steps):
             point = goal() if callable(goal) else goal
             distance = float(np.linalg.norm(point - self.position))
@@ -110,7 +112,9 @@ class Hand:
             nearest, num_stalled = (distance, 0) if is_nearer else (nearest, num_stalled + 1)
             if distance < within_m or num_stalled > STALL_STEPS:
                 return
-            yield self.toward(point, fingers, pose, cap)
+            if distance < PUSH_WITHIN_M:
+                push = (push + PUSH_GAIN * (point - self.position)).clip(-MAX_PUSH_M, MAX_PUSH_M)
+            yield self.toward(point + push, fingers, pose, cap)
 
     def hold(self, fingers: float, pose: Vector, num_steps: int) -> Iterator[Vector]:
         """Stay here, which gives the fingers time."""
