@@ -104,7 +104,8 @@ class Hand:
         The controller also holds the arm's posture, and alone would stop up to two centimetres away. So what is left
         of the way adds up to a push.
         """
-        nearest, num_stalled, push = np.inf, 0, np.zeros(3)
+        nearest, num_stalled = np.inf, 0
+        push: Vector = np.zeros(3)
         for _ in range(max_steps):
             point = goal() if callable(goal) else goal
             distance = float(np.linalg.norm(point - self.position))
