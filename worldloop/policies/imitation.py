@@ -34,6 +34,14 @@ class LabelledImitationSource(Protocol):
         """See `ImitationSource.observations`."""
         ...
 
+    def proprio(self) -> Tensor:
+        """See `ImitationSource.proprio`."""
+        ...
+
+    def actions(self) -> Tensor:
+        """See `ImitationSource.actions`."""
+        ...
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement, and their indicators."""
         ...
@@ -60,6 +68,14 @@ class WithImagined:
         yield from self.source.observations(block_size)
         for first in range(0, len(self.is_good), block_size):
             yield self.chunks.observation.rows(list(range(first, min(first + block_size, len(self.is_good)))))
+
+    def proprio(self) -> Tensor:
+        """That of the source: statistics are those of real episodes."""
+        return self.source.proprio()
+
+    def actions(self) -> Tensor:
+        """See `proprio`."""
+        return self.source.actions()
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
         num_imagined = round(self.share * batch_size) if len(self.is_good) else 0
@@ -119,7 +135,7 @@ class ImitationObjective(_CloningObjective[Policy, ImitationSource, ImitationBat
     """The imitation loss that the policy defines; ``batch_size`` is the size of a microbatch."""
 
     def draw(self, generator: torch.Generator) -> ImitationBatch:
-        return self.dataset.sample(generator, self.batch_size, self.policy.chunk_length)
+        return self.dataset.sample(generator, self.batch_size, self.policy.imitation_length)
 
     def count(self, batch: ImitationBatch) -> Tensor:
         return batch.valid.sum()
@@ -152,7 +168,7 @@ class ConditionedImitationObjective(
         self.indicator_dropout = indicator_dropout
 
     def draw(self, generator: torch.Generator) -> LabelledBatch:
-        batch, is_good = self.dataset.sample(generator, self.batch_size, self.policy.chunk_length)
+        batch, is_good = self.dataset.sample(generator, self.batch_size, self.policy.imitation_length)
         is_dropped = torch.rand(len(is_good), generator=generator) < self.indicator_dropout
         return batch, is_good.masked_fill(is_dropped, UNKNOWN)
 
@@ -175,6 +191,12 @@ class _WithoutLabels:
 
     def observations(self, block_size: int) -> Iterator[Observation]:
         return self.source.observations(block_size)
+
+    def proprio(self) -> Tensor:
+        return self.source.proprio()
+
+    def actions(self) -> Tensor:
+        return self.source.actions()
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         return self.source.sample(generator, batch_size, chunk_length)[0]
