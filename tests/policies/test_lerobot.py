@@ -268,6 +268,24 @@ def test_statistics_of_new_episodes_replace_those_of_the_folder(tmp_path: Path) 
     assert torch.equal(back.policy.model.action_head.weight, policy.policy.model.action_head.weight)
 
 
+def test_a_policy_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client answers from a folder: no test reaches the network."""
+    import huggingface_hub
+
+    policy = make_lerobot()
+    policy.save_pretrained(tmp_path / "server")
+    asked: list[Any] = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(tmp_path / "server")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    back = make_lerobot("", path="hf://someone/act@v2")
+    assert asked == [("someone/act", "v2", ["*.json", "*.safetensors"])]
+    assert torch.equal(back.policy.model.action_head.weight, policy.policy.model.action_head.weight)
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
