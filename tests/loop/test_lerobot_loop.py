@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_lerobot import make_smolvla_config
 
 from worldloop.__main__ import main
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
+from worldloop.core.interfaces import LikelihoodPolicy
 from worldloop.factory.build import build_policy, build_simulator_spec
 from worldloop.factory.checkpoints import load_policy
 from worldloop.loop.run import run_loop
@@ -73,6 +75,21 @@ def test_only_a_lerobot_policy_is_exported(debug_run: Path, tmp_path: Path, caps
     assert not (tmp_path / "out").exists()
     assert main(["export-policy", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert "does not exist: give the folder of a run, or of a policy" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_grpo_improves_a_smolvla_with_random_steps(tmp_path: Path) -> None:
+    pytest.importorskip("num2words", reason="SmolVLA's processor needs it")
+    sizes = [f"policy.lerobot.config.{name}={value}" for name, value in make_smolvla_config(tmp_path / "vlm").items()]
+    chosen = ["policy.kind=lerobot", "policy.lerobot.type=smolvla", "policy.lerobot.sde_level=0.5", *sizes]
+    few = ["fit_world_model.num_steps=12", "check_world_model.probe_steps=5", "check_closed_loop.num_states=2"]
+    few += ["fit_value.num_steps=10", "improve_policy.num_updates=2", "check_closed_loop.num_training_states=2"]
+    config = load_config(ROOT / "configs/debug.yaml", [*SMALL, *few, *chosen, f"run_root={tmp_path}"])
+    run = run_loop(config).path
+    improved = json.loads((run / "results.json").read_text())["iterations"][1]
+    assert improved["simulated_success"]["n"] == 10
+    assert {"first_update", "last_update"} <= set(improved["imagined_success_in_training"])
+    assert isinstance(load_policy(run / "checkpoints/iteration_001/policy_after_002"), LikelihoodPolicy)
 
 
 def test_grpo_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:

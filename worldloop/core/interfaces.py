@@ -273,6 +273,11 @@ class Policy(nn.Module, ABC):
     temperature: float
     version: str
 
+    @classmethod
+    def choose_class(cls, settings: Any) -> type[Policy]:
+        """The class to build with ``settings``: this one, or a subclass that can do more."""
+        return cls
+
     @abstractmethod
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
         """See `Actor.act`."""

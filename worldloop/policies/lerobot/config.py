@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from worldloop.core.errors import require_range
+
 
 @dataclass(frozen=True)
 class LeRobotConfig:
@@ -16,4 +18,8 @@ class LeRobotConfig:
     cameras: dict[str, str] = field(default_factory=dict)  # our camera -> its name in the policy; {}: all, as they are
     imagenet_statistics: bool = True  # normalise images by ImageNet's mean and std, as LeRobot's training does
     keeps_statistics: bool = False  # of path: normalise by its statistics, not by those of the episodes to imitate
+    sde_level: float = 0.0  # smolvla: noise of the denoising steps, which gives log-probabilities for grpo; 0: none
     saved: dict[str, Any] = field(default_factory=dict)  # for checkpoints only: config and processors in full
+
+    def __post_init__(self) -> None:
+        require_range("policy.lerobot.sde_level", self.sde_level, 0)

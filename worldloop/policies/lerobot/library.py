@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def open_parts(
     ``weights``: the folder to load weights from; ``None``: fresh ones. An empty ``table``: the processors keep the
     statistics of that folder. Raises `WorldloopError` if LeRobot cannot build it, or if it cannot work here.
     """
-    with _explained(description.type, description.config):
+    with _explained(description.type, description.config), redirect_stdout(io.StringIO()):  # LeRobot prints a lot
         config = _make_config(description, features, chunk_length)
         _check_config(config, chunk_length)
         policy = _make_policy(config, weights)

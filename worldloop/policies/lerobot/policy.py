@@ -80,6 +80,13 @@ class LeRobotPolicy(Policy):
         self.horizon = len(self._parts.config.action_delta_indices)
         self._use_statistics()
 
+    @classmethod
+    def choose_class(cls, settings: LeRobotConfig) -> type[Policy]:
+        """One with log-probabilities if ``sde_level`` is above 0."""
+        from worldloop.policies.lerobot.likelihood import LeRobotFlowPolicy
+
+        return LeRobotFlowPolicy if settings.sde_level > 0 else cls
+
     @property
     def imitation_length(self) -> int:
         """The policy's own horizon, rounded up to whole frames."""
@@ -127,9 +134,7 @@ class LeRobotPolicy(Policy):
         with draw_by_row(noise_key, observation.env_step, self.temperature, self._device):
             chunk = self.policy.predict_action_chunk(batch)  # type: ignore[operator]
         self.policy.train(was_training)
-        actions = self._parts.postprocessor(chunk)[:, : self.chunk_length].float().cpu()
-        low, high = torch.tensor(self.spec.robot.action_low), torch.tensor(self.spec.robot.action_high)
-        return ActionChunk(actions.clamp(low, high), policy_version=self.version)
+        return ActionChunk(self._clip(self._parts.postprocessor(chunk)), policy_version=self.version)
 
     def compute_imitation_loss(self, batch: ImitationBatch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """LeRobot's own loss; invalid actions count as padding. ``generator`` seeds all that it draws."""
@@ -170,6 +175,11 @@ class LeRobotPolicy(Policy):
     def save_pretrained(self, folder: Path) -> None:
         """Write a folder that LeRobot loads, with ``from_pretrained`` of the policy's class and of its processors."""
         self._parts.save(folder)
+
+    def _clip(self, actions: Tensor) -> Tensor:
+        """The first H of the actions, on the CPU and within the robot's bounds."""
+        low, high = torch.tensor(self.spec.robot.action_low), torch.tensor(self.spec.robot.action_high)
+        return actions[:, : self.chunk_length].float().cpu().clamp(low, high)
 
     @property
     def _device(self) -> torch.device:
