@@ -35,7 +35,8 @@ DIFFUSION: dict[str, Any] = {
 }
 NORMALISATION = Normalisation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 0.5]))
 _WORDS = (
-    "<pad> <unk> <s> </s> <image> <fake_token_around_image> <global-img> <end_of_utterance> push pull the cube to goal"
+    "<pad> <unk> <s> </s> <image> <fake_token_around_image> <global-img> <end_of_utterance> "
+    "push pull the cube to goal Advantage : negative positive"
 )
 
 

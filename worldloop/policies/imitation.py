@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worldloop.core.errors import require_choice, require_positive, require_range
+from worldloop.core.errors import WorldloopError, require_choice, require_positive, require_range
 from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, Policy
 from worldloop.core.reporting import Reporter
 from worldloop.core.types import ImitationBatch, Observation
@@ -79,6 +79,11 @@ class WithImagined:
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
         num_imagined = round(self.share * batch_size) if len(self.is_good) else 0
+        if num_imagined and chunk_length != (imagined_length := self.chunks.valid.shape[1]):
+            raise WorldloopError(
+                f"the policy imitates chunks of {chunk_length} actions, and imagined ones have {imagined_length}: "
+                "make its own chunks as long as chunk_length, or set improve_policy.method=recap"
+            )
         chosen = torch.randint(len(self.is_good), (num_imagined,), generator=generator) if num_imagined else None
         if num_imagined == batch_size and chosen is not None:
             return self.chunks.rows(chosen), self.is_good[chosen]

@@ -19,7 +19,10 @@ class LeRobotConfig:
     imagenet_statistics: bool = True  # normalise images by ImageNet's mean and std, as LeRobot's training does
     keeps_statistics: bool = False  # of path: normalise by its statistics, not by those of the episodes to imitate
     sde_level: float = 0.0  # smolvla: noise of the denoising steps, which gives log-probabilities for grpo; 0: none
+    tells_advantage: bool = False  # the instruction says whether actions are good, for recap; smolvla, pi0, ...
     saved: dict[str, Any] = field(default_factory=dict)  # for checkpoints only: config and processors in full
 
     def __post_init__(self) -> None:
         require_range("policy.lerobot.sde_level", self.sde_level, 0)
+        if self.sde_level and self.tells_advantage:
+            raise ValueError("policy.lerobot.sde_level is for grpo and tells_advantage for recap: set one of them")

@@ -82,9 +82,12 @@ class LeRobotPolicy(Policy):
 
     @classmethod
     def choose_class(cls, settings: LeRobotConfig) -> type[Policy]:
-        """One with log-probabilities if ``sde_level`` is above 0."""
+        """One with log-probabilities if ``sde_level`` is above 0, one for RECAP with ``tells_advantage``."""
+        from worldloop.policies.lerobot.advantage import LeRobotAdvantagePolicy
         from worldloop.policies.lerobot.likelihood import LeRobotFlowPolicy
 
+        if settings.tells_advantage:
+            return LeRobotAdvantagePolicy
         return LeRobotFlowPolicy if settings.sde_level > 0 else cls
 
     @property
