@@ -16,8 +16,7 @@ PACKAGE = ROOT / "worldloop"
 MAX_LINES = 400  # lines that are not blank
 
 # From the ground up, floor 1 first. A module imports from floors below and from its own package, never from another one
-# beside it. Two rooms in `HOMES` are reserved on purpose, and nobody lives there yet: `policies/lerobot/*`
-# and diffusers in `value/*`.
+# beside it. One room in `HOMES` is reserved on purpose, and nobody lives there yet: diffusers in `value/*`.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("networks", "training"),

@@ -46,7 +46,10 @@ def test_every_key_is_commented(path: Path) -> None:
         ("simulator.maniskill.tasks=[PushCub-v1]", "simulator.maniskill.tasks 'PushCub-v1' is not one of PushCube-v1"),
         ("world_model.denoiser=unet", "world_model.denoiser is 'unet', allowed: hybrid, cosmos"),
         ("seed_dataset.held_out_side=left", "set num_iterations=0"),
-        ("policy.kind=diffusion", "policy.kind 'diffusion' is not one of token_vla, harmowam, or module:Class"),
+        (
+            "policy.kind=diffusion",
+            "policy.kind 'diffusion' is not one of token_vla, harmowam, lerobot, or module:Class",
+        ),
         (
             "simulator.kind=gazebo",
             "simulator.kind 'gazebo' is not one of libero, maniskill, metaworld, toy, or module:Class",

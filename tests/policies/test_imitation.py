@@ -12,6 +12,7 @@ from counting import SPEC
 from reporters import RecordingReporter
 from torch import Tensor, nn
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, Policy
 from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation
 from worldloop.policies.imitation import (
@@ -312,3 +313,9 @@ def test_an_interrupted_conditioned_fit_ends_in_the_same_weights(tmp_path: Path)
     imitate_labelled(whole, Labelled(), **short)
     assert torch.equal(resumed.slopes, whole.slopes)
     assert {len(indicators) for indicators in whole.indicators} == {16}
+
+
+def test_imagined_chunks_are_as_long_as_those_to_imitate() -> None:
+    source = WithImagined(Labelled(), *imagine(6), share=0.5)
+    with pytest.raises(WorldloopError, match="imitates chunks of 6 actions, and imagined ones have 3"):
+        source.sample(torch.Generator().manual_seed(0), 8, 6)

@@ -35,6 +35,8 @@ def execute(options: argparse.Namespace) -> int:
             return _play(options)
         case "export":
             return _export(options)
+        case "export-policy":
+            return _export_policy(options)
         case _:
             from worldloop.cli.doctor import run_doctor
 
@@ -208,6 +210,14 @@ def _export(options: argparse.Namespace) -> int:
     print(f"world model and model card written to {options.out}")
     if options.push:
         print(f"uploaded to {push_to_hub(options.out, options.push, private=not options.public)}")
+    return 0
+
+
+def _export_policy(options: argparse.Namespace) -> int:
+    from worldloop.factory.pretrained import export_policy
+
+    export_policy(options.checkpoint, options.out)
+    print(f"policy written to {options.out}, for LeRobot's from_pretrained")
     return 0
 
 

@@ -93,6 +93,10 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--push", metavar="OWNER/MODEL", default="", help="upload it to the Hugging Face Hub as well")
     export.add_argument("--public", action="store_true", help="where --push makes a new repository; else private")
 
+    export_policy = commands.add_parser("export-policy", help="a policy of kind lerobot as a folder that LeRobot loads")
+    export_policy.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or a policy's directory")
+    export_policy.add_argument("out", type=Path, metavar="DIR", help="folder to create")
+
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, and the remedy")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     return parser

@@ -42,7 +42,7 @@ OLD_KEYS = {
 }
 
 # Settings that name a folder or file of the user's, in which ~ is the home folder.
-PATH_KEYS = ("run_root", "recording.root", "recording.labels", "world_model.pretrained")
+PATH_KEYS = ("run_root", "recording.root", "recording.labels", "world_model.pretrained", "policy.lerobot.path")
 
 # A run may be continued with other values of these keys, because no result depends on them.
 _FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")

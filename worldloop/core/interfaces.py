@@ -244,6 +244,14 @@ class ImitationSource(Protocol):
         """The observations at the start of every chunk, in a fixed order, in blocks of so many rows."""
         ...
 
+    def proprio(self) -> Tensor:
+        """f32 [N, S]: at the start of every chunk, in raw units."""
+        ...
+
+    def actions(self) -> Tensor:
+        """f32 [n, A]: every valid action, once, in environment units."""
+        ...
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement."""
         ...
@@ -265,6 +273,11 @@ class Policy(nn.Module, ABC):
     temperature: float
     version: str
 
+    @classmethod
+    def choose_class(cls, settings: Any) -> type[Policy]:
+        """The class to build with ``settings``: this one, or a subclass that can do more."""
+        return cls
+
     @abstractmethod
     def act(self, observation: Observation, noise_key: Tensor | None) -> ActionChunk:
         """See `Actor.act`."""
@@ -279,6 +292,18 @@ class Policy(nn.Module, ABC):
     def prepare(self, dataset: ImitationSource) -> None:
         """Prepare for cloning; called once before it. Image statistics, for example, become part of the state dict."""
         return
+
+    @property
+    def imitation_length(self) -> int:
+        """H of the chunks to imitate, a multiple of ``actions_per_frame``; longer than those it acts in, or as long."""
+        return self.chunk_length
+
+    def describe_settings(self, settings: Any) -> Any:
+        """``settings``, an instance of ``Config``, as a checkpoint keeps them, which must load without other files.
+
+        Settings that name a file are replaced by what was read from it.
+        """
+        return settings
 
 
 class PlannedPolicy(Policy):

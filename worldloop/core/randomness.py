@@ -30,18 +30,19 @@ def make_row_keys(num_rows: int, *parts: int | str) -> Tensor:
     return torch.tensor([derive_seed(*parts, row) for row in range(num_rows)], dtype=torch.long)
 
 
-def _row_generators(keys: Tensor, steps: Tensor) -> list[torch.Generator]:
+def make_row_generators(keys: Tensor, steps: Tensor) -> list[torch.Generator]:
+    """A CPU generator for every row; that of row b is seeded from (keys[b], steps[b]) alone."""
     pairs = zip(keys.tolist(), steps.tolist(), strict=True)
     return [torch.Generator().manual_seed(derive_seed(key, step)) for key, step in pairs]
 
 
 def row_normal(keys: Tensor, steps: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normal f32 [B, *shape] on ``keys``' device; row b depends on (keys[b], steps[b]) alone."""
-    rows = [torch.randn(tuple(shape), generator=g) for g in _row_generators(keys, steps)]
+    rows = [torch.randn(tuple(shape), generator=g) for g in make_row_generators(keys, steps)]
     return torch.stack(rows).to(keys.device)
 
 
 def row_uniform(keys: Tensor, steps: Tensor, shape: Sequence[int]) -> Tensor:
     """Uniform [0, 1) f32 [B, *shape] on ``keys``' device; row b depends on (keys[b], steps[b]) alone."""
-    rows = [torch.rand(tuple(shape), generator=g) for g in _row_generators(keys, steps)]
+    rows = [torch.rand(tuple(shape), generator=g) for g in make_row_generators(keys, steps)]
     return torch.stack(rows).to(keys.device)

@@ -103,6 +103,8 @@ def make_policy(
         if make_planner is None:
             raise WorldloopError(f"{policy_class.__name__} builds on a planner; there is none: fit_planner makes it")
         arguments = (settings, make_planner(), chunk_length)
+    if issubclass(policy_class, Policy):
+        policy_class = policy_class.choose_class(settings)
     require_arguments(policy_class, *arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -49,7 +49,7 @@ def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: 
     checkpoint = Checkpoint(
         kind="policy",
         name=config.kind,
-        config=asdict(settings),
+        config=asdict(policy.describe_settings(settings)),
         spec=policy.spec,
         normalisation=policy.normalisation,
         weights=weights,

@@ -1,4 +1,6 @@
-"""Load and save world models by run, by folder, or by name on the Hub. `worldloop` offers the two public functions.
+"""Load and save world models by run, by folder, or by name on the Hub; export policies to LeRobot.
+
+`worldloop` offers two functions to the public:
 
 model = worldloop.from_pretrained("runs/pushcube_cpu")
 worldloop.save_pretrained("runs/pushcube_cpu", "exported")
@@ -7,12 +9,16 @@ worldloop.save_pretrained("runs/pushcube_cpu", "exported")
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError
-from worldloop.factory.checkpoints import load_world_model
+from worldloop.core.files import whole_directory
+from worldloop.core.hub import HUB_ADDRESS, HUB_NAME
+from worldloop.factory.checkpoints import load_policy, load_world_model
+from worldloop.policies.lerobot.policy import LeRobotPolicy
 from worldloop.storage.card import WorldModelCard, read_card
-from worldloop.storage.hub import HUB_ADDRESS, HUB_NAME, export_world_model, fetch_from_hub
+from worldloop.storage.hub import export_world_model, fetch_from_hub
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.world_model.model import VideoWorldModel
 
@@ -52,14 +58,37 @@ def find_world_model(checkpoint: Path) -> Path:
     """
     if (address := HUB_ADDRESS.fullmatch(str(checkpoint))) is not None:
         return fetch_from_hub(address["name"], address["revision"])
+    return _find(checkpoint, "world_model", "fit_world_model")
+
+
+def export_policy(checkpoint: Path, out: Path) -> None:
+    """Write the policy ``checkpoint``, a run or a policy's directory, to the new folder ``out`` as LeRobot does.
+
+    ``out`` holds config, weights and processors. Raises `WorldloopError` if it exists, or if the policy is not of
+    kind lerobot.
+    """
+    if out.exists():
+        raise WorldloopError(f"{out} exists: export into a folder that does not exist yet")
+    directory = _find(checkpoint, "policy", "clone_policy")
+    policy = load_policy(directory)
+    if not isinstance(policy, LeRobotPolicy):
+        raise WorldloopError(
+            f"{directory} holds a {type(policy).__name__}: LeRobot can load policies of policy.kind=lerobot alone"
+        )
+    with whole_directory(out, f"the exported policy {out}") as folder:
+        policy.save_pretrained(folder)
+
+
+def _find(checkpoint: Path, kind: Literal["policy", "world_model"], stage: str) -> Path:
+    """The directory of ``checkpoint``, or that of the current ``kind``, which ``stage`` makes, of a run."""
     if not checkpoint.exists():
         hint = f"; on the Hub it would be hf://{checkpoint}" if HUB_NAME.fullmatch(str(checkpoint)) else ""
-        raise WorldloopError(
-            f"checkpoint {checkpoint} does not exist: give the folder of a run, or of a world model{hint}"
-        )
+        hint = hint if kind == "world_model" else ""
+        what = kind.replace("_", " ")
+        raise WorldloopError(f"checkpoint {checkpoint} does not exist: give the folder of a run, or of a {what}{hint}")
     if not (checkpoint / "state.json").is_file():
         return checkpoint
-    path = RunDirectory(checkpoint).read_state().world_model
+    path = getattr(RunDirectory(checkpoint).read_state(), kind)
     if not path:
-        raise WorldloopError(f"run {checkpoint} has no world model yet: let its fit_world_model stage end first")
-    return checkpoint / path
+        raise WorldloopError(f"run {checkpoint} has no {kind.replace('_', ' ')} yet: let its {stage} stage end first")
+    return checkpoint / str(path)

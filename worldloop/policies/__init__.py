@@ -2,9 +2,11 @@
 
 from worldloop.core.interfaces import Policy
 from worldloop.policies.harmowam.policy import HarmoWAM
+from worldloop.policies.lerobot.policy import LeRobotPolicy
 from worldloop.policies.token_vla.policy import TokenVLA
 
 POLICIES: dict[str, type[Policy]] = {
     "token_vla": TokenVLA,
     "harmowam": HarmoWAM,
+    "lerobot": LeRobotPolicy,
 }

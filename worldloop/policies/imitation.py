@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worldloop.core.errors import require_choice, require_positive, require_range
+from worldloop.core.errors import WorldloopError, require_choice, require_positive, require_range
 from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, Metrics, Policy
 from worldloop.core.reporting import Reporter
 from worldloop.core.types import ImitationBatch, Observation
@@ -32,6 +32,14 @@ class LabelledImitationSource(Protocol):
 
     def observations(self, block_size: int) -> Iterator[Observation]:
         """See `ImitationSource.observations`."""
+        ...
+
+    def proprio(self) -> Tensor:
+        """See `ImitationSource.proprio`."""
+        ...
+
+    def actions(self) -> Tensor:
+        """See `ImitationSource.actions`."""
         ...
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
@@ -61,8 +69,21 @@ class WithImagined:
         for first in range(0, len(self.is_good), block_size):
             yield self.chunks.observation.rows(list(range(first, min(first + block_size, len(self.is_good)))))
 
+    def proprio(self) -> Tensor:
+        """That of the source: statistics are those of real episodes."""
+        return self.source.proprio()
+
+    def actions(self) -> Tensor:
+        """See `proprio`."""
+        return self.source.actions()
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
         num_imagined = round(self.share * batch_size) if len(self.is_good) else 0
+        if num_imagined and chunk_length != (imagined_length := self.chunks.valid.shape[1]):
+            raise WorldloopError(
+                f"the policy imitates chunks of {chunk_length} actions, and imagined ones have {imagined_length}: "
+                "make its own chunks as long as chunk_length, or set improve_policy.method=recap"
+            )
         chosen = torch.randint(len(self.is_good), (num_imagined,), generator=generator) if num_imagined else None
         if num_imagined == batch_size and chosen is not None:
             return self.chunks.rows(chosen), self.is_good[chosen]
@@ -119,7 +140,7 @@ class ImitationObjective(_CloningObjective[Policy, ImitationSource, ImitationBat
     """The imitation loss that the policy defines; ``batch_size`` is the size of a microbatch."""
 
     def draw(self, generator: torch.Generator) -> ImitationBatch:
-        return self.dataset.sample(generator, self.batch_size, self.policy.chunk_length)
+        return self.dataset.sample(generator, self.batch_size, self.policy.imitation_length)
 
     def count(self, batch: ImitationBatch) -> Tensor:
         return batch.valid.sum()
@@ -152,7 +173,7 @@ class ConditionedImitationObjective(
         self.indicator_dropout = indicator_dropout
 
     def draw(self, generator: torch.Generator) -> LabelledBatch:
-        batch, is_good = self.dataset.sample(generator, self.batch_size, self.policy.chunk_length)
+        batch, is_good = self.dataset.sample(generator, self.batch_size, self.policy.imitation_length)
         is_dropped = torch.rand(len(is_good), generator=generator) < self.indicator_dropout
         return batch, is_good.masked_fill(is_dropped, UNKNOWN)
 
@@ -175,6 +196,12 @@ class _WithoutLabels:
 
     def observations(self, block_size: int) -> Iterator[Observation]:
         return self.source.observations(block_size)
+
+    def proprio(self) -> Tensor:
+        return self.source.proprio()
+
+    def actions(self) -> Tensor:
+        return self.source.actions()
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         return self.source.sample(generator, batch_size, chunk_length)[0]

@@ -87,6 +87,15 @@ class ImitationDataset:
             index = self.starts[first : first + block_size]
             yield make_observation(self.cache, self.cameras, index, self.num_context_frames)
 
+    def proprio(self) -> Tensor:
+        """See `ImitationSource.proprio`."""
+        return torch.from_numpy(self.cache.frames("proprio", *self.starts.T))
+
+    def actions(self) -> Tensor:
+        """See `ImitationSource.actions`."""
+        valid = self.cache.steps("valid", *self.starts.T)
+        return torch.from_numpy(self.cache.steps("actions", *self.starts.T)[valid])
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         """B chunks of H = ``chunk_length`` actions, drawn with replacement; see `load`."""
         return self.load(self.starts[self.draw_starts(generator, batch_size)], chunk_length)
@@ -155,6 +164,14 @@ class LabelledImitation:
     def observations(self, block_size: int) -> Iterator[Observation]:
         """See `ImitationDataset.observations`."""
         return self.dataset.observations(block_size)
+
+    def proprio(self) -> Tensor:
+        """See `ImitationDataset.proprio`."""
+        return self.dataset.proprio()
+
+    def actions(self) -> Tensor:
+        """See `ImitationDataset.actions`."""
+        return self.dataset.actions()
 
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> tuple[ImitationBatch, Tensor]:
         """The same chunks as `ImitationDataset.sample` draws, and their ``is_good`` int64 [B]."""

@@ -8,20 +8,18 @@ pretrained pipeline is a folder on this machine, only the folder's name is kept.
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import malformed, to_json, whole_directory
+from worldloop.core.hub import HUB_NAME, fetch_snapshot, import_hub
 from worldloop.core.specs import SimulatorSpec
 from worldloop.storage.card import read_card
 from worldloop.storage.checkpoint import read_description, rebuild_dataclass
 
 FILES = ("checkpoint.json", "model.safetensors", "card.json", "starts.safetensors")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_ADDRESS = re.compile(rf"hf:/+(?P<name>{HUB_NAME.pattern})(@(?P<revision>.+))?")  # a `Path` keeps one slash
 # The figures of the check in the closed loop that a model card shows: key, meaning.
 _SHOWN_IN_CLOSED_LOOP = (
     ("within_group_auc", "AUC within groups: of two rollouts from one state, which one succeeds? chance .5"),
@@ -179,7 +177,7 @@ def _tell_of_base(pretrained: str) -> list[str]:
 
 def push_to_hub(directory: Path, name: str, private: bool = True) -> str:
     """Upload an exported world model to the Hub as ``name`` (owner/model); returns its URL."""
-    hub = _import_hub()
+    hub = import_hub()
     require_hub_name(name)
     try:
         api = hub.HfApi()
@@ -197,23 +195,7 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
 
     Raises `WorldloopError` if it cannot be downloaded.
     """
-    hub = _import_hub()
-    try:
-        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*FILES, "README.md"]))
-    except Exception as error:  # as above
-        raise WorldloopError(
-            f"hf://{name}{f'@{revision}' if revision else ''} cannot be had from the Hub: {first_line(error)}"
-        ) from error
-
-
-def _import_hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise WorldloopError(
-            "the Hub needs huggingface_hub, which is not installed: pip install huggingface_hub"
-        ) from error
-    return huggingface_hub
+    return fetch_snapshot(name, revision, (*FILES, "README.md"))
 
 
 def _format(value: Any, unit: str) -> str:

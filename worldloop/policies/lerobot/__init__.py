@@ -1,0 +1,1 @@
+"""LeRobot's policies, with their own losses and processors: ``policy.kind=lerobot``."""
