@@ -90,3 +90,25 @@ def toy_clips(tmp_path):
     unit = Normalisation(torch.zeros(robot.proprio_dim), torch.ones(robot.proprio_dim))
     version = store.snapshot("v0", [store.append(episodes, "a", simulator.spec)], normalisation=unit)
     return ClipDataset(store.open_cache(version), "validation", robot.camera_names)
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3-compatible server on the loopback, for all tests of this process."""
+    from object_servers import S3Server
+
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """The server, with an empty bucket called ``bucket`` and credentials in the environment."""
+    from object_servers import ENVIRONMENT
+
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    s3_server.empty()
+    s3_server.make_bucket("bucket")
+    return s3_server

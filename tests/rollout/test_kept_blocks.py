@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,3 +100,16 @@ def test_a_job_is_told_from_every_other(tmp_path: Path) -> None:
     hashes.append(hash_job(policy))
     assert len(set(hashes)) == len(hashes)
     assert hash_job(replace(job)) == hashes[0]
+
+
+def test_a_job_is_the_same_in_a_copy_of_the_run(tmp_path: Path) -> None:
+    executor = Here()
+    run(tmp_path, executor, None)
+    (tmp_path / "one/debug/policy").mkdir(parents=True)
+    (tmp_path / "one/debug/policy/weights").write_bytes(b"1")
+    shutil.copytree(tmp_path / "one", tmp_path / "two/other")  # with the times of its files
+    jobs = [
+        replace(executor.jobs[0], variants=None, policy=path, swap=Swap(path, ("base",)))
+        for path in (str(tmp_path / place / "debug/policy") for place in ("one", "two/other"))
+    ]
+    assert len({hash_job(job) for job in jobs}) == 1

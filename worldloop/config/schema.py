@@ -35,7 +35,7 @@ from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
 SOURCES = ("simulator", "recording")
-MIRROR_OPTIONS = ("region", "scheme", "endpoint_override", "allow_bucket_creation", "tls_ca_file_path")
+MIRROR_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 MAX_NAME = 200  # characters of run_name; file systems allow names of 255 bytes
 
 
@@ -87,7 +87,7 @@ class LoopConfig:
 
     run_name: str = ""  # folder of the run under run_root; "": the config file's name
     run_root: str = "runs"  # folder of all runs; must be absolute in a Ray job
-    mirror: str = ""  # store that the run is copied to after every stage, e.g. s3://bucket/runs; "": none
+    mirror: str = ""  # store that the run is copied to, e.g. s3://bucket/runs; "": none
     runtime: str = "ray"  # ray | inline (no Ray: this process and processes that it starts)
     seed: int = 0  # seed of all random numbers, except for validation and evaluation states
     num_iterations: int = 2  # iterations after iteration 0, which clones the first policy

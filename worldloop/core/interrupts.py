@@ -71,6 +71,11 @@ def finish_step() -> Iterator[None]:
         raise_if_interrupted()
 
 
+def end_grace() -> None:
+    """Give the present signal no time limit any more: the step has ended, and something else is to end in order."""
+    signal.alarm(0)
+
+
 def raise_if_interrupted() -> None:
     """Raise ``KeyboardInterrupt`` if a signal to end has come, also if a library has caught the first one."""
     if _asked.signals:

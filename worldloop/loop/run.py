@@ -19,6 +19,7 @@ from worldloop.core.files import claim_folder, join_claim
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.changes import take_over_changes
+from worldloop.loop.copying import RunCopier
 from worldloop.loop.inputs import describe_inputs, require_same_inputs
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
 from worldloop.loop.startup import check_run_can_start
@@ -33,7 +34,7 @@ from worldloop.runtime.memory import begin_peak, read_peak
 from worldloop.sans.store import SansStore
 from worldloop.stages import STAGES, trains
 from worldloop.stages.context import StageContext
-from worldloop.storage.mirror import Mirror, StoreError
+from worldloop.storage.mirror import Mirror
 from worldloop.storage.run_directory import PeakMemory, RunDirectory
 from worldloop.storage.run_state import LoopState
 from worldloop.training.data_parallel import DataParallel
@@ -160,6 +161,7 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     runtime = None
     outcome = "failed"
     try:
+        copier = RunCopier(config, directory.path, display)
         state = directory.read_state()
         if not state.dataset:
             state = replace(state, next_stage=list_stages(config, 0)[0])
@@ -170,11 +172,10 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
         while state.next_stage:
             if runtime is None:
                 runtime = make_runtime(config, display)
-            state = _run_next(config, state, directory, runtime, display)
+            state = _run_next(config, state, directory, runtime, display, copier)
             if only_stage:
                 break
-        if config.mirror:  # also the files that an earlier stage or start could not copy
-            Mirror(config.mirror, config.run_name).push(directory.path)
+        copier.finish()  # also the files that an earlier stage or start could not copy
         outcome = "stopped" if state.next_stage else "ended"
     except KeyboardInterrupt:
         outcome = "interrupted"
@@ -194,16 +195,13 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     return directory
 
 
-def copy_to_mirror(config: LoopConfig, directory: RunDirectory, display: Display) -> None:
-    """Copy the run to its mirror. A store out of reach does not stop the run: the next stage copies these files too."""
-    try:
-        Mirror(config.mirror, config.run_name).push(directory.path)
-    except StoreError as error:
-        display.log(f"  not copied, the next stage tries again: {error}")
-
-
 def _run_next(
-    config: LoopConfig, state: LoopState, directory: RunDirectory, runtime: Any, display: StatusDisplay
+    config: LoopConfig,
+    state: LoopState,
+    directory: RunDirectory,
+    runtime: Any,
+    display: StatusDisplay,
+    copier: RunCopier,
 ) -> LoopState:
     began = time.monotonic()
     name, iteration = state.next_stage, state.iteration
@@ -211,7 +209,8 @@ def _run_next(
     number, left = stages.index(name) + 1, list_remaining_stages(config, state)
     require_same_inputs(config, directory)
     display.begin(iteration, config.num_iterations, name, number, len(stages), left)
-    new_state, peak = runtime.run_stage(run_stage, state, config, str(directory.path), trains=trains(name))
+    with copier.during_stage():
+        new_state, peak = runtime.run_stage(run_stage, state, config, str(directory.path), trains=trains(name))
     new_state = advance(config, new_state)
     seconds = time.monotonic() - began
     directory.add_timing(iteration, name, seconds, peak)
@@ -222,8 +221,8 @@ def _run_next(
         )
     directory.write_state(new_state)
     KeptBlocks(directory.path).drop()
-    if config.mirror and new_state.next_stage:
-        copy_to_mirror(config, directory, display)
+    if new_state.next_stage:
+        copier.copy()
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
     display.finish(seconds=round(seconds, 2), peak_memory_mib=round(peak.process_mib))
     return new_state

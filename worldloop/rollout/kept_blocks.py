@@ -85,35 +85,43 @@ def _read(path: Path) -> list[Episode]:
 
 
 def hash_job(job: RolloutJob) -> str:
-    """A hash of all that the episodes of ``job`` follow from, with the files of its checkpoints by size and time."""
+    """A hash of all that the episodes of ``job`` follow from, with the files of its checkpoints by size and time.
+
+    It is the same on another machine, in a run folder of another place: a copy of the run keeps the times.
+    """
     digest = hashlib.sha256()
-    _feed(digest, job)
     checkpoints = [
         job.policy,
         None if job.swap is None else job.swap.world_model,
         None if job.video is None else job.video.inverse_dynamics,
     ]
+    names = {path: "/".join(Path(path).parts[-2:]) for path in filter(None, checkpoints)}  # wherever the run is
+    _feed(digest, job, names)
     for path in filter(None, checkpoints):
-        for file in sorted(Path(path).rglob("*")):
-            _feed(digest, (file.name, file.stat().st_size, file.stat().st_mtime_ns))
+        for file in sorted(file for file in Path(path).rglob("*") if file.is_file()):
+            _feed(digest, (file.name, file.stat().st_size, file.stat().st_mtime_ns), names)
     return digest.hexdigest()[:32]
 
 
-def _feed(digest: Any, value: Any) -> None:
-    """Add ``value`` to ``digest``: dataclasses, mappings, sequences, tensors and plain values."""
+def _feed(digest: Any, value: Any, names: Mapping[str, str]) -> None:
+    """Add ``value`` to ``digest``: dataclasses, mappings, sequences, tensors and plain values.
+
+    A text that ``names`` has is replaced by its name there.
+    """
     if isinstance(value, torch.Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().numpy().tobytes())
     elif dataclasses.is_dataclass(value):
         digest.update(type(value).__name__.encode())
         for field in dataclasses.fields(value):
-            _feed(digest, getattr(value, field.name))
+            _feed(digest, getattr(value, field.name), names)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            _feed(digest, (key, item))
+            _feed(digest, (key, item), names)
     elif isinstance(value, tuple | list):
         digest.update(f"{len(value)}".encode())
         for item in value:
-            _feed(digest, item)
+            _feed(digest, item, names)
     else:
-        digest.update(f"\x1f{value!r}".encode())
+        shown = names.get(value, value) if isinstance(value, str) else value
+        digest.update(f"\x1f{shown!r}".encode())

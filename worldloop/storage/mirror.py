@@ -1,58 +1,68 @@
-"""A copy of a run in an object store (S3, GCS, Azure, HDFS, or a folder), in case the run's machine is lost.
+"""A copy of a run in an object store (S3, Google Cloud Storage, Azure, or a folder), in case its machine is lost.
 
-    URI/RUN_NAME/manifest.json       the run's files and their hashes, written last: only files listed here count
-    URI/RUN_NAME/objects/SHA256      the contents of the files
+    URI/RUN_NAME/manifests/000000012.json    generation 12: the run's files and their hashes; the highest number counts
+    URI/RUN_NAME/objects/SHA256              the contents of the files
 
-The run works in a local folder. After every stage `Mirror.push` copies new and changed files to the store. On a machine
-that does not have the run, `Mirror.fetch` downloads it. The decoded cache and the checkpoints of an unfinished stage
-are not copied, because they can be made again. Every copy has an id, and a generation that counts its pushes. The local
-folder stores both, so a folder that is behind its copy cannot overwrite it.
+The run works in a local folder. `Mirror.push` copies new and changed files to the store, `Mirror.fetch` downloads the
+copy on a machine that does not have the run.
+
+Of several machines only one can write a generation, since the store writes a manifest only if it is not there. The
+local folder stores the id and the generation of its copy, so a folder that is behind its copy cannot continue it.
+
+Nothing that another machine may be reading or about to name is deleted. The last two manifests and their objects stay,
+and so does every object that is younger than `KEEP`. A push relies on an object that is already there only if the
+newest manifest names it, or if it is younger than half of that.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.errors import WorldloopError
 from worldloop.core.files import disk_errors, malformed, read_json, to_json, write_file
+from worldloop.storage.mirror_upload import Upload
+from worldloop.storage.object_store import Entry, ObjectStore, StoreError
+from worldloop.storage.snapshot import Files, Print, hash_file, take_snapshot
 
-MANIFEST_SCHEMA_VERSION = 1
+MANIFEST_SCHEMA_VERSION = 2
 LOCAL = ".mirror.json"  # in the run's folder: id and generation of its copy, and the hashes of its files
+KEEP = timedelta(hours=1)  # by the store's own clock
 _INCOMING = ".incoming"  # in the run's folder: files that are being downloaded
-_LEFT_OUT = ("sans/cache/", "partial/", "status.json")
+_CLOCK = "clock/now"  # written to learn the store's time
+_FIRST_FORMAT = "manifest.json"  # the only manifest of an earlier worldloop
+_TOMBSTONE = to_json({"schema_version": MANIFEST_SCHEMA_VERSION, "see": "manifests/"})  # makes it refuse the copy
+_MANIFEST = re.compile(r"manifests/(\d{9})\.json")
+_OBJECT = re.compile(r"objects/([0-9a-f]{64})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_BLOCK = 2**20
-
-Print = tuple[int, int, str]  # a file's size in bytes, time of its last change in ns, and sha256
-
-
-class StoreError(WorldloopError):
-    """The store cannot be reached, or refuses an operation."""
-
-    exit_code = 1
+_TRIES = 3
 
 
 @dataclass(frozen=True)
 class _Version:
     """A generation of a copy: the manifest in the store, or the note `LOCAL` in the run's folder.
 
-    ``files``: name -> sha256 in a manifest, name -> `Print` in a note. ``token`` names a push. In a note it is the push
-    that this folder began last and may have completed, "" if it has noted the end.
+    ``token`` names a push. In a note it is the push that this folder began last and may have completed, "" if it has
+    noted the end.
     """
 
     copy: str = ""
     generation: int = 0
     token: str = ""
-    files: dict[str, Any] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {name: found.sha256 for name, found in self.files.items()}
 
     def to_json(self) -> bytes:
         values = {"copy": self.copy, "generation": self.generation, "token": self.token, "files": self.files}
@@ -60,32 +70,60 @@ class _Version:
 
     @classmethod
     def of(cls, value: dict[str, Any]) -> _Version:
-        return cls(str(value["copy"]), int(value["generation"]), str(value["token"]), dict(value["files"]))
+        files = {name: _read_print(found) for name, found in value["files"].items()}
+        return cls(str(value["copy"]), int(value["generation"]), str(value["token"]), files)
 
 
 class Mirror:
-    """The copy of the run ``run_name`` below ``uri``, e.g. ``s3://bucket/runs``, through `pyarrow.fs`.
+    """The copy of the run ``run_name`` below ``uri``, e.g. ``s3://bucket/runs``.
 
-    Every method raises `StoreError` if the store cannot be used.
+    Every method raises `StoreError` if the store cannot be used. Pushes of several threads wait for each other.
     """
 
     def __init__(self, uri: str, run_name: str) -> None:
-        try:
-            from pyarrow import fs
-        except ImportError as error:
-            raise WorldloopError(
-                "mirror needs pyarrow, which is not installed: pip install -e '.[data]' in the clone"
-            ) from error
-        self.place = f"{uri.partition('?')[0].rstrip('/')}/{run_name}"
-        with self._reaching():
-            self._store, path = fs.FileSystem.from_uri(uri)
-        self._path = f"{path.rstrip('/')}/{run_name}"
-        self._file = fs.FileType.File
-        self._selector: Any = fs.FileSelector
+        self._store = ObjectStore(uri, run_name)
+        self.place = self._store.place
+        self._lock = threading.Lock()
+        self._known: Files = {}  # hashes of files that have not been pushed yet
+        self._is_exclusive = False  # whether the store has been seen to refuse to create a file a second time
 
     @property
     def exists(self) -> bool:
-        return self._read_manifest() is not None
+        return self._read_newest() is not None
+
+    def snapshot(self, run: Path) -> Files:
+        """The files of ``run`` now, for `push` later. Call it while no stage runs."""
+        files = take_snapshot(run, self._known or _read_note(run).files)
+        self._known = files
+        return files
+
+    def push(self, run: Path, base: Files | None = None, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Copy new and changed files to the store, and delete there what no machine needs any more.
+
+        ``base``: what `snapshot` returned before the stage that is running; ``None``: none is running. Then files of
+        earlier stages are copied as they were there, with what the stage keeps in ``partial/``.
+
+        Raises `WorldloopError` if another machine has continued the run from the copy, or if a file of ``base`` is no
+        longer there, and `CancelledError` soon after ``is_cancelled()`` has become true.
+        """
+        with self._lock:
+            entries = self._store.entries()
+            newest = self._read_newest(entries)
+            if newest is not None:
+                self._check_is_current(run, newest)
+            upload = Upload(self._store, run, self._list_reusable(entries, newest), is_cancelled)
+            files = upload.run(self.snapshot(run) if base is None else base, is_between_stages=base is None)
+            if newest is not None and newest.digests == {name: found.sha256 for name, found in files.items()}:
+                return
+            generation, copy = (0, secrets.token_hex(8)) if newest is None else (newest.generation, newest.copy)
+            mine = _Version(copy, generation + 1, secrets.token_hex(8), files)
+            upload.raise_if_cancelled()
+            # Note the token before the manifest is written. If the process is killed in between, this folder still
+            # knows that the new generation is its own.
+            _write_note(run, _Version(copy, generation, mine.token, files))
+            self._write_manifest(run, mine)
+            self._clean_up(run, mine, newest)
+            _write_note(run, _Version(copy, mine.generation, "", files))
 
     def fetch(self, run: Path) -> bool:
         """Download the copy into the locked folder ``run``, unless a run is there already; returns whether it did.
@@ -93,17 +131,16 @@ class Mirror:
         Raises `WorldloopError` if the run there is behind its copy because another machine has continued the run, if it
         belongs to another copy, or if the folder holds other files.
         """
-        manifest = self._read_manifest()
-        if manifest is None:
+        newest = self._read_newest()
+        if newest is None:
             return False
         if (run / "config.yaml").is_file():
-            self._check_is_current(run, manifest)
+            self._check_is_current(run, newest)
             return False
         incoming = run / _INCOMING
         if not incoming.exists() and any(not path.name.startswith(".") for path in run.glob("*")):
             raise WorldloopError(f"{run} holds something that is no run: move it away, {self.place} is to go there")
-        shutil.rmtree(incoming, ignore_errors=True)
-        files = {name: self._download(digest, incoming / name, name) for name, digest in manifest.files.items()}
+        newest = self._download_all(newest, incoming)
         with disk_errors(str(run)):
             # config.yaml is moved last: a folder without it does not count as a run
             for path in sorted(incoming.iterdir(), key=lambda path: path.name == "config.yaml"):
@@ -111,63 +148,39 @@ class Mirror:
                 if target.is_dir():
                     shutil.rmtree(target)
                 path.rename(target)
-            note = _Version(manifest.copy, manifest.generation, "", files)
-            write_file(run / LOCAL, note.to_json(), str(run / LOCAL))
+            files = {name: found for name in newest.files if (found := hash_file(run / name, newest.files[name]))}
+            _write_note(run, _Version(newest.copy, newest.generation, "", files))
             incoming.rmdir()
         return True
 
-    def push(self, run: Path) -> None:
-        """Copy new and changed files to the store, and delete there what the run no longer has.
+    def _read_newest(self, entries: dict[str, Entry] | None = None) -> _Version | None:
+        """The newest manifest of a store that holds ``entries``; ``None``: list them."""
+        for _ in range(_TRIES):
+            entries = self._store.entries() if entries is None else entries
+            generations = _list_generations(entries)
+            try:
+                if generations:
+                    return self._read_manifest(generations[-1])
+                return self._parse(self._store.read(_FIRST_FORMAT), None) if _FIRST_FORMAT in entries else None
+            except FileNotFoundError:  # another machine has written two newer ones
+                entries = None
+        raise WorldloopError(f"{self.place} is being written all the time: try again")
 
-        Raises `WorldloopError` if another machine has continued the run from the copy.
-        """
-        manifest = self._read_manifest()
-        if manifest is not None:
-            self._check_is_current(run, manifest)
-        known = _read_note(run).files
-        files = {name: found for name in _list_files(run) if (found := _hash(run / name, known.get(name)))}
-        digests = {name: digest for name, (_, _, digest) in files.items()}
-        if manifest is not None and manifest.files == digests:
-            return
-        generation = 0 if manifest is None else manifest.generation
-        copy, token = secrets.token_hex(8) if manifest is None else manifest.copy, secrets.token_hex(8)
-        with self._reaching():
-            self._store.create_dir(f"{self._path}/objects", recursive=True)
-            infos = self._store.get_file_info(self._selector(f"{self._path}/objects"))
-            stored = {info.base_name: info.size for info in infos if info.type == self._file}
-            for name, (size, _, digest) in files.items():
-                if stored.get(digest) != size:  # an incomplete upload has another size
-                    with (run / name).open("rb") as source, self._store.open_output_stream(self._object(digest)) as out:
-                        shutil.copyfileobj(source, out, _BLOCK)
-                    stored[digest] = size
-        # Note the token before the manifest is replaced. If the process is killed in between, this folder still knows
-        # that the new generation is its own.
-        write_file(run / LOCAL, _Version(copy, generation, token, files).to_json(), str(run / LOCAL))
-        with self._reaching():
-            with self._store.open_output_stream(f"{self._path}/manifest.partial") as out:
-                out.write(_Version(copy, generation + 1, token, digests).to_json())
-            self._store.move(f"{self._path}/manifest.partial", f"{self._path}/manifest.json")
-        write_file(run / LOCAL, _Version(copy, generation + 1, "", files).to_json(), str(run / LOCAL))
-        with self._reaching():
-            for digest in stored.keys() - set(digests.values()):
-                self._store.delete_file(self._object(digest))
+    def _read_manifest(self, generation: int) -> _Version:
+        return self._parse(self._store.read(_name_manifest(generation)), generation)
 
-    def _read_manifest(self) -> _Version | None:
-        path = f"{self._path}/manifest.json"
-        with self._reaching():
-            if self._store.get_file_info(path).type != self._file:
-                return None
-            with self._store.open_input_stream(path) as file:
-                data = file.read()
+    def _parse(self, data: bytes, generation: int | None) -> _Version:
         with malformed(f"the manifest of {self.place}", "restore it, or delete the copy"):
             value = json.loads(data)
-            if int(value["schema_version"]) > MANIFEST_SCHEMA_VERSION:
+            if int(value["schema_version"]) != (1 if generation is None else MANIFEST_SCHEMA_VERSION):
                 raise ValueError(f"schema_version {value['schema_version']}")
             manifest = _Version.of(value)
-            for name, digest in manifest.files.items():
+            if generation not in (None, manifest.generation):
+                raise ValueError(f"generation {manifest.generation} in {_name_manifest(generation or 0)}")
+            for name, found in manifest.files.items():
                 relative = PurePosixPath(name)
-                if relative.is_absolute() or ".." in relative.parts or not _DIGEST.fullmatch(digest):
-                    raise ValueError(f"{name}: {digest}")
+                if relative.is_absolute() or ".." in relative.parts or not _DIGEST.fullmatch(found.sha256):
+                    raise ValueError(f"{name}: {found.sha256}")
             return manifest
 
     def _check_is_current(self, run: Path, manifest: _Version) -> None:
@@ -180,60 +193,124 @@ class Mirror:
                 "go on from the copy, or the copy to go on from the folder"
             )
 
-    def _download(self, digest: str, target: Path, name: str) -> Print:
-        """Download one object to ``target``; raises `WorldloopError` if its sha256 is not ``digest``."""
-        found = hashlib.sha256()
-        with self._reaching():
-            source = self._store.open_input_stream(self._object(digest))
-        with source, disk_errors(str(target)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as out:
-                while block := self._read(source):
-                    found.update(block)
-                    out.write(block)
-        if found.hexdigest() != digest:
+    def _list_reusable(self, entries: dict[str, Entry], newest: _Version | None) -> dict[str, int]:
+        """The objects that a push need not upload: sha256 -> size in bytes."""
+        found = _list_objects(entries)
+        named = set() if newest is None else set(newest.digests.values())
+        if not found.keys() - named:
+            return {digest: entry.size for digest, entry in found.items()}
+        self._store.write(_CLOCK, 0, [])
+        now = self._store.entries("clock")[_CLOCK].modified
+        return {d: entry.size for d, entry in found.items() if d in named or now - entry.modified < KEEP / 2}
+
+    def _write_manifest(self, run: Path, mine: _Version) -> None:
+        """Write ``mine`` unless another machine has; then raise `WorldloopError`."""
+        path, data = _name_manifest(mine.generation), mine.to_json()
+        if not self._store.create(path, data):
+            self._require_current(run)  # it may be there because an answer of the store was lost
+        elif not self._is_exclusive:
+            if self._store.create(path, data):
+                raise StoreError(
+                    f"the store {self.place} cannot be used: it overwrites files that should only be created, so two "
+                    "machines could destroy the copy; see `mirror`"
+                )
+            self._is_exclusive = True
+
+    def _require_current(self, run: Path) -> None:
+        if (newest := self._read_newest()) is not None:
+            self._check_is_current(run, newest)
+
+    def _clean_up(self, run: Path, mine: _Version, before: _Version | None) -> None:
+        """Delete what neither ``mine``, the newest manifest, nor the one ``before`` it needs.
+
+        Raises `WorldloopError` if another machine has written a newer manifest.
+        """
+        entries = self._store.entries()
+        generations = _list_generations(entries)
+        if mine.generation not in generations or generations[-1] != mine.generation:
+            self._require_current(run)
+            return
+        now = entries[_name_manifest(mine.generation)].modified
+        named = {digest for version in (mine, before) if version is not None for digest in version.digests.values()}
+        old = {d for d, entry in _list_objects(entries).items() if d not in named and now - entry.modified > KEEP}
+        garbage = [f"objects/{digest}" for digest in old]
+        self._store.delete(garbage + [_name_manifest(number) for number in generations if number < mine.generation - 1])
+        if _FIRST_FORMAT in entries and entries[_FIRST_FORMAT].size != len(_TOMBSTONE):
+            self._store.write(_FIRST_FORMAT, len(_TOMBSTONE), [_TOMBSTONE])
+
+    def _download_all(self, manifest: _Version, incoming: Path) -> _Version:
+        """Download the files of ``manifest``, or of a newer one if objects have gone with it; returns that."""
+        for _ in range(_TRIES):
+            _remove_others(incoming, manifest.files)
+            try:
+                for name, found in manifest.files.items():
+                    self._download(name, found, incoming / name)
+                return manifest
+            except FileNotFoundError as error:
+                newest = self._read_newest()
+                if newest is None or newest.generation == manifest.generation:
+                    raise WorldloopError(
+                        f"{error.args[0]} is missing in {self.place}: restore the store, or delete "
+                        f"{_name_manifest(manifest.generation)} there to go back by one generation"
+                    ) from None
+                manifest = newest
+        raise WorldloopError(f"{self.place} is being written all the time: try again")
+
+    def _download(self, name: str, wanted: Print, target: Path) -> None:
+        """Download one file to ``target``, unless it is there. Raises `WorldloopError` if its sha256 is not ``wanted``.
+
+        Raises ``FileNotFoundError(name)`` if the store does not have it.
+        """
+        found = hash_file(target)
+        if found is None or found.sha256 != wanted.sha256:
+            with disk_errors(str(target)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                out = target.open("wb")
+            with out:
+                blocks = self._store.read_blocks(f"objects/{wanted.sha256}")
+                while block := _next(blocks, name):
+                    with disk_errors(str(target)):
+                        out.write(block)
+                with disk_errors(str(target)):
+                    out.flush()
+            found = hash_file(target)
+        if found is None or found.sha256 != wanted.sha256:
             raise WorldloopError(f"{name} in {self.place} is damaged: restore the store, or delete the copy")
-        return _stat(target, digest)
-
-    def _read(self, source: Any) -> bytes:
-        with self._reaching():
-            return bytes(source.read(_BLOCK))
-
-    def _object(self, digest: str) -> str:
-        return f"{self._path}/objects/{digest}"
-
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, KeyError, NotImplementedError) as error:  # bases of pyarrow's errors
-            raise StoreError(f"the store {self.place} cannot be used: {first_line(error)}; see `mirror`") from error
+        if wanted.changed_ns:  # kept blocks of episodes name their checkpoints by this time
+            os.utime(target, ns=(wanted.changed_ns, wanted.changed_ns))
 
 
-def _list_files(run: Path) -> list[str]:
-    found = sorted(path.relative_to(run) for path in run.rglob("*") if path.is_file())
-    visible = [str(path) for path in found if not any(part.startswith(".") for part in path.parts)]
-    return [name for name in visible if not name.startswith(_LEFT_OUT)]
+def _name_manifest(generation: int) -> str:
+    return f"manifests/{generation:09d}.json"
 
 
-def _stat(path: Path, digest: str) -> Print:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, digest
+def _list_generations(entries: dict[str, Entry]) -> list[int]:
+    return sorted(int(found[1]) for path in entries if (found := _MANIFEST.fullmatch(path)))
 
 
-def _hash(path: Path, known: Any) -> Print | None:
-    """The `Print` of ``path``, with the hash of ``known`` if size and time are unchanged.
+def _list_objects(entries: dict[str, Entry]) -> dict[str, Entry]:
+    return {found[1]: entry for path, entry in entries.items() if (found := _OBJECT.fullmatch(path))}
 
-    ``None`` if the file has just been deleted.
-    """
+
+def _read_print(value: Any) -> Print:
+    if isinstance(value, str):  # a manifest of an earlier worldloop
+        return Print(0, 0, value)
+    size, changed_ns, sha256 = value
+    return Print(int(size), int(changed_ns), str(sha256))
+
+
+def _remove_others(folder: Path, files: Files) -> None:
+    """Delete what an earlier fetch has left in ``folder`` and ``files`` does not have."""
+    for path in folder.rglob("*"):
+        if path.is_file() and str(path.relative_to(folder)) not in files:
+            path.unlink()
+
+
+def _next(blocks: Iterator[bytes], name: str) -> bytes:
     try:
-        size, changed, _ = _stat(path, "")
-        if known and [size, changed] == list(known[:2]):
-            return size, changed, str(known[2])
-        with path.open("rb") as file:
-            return size, changed, hashlib.file_digest(file, "sha256").hexdigest()
+        return next(blocks, b"")
     except FileNotFoundError:
-        return None
+        raise FileNotFoundError(name) from None
 
 
 def _read_note(run: Path) -> _Version:
@@ -244,3 +321,7 @@ def _read_note(run: Path) -> _Version:
     value = read_json(path, str(path), MANIFEST_SCHEMA_VERSION, remedy)
     with malformed(str(path), remedy):
         return _Version.of(value)
+
+
+def _write_note(run: Path, note: _Version) -> None:
+    write_file(run / LOCAL, note.to_json(), str(run / LOCAL))
