@@ -47,6 +47,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "transformers": ("policies/*", "networks/*", "world_model/*"),
     "diffusers": ("world_model/*", "value/*"),
     "peft": ("world_model/*",),
+    "obstore": ("storage/object_store.py",),
 }
 # What the command line must not pay for before it knows what it is asked to do.
 LIGHT_CLI = (

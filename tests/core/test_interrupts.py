@@ -91,3 +91,11 @@ def test_a_process_can_be_asked_to_end() -> None:
     with pytest.raises(KeyboardInterrupt) as raised, finish_step():
         ask_to_end()
     assert raised.value.args == (signal.SIGTERM,)
+
+
+def test_the_time_limit_of_a_step_ends_with_it() -> None:
+    with answer_signals(), pytest.raises(KeyboardInterrupt), finish_step():
+        os.kill(os.getpid(), signal.SIGTERM)
+    signal.alarm(30)
+    interrupts.end_grace()
+    assert signal.alarm(0) == 0
