@@ -45,6 +45,7 @@ def read_newest(folder: Path) -> dict[str, Any]:
     return json.loads(manifests[-1].read_bytes()) if manifests else {"files": {}}
 
 
+@pytest.mark.timeout(900)
 def test_a_loop_goes_on_from_its_copy_on_another_machine(
     debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
