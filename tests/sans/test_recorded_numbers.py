@@ -66,12 +66,12 @@ def test_what_comes_after_the_end_of_a_success_is_not_used(root: Path) -> None:
 
 
 def test_a_value_far_beyond_the_others_is_told(root: Path) -> None:
-    assert open_recording(_config(root)).doubts == ()
+    assert open_recording(_config(root)).outliers == ()
     _set(root, "action", NUM_ROWS + 3, 1, 1e9)
-    (doubt,) = open_recording(_config(root)).doubts
+    (doubt,) = open_recording(_config(root)).outliers
     assert "action 'action_1' is 1e+09 in row 3 of episode 1, but within 1 to 1.4 in 98 % of the rows" in doubt
     assert doubt.endswith("recording.skip_episodes=1")
-    assert open_recording(_config(root, skip_episodes="1")).doubts == ()
+    assert open_recording(_config(root, skip_episodes="1")).outliers == ()
 
 
 def test_outliers_below_and_of_dimensions_that_rest() -> None:
