@@ -268,7 +268,7 @@ def _require_time(config: RecordingConfig, spec: SimulatorSpec, recording: Recor
         first = long[0]
         raise WorldloopError(
             f"episode {first} of dataset {config.root} takes {recording.used[first].num_env_steps} actions, and the "
-            f"simulator's time limit for {recording.tasks[first]} is {limits[first]}; {len(long)} episodes are too long: "
+            f"simulator's time limit for {recording.tasks[first]} is {limits[first]}; {len(long)} are too long: "
             f"raise its max_episode_steps, or leave them out, {_skip(skipped, long)}"
         )
 

@@ -70,7 +70,8 @@ def name_actions(feature: dict[str, Any], actions_per_row: int) -> tuple[str, ..
             "recording.action_key"
         )
     own = tuple(name.removesuffix("_0") for name in names[: len(names) // actions_per_row])
-    if names == tuple(f"{name}_{i}" for i in range(actions_per_row) for name in own):
+    stacked = tuple(f"{name}_{i}" for i in range(actions_per_row) for name in own)
+    if names == stacked and not is_unnamed(names, "action"):
         return own
     return tuple(f"action_{i}" for i in range(len(own)))
 
