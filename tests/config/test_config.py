@@ -58,6 +58,8 @@ def test_every_key_is_commented(path: Path) -> None:
         ("policy.token_vlm.width=8", "unknown key policy.token_vlm; did you mean token_vla?"),
         ("source=video", "source 'video' is not one of simulator, recording"),
         ("source=recording", "num_iterations is 2, allowed with source recording: 1"),
+        ("seed_dataset.episodes.expert=0", "seed_dataset.episodes.expert must be at least 1: the clone learns"),
+        ("recording.hz=-1", "recording.actions_per_row must be at least 1, and recording.hz at least 0"),
         ("recording.validation_share=1", "recording.validation_share must be in [0, 1), got 1.0"),
         ("seed", "override 'seed' is not of the form key=value"),
     ],
@@ -76,6 +78,33 @@ def test_more_evaluation_states_than_a_benchmark_has_are_refused() -> None:
     message = "evaluate_policy.num_states is 51, allowed with simulator.libero: at most 50, which it has"
     with pytest.raises(WorldloopError, match=message):
         load_config(DEBUG, [*overrides, "evaluate_policy.num_states=51"])
+
+
+def test_demonstrations_go_with_a_simulator_of_which_all_states_are_used() -> None:
+    demonstrations = "seed_dataset.demonstrations=true"
+    assert load_config(ROOT / "configs/debug.yaml", [demonstrations, "seed_dataset.episodes.expert=0"]).reads_recording
+    with pytest.raises(WorldloopError, match=r"seed_dataset\.demonstrations go with a simulator: set source"):
+        load_config(ROOT / "configs/recorded_cpu.yaml", [demonstrations])
+    with pytest.raises(WorldloopError, match=r"held_out_side cannot be told of recorded demonstrations"):
+        load_config(
+            ROOT / "configs/debug.yaml", [demonstrations, "seed_dataset.held_out_side=left", "num_iterations=0"]
+        )
+
+
+def test_an_empty_mapping_clears_what_came_before(tmp_path: Path) -> None:
+    """Its default, and what a config that is extended says; a later part adds to it. It is stored as it is."""
+    (tmp_path / "own.yaml").write_text(
+        f"extends: {ROOT / 'configs/debug.yaml'}\nclone_policy: {{}}\n"
+        "seed_dataset: {episodes: {}, demonstrations: true}\n"
+    )
+    config = load_config(tmp_path / "own.yaml", [])
+    assert config.seed_dataset.episodes == {}
+    assert config.clone_policy.num_steps == 100, "a section is no such mapping"
+    (tmp_path / "stored.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "stored.yaml", []) == config
+    assert load_config(tmp_path / "own.yaml", ["seed_dataset.episodes.far=2"]).seed_dataset.episodes == {"far": 2}
+    with pytest.raises(WorldloopError, match=r"unknown key seed_dataset\.episods"):
+        load_config(tmp_path / "own.yaml", ["seed_dataset.episods={}"])
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ def test_tracks_come_from_the_landmarks_of_the_task(debug_run: Path) -> None:
     assert follow(episode, spec) is None
     task = spec.tasks[0]
     marks = tuple(replace(mark, columns=(*mark.columns, mark.columns[0])) for mark in task.landmarks)
-    tracks = follow(episode, replace(spec, tasks=(replace(task, landmarks=marks),)))
+    solid = replace(spec, tasks=(replace(task, landmarks=marks),))
+    unknown = np.full_like(episode.sim_state, np.nan)  # as in a demonstration that was recorded elsewhere
+    assert follow(replace(episode, sim_state=unknown), solid) is None
+    tracks = follow(episode, solid)
     assert tracks is not None
     num_frames = episode.num_frame_steps + 1
     assert tracks.object_m.shape == tracks.effector_m.shape == (num_frames, 3)

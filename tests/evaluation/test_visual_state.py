@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from reporters import RecordingReporter
@@ -78,6 +79,26 @@ def test_visual_alignment_compares_what_is_seen_with_what_was_simulated(truth, t
     figures = alignment.to_dict()
     assert figures["imagined"]["balanced_accuracy"]["value"] == 0.5
     assert set(figures["simulated"]) == {"n", "num_success", "balanced_accuracy", "auc", "accuracy"}
+
+
+def test_a_probe_learns_nothing_of_episodes_whose_state_is_unknown(toy_clips, spec) -> None:
+    """Of nine episodes the first three are given no state; a single NaN would make the loss one."""
+    cache, reporter = toy_clips.cache, RecordingReporter()
+    read = cache.frames
+
+    def forget(name, episode, row):
+        values = read(name, episode, row)
+        if name == "sim_state":
+            values[np.broadcast_to(episode, row.shape) < 3] = np.nan
+        return values
+
+    cache.frames = forget
+    assert cache.knows_state.tolist() == [False] * 3 + [True] * 6
+    fit_probe(
+        toy_clips, spec, num_steps=10, batch_size=32, generator=make_generator(0, "probe"),
+        device=torch.device("cpu"), reporter=reporter,
+    )  # fmt: skip
+    assert all(np.isfinite(figures["loss"]) for figures in reporter.bars[0].figures)
 
 
 def test_a_probe_is_fitted_on_all_frames_and_gets_a_threshold_between_the_outcomes(toy_clips, spec) -> None:

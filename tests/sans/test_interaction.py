@@ -60,6 +60,23 @@ def test_a_hand_that_holds_the_object_is_not_at_it(cache) -> None:
     assert find_interaction(cache, without, DISTANCE).tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
 
 
+def test_where_positions_are_unknown_the_gripper_decides(store, make_episode) -> None:
+    """The state of a recorded demonstration is NaN; without a gripper nobody could label it."""
+    episode = make_episode(1, num_steps=3, outcome="failure")
+    actions = episode.actions.copy()
+    actions[..., 3] = 1.0
+    actions[2, :, 3] = -1.0
+    demonstration = replace(episode, actions=actions, sim_state=np.full_like(episode.sim_state, np.nan))
+    cache = store.open_cache(store.snapshot("v1", [store.append([demonstration], "a")]))
+    assert find_interaction(cache, spec(), EITHER).tolist() == [0, 0, 1]
+    without = spec(action_names=("dx", "dy", "dz", "roll"))
+    with pytest.raises(WorldloopError, match="recorded demonstrations do not tell positions"):
+        find_interaction(cache, without, EITHER)
+    require_signs(spec(), EITHER, knows_positions=False)
+    with pytest.raises(WorldloopError, match="recorded demonstrations do not tell positions"):
+        require_signs(without, EITHER, knows_positions=False)
+
+
 def test_one_sign_is_enough_and_one_that_cannot_be_seen_is_left_out(cache) -> None:
     assert find_interaction(cache, spec(), EITHER).tolist() == [0, 1, 0, 1, 0, 0, 0, 1, 0]
     assert find_interaction(cache, spec(landmarks=()), EITHER).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0]

@@ -1,6 +1,7 @@
 """Bounds come from the rows that are used; what is not finite or far off is named with a way out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,12 @@ def test_what_comes_after_the_end_of_a_success_is_not_used(root: Path) -> None:
 
 
 def test_a_value_far_beyond_the_others_is_told(root: Path) -> None:
-    assert open_recording(_config(root)).doubts == ()
+    assert open_recording(_config(root)).outliers == ()
     _set(root, "action", NUM_ROWS + 3, 1, 1e9)
-    (doubt,) = open_recording(_config(root)).doubts
+    (doubt,) = open_recording(_config(root)).outliers
     assert "action 'action_1' is 1e+09 in row 3 of episode 1, but within 1 to 1.4 in 98 % of the rows" in doubt
     assert doubt.endswith("recording.skip_episodes=1")
-    assert open_recording(_config(root, skip_episodes="1")).doubts == ()
+    assert open_recording(_config(root, skip_episodes="1")).outliers == ()
 
 
 def test_outliers_below_and_of_dimensions_that_rest() -> None:
@@ -124,6 +125,44 @@ def test_a_column_of_text_and_a_wrong_shape_are_named(root: Path) -> None:
     edit_table(root, "data", lambda table: table.__setitem__("action", [["a", "b"]] * len(table)))
     with pytest.raises(WorldloopError, match=r"'action' in data/.*parquet of .* holds string, not numbers"):
         open_recording(_config(root))
+
+
+def test_rows_of_two_actions_are_taken_apart(root: Path) -> None:
+    """The two values of a row count as two actions of one value each; a frame comes after every second row."""
+    config = _config(root, actions_per_row=2, actions_per_frame=4)
+    recording = open_recording(config)
+    assert recording.numbers[1].action[:4].tolist() == [[10], [1], [11], [pytest.approx(1.1)]]
+    part = recording.used[1]
+    assert part.first_success == 2 * (NUM_ROWS - 2) + 1, "the last action of the row that says so"
+    assert (part.num_actions, part.num_frame_steps) == (10, 3)
+    assert part.stored_rows(4).tolist() == [0, 2, 4, 5]
+    robot = recording_spec(config).robot
+    assert (robot.action_names, robot.hz) == (("action_0",), 20.0)
+    assert recording_spec(replace(config, hz=12.5)).robot.hz == 12.5
+    edit_info(root, lambda info: info["features"]["action"].update(names=["grip_0", "grip_1"]))
+    assert recording_spec(config).robot.action_names == ("grip",)
+    with pytest.raises(WorldloopError, match=r"actions_per_frame 3 is no multiple of recording\.actions_per_row 2"):
+        open_recording(replace(config, actions_per_frame=3))
+    with pytest.raises(WorldloopError, match=r"'observation\.state' has 2 values a row, allowed: one, or"):
+        open_recording(_config(root, success_key="observation.state", actions_per_row=1))
+
+
+def test_what_the_dataset_does_not_name_can_be_named(root: Path) -> None:
+    names = {"camera_names": {"front": "top"}, "state_names": ("x", "y"), "action_names": ("dx", "dy")}
+    config = _config(root, **names, image_sizes={"front": 12})
+    robot = recording_spec(config).robot
+    assert (robot.proprio_names, robot.action_names) == (("x", "y"), ("dx", "dy"))
+    assert [(camera.name, camera.height) for camera in robot.cameras] == [("top", 12)]
+    with pytest.raises(WorldloopError, match=r"recording\.camera_names: 'side' is none of them"):
+        open_recording(replace(config, camera_names={"side": "top"}))
+    with pytest.raises(WorldloopError, match=r"recording\.action_names are 3, and recording\.action_key has 2 dim"):
+        open_recording(replace(config, action_names=("a", "b", "c")))
+
+
+def test_every_episode_can_succeed_without_a_label(root: Path) -> None:
+    recording = open_recording(_config(root, success_key="", all_succeed=True))
+    assert [part.first_success for part in recording.used.values()] == [place_labelled_success(NUM_ROWS, 2, 1)] * 4
+    assert recording.doubts == ()
 
 
 def test_parts() -> None:

@@ -97,11 +97,11 @@ def test_long_videos_are_found_by_seeking(tmp_path: Path) -> None:
     root = write_recording(tmp_path / "arm", num_episodes=5, video=True)
     dataset = open_dataset(str(root))
     rows = np.arange(NUM_ROWS)
-    last = dataset.make_reader(1e-4).pictures(FRONT, 4, rows, 16)
+    last = dataset.make_reader(1e-4).pictures(FRONT, 4, rows, (16, 16))
     reader = dataset.make_reader(1e-4)
-    assert np.array_equal([reader.pictures(FRONT, e, rows, 16) for e in range(5)][4], last)
+    assert np.array_equal([reader.pictures(FRONT, e, rows, (16, 16)) for e in range(5)][4], last)
     assert np.abs(last.mean((1, 2, 3)) - [grey(4, row) for row in rows]).max() < 3
-    jump = reader.pictures(FRONT, 0, np.array([0, 5]), 16)
+    jump = reader.pictures(FRONT, 0, np.array([0, 5]), (16, 16))
     assert np.abs(jump.mean((1, 2, 3)) - [grey(0, 0), grey(0, 5)]).max() < 3
 
 

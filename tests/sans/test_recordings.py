@@ -330,7 +330,7 @@ def test_success_is_a_column_of_yes_and_no_from_one_source(recording: Path, tmp_
     ):
         _read(_config(copy, success_key="timestamp"))
     with pytest.raises(
-        WorldloopError, match=r"success_key 'next\.success' and recording\.labels .* both say what succ"
+        WorldloopError, match=r"success_key=next\.success and recording\.labels=.* say what succeeds: give one"
     ):
         check_recording(_config(recording, labels="/nowhere.json"))
     info = json.loads((copy / "meta/info.json").read_text())

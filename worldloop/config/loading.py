@@ -138,7 +138,10 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     schema = OmegaConf.structured(LoopConfig)
     _make_writable(schema)
     try:
-        merged = OmegaConf.merge(schema, *parts)
+        merged: Any = schema
+        for part in parts:
+            _clear_emptied(merged, OmegaConf.create(part))
+            merged = OmegaConf.merge(merged, part)
         for key in PATH_KEYS:
             OmegaConf.update(merged, key, os.path.expanduser(OmegaConf.select(merged, key)))
         result = OmegaConf.to_object(merged)
@@ -186,6 +189,18 @@ def _make_writable(node: Any) -> None:
     for key in node:
         if OmegaConf.is_dict(node._get_node(key)):
             _make_writable(node._get_node(key))
+
+
+def _clear_emptied(node: Any, part: Any) -> None:
+    """Empty each mapping of ``node`` that is empty in ``part``: merging alone would keep its entries."""
+    for key in part if OmegaConf.is_dict(part) else ():
+        if key not in node or not OmegaConf.is_dict(part._get_node(key)):
+            continue
+        own = node._get_node(key)
+        if OmegaConf.is_dict(own) and not is_dataclass(OmegaConf.get_type(own)) and not part[key]:
+            own.clear()
+        elif OmegaConf.is_dict(own):
+            _clear_emptied(own, part[key])
 
 
 def _explain_unknown_key(error: ConfigKeyError) -> str:

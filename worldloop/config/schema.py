@@ -184,6 +184,11 @@ class LoopConfig:
             raise ValueError(
                 "seed_dataset.held_out_side holds nothing out of what later iterations collect: set num_iterations=0"
             )
+        if seeding.demonstrations and is_recording:
+            raise ValueError(
+                "seed_dataset.demonstrations go with a simulator: set source=simulator, or without one "
+                "seed_dataset.demonstrations=false"
+            )
         episodes = seeding.episodes
         for variant in episodes if self.simulator.kind in SIMULATORS else ():
             if variant not in SCRIPTED_VARIANTS:
@@ -191,6 +196,11 @@ class LoopConfig:
                     f"seed_dataset.episodes: {variant!r} is not one of the scripted variants "
                     f"{', '.join(SCRIPTED_VARIANTS)}"
                 )
+
+    @property
+    def reads_recording(self) -> bool:
+        """Whether episodes of the section `recording` are read, as the only ones or as demonstrations."""
+        return self.source == "recording" or self.section(seed_dataset.Config).demonstrations
 
     @property
     def uses_planner(self) -> bool:

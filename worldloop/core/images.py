@@ -26,14 +26,14 @@ def to_uint8(images: Tensor) -> Tensor:
     return scaled.to(torch.uint8).movedim(-3, -1).contiguous()
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """u8 [n, h, w, 3] -> u8 [n, size, size, 3], anti-aliased; the image is stretched to a square, not cropped."""
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """u8 [n, h, w, 3] -> u8 [n, *size, 3], anti-aliased; ``size`` is (height, width). Stretched to it, not cropped."""
     if images.dtype != torch.uint8 or images.shape[-1] != 3:
         raise ValueError(f"expected uint8 [n, h, w, 3], got {images.dtype} {tuple(images.shape)}")
-    if images.shape[1:3] == (size, size):
+    if images.shape[1:3] == size:
         return images.contiguous()
     scaled = torch.nn.functional.interpolate(
-        images.movedim(-1, 1).float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+        images.movedim(-1, 1).float(), size, mode="bilinear", antialias=True, align_corners=False
     )
     return scaled.round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 

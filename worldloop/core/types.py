@@ -83,9 +83,11 @@ class EpisodeMeta:
 
     - ``task``: the id of its `TaskSpec`; ``instruction``: one of the task's paraphrases
     - ``margin_m``: smallest distance to the success region over the episode, in metres; 0 on success, NaN if unknown
-    - ``source``: scripted (``expert`` or ``perturbed``), a ``policy``, or ``recorded`` elsewhere (`sans.recordings`)
-    - ``variant``: the scripted variant (``expert``, ``stops_short``, ...). Of a policy: ``policy``; ``rejected`` for a
-      candidate that did not become the policy; ``replay`` for actions that it chose in imagination
+    - ``source``: scripted (``expert`` or ``perturbed``), a ``policy``, or ``recorded`` elsewhere (`sans.recordings`).
+      ``expert`` is also a demonstration that was recorded elsewhere for a run with a simulator (`sans.demonstrations`)
+    - ``variant``: the scripted variant (``expert``, ``stops_short``, ...) or ``demonstration``. Of a policy:
+      ``policy``; ``rejected`` for a candidate that did not become the policy; ``replay`` for actions that it chose in
+      imagination
     - ``imagined_success``: of a replay, the success probability that the world model gave to these actions, 0 to 1.
       Beside ``outcome`` it tells what the model got wrong. ``None``: not imagined
     """
@@ -118,7 +120,8 @@ class Episode:
 
     - ``frames``: camera name -> u8 [F+1, h, w, 3]
     - ``proprio`` f32 [F+1, S]
-    - ``sim_state`` f32 [F+1, D], privileged: only for exact restart and labels; D = 0 without a simulator
+    - ``sim_state`` f32 [F+1, D], privileged: only for exact restart and labels; D = 0 without a simulator, NaN in a
+      demonstration that was recorded elsewhere
     - ``actions`` f32 [F, s, A] in environment units; where no step was executed zeros, in a recording the last action
     - ``valid`` bool [F, s]: executed, and not after the first success
     - ``rewards`` f32 [F, s]: 1.0 on the step of the first success, else 0
@@ -289,7 +292,7 @@ class Clip(Rows):
 
     - ``context``: camera name -> u8 [B, K, h, w, 3]: see `worldloop.core.context_frames`
     - ``context_proprio`` f32 [B, S] and ``context_landmarks`` f32 [B, P], in metres: at the frame now. P coordinates of
-      objects, which proprio does not tell; 0 where none are known
+      objects, which proprio does not tell; 0 where none are known, NaN where the simulator's state is not
     - ``actions`` f32 [B, M, s, A]: the actions before each target frame
     - ``frames``: camera name -> u8 [B, M, h, w, 3], ``proprio`` f32 [B, M, S], ``landmarks`` f32 [B, M, P]: targets
     - ``success`` f32 [B, M]: 1 if the episode has succeeded at or before that frame: the outcome, which stays

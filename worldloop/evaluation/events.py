@@ -75,7 +75,7 @@ def find_events(tracks: Tracks) -> dict[str, int]:
 
 
 def follow(episode: Episode, spec: SimulatorSpec) -> Tracks | None:
-    """The tracks of ``episode``; ``None`` if its task has no landmarks ``object`` and ``effector`` in 3 dimensions."""
+    """The tracks of ``episode``; ``None`` if 3 coordinates of ``object`` or ``effector`` are unknown."""
     marks = {mark.name: mark for mark in spec.task(episode.meta.task).landmarks}
     positions = {}
     for name in ("object", "effector"):
@@ -83,7 +83,7 @@ def follow(episode: Episode, spec: SimulatorSpec) -> Tracks | None:
             return None
         mark = marks[name]
         source = episode.sim_state if mark.source == "sim_state" else episode.proprio
-        if source.shape[1] <= max(mark.columns):
+        if source.shape[1] <= max(mark.columns) or not np.isfinite(source[:, list(mark.columns)]).all():
             return None
         positions[name] = source[:, list(mark.columns)].astype(np.float64) * mark.metres_per_unit
     fingers = [i for i, name in enumerate(spec.robot.proprio_names) if name.startswith(FINGERS)]

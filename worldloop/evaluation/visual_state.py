@@ -50,11 +50,13 @@ def fit_probe(
 ) -> FittedProbe:
     """Fit a probe on all frames of ``dataset`` in the cameras of ``spec``, for the landmarks and tasks of ``spec``.
 
+    Episodes without the simulator's state are left out, because nothing says where their landmarks are.
     A task's threshold has the best balanced accuracy on its episodes; 0 if all ended alike. ``reporter`` shows the
     optimizer steps.
     """
     cache, cameras = dataset.cache, spec.robot.camera_names
     episodes = dataset.episode_index().numpy()
+    episodes = episodes[cache.knows_state[episodes]]
     length = cache.num_steps[episodes] + 1
     episode = torch.from_numpy(np.repeat(episodes, length))
     frame = torch.from_numpy(np.concatenate([np.arange(n) for n in length]))

@@ -11,6 +11,8 @@ from pathlib import Path
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import hash_file, hash_folder
+from worldloop.factory.build import build_simulator_spec
+from worldloop.sans.demonstrations import open_demonstrations
 from worldloop.sans.recordings import open_recording
 from worldloop.storage.run_directory import RunDirectory
 
@@ -23,16 +25,22 @@ def describe_inputs(config: LoopConfig) -> Inputs:
     Of a recording all numbers that are read count, and the sizes of its files; of weights the two ends of every file.
     """
     recording, found = config.recording, {}
-    if config.source == "recording" and Path(recording.root).is_dir():
+    if config.reads_recording and Path(recording.root).is_dir():
         labels = Path(recording.labels)
-        if recording.success_key or labels.is_file():
-            found["recording.root"] = (recording.root, open_recording(recording).fingerprint)
-        if not recording.success_key and labels.is_file():
+        if recording.success_key or recording.all_succeed or labels.is_file():
+            found["recording.root"] = (recording.root, _hash_recording(config))
+        if recording.labels and labels.is_file():
             found["recording.labels"] = (recording.labels, hash_file(labels))
     pretrained = config.world_model.pretrained
     if pretrained and Path(pretrained).is_dir():
         found["world_model.pretrained"] = (pretrained, hash_folder(Path(pretrained)))
     return {setting: {"path": path, "sha256": digest} for setting, (path, digest) in found.items()}
+
+
+def _hash_recording(config: LoopConfig) -> str:
+    if config.source == "recording":
+        return open_recording(config.recording).fingerprint
+    return open_demonstrations(config.recording, build_simulator_spec(config.simulator)).recording.fingerprint
 
 
 def require_same_inputs(config: LoopConfig, directory: RunDirectory) -> None:

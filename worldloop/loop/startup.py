@@ -15,12 +15,15 @@ from worldloop.executability.reward import require_joints
 from worldloop.factory.build import build_planner, build_policy, build_spec, build_world_model, choose_simulator
 from worldloop.factory.classes import require_arguments, require_members
 from worldloop.rollout.sides import require_sides
+from worldloop.sans.demonstrations import open_demonstrations
 from worldloop.sans.interaction import require_signs
 from worldloop.sans.recordings import check_recording
 from worldloop.simulators.base import ChunkedSimulator
 from worldloop.stages import align_world_model, improve_policy, seed_dataset
+from worldloop.world_model.model import VideoWorldModel
 
-SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "make_scripted_policy", "reset", "step_chunk", "close")
+SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "reset", "step_chunk", "close")
+SCRIPTED_MEMBERS = ("make_scripted_policy",)
 POLICY_MEMBERS = (
     "spec", "normalisation", "chunk_length", "temperature", "version", "act", "prepare", "compute_imitation_loss",
 )  # fmt: skip
@@ -48,8 +51,12 @@ def check_run_can_start(config: LoopConfig) -> None:
             require_joints(world_model.spec.robot)
         if config.source == "simulator":
             method = improve_policy.METHODS[config.section(improve_policy.Config).method]
-            if config.section(seed_dataset.Config).held_out_side:
+            seeding = config.section(seed_dataset.Config)
+            if seeding.held_out_side:
                 require_sides(spec)
+            if seeding.demonstrations:
+                open_demonstrations(config.recording, spec)
+                _check_landmarks(world_model)
             policy = _check_policy(config, spec, normalisation, method.interface)
             if method.uses_world_model:
                 _check_cameras(policy, world_model)
@@ -59,7 +66,8 @@ def check_run_can_start(config: LoopConfig) -> None:
 
 def _check_simulator(config: LoopConfig) -> None:
     simulator_class, settings = choose_simulator(config.simulator)
-    require_members(SIMULATOR_MEMBERS, simulator_class, config.simulator.kind)
+    scripted = SCRIPTED_MEMBERS if config.section(seed_dataset.Config).is_scripted else ()
+    require_members((*SIMULATOR_MEMBERS, *scripted), simulator_class, config.simulator.kind)
     require_arguments(simulator_class, settings)
     if issubclass(simulator_class, ChunkedSimulator):
         simulator_class.require_installed()
@@ -80,10 +88,19 @@ def _check_policy(
         )
     require_members((*POLICY_MEMBERS, *needed), policy, config.policy.kind)
     if isinstance(policy, GatedPolicy):
-        require_signs(spec, policy.interaction)
+        require_signs(spec, policy.interaction, not config.section(seed_dataset.Config).demonstrations)
     if not isinstance(policy, interface):
         raise WorldloopError(f"{config.policy.kind} is no subclass of worldloop.core.interfaces.{interface.__name__}")
     return policy
+
+
+def _check_landmarks(world_model: VideoWorldModel) -> None:
+    """Raise `WorldloopError` if the world model learns where objects are, which a recording does not tell."""
+    if world_model.landmarks is not None:
+        raise WorldloopError(
+            "world_model.landmarks learns from the simulator's state, which recorded demonstrations lack: set "
+            "world_model.landmarks=false, or seed_dataset.demonstrations=false"
+        )
 
 
 def _check_cameras(policy: Policy, world_model: WorldModel) -> None:

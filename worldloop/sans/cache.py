@@ -13,6 +13,7 @@ import json
 import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -181,6 +182,12 @@ class VersionCache:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @cached_property
+    def knows_state(self) -> np.ndarray:
+        """bool [E]: whether the simulator's state is stored; it is not in demonstrations recorded elsewhere."""
+        first = self.frames("sim_state", np.arange(len(self)), np.zeros(len(self), dtype=np.int64))
+        return np.asarray(np.isfinite(first).all(axis=1) & (first.shape[1] > 0))
 
     def check_cameras(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return ``names``; raises ``ValueError`` if it is empty or names a camera that the dataset does not have."""

@@ -14,6 +14,10 @@ NO_SIGN = (
     "the episodes show none of the signs of interaction {}: 'gripper' needs an action of that name, 'distance' needs "
     "the stored positions of hand and object"
 )
+NO_POSITIONS = (
+    "recorded demonstrations do not tell positions, so the gate cannot be taught by distance alone: add the sign "
+    "'gripper', which needs an action of that name"
+)
 MIN_CHANGE = 0.25  # of an action's range: smaller changes of the gripper are noise
 
 
@@ -28,18 +32,26 @@ def find_interaction(cache: VersionCache, spec: SimulatorSpec, rule: Interaction
     if "gripper" in rule.signs and (columns := _list_grippers(spec)):
         signs.append(_find_gripper_changes(cache, spec, columns, rule.num_frames))
     if "distance" in rule.signs and _has_positions(cache, spec):
-        is_near = _measure_hand_to_object(cache, spec) < rule.distance_m
+        distance_m = _measure_hand_to_object(cache, spec)
+        if not signs and not np.isfinite(distance_m).all():
+            raise WorldloopError(NO_POSITIONS)
+        is_near = distance_m < rule.distance_m  # false where it is unknown: there the gripper decides
         signs.append(is_near & ~_find_holding(cache, spec, _list_grippers(spec)))
     if not signs:
         raise WorldloopError(NO_SIGN.format(", ".join(rule.signs)))
     return np.logical_or.reduce(signs)
 
 
-def require_signs(spec: SimulatorSpec, rule: InteractionRule | None) -> None:
-    """Raise `WorldloopError` if no sign of the rule can ever be seen in the episodes of ``spec``."""
+def require_signs(spec: SimulatorSpec, rule: InteractionRule | None, knows_positions: bool = True) -> None:
+    """Raise `WorldloopError` if no sign of the rule can ever be seen in the episodes of ``spec``.
+
+    ``knows_positions``: false if some of them are recorded demonstrations.
+    """
     if rule is None:
         raise WorldloopError("a policy with a gate needs `interaction`, the rule by which the gate is taught")
     has_gripper = "gripper" in rule.signs and bool(_list_grippers(spec))
+    if not has_gripper and not knows_positions:
+        raise WorldloopError(NO_POSITIONS)
     if not has_gripper and not ("distance" in rule.signs and _has_landmarks(spec)):
         raise WorldloopError(NO_SIGN.format(", ".join(rule.signs)))
 
@@ -84,7 +96,7 @@ def _has_landmarks(spec: SimulatorSpec) -> bool:
 
 
 def _measure_hand_to_object(cache: VersionCache, spec: SimulatorSpec) -> np.ndarray:
-    """f [N]: metres between hand and object at the beginning of each frame step."""
+    """f [N]: metres between hand and object at the beginning of each frame step; NaN if the state is not stored."""
     episode = np.repeat(np.arange(len(cache)), cache.num_steps)
     now = np.concatenate([np.arange(n) for n in cache.num_steps])
     names = np.array([cache.metas[e].task for e in episode.tolist()])

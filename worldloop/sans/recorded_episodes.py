@@ -30,7 +30,7 @@ def read_recording(
     is_success = {number: part.first_success is not None for number, part in recording.used.items()}
     splits = split_episodes(recording.tasks, config.validation_share, is_success)
     for number in recording.used:
-        yield _make_episode(number, splits[number], recording, spec)
+        yield make_episode(number, splits[number], recording, spec)
 
 
 def read_previews(dataset: RecordedDataset, size: int) -> Iterator[np.ndarray]:
@@ -41,10 +41,11 @@ def read_previews(dataset: RecordedDataset, size: int) -> Iterator[np.ndarray]:
     reader = dataset.make_reader(tolerance_s=float("inf"))
     for number, rows in enumerate(dataset.episodes.rows):
         chosen = np.array([0, (len(rows) - 1) // 2, len(rows) - 1])
-        yield np.concatenate([reader.pictures(key, number, chosen, size) for key in dataset.cameras.values()])
+        yield np.concatenate([reader.pictures(key, number, chosen, (size, size)) for key in dataset.cameras.values()])
 
 
-def _make_episode(number: int, split: Split, recording: Recording, spec: SimulatorSpec) -> Episode:
+def make_episode(number: int, split: Split, recording: Recording, spec: SimulatorSpec) -> Episode:
+    """The episode ``number``, which is used; ``spec`` has its cameras, sizes and actions per frame."""
     part, numbers, s = recording.used[number], recording.numbers[number], spec.actions_per_frame
     F, T = part.num_frame_steps, part.num_actions
     rows = part.stored_rows(s)
@@ -71,7 +72,9 @@ def _make_episode(number: int, split: Split, recording: Recording, spec: Simulat
             policy_version="",
         ),
         frames={
-            camera.name: recording.reader.pictures(recording.dataset.cameras[camera.name], number, rows, camera.height)
+            camera.name: recording.reader.pictures(
+                recording.dataset.cameras[camera.name], number, rows, (camera.height, camera.width)
+            )
             for camera in spec.robot.cameras
         },
         proprio=numbers.state[rows],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,32 @@ def name_dimensions(feature: dict[str, Any], kind: str) -> tuple[str, ...]:
     if not names or len(names) != size:
         names = [f"{kind}_{i}" for i in range(size)]
     return tuple(str(name) for name in names)
+
+
+def is_unnamed(names: Sequence[str], kind: str) -> bool:
+    """Whether ``names`` are those that `name_dimensions` gives where the dataset has none."""
+    return tuple(names) == tuple(f"{kind}_{i}" for i in range(len(names)))
+
+
+def name_actions(feature: dict[str, Any], actions_per_row: int) -> tuple[str, ...]:
+    """Names of the dimensions of one action, of which a row holds ``actions_per_row`` side by side.
+
+    Those of ``dx_0, dy_0, dx_1, dy_1``, as `worldloop sans merge` writes them, are ``dx, dy``. Raises `WorldloopError`
+    if the dimensions cannot be shared out.
+    """
+    names = name_dimensions(feature, "action")
+    if actions_per_row == 1:
+        return names
+    if len(names) % actions_per_row:
+        raise WorldloopError(
+            f"recording.actions_per_row is {actions_per_row}, which does not divide the {len(names)} dimensions of "
+            "recording.action_key"
+        )
+    own = tuple(name.removesuffix("_0") for name in names[: len(names) // actions_per_row])
+    stacked = tuple(f"{name}_{i}" for i in range(actions_per_row) for name in own)
+    if names == stacked and not is_unnamed(names, "action"):
+        return own
+    return tuple(f"action_{i}" for i in range(len(own)))
 
 
 def require_numeric(root: Path, features: Mapping[str, Mapping[str, Any]], setting: str, key: str) -> None:

@@ -171,8 +171,8 @@ class RowReader:
         """The values [n, ...] of ``key`` in all rows of the episode."""
         return self.table.numbers(key, self.episodes.rows[episode])
 
-    def pictures(self, camera: str, episode: int, rows: np.ndarray, size: int) -> np.ndarray:
-        """Images u8 [n, size, size, 3] of the feature ``camera`` at ``rows`` int64 [n].
+    def pictures(self, camera: str, episode: int, rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Images u8 [n, *size, 3] of the feature ``camera`` at ``rows`` int64 [n]; ``size`` is (height, width).
 
         Rows are counted from the episode's first, and increase.
         """

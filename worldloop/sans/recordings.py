@@ -1,7 +1,8 @@
 """Open a LeRobot dataset that was recorded elsewhere, e.g. on a real robot, as a source of SANS episodes.
 
-A recording has T = (rows - 1) usable actions: the last row's action has no frame after it. Every s-th row becomes a
-stored frame, and so does the last row. An episode ends ``success_hold_frames`` stored frames after its success.
+A recording has T = (rows - 1) k usable actions, with k = ``actions_per_row``: those of the last row have no frame after
+them. After every s-th action there is a stored frame, and so there is at the last row. An episode ends
+``success_hold_frames`` stored frames after its success.
 
 Success comes from a boolean column, or from a file of labels (`worldloop.sans.labels`). The column is true on the row
 whose action causes the success, like LeRobot's ``next.success``. If it is true only on the last row, the success counts
@@ -17,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.specs import CameraSpec, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
 from worldloop.sans.labels import Labels, parse_numbers, read_labels
-from worldloop.sans.recorded_features import list_cameras, name_camera, name_dimensions, require_numeric
+from worldloop.sans.recorded_features import (
+    list_cameras,
+    name_actions,
+    name_camera,
+    name_dimensions,
+    require_numeric,
+)
 from worldloop.sans.recorded_files import read_meta
 from worldloop.sans.recorded_meta import Found, find_episodes
 from worldloop.sans.recorded_numbers import (
@@ -55,11 +62,17 @@ class RecordingConfig:
     root: str = ""  # folder of the LeRobotDataset (v3.0)
     task: str = ""  # the task's id, or the first part of several tasks' ids; "": the folder's name
     cameras: tuple[str, ...] = ()  # image features, e.g. top or observation.images.top; (): all
+    camera_names: dict[str, str] = field(default_factory=dict)  # camera -> its name in the run, e.g. {top: base_camera}
     state_key: str = "observation.state"  # feature that becomes proprio; elsewhere state, observation.qpos ...
     action_key: str = "action"  # feature that holds the actions; elsewhere actions ...
     control_mode: str = "recorded"  # what actions are: targets to hold, or with delta or vel in its name relative ones
+    state_names: tuple[str, ...] = ()  # names of the state's dimensions, in their order; (): the dataset's
+    action_names: tuple[str, ...] = ()  # names of an action's dimensions, in their order; (): the dataset's
+    actions_per_row: int = 1  # actions side by side in a row; above 1 where `worldloop sans merge` wrote the dataset
+    hz: float = 0.0  # actions a second; 0: the dataset's fps times actions_per_row
     success_key: str = ""  # boolean column, e.g. next.success; "": the file `labels` says what succeeds
     labels: str = ""  # file written by `worldloop sans label`; not read if success_key is given
+    all_succeed: bool = False  # every episode succeeds at its end; instead of success_key and labels
     skip_episodes: str = ""  # episodes that are left out, e.g. 3,7-9
     tolerance_s: float = 1e-4  # largest difference between the times of a row and of its video frame, in seconds
     image_size: int = 64  # pixels, height and width; the whole image is resized to it
@@ -68,6 +81,9 @@ class RecordingConfig:
     success_hold_frames: int = 1  # stored frames that are kept after the first one that shows success
     success_confirm_frames: int = 1  # further frames that must agree before imagination declares a success
     validation_share: float = 0.15  # held-out share of each task's successes and of its failures, 0 to below 1
+    task_of: dict[str, str] = field(default_factory=dict)  # beside a simulator: instruction -> task id
+    skip_other_tasks: bool = False  # beside a simulator: leave out episodes of tasks that it does not run
+    clip_actions: bool = False  # beside a simulator: clip actions to its bounds, as its controller would
 
     def __post_init__(self) -> None:
         if min([self.image_size, *self.image_sizes.values()]) < _MIN_SIZE or self.actions_per_frame < 1:
@@ -79,6 +95,8 @@ class RecordingConfig:
             raise ValueError(f"recording.validation_share must be in [0, 1), got {self.validation_share}")
         if not self.tolerance_s >= 0:
             raise ValueError(f"recording.tolerance_s must be at least 0, got {self.tolerance_s}")
+        if self.actions_per_row < 1 or not self.hz >= 0:
+            raise ValueError("recording.actions_per_row must be at least 1, and recording.hz at least 0")
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ class Recording:
     - ``tasks``: N task ids, one per episode of the dataset
     - ``numbers``, ``used``: number of each episode that is used -> its states and actions, and what is used of them
     - ``action_low``, ``action_high``: the lowest and the highest used value of each dimension of the actions
-    - ``doubts``: sentences that the user should read
+    - ``doubts``: sentences that the user should read; ``outliers``: of them those about bounds that follow the actions
     - ``fingerprint``: hash of all numbers that a run reads, and of the names and sizes of the dataset's files
     """
 
@@ -127,6 +145,7 @@ class Recording:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     doubts: tuple[str, ...]
+    outliers: tuple[str, ...]
     fingerprint: str
 
 
@@ -135,6 +154,17 @@ def open_dataset(root: str, cameras: Sequence[str] = (), setting: str = CAMERAS)
 
     Raises `WorldloopError` that names what is missing or contradictory, and what there is instead.
     """
+    path, info = Path(root), read_info(root)
+    try:
+        chosen = _choose_cameras(path, cameras, list_cameras(info["features"]), setting)
+        found = find_episodes(path, info, list(chosen.values()))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise refuse_meta(path, error) from error
+    return RecordedDataset(path, info, chosen, setting, found)
+
+
+def read_info(root: str) -> dict[str, Any]:
+    """The content of ``meta/info.json``; raises `WorldloopError` if ``root`` is no dataset of LeRobot's format v3."""
     if not root:
         raise WorldloopError("recording.root is not given: the folder of a LeRobotDataset")
     path = Path(root)
@@ -146,15 +176,11 @@ def open_dataset(root: str, cameras: Sequence[str] = (), setting: str = CAMERAS)
             f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{path.resolve().name} "
             f"--root={path} --push-to-hub=false"
         )
-    try:
-        chosen = _choose_cameras(path, cameras, list_cameras(info["features"]), setting)
-        found = find_episodes(path, info, list(chosen.values()))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise _refuse_meta(path, error) from error
-    return RecordedDataset(path, info, chosen, setting, found)
+    return info
 
 
-def _refuse_meta(root: Path, error: Exception) -> WorldloopError:
+def refuse_meta(root: Path, error: Exception) -> WorldloopError:
+    """The `WorldloopError` for metadata that reading them raised ``error`` at."""
     return WorldloopError(
         f"meta/ of the dataset {root} is not what LeRobot writes ({type(error).__name__}: {first_line(error)}): "
         "restore it from a copy"
@@ -185,9 +211,9 @@ def open_recording(config: RecordingConfig) -> Recording:
     """
     dataset = open_dataset(config.root, config.cameras)
     try:
-        return _open(config, dataset)
+        return _open(config, _rename_cameras(dataset, config.camera_names))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of shapes and names
-        raise _refuse_meta(dataset.root, error) from error
+        raise refuse_meta(dataset.root, error) from error
 
 
 def _open(config: RecordingConfig, dataset: RecordedDataset) -> Recording:
@@ -197,25 +223,26 @@ def _open(config: RecordingConfig, dataset: RecordedDataset) -> Recording:
         if key:
             require_numeric(dataset.root, dataset.features, setting, key)
     _require_outcomes(config, dataset)
+    per_row = config.actions_per_row
+    if config.actions_per_frame % per_row:
+        raise WorldloopError(
+            f"actions_per_frame {config.actions_per_frame} is no multiple of recording.actions_per_row {per_row}, so "
+            "that a stored frame would lie between two rows: change one of them"
+        )
     reader = dataset.make_reader(config.tolerance_s)
-    names = {
-        key: name_dimensions(dataset.features[key], kind)
-        for key, kind in ((config.state_key, "state"), (config.action_key, "action"))
-    }
-    dims = (len(names[config.state_key]), len(names[config.action_key]))
+    names = dict(zip((config.state_key, config.action_key), name_numbers(config, dataset.features), strict=True))
+    dims = (len(names[config.state_key]), len(names[config.action_key]) * per_row)
     skipped = parse_numbers(config.skip_episodes, len(dataset.episodes))
     numbers = {
-        number: read_numbers(reader, number, dims, **keys)
+        number: read_numbers(reader, number, dims, **keys, actions_per_row=per_row)
         for number in range(len(dataset.episodes))
         if number not in skipped
     }
-    labels = Labels({}, "") if config.success_key else _read_labels(config, dataset)
+    labels = _read_labels(config, dataset)
     used = _choose_parts(config, dataset, numbers, labels.success)
     for number, part in used.items():
         require_finite(numbers[number], part, config.actions_per_frame, names, number)
-    unsigned = (
-        [] if config.success_key or labels.dataset else [f"labels {config.labels} do not say of which dataset they are"]
-    )
+    unsigned = [] if labels.dataset else [f"labels {config.labels} do not say of which dataset they are"]
     actions = {number: numbers[number].action[: part.num_actions] for number, part in used.items()}
     low, high = find_bounds(list(actions.values()))
     task_of = name_tasks(config.task or dataset.root.resolve().name, dataset.episodes.instructions)
@@ -227,29 +254,35 @@ def _open(config: RecordingConfig, dataset: RecordedDataset) -> Recording:
         used=used,
         action_low=tuple(low.tolist()),
         action_high=tuple(high.tolist()),
-        doubts=(*dataset.found.doubts, *unsigned, *find_outliers(actions, names[config.action_key])),
+        doubts=(*dataset.found.doubts, *unsigned),
+        outliers=tuple(find_outliers(actions, names[config.action_key], per_row)),
         fingerprint=_hash_recording(dataset, numbers),
     )
 
 
 def _require_outcomes(config: RecordingConfig, dataset: RecordedDataset) -> None:
     """Raise `WorldloopError` unless one setting, and only one, says what succeeds."""
-    if config.success_key and config.labels:
-        raise WorldloopError(
-            f"recording.success_key {config.success_key!r} and recording.labels {config.labels} both say what "
-            "succeeds: give one of them"
-        )
-    if not config.success_key and not config.labels:
+    given = [key for key in ("success_key", "labels", "all_succeed") if getattr(config, key)]
+    if len(given) > 1:
+        each = " and ".join(f"recording.{key}={getattr(config, key)}" for key in given)
+        raise WorldloopError(f"{each} say what succeeds: give one of them")
+    if not given:
         boolean = [
             key for key, feature in dataset.features.items() if feature["dtype"] == "bool" and not key.endswith(_ENDS)
         ]
         raise WorldloopError(
             f"nothing says which episodes of {dataset.root} succeed: give recording.success_key (boolean "
-            f"columns: {', '.join(boolean) or 'none'}), or label them: worldloop sans label {dataset.root} LABELS"
+            f"columns: {', '.join(boolean) or 'none'}), or label them: worldloop sans label {dataset.root} LABELS; if "
+            "all do, set recording.all_succeed=true"
         )
 
 
 def _read_labels(config: RecordingConfig, dataset: RecordedDataset) -> Labels:
+    """Labels of the dataset; without any if a column tells what succeeds."""
+    if config.success_key:
+        return Labels({}, dataset.found.fingerprint)
+    if config.all_succeed:
+        return Labels(dict.fromkeys(range(len(dataset.episodes)), True), dataset.found.fingerprint)
     return read_labels(Path(config.labels), len(dataset.episodes), dataset.found.fingerprint)
 
 
@@ -257,18 +290,18 @@ def _choose_parts(
     config: RecordingConfig, dataset: RecordedDataset, numbers: dict[int, EpisodeNumbers], labels: dict[int, bool]
 ) -> dict[int, UsedPart]:
     """Number of each episode in ``numbers`` that has two rows and a known outcome -> what is used of it."""
-    s, hold = config.actions_per_frame, config.success_hold_frames
+    s, hold, per_row = config.actions_per_frame, config.success_hold_frames, config.actions_per_row
     used: dict[int, UsedPart] = {}
     for number, own in numbers.items():
-        num_rows = len(own.action)
+        num_rows = len(own.state)
         if num_rows < 2 or (own.success is None and number not in labels):
             continue
         first = None
         if own.success is not None and own.success.any():
-            first = min(int(own.success.argmax()), num_rows - 2)
+            first = min(int(own.success.argmax()), (num_rows - 1) * per_row - 1)
         elif own.success is None and labels[number]:
-            first = place_labelled_success(num_rows, s, hold)
-        used[number] = choose_part(num_rows, first, s, hold)
+            first = place_labelled_success(num_rows, s, hold, per_row)
+        used[number] = choose_part(num_rows, first, s, hold, per_row)
     if not used:
         remedy = (
             "each has a single row, or is in recording.skip_episodes"
@@ -321,27 +354,67 @@ def make_spec(config: RecordingConfig, recording: Recording) -> SimulatorSpec:
     """The spec of ``recording``, which was opened with ``config``."""
     dataset = recording.dataset
     robot_type = str(dataset.info.get("robot_type") or "robot")
-    sizes = {name: config.image_sizes.get(name, config.image_size) for name in dataset.cameras}
+    sizes = {name: config.image_sizes.get(name_camera(key), config.image_size) for name, key in dataset.cameras.items()}
+    proprio_names, action_names = name_numbers(config, dataset.features)
     return SimulatorSpec(
         robot=RobotSpec(
             name=robot_type,
-            proprio_names=name_dimensions(dataset.features[config.state_key], "state"),
-            action_names=name_dimensions(dataset.features[config.action_key], "action"),
+            proprio_names=proprio_names,
+            action_names=action_names,
             action_low=recording.action_low,
             action_high=recording.action_high,
             control_mode=config.control_mode,
-            hz=float(dataset.info["fps"]),
+            hz=find_hz(config, dataset.info),
             cameras=tuple(CameraSpec(name, size, size) for name, size in sizes.items()),
         ),
-        tasks=tuple(_describe_task(recording, task) for task in dict.fromkeys(recording.tasks)),
+        tasks=tuple(_describe_task(recording, task, config) for task in dict.fromkeys(recording.tasks)),
         actions_per_frame=config.actions_per_frame,
-        simulator_version=f"{robot_type}, LeRobot {dataset.info['codebase_version']}",
+        simulator_version=name_version(dataset.info),
         success_hold_frames=config.success_hold_frames,
         success_confirm_frames=config.success_confirm_frames,
     )
 
 
-def _describe_task(recording: Recording, task: str) -> TaskSpec:
+def name_version(info: dict[str, Any]) -> str:
+    """What stands for the simulator's version, e.g. ``so100, LeRobot v3.0``."""
+    return f"{info.get('robot_type') or 'robot'}, LeRobot {info['codebase_version']}"
+
+
+def find_hz(config: RecordingConfig, info: dict[str, Any]) -> float:
+    """The number of actions a second."""
+    return config.hz or float(info["fps"]) * config.actions_per_row
+
+
+def name_numbers(
+    config: RecordingConfig, features: dict[str, dict[str, Any]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the dimensions of state and of one action; raises `WorldloopError` for a wrong number of names."""
+    known = (
+        name_dimensions(features[config.state_key], "state"),
+        name_actions(features[config.action_key], config.actions_per_row),
+    )
+    for setting, names, own in zip(("state", "action"), (config.state_names, config.action_names), known, strict=True):
+        if names and len(names) != len(own):
+            raise WorldloopError(
+                f"recording.{setting}_names are {len(names)}, and recording.{setting}_key has {len(own)} dimensions: "
+                f"{', '.join(own)}"
+            )
+    return config.state_names or known[0], config.action_names or known[1]
+
+
+def _rename_cameras(dataset: RecordedDataset, names: dict[str, str]) -> RecordedDataset:
+    """``dataset`` with its cameras called as in ``names``, camera -> name; the others keep theirs."""
+    setting = "recording.camera_names"
+    _require_cameras(dataset.root, list(names), list_cameras(dataset.features), setting)
+    cameras = {names.get(name, name): key for name, key in dataset.cameras.items()}
+    if len(cameras) < len(dataset.cameras):
+        raise WorldloopError(
+            f"{setting} gives two of {', '.join(dataset.cameras)} one name: leave one out or rename it"
+        )
+    return replace(dataset, cameras=cameras)
+
+
+def _describe_task(recording: Recording, task: str, config: RecordingConfig) -> TaskSpec:
     """The spec of ``task``. Its time limit is the length of its longest episode."""
     episodes = recording.dataset.episodes
     numbers = [number for number, name in enumerate(recording.tasks) if name == task]
@@ -349,7 +422,7 @@ def _describe_task(recording: Recording, task: str) -> TaskSpec:
         id=task,
         instructions=(episodes.instructions[numbers[0]],),
         success_radius_m=0.0,
-        max_episode_steps=max(max(len(episodes.rows[number]) for number in numbers) - 1, 1),
+        max_episode_steps=max(max(len(episodes.rows[number]) for number in numbers) - 1, 1) * config.actions_per_row,
     )
 
 

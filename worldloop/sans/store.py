@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ class SansStore:
         if self.write_cache:
             ensure_part(self.cache_root, ref, lambda: episodes)
         return ref
+
+    def append_in_blocks(
+        self, episodes: Iterable[Episode], name: str, block_size: int, spec: SimulatorSpec | None = None
+    ) -> list[ShardRef]:
+        """Store ``episodes`` as the shards ``name-000``, ``name-001``, ... of ``block_size``; see `append`.
+
+        One block is in memory at a time.
+        """
+        blocks = enumerate(batched(episodes, block_size))
+        return [self.append(block, f"{name}-{number:03d}", spec) for number, block in blocks]
 
     def _reusable(self, directory: Path, episodes: list[Episode]) -> ShardRef | None:
         if read_manifest(directory)["content_sha256"] != hash_episodes(episodes):

@@ -74,7 +74,7 @@ def execute(
 
     ``None`` without a simulator, or without a success. Its steps only measure, so they are not counted.
     """
-    solved = [episode for episode in episodes if episode.is_success and episode.sim_state.shape[1]]
+    solved = [e for e in episodes if e.is_success and e.sim_state.shape[1] and np.isfinite(e.sim_state).all()]
     if not solved:
         return None
     states, video, num_chunks = cut_videos(model.spec.robot.camera_names, path, solved, context.chunk_length)

@@ -114,6 +114,8 @@ def find_uncertain_states(state: LoopState, config: Config, num_states: int, con
     dataset = context.open_clips(state.dataset, "train")
     ids: dict[str, int] = {}
     for episode in dataset.episode_index().tolist():
+        if not dataset.cache.knows_state[episode]:  # the simulator cannot start there
+            continue
         ids.setdefault(dataset.cache.metas[episode].initial_state_id, episode)
     episodes = torch.tensor(list(ids.values()))
     policy = context.models.load_policy(state.policy).to(context.device).eval()

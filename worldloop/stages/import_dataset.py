@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import batched
 
 from worldloop.core.types import Episode
 from worldloop.sans.recorded_episodes import read_recording
@@ -30,22 +29,21 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Scale and subsample the recording into shards, and say what is doubtful about it."""
     settings = context.config_of(RecordingConfig)
     recording = open_recording(settings)
-    for doubt in recording.doubts:
+    for doubt in (*recording.doubts, *recording.outliers):
         context.reporter.log(f"  warning: {doubt}")
-    shards = []
     counts: Counter[str] = Counter()
     env_steps = 0
     with context.reporter.progress(len(recording.used), "episode") as progress:
 
         def counted(episode: Episode) -> Episode:
+            nonlocal env_steps
+            counts[f"{episode.meta.split} {episode.meta.outcome}"] += 1
+            env_steps += episode.num_env_steps
             progress.advance()
             return episode
 
         episodes = (counted(episode) for episode in read_recording(settings, context.spec, recording))
-        for number, block in enumerate(batched(episodes, config.episodes_per_shard)):
-            shards.append(context.store.append(block, f"000-recorded-{number:03d}", context.spec))
-            counts.update(f"{e.meta.split} {e.meta.outcome}" for e in block)
-            env_steps += sum(e.num_env_steps for e in block)
+        shards = context.store.append_in_blocks(episodes, "000-recorded", config.episodes_per_shard, context.spec)
     outcomes = {kind.split()[1] for kind in counts}
     if len(outcomes) == 1:
         context.reporter.log(

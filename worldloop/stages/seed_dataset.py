@@ -1,4 +1,8 @@
-"""Iteration 0: scripted successes, near-successes and failures become the first SANS version."""
+"""Iteration 0: scripted successes, near-successes and failures become the first SANS version.
+
+With ``demonstrations`` the episodes of the recording that the section `recording` describes come before them, and may
+replace them. They count as those of an expert.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +17,55 @@ from worldloop.core.randomness import make_generator
 from worldloop.core.types import Episode, Split
 from worldloop.rollout.sides import SIDES, begins_on, find_side
 from worldloop.rollout.simulation import choose_split
+from worldloop.sans.demonstrations import open_demonstrations, read_demonstrations
+from worldloop.sans.recordings import RecordingConfig
+from worldloop.sans.shard import ShardRef
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
+EPISODES_PER_SHARD = 200  # recorded demonstrations in one shard
 FORKED_VARIANTS = ("expert", "stops_short", "lateral_offset", "far")  # of these, those in Config.episodes are recorded
 
 
 @dataclass(frozen=True)
 class Config:
-    """``episodes``: scripted variant -> number of episodes per task; ``expert`` are the demonstrations."""
+    """``episodes``: scripted variant -> number of episodes per task; ``expert`` are demonstrations."""
 
     episodes: dict[str, int] = field(default_factory=lambda: {"expert": 25})
+    demonstrations: bool = False  # also import the recording of the section `recording`; see docs/recordings.md
     validation_share: float = 0.2  # share of perturbed episodes held out from training, by hash of state id
     block_size: int = 10  # initial states per simulator call
     held_out_side: str = ""  # left | right: no success begins with the object there, to test on it; "": none
     forked_states: int = 0  # held-out states per task with every forked variant, for action following; 0: none
 
     def __post_init__(self) -> None:
-        if self.episodes.get("expert", 0) < 1:
-            raise ValueError("seed_dataset.episodes.expert must be at least 1: the clone learns from it")
+        if self.episodes.get("expert", 0) < 1 and not self.demonstrations:
+            raise ValueError(
+                "seed_dataset.episodes.expert must be at least 1: the clone learns from it, or with "
+                "seed_dataset.demonstrations=true from a recording"
+            )
         if any(count < 0 for count in self.episodes.values()):
             raise ValueError(f"seed_dataset.episodes must not be negative, got {dict(self.episodes)}")
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"seed_dataset.validation_share must be in [0, 1), got {self.validation_share}")
         if self.held_out_side:
             require_choice("seed_dataset.held_out_side", self.held_out_side, SIDES)
+            if self.demonstrations:
+                raise ValueError(
+                    "seed_dataset.held_out_side cannot be told of recorded demonstrations: leave it out, or set "
+                    "seed_dataset.demonstrations=false"
+                )
         if self.block_size < 1 or self.forked_states < 0:
             raise ValueError("seed_dataset.block_size must be at least 1, and seed_dataset.forked_states at least 0")
 
     @property
     def num_episodes(self) -> int:
         return sum(self.episodes.values())
+
+    @property
+    def is_scripted(self) -> bool:
+        """Whether the simulator's scripted policies record anything."""
+        return self.num_episodes + self.forked_states > 0
 
     @property
     def forked_variants(self) -> tuple[str, ...]:
@@ -55,7 +77,50 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
-    """Record the scripted episodes of every task as the first shard and freeze the normalisation with it."""
+    """Store demonstrations and the scripted episodes of every task, and freeze the normalisation with them."""
+    shards: list[ShardRef] = []
+    if config.demonstrations:
+        state, imported = import_demonstrations(state, context)
+        shards += imported
+    if config.is_scripted:
+        state, scripted = record_scripted(state, config, context)
+        shards.append(scripted)
+    context.store.snapshot("v000", shards)
+    return replace(state, dataset="v000").record(demonstrations=config.episodes.get("expert", 0))
+
+
+def import_demonstrations(state: LoopState, context: StageContext) -> tuple[LoopState, list[ShardRef]]:
+    """The recording as the simulator would have stored it, in shards, and what is doubtful about it in the log."""
+    found = open_demonstrations(context.config_of(RecordingConfig), context.spec)
+    for doubt in found.doubts:
+        context.reporter.log(f"  warning: {doubt}")
+    dim = context.simulation.initial_states("train", 1).states.shape[1]
+    counts: Counter[str] = Counter()
+    env_steps = state.env_steps
+    with context.reporter.progress(len(found), "episode") as progress:
+
+        def counted(episode: Episode) -> Episode:
+            nonlocal env_steps
+            counts[episode.meta.outcome] += 1
+            env_steps += episode.num_env_steps
+            progress.advance()
+            return episode
+
+        episodes = (counted(episode) for episode in read_demonstrations(found, context.spec, dim))
+        shards = context.store.append_in_blocks(episodes, "000-demonstrations", EPISODES_PER_SHARD, context.spec)
+    left_out = f"; {found.num_left_out} left out" if found.num_left_out else ""
+    context.reporter.log(f"{counts.total()} recorded demonstrations: {list_counts(counts)}{left_out}")
+    state = state.record(recorded_demonstrations=dict(sorted(counts.items())), recorded_left_out=found.num_left_out)
+    return replace(state, env_steps=env_steps), shards
+
+
+def list_counts(counts: Counter[str]) -> str:
+    """E.g. ``3 failure, 9 success``."""
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+
+
+def record_scripted(state: LoopState, config: Config, context: StageContext) -> tuple[LoopState, ShardRef]:
+    """Record the scripted episodes of every task as one shard."""
     num_episodes, tasks = config.num_episodes, context.spec.task_ids
     states = context.simulation.initial_states("train", num_episodes + config.forked_states)
     rows: list[int] = []
@@ -90,17 +155,14 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     if config.held_out_side:
         episodes = [e for e in episodes if not (e.is_success and begins_there(e, config.held_out_side, context))]
     shard = context.store.append(episodes, "000-scripted", context.spec)
-    context.store.snapshot("v000", [shard])
-    counts = Counter(e.meta.outcome for e in episodes)
-    listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-    context.reporter.log(f"{len(episodes)} scripted episodes: {listed}")
+    counts: Counter[str] = Counter(e.meta.outcome for e in episodes)
+    context.reporter.log(f"{len(episodes)} scripted episodes: {list_counts(counts)}")
     state = replace(
         state,
-        dataset="v000",
         num_scripted_episodes=len(rows) // len(tasks),
-        env_steps=sum(e.num_env_steps for e in episodes),
+        env_steps=state.env_steps + sum(e.num_env_steps for e in episodes),
     )
-    return state.record(scripted_episodes=dict(sorted(counts.items())), demonstrations=config.episodes["expert"])
+    return state.record(scripted_episodes=dict(sorted(counts.items()))), shard
 
 
 def begins_there(episode: Episode, side: str, context: StageContext) -> bool:

@@ -39,8 +39,9 @@ class LoopState:
       the report's paired gains; no decision reads it
     - ``num_scripted_episodes``: scripted episodes of iteration 0; the policy's episodes use the initial states after
       theirs
-    - ``env_steps``: environment steps that entered SANS so far; ``simulator_steps``: also those that only judge (checks
-      in the closed loop, the gate), but not those on evaluation states. Both count up to an episode's first success
+    - ``env_steps``: environment steps that entered SANS so far; ``simulator_steps``: those of the simulator, also those
+      that only judge (checks in the closed loop, the gate), but not those on evaluation states, nor recorded ones. Both
+      count up to an episode's first success
     - ``records``: one dictionary of figures per iteration, for `results.json`; no stage reads them
     """
 
