@@ -76,7 +76,7 @@ def test_a_change_while_the_run_goes_on_is_seen_before_the_next_stage(tmp_path: 
     directory.unlock()
     _succeed_at_once(tmp_path / "arm")
     with pytest.raises(WorldloopError, match="has changed since"):
-        _run_next(config, directory.read_state(), directory, None, None)  # type: ignore[arg-type]
+        _run_next(config, directory.read_state(), directory, None, None, None)  # type: ignore[arg-type]
 
 
 def test_runs_of_earlier_versions_and_absent_inputs_are_not_compared(tmp_path: Path) -> None:
