@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_the_process_that_claimed_last_and_those_that_join_it_may_write(late: Pa
     write_directory(late / "shard", "second")
     assert (late / "state/a.json").read_bytes() == b"joined"
     assert (late / "shard/data").read_text() == "second"
+
+
+def test_a_process_that_was_replaced_removes_nothing_of_the_new_one(late: Path) -> None:
+    of_the_new_one = late / ".partial-shard-89abcdef"
+    of_the_new_one.mkdir()
+    with pytest.raises(WorldloopError, match="shard of this one is dropped"):
+        write_directory(late / "shard", "late")
+    assert of_the_new_one.is_dir()
+
+
+def test_a_folder_that_was_deleted_may_be_begun_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    claim_folder(run)
+    shutil.rmtree(run)
+    write_file(run / "config.yaml", b"seed: 0", "config.yaml")
+    assert (run / "config.yaml").read_bytes() == b"seed: 0"
 
 
 def test_two_writers_never_share_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

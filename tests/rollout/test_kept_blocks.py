@@ -15,6 +15,7 @@ from reporters import RecordingReporter
 
 from worldloop.core.types import Episode
 from worldloop.factory.config import SimulatorConfig
+from worldloop.rollout import kept_blocks
 from worldloop.rollout.kept_blocks import KeptBlocks, hash_job
 from worldloop.rollout.simulation import Simulation
 from worldloop.rollout.swap import Swap
@@ -32,11 +33,11 @@ class Interrupted(Here):
         self.left = left
 
     def map(self, function: Any, items: Iterable[Any]) -> Iterator[Any]:
-        for result in super().map(function, items):
+        for item in items:
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
-            yield result
+            yield from super().map(function, [item])
 
 
 def run(
@@ -66,6 +67,33 @@ def test_only_what_was_not_finished_is_run_again(tmp_path: Path) -> None:
     assert not kept.directory.exists()
 
 
+class Backwards(Here):
+    """Finishes the last block first, and dies before the first one."""
+
+    def map(self, function: Any, items: Iterable[Any]) -> Iterator[Any]:
+        for item in [*items][-1:]:  # none where the initial states are stored
+            function(item)
+            raise KeyboardInterrupt
+        yield from ()
+
+
+def test_a_block_is_kept_when_it_ends_and_not_when_those_before_it_have_ended(tmp_path: Path) -> None:
+    kept = KeptBlocks(tmp_path)
+    run(tmp_path, Here(), None)  # draws the initial states
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Backwards(), kept)
+    executor = Here()
+    run(tmp_path, executor, kept)
+    assert len(executor.jobs) == 3
+
+
+def test_a_block_that_the_disk_does_not_take_ends_nothing(tmp_path: Path) -> None:
+    kept = KeptBlocks(tmp_path / "file")
+    (tmp_path / "file").touch()
+    episodes, _ = run(tmp_path, Here(), kept)
+    assert len(episodes) == 7
+
+
 def test_a_damaged_block_is_run_again(tmp_path: Path) -> None:
     kept = KeptBlocks(tmp_path)
     whole, _ = run(tmp_path, Here(), kept)
@@ -77,7 +105,7 @@ def test_a_damaged_block_is_run_again(tmp_path: Path) -> None:
     assert hash_episodes(again) == hash_episodes(whole)
 
 
-def test_a_job_is_told_from_every_other(tmp_path: Path) -> None:
+def test_a_job_is_told_from_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = Here()
     run(tmp_path, executor, None)
     job = executor.jobs[0]
@@ -98,6 +126,9 @@ def test_a_job_is_told_from_every_other(tmp_path: Path) -> None:
     hashes = [hash_job(other) for other in others]
     (tmp_path / "policy/weights").write_bytes(b"22")
     hashes.append(hash_job(policy))
+    monkeypatch.setattr(kept_blocks, "__version__", "another")
+    hashes.append(hash_job(job))
+    monkeypatch.undo()
     assert len(set(hashes)) == len(hashes)
     assert hash_job(replace(job)) == hashes[0]
 

@@ -84,7 +84,13 @@ def _require_claim(final: Path) -> None:
     """Raise ``WorldloopError`` if another process has claimed a folder above ``final`` since this one did."""
     final = final.resolve()
     for folder, token in _claims.items():
-        if final.is_relative_to(folder) and final.name != _CLAIM and (folder / _CLAIM).read_text() != token:
+        if not final.is_relative_to(folder) or final.name == _CLAIM:
+            continue
+        try:
+            present = (folder / _CLAIM).read_text()
+        except FileNotFoundError:  # the run was deleted, and may have been begun anew: nobody has claimed that
+            continue
+        if present != token:
             raise WorldloopError(
                 f"another process has taken over {folder}: {final.name} of this one is dropped, and nothing is lost"
             )
@@ -114,6 +120,7 @@ def whole_directory(final: Path, what: str) -> Iterator[Path]:
     partial = _temporary(".partial-", final)
     with disk_errors(what):
         final.parent.mkdir(parents=True, exist_ok=True)
+        _require_claim(final)  # before anything of a newer process is removed
         remove_leftovers(final)
         partial.mkdir()
         try:

@@ -7,6 +7,7 @@ it. Elsewhere the run ends at once. A second signal ends it at once everywhere.
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ def finish_step() -> Iterator[None]:
 
 def end_grace() -> None:
     """Give the present signal no time limit any more: the step has ended, and something else is to end in order."""
-    signal.alarm(0)
+    if threading.current_thread() is threading.main_thread():
+        signal.alarm(0)
 
 
 def raise_if_interrupted() -> None:

@@ -31,9 +31,12 @@ def describe_inputs(config: LoopConfig) -> Inputs:
             found["recording.root"] = (recording.root, _hash_recording(config))
         if recording.labels and labels.is_file():
             found["recording.labels"] = (recording.labels, hash_file(labels))
-    pretrained = config.world_model.pretrained
-    if pretrained and Path(pretrained).is_dir():
-        found["world_model.pretrained"] = (pretrained, hash_folder(Path(pretrained)))
+    weights = {"world_model.pretrained": config.world_model.pretrained}
+    if config.policy.kind == "lerobot":
+        weights["policy.lerobot.path"] = config.policy.chosen_section().path
+    for setting, folder in weights.items():
+        if folder and Path(folder).is_dir():
+            found[setting] = (folder, hash_folder(Path(folder)))
     return {setting: {"path": path, "sha256": digest} for setting, (path, digest) in found.items()}
 
 

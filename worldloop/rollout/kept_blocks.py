@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from worldloop.core.files import write_file
+from worldloop.core.errors import WorldloopError
+from worldloop.core.files import hash_file, write_file
 from worldloop.core.types import Episode, EpisodeMeta
-from worldloop.rollout.jobs import RolloutJob
+from worldloop.core.version import __version__
+from worldloop.factory.build import build_simulator_spec, choose_simulator
+from worldloop.rollout.jobs import RolloutJob, execute_rollout_job
 from worldloop.sans.shard import meta_to_json
 
 _ARRAYS = ("proprio", "actions", "valid", "rewards", "success", "distances_m", "sim_state")
@@ -84,12 +89,28 @@ def _read(path: Path) -> list[Episode]:
     return episodes
 
 
+def execute_and_keep(kept: KeptBlocks, job: RolloutJob) -> list[Episode]:
+    """Run ``job`` and keep its episodes, in the simulator's process: so blocks that end early are kept early.
+
+    A disk that takes no more ends nothing here; the stage's own result will meet it.
+    """
+    episodes = execute_rollout_job(job)
+    with suppress(WorldloopError):
+        kept.keep(job, episodes)
+    return episodes
+
+
 def hash_job(job: RolloutJob) -> str:
     """A hash of all that the episodes of ``job`` follow from, with the files of its checkpoints by size and time.
 
-    It is the same on another machine, in a run folder of another place: a copy of the run keeps the times.
+    The versions of worldloop and of the simulator count, and the source of a simulator of one's own. It is the same on
+    another machine, in a run folder of another place: a copy of the run keeps the times.
     """
     digest = hashlib.sha256()
+    simulator_class, _ = choose_simulator(job.simulator)
+    _feed(digest, (__version__, build_simulator_spec(job.simulator).simulator_version), {})
+    if not simulator_class.__module__.startswith("worldloop.") and (source := inspect.getsourcefile(simulator_class)):
+        _feed(digest, hash_file(Path(source)), {})
     checkpoints = [
         job.policy,
         None if job.swap is None else job.swap.world_model,

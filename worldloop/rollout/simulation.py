@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.following import Video
 from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
-from worldloop.rollout.kept_blocks import KeptBlocks
+from worldloop.rollout.kept_blocks import KeptBlocks, execute_and_keep
 from worldloop.rollout.replay import Replay
 from worldloop.rollout.swap import Swap
 from worldloop.storage.run_directory import RunDirectory
@@ -182,13 +182,10 @@ class Simulation:
         if count := sum(len(episodes) for episodes in found if episodes):
             self.reporter.log(f"  {count} episodes are there from before the interruption")
         left = [job for job, episodes in zip(jobs, found, strict=True) if episodes is None]
-        executed = iter(self.executor.map(execute_rollout_job, left))
-        for job, episodes in zip(jobs, found, strict=True):
-            if episodes is None:
-                episodes = next(executed)
-                if self.kept is not None:
-                    self.kept.keep(job, episodes)
-            yield episodes
+        function = execute_rollout_job if self.kept is None else partial(execute_and_keep, self.kept)
+        executed = iter(self.executor.map(function, left))
+        for episodes in found:
+            yield next(executed) if episodes is None else episodes
 
     def _next_task(self, task: str) -> str:
         return self.tasks[(self.tasks.index(task) + 1) % len(self.tasks)]

@@ -28,6 +28,7 @@ from worldloop.runtime.ray_train import Coordinator, RemoteError, TrainingGroup,
 
 WAIT_S = 15.0  # how long an actor may take to start before the user is told
 TELL_AGAIN_S = 300.0  # how long until the user is told again
+KEEP_S = 25.0  # how long a training stage has for its last checkpoint; schedulers kill half a minute after SIGTERM
 CONNECT_S = 5.0  # how long a cluster may take to answer at all
 MAX_RESTARTS = 100  # of one actor within a run
 
@@ -166,10 +167,10 @@ class RayRuntime:
         return value
 
     def _let_stage_end(self, result: Any) -> None:
-        """Give a training stage a few seconds to write a checkpoint of what it has learned."""
+        """Give a training stage `KEEP_S` to write a checkpoint of what it has learned."""
         with suppress(self._ray.exceptions.RayError):
             self._stage.ask.remote(to_end=True)
-            self._ray.wait([result], timeout=interrupts.GRACE_S)
+            self._ray.wait([result], timeout=KEEP_S)
 
     def _tell_of_simulators(self) -> None:
         """Tell the user, once, which simulators have not started, and why."""

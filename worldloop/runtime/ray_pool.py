@@ -92,10 +92,10 @@ class ActorExecutor:
             yield results.pop(number)
 
     def _end_stuck(self, ray: Any, running: dict[Any, _Call]) -> None:
-        """Kill the actors that work on an item for too long; their calls then end with an error."""
+        """Kill the actors that take too long; their calls then end with an error."""
         for call in running.values():
             takes_long = 0 < self._timeout_s < time.monotonic() - call.began
-            if takes_long and call.index != PROBE and not call.is_stuck:
+            if takes_long and not call.is_stuck:  # a probe too: an earlier stage's work may hold the actor
                 call.is_stuck = True  # a second kill would use up another of Ray's restarts
                 ray.kill(call.actor, no_restart=False)
 

@@ -256,7 +256,6 @@ class _SentDisplay(RemoteDisplay):
     def __init__(self, coordinator: Any) -> None:
         super().__init__()
         self._coordinator, self._sent_at = coordinator, 0.0
-        self._answer: Any = None
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
         super().advance(count, figures)
@@ -268,14 +267,12 @@ class _SentDisplay(RemoteDisplay):
         self.send()
 
     def send(self) -> None:
-        """Send the events, and take what the coordinator answered to those sent before."""
+        """Send the events, and take what the coordinator was asked meanwhile."""
         import ray
 
         self._sent_at = time.monotonic()
-        if self._answer is not None:
-            for to_end in ray.get(self._answer):
-                interrupts.ask_to_end() if to_end else interrupts.ask_for_checkpoint()
-        self._answer = self._coordinator.show.remote(self.drain())
+        for to_end in ray.get(self._coordinator.show.remote(self.drain())):
+            interrupts.ask_to_end() if to_end else interrupts.ask_for_checkpoint()
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ class RecordingConfig:
     tolerance_s: float = 1e-4  # largest difference between the times of a row and of its video frame, in seconds
     image_size: int = 64  # pixels, height and width; the whole image is resized to it
     image_sizes: dict[str, int] = field(default_factory=dict)  # pixels, for single cameras, e.g. {wrist: 48}
-    actions_per_frame: int = 5  # rows from one stored frame to the next
+    actions_per_frame: int = 5  # actions from one stored frame to the next
     success_hold_frames: int = 1  # stored frames that are kept after the first one that shows success
     success_confirm_frames: int = 1  # further frames that must agree before imagination declares a success
     validation_share: float = 0.15  # held-out share of each task's successes and of its failures, 0 to below 1

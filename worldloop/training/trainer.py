@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloop.core.interfaces import Metrics
-from worldloop.core.interrupts import finish_step
+from worldloop.core.interrupts import end_grace, finish_step
 from worldloop.core.reporting import Reporter, SilentWriter, Writer
 from worldloop.training.data_parallel import add_metrics
 from worldloop.training.ema import EmaWeights
@@ -135,6 +135,7 @@ class Trainer[ModuleT: nn.Module]:
                     metrics = objective.end_step(step, metrics)
                     if is_logged:
                         writer.scalars(self.first_step + step, {f"{self.tag}/{k}": v for k, v in metrics.items()})
+                    end_grace()  # the step has ended; a checkpoint of many GB takes its time
                     checkpoint.save(step + 1, always=self._checkpoints_end and step + 1 == num_steps)
                 shown = objective.progress_metric
                 progress.advance(1, **({shown: metrics[shown]} if shown in metrics else {}))

@@ -165,7 +165,10 @@ def read_folder(folder: Path, values: Mapping[str, Any]) -> Description:
         settings = entry.get("config", {})
         if "tokenizer_name" in settings and settings["tokenizer_name"] == config.get("vlm_model_name"):
             settings["tokenizer_name"] = changes.get("vlm_model_name", settings["tokenizer_name"])
-    return Description(config | changes, preprocessor, postprocessor)
+    masks = (
+        {"do_mask_loss_for_padding": True} if "do_mask_loss_for_padding" in config else {}
+    )  # Diffusion: not by default
+    return Description(config | masks | changes, preprocessor, postprocessor)
 
 
 def open_parts(
