@@ -165,9 +165,8 @@ def read_folder(folder: Path, values: Mapping[str, Any]) -> Description:
         settings = entry.get("config", {})
         if "tokenizer_name" in settings and settings["tokenizer_name"] == config.get("vlm_model_name"):
             settings["tokenizer_name"] = changes.get("vlm_model_name", settings["tokenizer_name"])
-    masks = (
-        {"do_mask_loss_for_padding": True} if "do_mask_loss_for_padding" in config else {}
-    )  # Diffusion: not by default
+    # Diffusion's default would learn from padding.
+    masks = {"do_mask_loss_for_padding": True} if "do_mask_loss_for_padding" in config else {}
     return Description(config | masks | changes, preprocessor, postprocessor)
 
 
