@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,3 +145,18 @@ def test_a_job_is_the_same_in_a_copy_of_the_run(tmp_path: Path) -> None:
         for path in (str(tmp_path / place / "debug/policy") for place in ("one", "two/other"))
     ]
     assert len({hash_job(job) for job in jobs}) == 1
+
+
+def test_the_source_of_a_simulator_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own_toy.py"
+    own.write_text("from worldloop.simulators.toy.simulator import ToySimulator\nclass Own(ToySimulator):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    executor = Here()
+    run(tmp_path, executor, None)
+    job = replace(executor.jobs[0], simulator=SimulatorConfig("own_toy:Own"))
+    before = hash_job(job)
+    assert hash_job(job) == before
+    own.write_text(own.read_text() + "# mended\n")
+    assert hash_job(job) != before
+    monkeypatch.delattr(sys.modules["own_toy"], "__file__")
+    assert hash_job(job) not in (before, ""), "a class of a notebook has no file"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -109,7 +109,8 @@ def hash_job(job: RolloutJob) -> str:
     digest = hashlib.sha256()
     simulator_class, _ = choose_simulator(job.simulator)
     _feed(digest, (__version__, build_simulator_spec(job.simulator).simulator_version), {})
-    if not simulator_class.__module__.startswith("worldloop.") and (source := inspect.getsourcefile(simulator_class)):
+    source = getattr(sys.modules.get(simulator_class.__module__), "__file__", None)  # a notebook's classes have none
+    if source and not simulator_class.__module__.startswith("worldloop."):
         _feed(digest, hash_file(Path(source)), {})
     checkpoints = [
         job.policy,
