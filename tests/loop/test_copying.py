@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 from processes import get_context
 from reporters import RecordingReporter
+from signalled_runs import clone_until_sigterm
 
 import worldloop.loop.run as loop
 from worldloop.config.loading import load_config
@@ -121,18 +120,7 @@ def test_a_stage_that_a_machine_did_not_live_to_end_goes_on_on_another(
 
 
 def test_a_run_that_sigterm_ends_copies_its_last_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "worldloop", "run", str(DEBUG), f"run_root={tmp_path}", "num_iterations=0"]
-    command += ["clone_policy.num_steps=100000", f"mirror=file://{tmp_path}/store"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "imitating" in line:
-                break
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in rest
+    clone_until_sigterm(DEBUG, tmp_path, f"mirror=file://{tmp_path}/store", timeout_s=60)
     assert [name for name in read_newest(tmp_path)["files"] if Path(name).match("partial/*/partial.json")]
 
 

@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from processes import get_context
+from signalled_runs import clone_until_sigterm
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
@@ -233,18 +233,7 @@ def test_ray_and_simulator_pool_give_the_same_results(finished: Path, tmp_path: 
 
 
 def test_sigterm_ends_cleanly_and_the_run_resumes(tmp_path: Path) -> None:  # as Ctrl-C, see test_progress
-    command = [sys.executable, "-m", "worldloop", "run", str(DEBUG), f"run_root={tmp_path}", "num_iterations=0"]
-    command += ["clone_policy.num_steps=100000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "imitating" in line:
-                break
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=15)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in rest
+    rest = clone_until_sigterm(DEBUG, tmp_path, timeout_s=15)
     assert "leaked" not in rest
     assert "the same command continues" in rest
     state = json.loads((tmp_path / "debug/state.json").read_text())

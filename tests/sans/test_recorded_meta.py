@@ -11,8 +11,9 @@ import pytest
 from hand_recording import FRONT, NUM_ROWS, edit_info, edit_table, grey, write_recording
 
 from worldloop.core.errors import WorldloopError
+from worldloop.sans.recorded_dataset import open_dataset
 from worldloop.sans.recorded_episodes import read_recording
-from worldloop.sans.recordings import RecordingConfig, open_dataset, open_recording, recording_spec
+from worldloop.sans.recordings import RecordingConfig, open_recording, recording_spec
 
 
 def _config(root: Path, **changes: Any) -> RecordingConfig:

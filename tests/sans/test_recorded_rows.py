@@ -13,8 +13,9 @@ import pytest
 from hand_recording import FRONT, NUM_ROWS, edit_info, edit_table, encode, grey, write_recording
 
 from worldloop.core.errors import WorldloopError
+from worldloop.sans.recorded_dataset import open_dataset
 from worldloop.sans.recorded_episodes import read_previews, read_recording
-from worldloop.sans.recordings import RecordingConfig, check_recording, open_dataset, recording_spec
+from worldloop.sans.recordings import RecordingConfig, check_recording, recording_spec
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 VIDEO = f"videos/{FRONT}/chunk-000/file-000.mp4"

@@ -18,12 +18,12 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import CameraSpec
 from worldloop.core.types import Episode
 from worldloop.sans.labels import Labels, format_numbers, parse_numbers, read_labels, update_labels, write_labels
+from worldloop.sans.recorded_dataset import open_dataset
 from worldloop.sans.recorded_episodes import read_previews, read_recording
 from worldloop.sans.recordings import (
     RecordingConfig,
     check_recording,
     name_tasks,
-    open_dataset,
     open_recording,
     recording_spec,
 )

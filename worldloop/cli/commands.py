@@ -224,7 +224,7 @@ def _export_policy(options: argparse.Namespace) -> int:
 def _label(options: argparse.Namespace) -> int:
     """Update the labels of a recording, draw its contact sheet if one is asked for, and print the labels."""
     from worldloop.sans.labels import format_numbers, read_labels, update_labels, write_labels
-    from worldloop.sans.recordings import open_dataset
+    from worldloop.sans.recorded_dataset import open_dataset
 
     dataset = open_dataset(str(options.root), options.camera, setting="--camera")
     count, fingerprint = len(dataset.episodes), dataset.found.fingerprint

@@ -23,6 +23,7 @@ from worldloop.core.randomness import derive_seed
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Episode
 from worldloop.sans.labels import format_numbers, parse_numbers
+from worldloop.sans.recorded_dataset import open_dataset, read_info, refuse_meta
 from worldloop.sans.recorded_episodes import make_episode
 from worldloop.sans.recorded_features import is_unnamed, list_cameras, require_numeric
 from worldloop.sans.recorded_numbers import locate
@@ -33,10 +34,7 @@ from worldloop.sans.recordings import (
     find_hz,
     name_numbers,
     name_version,
-    open_dataset,
     open_recording,
-    read_info,
-    refuse_meta,
 )
 
 VARIANT = "demonstration"

@@ -13,7 +13,8 @@ import numpy as np
 from worldloop.core.randomness import derive_seed
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Episode, EpisodeMeta, Split
-from worldloop.sans.recordings import RecordedDataset, Recording, RecordingConfig, open_recording
+from worldloop.sans.recorded_dataset import RecordedDataset
+from worldloop.sans.recordings import Recording, RecordingConfig, open_recording
 
 VARIANT = "recorded"
 

@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.core.errors import WorldloopError, first_line
+from worldloop.core.errors import WorldloopError
 from worldloop.core.specs import CameraSpec, RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
 from worldloop.sans.labels import Labels, parse_numbers, read_labels
+from worldloop.sans.recorded_dataset import CAMERAS, RecordedDataset, open_dataset, refuse_meta, require_cameras
 from worldloop.sans.recorded_features import (
     list_cameras,
     name_actions,
@@ -35,8 +36,6 @@ from worldloop.sans.recorded_features import (
     name_dimensions,
     require_numeric,
 )
-from worldloop.sans.recorded_files import read_meta
-from worldloop.sans.recorded_meta import Found, find_episodes
 from worldloop.sans.recorded_numbers import (
     EpisodeNumbers,
     UsedPart,
@@ -47,12 +46,11 @@ from worldloop.sans.recorded_numbers import (
     read_numbers,
     require_finite,
 )
-from worldloop.sans.recorded_rows import RecordedEpisodes, RowReader, require_videos
+from worldloop.sans.recorded_rows import RowReader, require_videos
 
 _MIN_SIZE = 8  # pixels
 _ENDS = ("done", "terminated", "truncated")  # columns that say that an episode ends, not that it succeeds
 _MAX_SLUG = 40  # characters of an instruction that are used in its task's id
-CAMERAS = "recording.cameras"
 
 
 @dataclass(frozen=True)
@@ -100,33 +98,6 @@ class RecordingConfig:
 
 
 @dataclass(frozen=True)
-class RecordedDataset:
-    """A dataset whose pictures can be read, which is all that labelling needs.
-
-    - ``info``: the content of ``meta/info.json``
-    - ``cameras``: name -> feature, only the cameras in use; ``setting``: what chooses them, e.g. ``--camera``
-    - ``found``: rows and episodes, and what is doubtful about them
-    """
-
-    root: Path
-    info: dict[str, Any]
-    cameras: dict[str, str]
-    setting: str
-    found: Found
-
-    @property
-    def episodes(self) -> RecordedEpisodes:
-        return self.found.episodes
-
-    @property
-    def features(self) -> dict[str, dict[str, Any]]:
-        return dict(self.info["features"])
-
-    def make_reader(self, tolerance_s: float) -> RowReader:
-        return RowReader(self.found.table, self.episodes, tolerance_s, self.setting)
-
-
-@dataclass(frozen=True)
 class Recording:
     """A dataset as a source of episodes.
 
@@ -149,61 +120,6 @@ class Recording:
     fingerprint: str
 
 
-def open_dataset(root: str, cameras: Sequence[str] = (), setting: str = CAMERAS) -> RecordedDataset:
-    """Read the metadata, and find the rows of every episode. ``setting`` is what chooses ``cameras``.
-
-    Raises `WorldloopError` that names what is missing or contradictory, and what there is instead.
-    """
-    path, info = Path(root), read_info(root)
-    try:
-        chosen = _choose_cameras(path, cameras, list_cameras(info["features"]), setting)
-        found = find_episodes(path, info, list(chosen.values()))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise refuse_meta(path, error) from error
-    return RecordedDataset(path, info, chosen, setting, found)
-
-
-def read_info(root: str) -> dict[str, Any]:
-    """The content of ``meta/info.json``; raises `WorldloopError` if ``root`` is no dataset of LeRobot's format v3."""
-    if not root:
-        raise WorldloopError("recording.root is not given: the folder of a LeRobotDataset")
-    path = Path(root)
-    info = read_meta(path, "info.json")
-    version = str(info.get("codebase_version", "unknown"))
-    if not version.startswith("v3."):
-        raise WorldloopError(
-            f"dataset {path} has LeRobot's format {version}, this worldloop reads v3.0: convert it with "
-            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{path.resolve().name} "
-            f"--root={path} --push-to-hub=false"
-        )
-    return info
-
-
-def refuse_meta(root: Path, error: Exception) -> WorldloopError:
-    """The `WorldloopError` for metadata that reading them raised ``error`` at."""
-    return WorldloopError(
-        f"meta/ of the dataset {root} is not what LeRobot writes ({type(error).__name__}: {first_line(error)}): "
-        "restore it from a copy"
-    )
-
-
-def _choose_cameras(root: Path, asked: Sequence[str], known: dict[str, str], setting: str) -> dict[str, str]:
-    """The cameras that are ``asked`` for, name -> feature, in their order; all of ``known`` if none is."""
-    if not known:
-        raise WorldloopError(f"dataset {root} has no camera: a world model needs at least one")
-    names = [name_camera(camera) for camera in asked]
-    _require_cameras(root, names, known, setting)
-    return {name: known[name] for name in names or known}
-
-
-def _require_cameras(root: Path, names: Sequence[str], known: dict[str, str], setting: str) -> None:
-    for name in names:
-        if name not in known:
-            raise WorldloopError(
-                f"dataset {root} has the cameras {', '.join(known)}: {setting}: {name!r} is none of them"
-            )
-
-
 def open_recording(config: RecordingConfig) -> Recording:
     """Read and check all numbers that the episodes will hold; decodes no picture.
 
@@ -218,7 +134,7 @@ def open_recording(config: RecordingConfig) -> Recording:
 
 def _open(config: RecordingConfig, dataset: RecordedDataset) -> Recording:
     keys = {"state_key": config.state_key, "action_key": config.action_key, "success_key": config.success_key}
-    _require_cameras(dataset.root, list(config.image_sizes), list_cameras(dataset.features), "recording.image_sizes")
+    require_cameras(dataset.root, list(config.image_sizes), list_cameras(dataset.features), "recording.image_sizes")
     for setting, key in keys.items():
         if key:
             require_numeric(dataset.root, dataset.features, setting, key)
@@ -405,7 +321,7 @@ def name_numbers(
 def _rename_cameras(dataset: RecordedDataset, names: dict[str, str]) -> RecordedDataset:
     """``dataset`` with its cameras called as in ``names``, camera -> name; the others keep theirs."""
     setting = "recording.camera_names"
-    _require_cameras(dataset.root, list(names), list_cameras(dataset.features), setting)
+    require_cameras(dataset.root, list(names), list_cameras(dataset.features), setting)
     cameras = {names.get(name, name): key for name, key in dataset.cameras.items()}
     if len(cameras) < len(dataset.cameras):
         raise WorldloopError(

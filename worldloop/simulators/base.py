@@ -13,6 +13,7 @@ A subclass says how to load states, advance one action, measure and render. `Chu
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -33,6 +34,14 @@ ENDLESS_STEPS = 10**6  # a time limit that no game in the browser reaches
 def choose_instruction(task: TaskSpec, state_id: str) -> str:
     """One of the task's paraphrases, a fixed function of the initial state's id."""
     return task.instructions[derive_seed("instruction", state_id) % len(task.instructions)]
+
+
+def name_version(package: str) -> str:
+    """E.g. ``mani_skill 3.0.1``: the installed version, so that a spec can be made without importing the package."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} (not installed)"
 
 
 def require_names(key: str, names: Sequence[str], allowed: Collection[str]) -> None:

