@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import fork_run, has_ended, locate_run, open_context, run_until  # noqa: E402
@@ -33,6 +35,7 @@ from trust_loops import SEEDS, TASKS, configure, list_checked, measure_or_report
 from worldloop.core.files import to_json, write_file  # noqa: E402
 from worldloop.core.statistics import estimate_over_seeds  # noqa: E402
 from worldloop.evaluation.closed_loop import judge_closed_loop  # noqa: E402
+from worldloop.evaluation.replayed_rollouts import ReplayedRollouts  # noqa: E402
 from worldloop.loop.run import run_loop  # noqa: E402
 
 COMMON = ["check_world_model.probe_steps=0", "check_world_model.num_videos=0"]
@@ -90,15 +93,22 @@ def judge(task: str, seed: int, overrides: list[str], arm: str) -> None:
             num_states=NUM_STATES,
             group_size=GROUP_SIZE,
         )
-        threshold = locate_run(config).read_state().calibrations
-        assert threshold is not None
-        judged = judge_closed_loop(rollouts, threshold.of(context.spec.task_ids[0]).threshold)
+        calibrations = locate_run(config).read_state().calibrations
+        assert calibrations is not None
+        threshold = calibrations.of(context.spec.task_ids[0]).threshold
+        judged = judge_closed_loop(rollouts, threshold)
         figures = {key: getattr(judged, key) for key in FIGURES}
         measured[name] = {key: value and value.to_dict(with_n=True) for key, value in figures.items()}
+        keep_scores(path / f"scores_{name.replace(' ', '_')}.npz", rollouts, threshold)
         print(
             task, seed, arm, name, {key: value and value["value"] for key, value in measured[name].items()}, flush=True
         )
     write_file(path / "closed_loop.json", to_json(measured), "closed_loop.json")
+
+
+def keep_scores(path: Path, rollouts: ReplayedRollouts, threshold: float) -> None:
+    """Of each rollout its score, its outcome and the number of its start, to try other thresholds on."""
+    np.savez(path, score=rollouts.score, replayed=rollouts.replayed, start=rollouts.start, threshold=threshold)
 
 
 def report(overrides: list[str]) -> None:
