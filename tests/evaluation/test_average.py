@@ -84,7 +84,7 @@ def test_cameras_states_and_uncertainty_are_averaged_too(plural_clips, plural) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backgrounds = {camera.name: torch.zeros(3, camera.height, camera.width) for camera in spec.robot.cameras}
-        network = FrameProbe(backgrounds, spec.task_ids, torch.zeros(4), torch.ones(4)).eval()
+        network = FrameProbe(backgrounds, spec.task_ids, torch.zeros(6), torch.ones(6)).eval()
     probe = FittedProbe(network, dict.fromkeys(spec.task_ids, 0.0))
     checks: dict[str, WorldModelCheck] = {}
     for task, bias_db in zip(spec.task_ids, (2.0, 4.0), strict=True):

@@ -49,17 +49,17 @@ def test_with_a_probe_landmarks_and_outcomes_are_seen(episodes, toy_clips) -> No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backgrounds = {"base_camera": torch.zeros(3, 32, 32)}
-        network = FrameProbe(backgrounds, ("ToyPush-v1",), torch.zeros(4), torch.ones(4)).eval()
+        network = FrameProbe(backgrounds, ("ToyPush-v1",), torch.zeros(6), torch.ones(6)).eval()
     sure = replace(
         episodes, branches=replace(episodes.branches, expected_psnr_db=torch.full_like(episodes.branches.logit, 30.0))
     )
     probe = FittedProbe(network, {"ToyPush-v1": 0.0})
     judged = judge_episodes(sure, toy_clips, Calibration(), SPEC, "ToyPush-v1", cross_fit=True, probe=probe)
-    assert list(judged.state_errors) == ["object", "effector"]
+    assert list(judged.state_errors) == ["object", "goal", "effector"]
     assert judged.state_errors["object"].imagined == judged.state_errors["object"].floor
     assert judged.visual_alignment.imagined == judged.visual_alignment.simulated
     assert judged.action_following.image.ratio.value == 1.0
-    assert set(judged.uncertainty.state_error_correlation) == {"object", "effector"}
+    assert set(judged.uncertainty.state_error_correlation) == {"object", "goal", "effector"}
     figures = judged.to_dict()
     assert {"object_error_cm", "effector_error_cm_proprio", "psnr_db"} < set(figures)
     assert "probe_reason" not in figures

@@ -44,11 +44,11 @@ def test_each_landmark_has_its_part_of_the_coordinates() -> None:
 
 def test_landmarks_are_in_metres_and_held_after_the_end(truth, toy_clips, spec) -> None:
     metres = locate_landmarks(truth, toy_clips, spec)
-    assert metres.shape == (*truth.logit.shape, 4)  # object x y, effector x y
+    assert metres.shape == (*truth.logit.shape, 6)  # object x y, goal x y, effector x y
     state = torch.from_numpy(toy_clips.cache.episode(0).sim_state)
-    assert torch.allclose(metres[0, 0], 0.1 * state[1, [4, 5, 0, 1]])
+    assert torch.allclose(metres[0, 0], 0.1 * state[1, [4, 5, 6, 7, 0, 1]])
     last = len(state) - 1
-    assert torch.allclose(metres[0, last - 1 :], 0.1 * state[last, [4, 5, 0, 1]].expand_as(metres[0, last - 1 :]))
+    assert torch.allclose(metres[0, last - 1 :], 0.1 * state[last, [4, 5, 6, 7, 0, 1]].expand_as(metres[0, last - 1 :]))
 
 
 def test_state_error_is_in_centimetres_beside_its_floor(truth, toy_clips, spec, see_truth) -> None:

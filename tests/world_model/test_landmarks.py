@@ -37,6 +37,24 @@ def test_units_and_ways_by_hand() -> None:
     assert ways.tolist() == [pytest.approx([(0.05 - 0.3) / 0.033, (0.1 - 0.1) / 0.033], abs=1e-5)]
 
 
+def test_gaps_by_hand() -> None:
+    """Where object and lid are, and from the effector to the object (3, 4) cm: 5 cm."""
+    reader = make_reader()
+    scaled = reader.scale(torch.tensor([[0.33, 0.14, 0.1, 0.2, 0.5]]))
+    gaps = reader.find_gaps(scaled, torch.tensor([[10.0, 99.0, 30.0]]))
+    assert gaps.shape == (1, reader.num_gaps)
+    assert gaps[0].tolist() == pytest.approx([3.3, 1.4, 1.0, 2.0, 5.0, 3 / 3.3, 4 / 3.3, 5 / 3.3], abs=1e-5)
+
+
+def test_two_objects_are_as_far_apart_as_they_are_wherever_the_robot_is() -> None:
+    marks = (MARKS[0], MARKS[1], Landmark("goal", "sim_state", (7, 8)))
+    reader = LandmarkReader(3, {"base_camera": (8, 8)}, proprio_dim=3, text_dim=4, marks=marks)
+    gaps = reader.find_gaps(reader.scale(torch.tensor([[0.3, 0.1, 0.3, 0.2]] * 2)), torch.randn(2, 3))
+    assert gaps.shape == (2, 4 + 3 * 3)
+    between = gaps[:, [4, 5, 10]]  # three ways of two coordinates, then three lengths
+    assert between.tolist() == [pytest.approx([0.0, -0.1 / 0.033, 0.1 / 0.033], abs=1e-5)] * 2
+
+
 def test_a_later_range_keeps_the_centre_that_the_weights_have_learned_with() -> None:
     reader = make_reader()
     reader.set_range(torch.zeros(5), torch.ones(5))
@@ -82,7 +100,8 @@ def test_a_task_without_objects_has_none_to_carry_on() -> None:
 def test_training_sees_true_landmarks_as_inexact_as_readings() -> None:
     model, data = carrying(), ToyEpisodes(64, cameras=(ABOVE,))
     clip = data.load(torch.stack([torch.arange(64), torch.zeros(64).long()], 1), 1)
-    off_mm = 1000 * (model.denormalise(vary_landmarks(model, clip, torch.Generator()))[1] - clip.context_landmarks)
+    varied = vary_landmarks(model, clip.context_proprio, clip.context_landmarks, torch.Generator())
+    off_mm = 1000 * (model.denormalise(varied)[1] - clip.context_landmarks)
     assert off_mm.std() == pytest.approx(2.0, abs=0.4)  # three standard errors
 
 

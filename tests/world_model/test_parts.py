@@ -15,7 +15,7 @@ from worldloop.world_model import losses
 from worldloop.world_model.codec import PixelCodec
 from worldloop.world_model.config import SelfRolloutConfig, WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, DenoiserOutput, FrameMemory
-from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
+from worldloop.world_model.heads import ErrorHead, GapReader, ProprioHead, SuccessHead
 from worldloop.world_model.hybrid import HybridConfig, HybridDenoiser
 from worldloop.world_model.sampler import sample
 
@@ -274,7 +274,41 @@ def test_success_is_the_mean_of_both_readers() -> None:
     for spread in (by_frame, by_tokens):
         assert spread.std() > 1e-3
     expected = 0.5 * by_frame + 0.5 * by_tokens
-    torch.testing.assert_close(head(features, first, frames, proprio, words), expected, atol=1e-5, rtol=1e-5)
+    nothing = torch.zeros(2, 2, 0)
+    torch.testing.assert_close(head(features, first, frames, proprio, nothing, words), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_where_gaps_are_known_success_depends_on_them_and_the_instruction_alone() -> None:
+    torch.manual_seed(0)
+    head = SuccessHead(feature_dim=8, channels=3, sizes=SIZES, proprio_dim=2, text_dim=4, num_gaps=5)
+    assert head.read_gaps is not None
+
+    def judge(seed: int, gaps: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        features, proprio = (torch.randn(2, *shape, generator=generator) for shape in ((3, 5, 8), (3, 2)))
+        first, frames = (
+            {c: torch.randn(2, *before, 3, *s, generator=generator) for c, s in SIZES.items()} for before in ((), (3,))
+        )
+        return head(features, first, frames, proprio, gaps, words)
+
+    gaps, words = torch.randn(2, 3, 5), torch.randn(2, 4)
+    expected = torch.stack([head.read_gaps(gaps[:, i], words) for i in range(3)], dim=1)
+    assert expected.shape == (2, 3)
+    assert torch.equal(judge(0, gaps, words), expected)
+    assert torch.equal(judge(1, gaps, words), expected)
+    assert not torch.allclose(judge(0, gaps + 1, words), expected)
+    assert not torch.allclose(judge(0, gaps, -words), expected)
+
+
+def test_the_reader_of_gaps_tells_millimetres_apart_under_autocast() -> None:
+    """Bf16 would read .6004 and .6000 decimetres as one number."""
+    torch.manual_seed(0)
+    reader = GapReader(num_gaps=1, text_dim=4)
+    gaps = torch.tensor([[0.6000], [0.6004]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = reader(gaps, torch.ones(2, 4))
+    assert logits.dtype == torch.float32
+    assert logits[0] != logits[1]
 
 
 @torch.no_grad()

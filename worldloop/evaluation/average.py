@@ -172,7 +172,11 @@ def _average_following(following: Sequence[ActionFollowing]) -> ActionFollowing:
         num_pairs=sum(f.num_pairs for f in following),
         num_states=sum(f.num_states for f in following),
         image=average([f.image for f in following]),
-        landmarks={name: average([f.landmarks[name] for f in following]) for name in following[0].landmarks},
+        landmarks={
+            name: average([f.landmarks[name] for f in following])
+            for name in following[0].landmarks
+            if all(name in f.landmarks for f in following)
+        },
     )
 
 

@@ -41,8 +41,29 @@ class TokenReader(nn.Module):
         return self.mlp(pooled).float().reshape(B, L)
 
 
+class GapReader(nn.Module):
+    """Logit [B] of "the task is solved" from gaps [B, G] between landmarks and an instruction [B, E].
+
+    See `LandmarkReader.find_gaps`. Gaps and nothing else: with all of proprio beside them it was worse on imagined
+    states, which differ from real ones in joints and velocities that decide nothing (PickCube-v1).
+    """
+
+    TEXT_DIM = 8
+
+    def __init__(self, num_gaps: int, text_dim: int, hidden_dim: int = 64) -> None:
+        super().__init__()
+        self.text_dim = text_dim
+        self.text = nn.Linear(text_dim, self.TEXT_DIM)
+        self.mlp = make_mlp(num_gaps + self.TEXT_DIM, hidden_dim, 1, gain=PROPRIO_GAIN)
+
+    def forward(self, gaps: Tensor, instruction: Tensor) -> Tensor:
+        with torch.autocast(gaps.device.type, enabled=False):  # bf16 rounds decimetres to millimetres
+            text = self.text(mean_token(instruction.float(), self.text_dim))
+            return self.mlp(torch.cat([gaps.float(), text], dim=1))[:, 0]
+
+
 class SuccessHead(nn.Module):
-    """Logit of "the task is solved at this frame": the mean of two readers.
+    """Logit of "the task is solved at this frame": the mean of two readers of pictures, or that of `GapReader`.
 
     - ``read_tokens`` reads the denoiser's tokens, World-VLA-Loop's phi(z_t). In small models it learns late and
       memorises training episodes.
@@ -51,6 +72,9 @@ class SuccessHead(nn.Module):
       something; two tasks may differ only in the instruction. It learns from real frames within hundreds of steps and
       is then used on imagined ones. Trained on predictions instead, it did worse on held-out PushCube episodes (one
       seed, no clean ablation).
+    - ``read_gaps`` reads where the objects are, if the model carries that on. Then it judges alone: together with the
+      two others it told a success from a failure worse (experiment 028). They learn all the same, and the first one's
+      gradient shapes the denoiser's tokens.
 
     ``sizes`` is camera -> (h, w) of the latents that it reads; an instruction token has ``text_dim`` channels.
     """
@@ -64,10 +88,12 @@ class SuccessHead(nn.Module):
         sizes: Mapping[str, tuple[int, int]],
         proprio_dim: int,
         text_dim: int,
+        num_gaps: int = 0,
         hidden_dim: int = 128,
     ) -> None:
         super().__init__()
         self.text_dim = text_dim
+        self.read_gaps = GapReader(num_gaps, text_dim) if num_gaps else None
         self.read_tokens = TokenReader(feature_dim)
         self.encoders = ViewModules({camera: FrameStackEncoder(channels, size) for camera, size in sizes.items()})
         self.proprio = make_mlp(proprio_dim, hidden_dim, self.PROPRIO_DIM, num_hidden=1, gain=PROPRIO_GAIN)
@@ -81,13 +107,16 @@ class SuccessHead(nn.Module):
         first: Mapping[str, Tensor],
         frames: Mapping[str, Tensor],
         proprio: Tensor,
+        gaps: Tensor,
         instruction: Tensor,
     ) -> Tensor:
         """Logits f32 [B, L] of ``frames``, camera -> [B, L, C, h, w], with their ``proprio`` [B, L, D].
 
         ``features`` [B, L, N, F] are the denoiser's tokens; ``first``, camera -> [B, C, h, w], is the episode's first
-        frame; ``instruction`` [B, E] is embedded.
+        frame; ``gaps`` are [B, L, G]; ``instruction`` [B, E] is embedded.
         """
+        if self.read_gaps is not None:
+            return torch.stack([self.read_gaps(of_frame, instruction) for of_frame in gaps.unbind(1)], dim=1)
         logits = [
             self.read_frame(first, {c: f[:, i] for c, f in frames.items()}, proprio[:, i], instruction)
             for i in range(proprio.shape[1])
@@ -173,11 +202,12 @@ class ProprioHead(nn.Module):
         """
         thumbnails = [functional.adaptive_avg_pool2d(now[camera], 8).flatten(1) for camera in self.cameras]
         image = self.image(torch.cat(thumbnails, dim=1))
-        shared = torch.cat([actions.flatten(1).to(low_dim), image.to(low_dim)], dim=1)
-        changes = [
-            member(torch.cat([low_dim[:, k], ways[:, k].to(low_dim), shared], dim=1))
-            for k, member in enumerate(self.members)
-        ]
-        change = torch.stack(changes, dim=1).float()
+        with torch.autocast(low_dim.device.type, enabled=False):  # bf16 rounds decimetres to millimetres
+            shared = torch.cat([actions.flatten(1).to(low_dim), image.to(low_dim)], dim=1)
+            changes = [
+                member(torch.cat([low_dim[:, k], ways[:, k].to(low_dim), shared], dim=1))
+                for k, member in enumerate(self.members)
+            ]
+        change = torch.stack(changes, dim=1)
         S = change.shape[2] - self.num_coordinates
         return low_dim + torch.cat([change[..., :S], change[..., S:] * LANDMARK_STEP], dim=2)

@@ -9,6 +9,7 @@ neither imagination nor a policy is told the simulator's state.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -48,28 +49,22 @@ class LandmarkReader(nn.Module):
         hidden_dim: int = 256,
     ) -> None:
         super().__init__()
-        objects = [mark for mark in marks if mark.source == "sim_state"]
+        objects, self.robot = ([m for m in marks if m.source == source] for source in ("sim_state", "proprio"))
         self.text_dim = text_dim
-        self.num_coordinates = sum(len(mark.columns) for mark in objects)
-        self.ways: list[tuple[slice, list[int], float]] = []
-        end = 0
-        for mark in objects:
-            begin, end = end, end + len(mark.columns)
-            self.ways += [
-                (slice(begin, end), list(own.columns), own.metres_per_unit)
-                for own in marks
-                if own.source == "proprio" and len(own.columns) == len(mark.columns)
-            ]
+        self.object_sizes = [len(mark.columns) for mark in objects]
+        self.num_coordinates = sum(self.object_sizes)
+        widths = [len(mark.columns) for mark in (*objects, *self.robot)]
+        alike = [pair for pair in combinations(range(len(widths)), 2) if widths[pair[0]] == widths[pair[1]]]
+        self.pairs = [(a, b) for a, b in alike if a < len(objects)]
+        self.ways = [(a, b) for a, b in self.pairs if b >= len(objects)]
+        self.num_way_coordinates = sum(widths[a] for a, _ in self.ways)
+        self.num_gaps = self.num_coordinates + sum(widths[a] + 1 for a, _ in self.pairs)
         self.encoders = ViewModules({camera: FrameStackEncoder(channels, size) for camera, size in sizes.items()})
         seen = sum(encoder.dim for _, encoder in self.encoders.items())
         self.mlp = make_mlp(seen + proprio_dim + text_dim, hidden_dim, self.num_coordinates, num_hidden=2)
         self.register_buffer("centre", torch.zeros(self.num_coordinates))
         self.register_buffer("low", torch.full((self.num_coordinates,), -torch.inf))
         self.register_buffer("high", torch.full((self.num_coordinates,), torch.inf))
-
-    @property
-    def num_way_coordinates(self) -> int:
-        return sum(len(columns) for _, columns, _ in self.ways)
 
     def forward(
         self, first: Mapping[str, Tensor], now: Mapping[str, Tensor], proprio: Tensor, instruction: Tensor
@@ -95,12 +90,26 @@ class LandmarkReader(nn.Module):
 
         ``landmarks`` [..., P] are scaled, ``proprio`` [..., S] is in units of the data.
         """
-        position_m = self.unscale(landmarks)
-        ways = [
-            (position_m[..., columns] - proprio[..., own] * metres_per_unit) / WAY_UNIT_M
-            for columns, own, metres_per_unit in self.ways
-        ]
-        return torch.cat(ways, dim=-1) if ways else landmarks[..., :0]
+        position_m = self._locate(landmarks, proprio)
+        return torch.cat([landmarks[..., :0], *(self._subtract(position_m, *pair) for pair in self.ways)], dim=-1)
+
+    def find_gaps(self, landmarks: Tensor, proprio: Tensor) -> Tensor:
+        """The objects' positions, and from each landmark to each object the way and its length in `WAY_UNIT_M`.
+
+        [..., G], from what `find_ways` takes.
+        """
+        position_m = self._locate(landmarks, proprio)
+        ways = [self._subtract(position_m, *pair) for pair in self.pairs]
+        lengths = [way.norm(dim=-1, keepdim=True) for way in ways]
+        return torch.cat([landmarks, *ways, *lengths], dim=-1)
+
+    def _locate(self, landmarks: Tensor, proprio: Tensor) -> list[Tensor]:
+        """The positions of all landmarks in metres, the robot's last."""
+        objects = self.unscale(landmarks).split(self.object_sizes, dim=-1)
+        return [*objects, *(proprio[..., list(own.columns)] * own.metres_per_unit for own in self.robot)]
+
+    def _subtract(self, position_m: Sequence[Tensor], a: int, b: int) -> Tensor:
+        return (position_m[a] - position_m[b]) / WAY_UNIT_M
 
     def set_range(self, low_m: Tensor, high_m: Tensor) -> None:
         """Keep imagined positions where real ones were, f32 [P] each. The first range also sets ``centre``."""

@@ -89,7 +89,10 @@ class VideoWorldModel(nn.Module):
         )
         dims = (self.low_dim_size, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
         self.denoiser: Denoiser = DENOISERS[config.denoiser](denoiser_config, channels, sizes, *dims, **published)
-        self.success_head = SuccessHead(self.denoiser.feature_dim, channels, head_sizes, self.low_dim_size, text_dim)
+        num_gaps = self.landmarks.num_gaps if self.landmarks else 0
+        self.success_head = SuccessHead(
+            self.denoiser.feature_dim, channels, head_sizes, self.low_dim_size, text_dim, num_gaps
+        )
         self.error_head = ErrorHead(self.denoiser.feature_dim)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.clone().float())
         self.register_buffer("proprio_std", normalisation.proprio_std.clone().float())
@@ -146,9 +149,16 @@ class VideoWorldModel(nn.Module):
         """What each member predicts from its own ``low_dim`` [B, K, D], with gradients; see `ProprioHead`."""
         ways = low_dim[..., :0]
         if self.landmarks is not None:
-            S = self.spec.robot.proprio_dim
-            ways = self.landmarks.find_ways(low_dim[..., S:], self.denormalise(low_dim)[0])
+            ways = self.landmarks.find_ways(*self._split(low_dim))
         return self.proprio_head(low_dim, ways, actions, now)
+
+    def find_gaps(self, low_dim: Tensor) -> Tensor:
+        """What the success head reads of ``low_dim`` [..., D]: [..., G], see `LandmarkReader.find_gaps`."""
+        return low_dim[..., :0] if self.landmarks is None else self.landmarks.find_gaps(*self._split(low_dim))
+
+    def _split(self, low_dim: Tensor) -> tuple[Tensor, Tensor]:
+        """The scaled landmarks [..., P] in ``low_dim`` [..., D], and proprio [..., S] in units of the data."""
+        return low_dim[..., self.spec.robot.proprio_dim :], self.denormalise(low_dim)[0]
 
     @property
     def num_context_frames(self) -> int:
@@ -304,7 +314,7 @@ class VideoWorldModel(nn.Module):
             output = sample(denoise, noise, self.config.num_sampler_steps)
             frames = map_views(lambda data: data.clamp(-self.codec.limit, self.codec.limit), output.data)
             first = map_views(lambda latents: latents[:, 0], state.context)
-            judged = first, frames, following[:, None], state.instruction
+            judged = first, frames, following[:, None], self.find_gaps(following)[:, None], state.instruction
             logit = self.success_head(output.features, *judged)[:, 0]
             psnr_db = self.error_head(outputs[0].features)[:, 0]  # the error head was trained only at t = 0
             latent = map_views(lambda data: data[:, 0].float(), frames)

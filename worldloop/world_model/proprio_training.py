@@ -35,7 +35,10 @@ def compute_proprio_loss(model: VideoWorldModel, clip: Clip, generator: torch.Ge
     )
     S = clip.context_proprio.shape[1]
     num_members = len(model.proprio_head.members)
-    low_dim = torch.stack([vary_landmarks(model, clip, generator) for _ in range(num_members)], dim=1)
+    low_dim = torch.stack(
+        [vary_landmarks(model, clip.context_proprio, clip.context_landmarks, generator) for _ in range(num_members)],
+        dim=1,
+    )
     real = model.normalise(clip.proprio, clip.landmarks)[:, :, None].expand(-1, -1, num_members, -1)
     error = torch.zeros_like(clip.valid, dtype=torch.float32)
     for m in range(clip.valid.shape[1]):

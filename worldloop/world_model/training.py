@@ -156,7 +156,7 @@ def compute_joint_loss(
     target = target or DataTarget(model.config.zero_time_share)
     clip = clip.to(model.device)
     context, frames = model.encode(clip.context), model.encode(clip.frames)
-    low_dim = vary_landmarks(model, clip, generator)
+    low_dim = vary_landmarks(model, clip.context_proprio, clip.context_landmarks, generator)
     real_low_dim = model.normalise(clip.proprio, clip.landmarks)
     with model.autocast():
         instruction = model.instruction(clip.instruction)
@@ -215,6 +215,10 @@ def _predict_frame(
         token_logit = model.success_head.read_tokens(output.features)[:, 0]
         judged = vary_judged(map_views(lambda latents: latents[:, 0], context), data, data_low_dim, generator)
         frame_logit = model.success_head.read_frame(*judged, instruction)
+        logits = [frame_logit]
+        if model.success_head.read_gaps is not None:
+            gaps = model.find_gaps(vary_landmarks(model, clip.proprio[:, m], clip.landmarks[:, m], generator))
+            logits.append(model.success_head.read_gaps(gaps, instruction))
         expected_db = model.error_head(output.features)[:, 0]
     predicted = map_views(lambda latents: latents[:, 0].float(), output.data)
     next_latent = map_views(lambda latents: latents.detach().clamp(-limit, limit), predicted)
@@ -225,13 +229,14 @@ def _predict_frame(
         weights = losses.weigh_target(clip, m, camera, size, config.moved_weight, config.rare_weight)
         video.append(losses.compute_video_loss(config.video_loss, predicted[camera], aim[camera], weights))
         actual_db.append(losses.compute_latent_psnr_db(next_latent[camera], data[camera], limit))
-    label = clip.holds[:, m]
-    by_tokens = losses.compute_success_loss(config.success_loss, token_logit, label, model.positive_rate)
-    by_frame = losses.compute_success_loss(config.success_loss, frame_logit, label, model.positive_rate)
+    by_tokens, *others = (
+        losses.compute_success_loss(config.success_loss, logit, clip.holds[:, m], model.positive_rate)
+        for logit in (token_logit, *logits)
+    )
     error = model.error_head.compute_loss(expected_db, torch.stack(actual_db).mean(0))
     terms = losses.FrameLosses(
         video=torch.stack(video).mean(0),
-        success=by_frame + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
+        success=torch.stack(others).sum(0) + by_tokens * losses.weigh_times(t, config.success_time_weight_max),
         error=error * (t == 0),  # imagination uses the error head only at t = 0
         actions=None if action_term is None else action_term.compute_loss(context, predicted, actions),
     )

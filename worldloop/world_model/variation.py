@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from worldloop.core.context_frames import NUM_CONTEXT_FRAMES
-from worldloop.core.types import Clip
 from worldloop.networks.augment import shift_images
 from worldloop.world_model.landmarks import READ_NOISE_M
 from worldloop.world_model.model import VideoWorldModel
@@ -70,9 +69,9 @@ def vary_judged(
     return {camera: pair[0] for camera, pair in shifted.items()}, noisy, add_noise(proprio)
 
 
-def vary_landmarks(model: VideoWorldModel, clip: Clip, generator: torch.Generator) -> Tensor:
-    """``low_dim`` [B, D] of the frames now, with true landmarks about as inexact as those that are read."""
+def vary_landmarks(model: VideoWorldModel, proprio: Tensor, landmarks_m: Tensor, generator: torch.Generator) -> Tensor:
+    """``low_dim`` [B, D] of ``proprio`` [B, S] and true positions [B, P], about as inexact as those that are read."""
     if model.landmarks is None:
-        return model.normalise(clip.context_proprio, clip.context_landmarks)
-    noise_m = READ_NOISE_M * torch.randn(clip.context_landmarks.shape, generator=generator)
-    return model.normalise(clip.context_proprio, clip.context_landmarks + noise_m.to(model.device))
+        return model.normalise(proprio, landmarks_m)
+    noise_m = READ_NOISE_M * torch.randn(landmarks_m.shape, generator=generator)
+    return model.normalise(proprio, landmarks_m + noise_m.to(model.device))

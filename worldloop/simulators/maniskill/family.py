@@ -71,11 +71,9 @@ class ManiSkillTask(ABC):
     ``camera`` is the base camera's close view of this task alone; ``goal_actor`` is what marks the goal in the
     environment, "" where no marker does. ``tells_goal``: proprio ends with the goal's position. ``actors`` are those of
     the family's scene, in the order of the simulator state, and say which of them are the ``cube`` and the ``goal``.
-    ``goal_is_object``: the goal is no marker, but an object that may be moved.
     """
 
     actors: ClassVar[tuple[str, ...]] = ("table", "cube", "goal")
-    goal_is_object: ClassVar[bool] = False
 
     id: str
     instructions: tuple[str, ...]

@@ -183,7 +183,6 @@ class ManiSkillSimulator(ChunkedSimulator):
         )
         effector = Landmark("effector", "proprio", _list_columns(arm.tcp_in_proprio))
         tasks = [TASKS[name] for name in config.tasks]
-        has_goal = all(task.goal_is_object for task in tasks)  # all tasks of a run have the same landmarks
         return SimulatorSpec(
             robot=robot,
             tasks=tuple(
@@ -194,7 +193,7 @@ class ManiSkillSimulator(ChunkedSimulator):
                     max_episode_steps=config.max_episode_steps or task.max_episode_steps,
                     landmarks=(
                         Landmark("object", "sim_state", _list_columns(task.cube_xyz)),
-                        *([Landmark("goal", "sim_state", _list_columns(task.goal_xyz))] if has_goal else []),
+                        Landmark("goal", "sim_state", _list_columns(task.goal_xyz)),
                         effector,
                     ),
                 )

@@ -42,8 +42,6 @@ LIFT, CARRY, LOWER, RELEASE, FINISH = range(3, 8)
 class StackTask(ManiSkillTask):
     """Put the cube onto another one and let go of it; the other cube is ``goal`` in the scene."""
 
-    goal_is_object = True
-
     def measure_gap(self, sim_state: Tensor) -> Tensor:
         gap = sim_state[:, self.cube_xyz] - sim_state[:, self.goal_xyz]
         return gap - torch.tensor([0.0, 0.0, CUBE_M])

@@ -108,6 +108,7 @@ class ToySimulator(ChunkedSimulator):
         )
         landmarks = (
             Landmark("object", "sim_state", (4, 5), METRES_PER_UNIT),
+            Landmark("goal", "sim_state", (6, 7), METRES_PER_UNIT),
             Landmark("effector", "proprio", (0, 1), METRES_PER_UNIT),
         )
         radius_m = GOAL_RADIUS * METRES_PER_UNIT
