@@ -144,6 +144,20 @@ def test_a_rollout_reads_the_landmarks_from_its_start_and_carries_them_on() -> N
     assert torch.equal(*again)
 
 
+def test_a_model_prepared_for_imagination_in_bf16_imagines_and_judges_the_same() -> None:
+    model, data = carrying(), ToyEpisodes(4, cameras=(ABOVE,))
+    model.config = dataclasses.replace(model.config, precision="bf16")
+    model.eval().requires_grad_(False)
+
+    def imagine() -> tuple[torch.Tensor, torch.Tensor]:
+        state, chunk = model.imagine(model.start(data.first_observation(4), torch.arange(4)), data.actions[:, 0])
+        return state.low_dim, chunk.success_logit
+
+    before = imagine()
+    model.for_imagination()
+    assert all(torch.equal(*pair) for pair in zip(before, imagine(), strict=True))
+
+
 # --- members of the proprio head ----------------------------------------------------------------------------------
 
 

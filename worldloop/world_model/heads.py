@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloop.networks.blocks import AttentionPool, make_mlp
+from worldloop.networks.blocks import AttentionPool, BoostedLinear, make_mlp
 from worldloop.networks.frame_stack import FrameStackEncoder
 from worldloop.networks.views import ViewModules
 
@@ -53,7 +53,7 @@ class GapReader(nn.Module):
     def __init__(self, num_gaps: int, text_dim: int, hidden_dim: int = 64) -> None:
         super().__init__()
         self.text_dim = text_dim
-        self.text = nn.Linear(text_dim, self.TEXT_DIM)
+        self.text = BoostedLinear(text_dim, self.TEXT_DIM, gain=1.0)  # stays fp32, see `for_imagination`
         self.mlp = make_mlp(num_gaps + self.TEXT_DIM, hidden_dim, 1, gain=PROPRIO_GAIN)
 
     def forward(self, gaps: Tensor, instruction: Tensor) -> Tensor:
