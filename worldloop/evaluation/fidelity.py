@@ -127,8 +127,12 @@ def _measure_camera(branches: Branches, camera: str) -> dict[str, Tensor]:
 
 def compute_mean_psnr(branches: Branches) -> Tensor:
     """PSNR of each imagined frame in dB, f32 [N, M], the mean over cameras."""
-    truth = branches.truth.frames
-    return torch.stack([compute_psnr(frames, truth[camera]) for camera, frames in branches.frames.items()]).mean(0)
+    truth, blocks = branches.truth.frames, torch.arange(len(branches)).split(PSNR_ROWS_AT_ONCE)
+    by_camera = [
+        torch.cat([compute_psnr(frames[rows], truth[camera][rows]) for rows in blocks])
+        for camera, frames in branches.frames.items()
+    ]
+    return torch.stack(by_camera).mean(0)
 
 
 def check_frame_pair(predicted: Tensor, target: Tensor) -> None:
