@@ -99,10 +99,15 @@ def _open_npy(path: Path, like: np.ndarray, rows: int) -> BinaryIO:
 
 @dataclass(frozen=True)
 class CachePart:
-    """The mapped arrays of one shard by name, and a record per episode (meta, num_steps, terminated, truncated)."""
+    """The mapped arrays of one shard by name, and what its E episodes are.
+
+    ``num_steps`` int64 [E]: frame steps; ``ends`` bool [E, 2]: terminated, truncated
+    """
 
     arrays: dict[str, np.ndarray]
-    records: tuple[dict[str, Any], ...]
+    metas: tuple[EpisodeMeta, ...]
+    num_steps: np.ndarray
+    ends: np.ndarray
 
 
 def open_part(cache_root: Path, ref: ShardRef, hashes: KnownHashes) -> CachePart | None:
@@ -119,9 +124,15 @@ def open_part(cache_root: Path, ref: ShardRef, hashes: KnownHashes) -> CachePart
         if any(hashes.hash(directory / f"{name}.npy") != known for name, known in index["arrays"].items()):
             return None
         arrays = {name: _map_npy(directory / f"{name}.npy") for name in index["arrays"]}
+        records = index["episodes"]
+        return CachePart(
+            arrays,
+            metas=tuple(EpisodeMeta(**record["meta"]) for record in records),
+            num_steps=np.array([record["num_steps"] for record in records], dtype=np.int64),
+            ends=np.array([[record["terminated"], record["truncated"]] for record in records], dtype=bool),
+        )
     except (OSError, EOFError, ValueError, KeyError, TypeError, tokenize.TokenError):  # numpy: bad header
         return None
-    return CachePart(arrays, tuple(index["episodes"]))
 
 
 def _map_npy(path: Path) -> np.ndarray:
@@ -166,18 +177,13 @@ class VersionCache:
         if not parts:
             raise ValueError("a version cache needs at least one shard")
         self._parts = parts
-        records = [record for part in parts for record in part.records]
-        self._records = records
-        self.metas = tuple(EpisodeMeta(**record["meta"]) for record in records)
-        self.num_steps = np.array([record["num_steps"] for record in records], dtype=np.int64)
+        self.metas = tuple(meta for part in parts for meta in part.metas)
+        self.num_steps = np.concatenate([part.num_steps for part in parts])
+        self._ends = np.concatenate([part.ends for part in parts])
         self.first_step = np.cumsum(self.num_steps) - self.num_steps
-        self._part = np.repeat(np.arange(len(parts)), [len(part.records) for part in parts])
-        starts = []
-        for part in parts:
-            steps = np.array([record["num_steps"] for record in part.records], dtype=np.int64)
-            starts.append(np.concatenate([[0], np.cumsum(steps)[:-1]]))
-        self._step_start = np.concatenate(starts)
-        local = np.concatenate([np.arange(len(part.records)) for part in parts])
+        self._part = np.repeat(np.arange(len(parts)), [len(part.metas) for part in parts])
+        self._step_start = np.concatenate([np.cumsum(part.num_steps) - part.num_steps for part in parts])
+        local = np.concatenate([np.arange(len(part.metas)) for part in parts])
         self._frame_start = self._step_start + local  # one more row per episode than in step arrays
         first = parts[0].arrays
         self.cameras = tuple(sorted(name.removeprefix("frames.") for name in first if name.startswith("frames.")))
@@ -185,7 +191,7 @@ class VersionCache:
         self.proprio_dim = int(first["proprio"].shape[1])
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.metas)
 
     @cached_property
     def knows_state(self) -> np.ndarray:
@@ -245,14 +251,15 @@ class VersionCache:
 
     def episode(self, i: int) -> Episode:
         """Episode ``i``, bit-equal to what was appended."""
-        part, record, F = self._parts[self._part[i]].arrays, self._records[i], int(self.num_steps[i])
+        part, F = self._parts[self._part[i]].arrays, int(self.num_steps[i])
+        terminated, truncated = self._ends[i].tolist()
         frame = slice(self._frame_start[i], self._frame_start[i] + F + 1)
         step = slice(self._step_start[i], self._step_start[i] + F)
         return Episode(
             meta=self.metas[i],
             frames={name: part[f"frames.{name}"][frame].copy() for name in self.cameras},
-            terminated=record["terminated"],
-            truncated=record["truncated"],
+            terminated=terminated,
+            truncated=truncated,
             **{name: part[name][frame].copy() for name in _FRAME_ARRAYS},
             **{name: part[name][step].copy() for name in _STEP_ARRAYS},
         )
