@@ -52,8 +52,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_has_ended_gains_iterations_and_ends_as_if_it_had_had_them(ended: Path, tmp_path: Path) -> None:
     more = shutil.copytree(ended.parent, tmp_path / "more")
     extended = run(more, "num_iterations=2")
-    at_once = run(tmp_path / "at_once", "num_iterations=2")
+    # cleaning changes no result
+    at_once = run(tmp_path / "at_once", "num_iterations=2", "retention.automatic=true", "retention.num_iterations=1")
     assert (extended / "results.json").read_bytes() == (at_once / "results.json").read_bytes()
+    models = [[path.parent.name for path in sorted(r.glob("checkpoints/*/world_model"))] for r in (extended, at_once)]
+    assert models == [["iteration_001", "iteration_002"], ["iteration_002"]]
     stages = [
         [entry["stage"] for entry in json.loads((r / "timings.json").read_text())["stages"]]
         for r in (extended, at_once)

@@ -19,6 +19,7 @@ from worldloop.core.files import claim_folder, join_claim
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.changes import take_over_changes
+from worldloop.loop.cleaning import clean_after_iteration
 from worldloop.loop.copying import RunCopier
 from worldloop.loop.inputs import describe_inputs, require_same_inputs
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
@@ -221,6 +222,8 @@ def _run_next(
         )
     directory.write_state(new_state)
     KeptBlocks(directory.path).drop()
+    if config.retention.automatic and (new_state.iteration != iteration or not new_state.next_stage):
+        display.log("  " + clean_after_iteration(directory, new_state, config.retention))
     if new_state.next_stage:
         copier.copy()
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
