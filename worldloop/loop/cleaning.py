@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,18 @@ def remove(run_dir: Path, found: Iterable[Removable]) -> None:
             remove_folder(run_dir, item)
 
 
-def clean_after_iteration(directory: RunDirectory, state: LoopState, retention: RetentionConfig) -> str:
-    """Free what can be freed, and say how much; a disk that refuses ends no run."""
+def clean_after_iteration(
+    directory: RunDirectory, state: LoopState, retention: RetentionConfig, log: Callable[[str], None]
+) -> None:
+    """Free what can be freed, and ``log`` how much; a disk that refuses ends no run."""
     try:
         found = find_removable(directory.path, state, retention)
         remove(directory.path, found)
     except WorldloopError as error:
-        return f"could not free what is no longer needed: {error}"
-    return f"freed {format_bytes(sum(item.num_bytes for item in found))} of past iterations"
+        log(f"  could not free what is no longer needed: {error}")
+        return
+    if size := sum(item.num_bytes for item in found):
+        log(f"  freed {format_bytes(size)} that the run no longer needs")
 
 
 def describe_removable(found: Sequence[Removable]) -> list[str]:

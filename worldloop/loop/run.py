@@ -215,15 +215,16 @@ def _run_next(
     new_state = advance(config, new_state)
     seconds = time.monotonic() - began
     directory.add_timing(iteration, name, seconds, peak)
-    if new_state.iteration != iteration or not new_state.next_stage:
+    ends_iteration = new_state.iteration != iteration or not new_state.next_stage
+    if ends_iteration:
         tensorboard = directory.path / "tensorboard"
         write_iteration(
             tensorboard, new_state.records[: iteration + 1], directory.read_timings(), list_settings(config)
         )
     directory.write_state(new_state)
     KeptBlocks(directory.path).drop()
-    if config.retention.automatic and (new_state.iteration != iteration or not new_state.next_stage):
-        display.log("  " + clean_after_iteration(directory, new_state, config.retention))
+    if ends_iteration and config.retention.automatic:
+        clean_after_iteration(directory, new_state, config.retention, display.log)
     if new_state.next_stage:
         copier.copy()
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")
