@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -204,6 +205,11 @@ class BatchObjective[BatchT](Objective[BatchT]):
     """An `Objective` with one update per step. A microbatch's batch follows from its generator and its last loss."""
 
     draws_ahead = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "batches" in vars(cls):  # batches of its own are not those of `draw_batch`
+            cls.draws_ahead = False
 
     def batches(self, step: int) -> Iterable[Mapping[int, BatchT]]:
         yield {number: self.draw_batch(step, number) for number in self.generators}
