@@ -23,7 +23,7 @@ from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.visual_state import CM, Seen, slice_landmarks
 from worldloop.sans.clips import ClipDataset
 
-PAIRS_AT_ONCE = 32  # of episodes whose images are compared
+PAIRS_AT_ONCE = 8  # of episodes whose images are compared
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from worldloop.core.files import disk_errors
 
+BLOCK_BYTES = 2**25  # of frames that are compared at once; as floats and doubles they take up to 24 times as much
+
 
 class Frames(Protocol):
     """u8 [N, ..., h, w, 3]: a tensor, or frames that are read when rows of them are asked for."""
@@ -23,6 +26,12 @@ class Frames(Protocol):
     def __getitem__(self, key: Any, /) -> Tensor:
         """The rows ``key``: a slice or an index tensor."""
         ...
+
+
+def split_rows(frames: Frames, most: int) -> tuple[Tensor, ...]:
+    """The numbers of all rows of ``frames``, int64, in blocks of at most ``most`` rows and `BLOCK_BYTES`."""
+    count, *row = frames.shape
+    return torch.arange(count).split(max(1, min(most, BLOCK_BYTES // max(1, math.prod(row)))))
 
 
 class FrameFile:

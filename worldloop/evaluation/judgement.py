@@ -23,6 +23,7 @@ from worldloop.evaluation.calibration import (
     judge_trust,
 )
 from worldloop.evaluation.fidelity import Fidelity, FrameMetric, measure_fidelity
+from worldloop.evaluation.frames import split_rows
 from worldloop.evaluation.horizon import Horizon
 from worldloop.evaluation.lpips import BATCH_SIZE, compute_lpips
 from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
@@ -220,7 +221,7 @@ def _average_lpips(branches: Branches) -> tuple[Tensor | None, str]:
     by_camera = []
     for camera, frames in branches.frames.items():
         values = []
-        for rows in torch.arange(len(branches)).split(LPIPS_ROWS_AT_ONCE):
+        for rows in split_rows(frames, LPIPS_ROWS_AT_ONCE):
             truth = branches.truth
             value, reason = compute_lpips(frames[rows], truth.frames[camera][rows], truth.valid[rows])
             if value is None:

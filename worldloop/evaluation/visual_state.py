@@ -7,6 +7,7 @@ too, so every figure is also computed on simulated frames. Shapes: N branches, M
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,13 @@ from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Outcome
 from worldloop.evaluation.alignment import Alignment, compute_alignment
 from worldloop.evaluation.fidelity import FrameMetric
-from worldloop.evaluation.frames import Frames
+from worldloop.evaluation.frames import BLOCK_BYTES, Frames
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.probes import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.sans.clips import ClipDataset
 
 CM = 100.0  # cm per metre
-FRAMES_AT_ONCE = 512  # that the probe reads
+FRAMES_AT_ONCE = 512  # most that the probe reads
 THRESHOLD_EPISODES = 200  # the threshold is chosen on at least so many episodes, or on all if there are fewer
 
 
@@ -118,7 +119,9 @@ def see(probe: FrameProbe, branches: Branches, frames: Mapping[str, Frames]) -> 
     """Read ``frames``, camera name -> u8 [N, M, h, w, 3], the imagined or simulated frames of ``branches``."""
     N, M = branches.truth.valid.shape
     readings = []
-    for number in torch.arange(N * M).split(FRAMES_AT_ONCE):  # of all frames, branch after branch
+    frame_bytes = max(math.prod(frames[camera].shape[2:]) for camera in branches.frames)
+    size = max(1, min(FRAMES_AT_ONCE, BLOCK_BYTES // frame_bytes))
+    for number in torch.arange(N * M).split(size):  # of all frames, branch after branch
         rows = number // M
         needed = torch.arange(int(rows[0]), int(rows[-1]) + 1)
         readings.append(
