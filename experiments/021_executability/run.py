@@ -85,8 +85,8 @@ def make_candidates(state: LoopState, context: StageContext) -> tuple[dict[str, 
     frames: dict[int, dict[str, Tensor]] = {}
     for imagined in imagine_all(world_model, state.dataset, context).values():
         for row, episode in enumerate(imagined.branches.episode.tolist()):
-            first = {c: f[row][None] for c, f in imagined.branches.start_frames.items()}
-            rest = {c: f[row, : NUM_FRAMES - 1] for c, f in imagined.branches.frames.items()}
+            first = {c: f[row : row + 1] for c, f in imagined.branches.start_frames.items()}
+            rest = {c: f[row : row + 1][0, : NUM_FRAMES - 1] for c, f in imagined.branches.frames.items()}
             frames[episode] = {c: torch.cat([first[c], rest[c]]) for c in rest}
     stored = {camera: torch.stack([frames[episode][camera] for episode in episodes]) for camera in exact}
     generator = torch.Generator().manual_seed(context.seed)

@@ -111,7 +111,13 @@ def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> 
         if name == "smoothed":
             episodes = act_in_simulator(Smoothed(policy), num_states, context)
         else:
-            episodes = context.simulation.evaluate("evaluation", num_states, 10, path, 1)
+            episodes = context.simulation.run(
+                context.simulation.initial_states("evaluation", num_states),
+                block_size=10,
+                purpose="evaluate/evaluation",
+                iteration=1,
+                policy=path,
+            )
         measured["success"][name] = [episode.is_success for episode in episodes]
         tracking = measure_tracking(policy, judge, episodes)
         figures = {"plans": judged.to_dict()} | {f"{kind}_mm": value for kind, value in tracking.items()}

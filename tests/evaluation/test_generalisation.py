@@ -71,7 +71,7 @@ def test_a_condition_counts_each_part_on_its_own_states() -> None:
             return expert
         return own if len(asked) == 1 else [own[0], own[0]]
 
-    simulation: Any = SimpleNamespace(run=run)
+    simulation: Any = SimpleNamespace(run=run, judge=run)
     score = score_condition(simulation, make_states(own), "checkpoint", SPEC, block_size=2, name="fog")
     assert (score.success.k, score.success.n) == (1, 3)
     assert (score.expert.k, score.expert.n) == (2, 3)

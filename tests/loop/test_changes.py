@@ -52,8 +52,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_has_ended_gains_iterations_and_ends_as_if_it_had_had_them(ended: Path, tmp_path: Path) -> None:
     more = shutil.copytree(ended.parent, tmp_path / "more")
     extended = run(more, "num_iterations=2")
-    at_once = run(tmp_path / "at_once", "num_iterations=2")
+    # cleaning changes no result
+    at_once = run(tmp_path / "at_once", "num_iterations=2", "retention.automatic=true", "retention.num_iterations=1")
     assert (extended / "results.json").read_bytes() == (at_once / "results.json").read_bytes()
+    parts = [[path for path in (r / "sans/cache").iterdir() if path.is_dir()] for r in (extended, at_once)]
+    assert [bool(found) for found in parts] == [True, False]
     stages = [
         [entry["stage"] for entry in json.loads((r / "timings.json").read_text())["stages"]]
         for r in (extended, at_once)

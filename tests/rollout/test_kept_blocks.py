@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from executors import Here
@@ -160,3 +161,31 @@ def test_the_source_of_a_simulator_of_ones_own_counts(tmp_path: Path, monkeypatc
     assert hash_job(job) != before
     monkeypatch.delattr(sys.modules["own_toy"], "__file__")
     assert hash_job(job) not in (before, ""), "a class of a notebook has no file"
+
+
+def test_a_judged_block_keeps_outcomes_and_not_pictures(tmp_path: Path) -> None:
+    whole, counted = run(tmp_path, Here(), None)
+    kept, reporter = KeptBlocks(tmp_path), RecordingReporter()
+    for keeps_start in (False, True):
+        judged = []
+        for _ in range(2):  # the second time from what was kept
+            executor = Here()
+            simulation = Simulation(CONFIG, 4, 0, tmp_path, executor, reporter, kept)
+            states = simulation.initial_states("train", 7)
+            judged = simulation.judge(
+                states,
+                block_size=2,
+                purpose="test",
+                iteration=1,
+                keeps_start=keeps_start,
+                variants=("expert", "far") * 3 + ("expert",),
+            )
+            assert simulation.num_env_steps == counted.num_env_steps
+            assert [summary.meta for summary in judged] == [episode.meta for episode in whole]
+            assert [summary.is_success for summary in judged] == [episode.is_success for episode in whole]
+            for summary, episode in zip(judged, whole, strict=True):
+                first = {camera: images[:1] for camera, images in episode.frames.items()} if keeps_start else {}
+                assert list(summary.frames) == list(first)
+                assert all(np.array_equal(summary.frames[camera], images) for camera, images in first.items())
+                assert np.array_equal(summary.proprio, episode.proprio[:1] if keeps_start else episode.proprio[:0])
+        assert executor.jobs == []

@@ -6,7 +6,7 @@ import torch
 from hand_specs import CAMERAS, make_spec
 
 from worldloop.core.errors import WorldloopError
-from worldloop.sans import clips
+from worldloop.sans import clips, imitation
 from worldloop.sans.clips import BalancedClipSampler, ClipDataset, ClipSamplingConfig
 from worldloop.sans.imitation import EVERY_SUCCESS, EpisodeSelection, ImitationDataset
 
@@ -310,7 +310,7 @@ def test_motion_counts_in_every_camera(store, make_episode) -> None:
     assert ClipDataset(cache, "train", ["wrist"]).candidate_motion.tolist() == pytest.approx([0.5, 1.5])
 
 
-def test_imitation_of_several_cameras_and_tasks(plural) -> None:
+def test_imitation_of_several_cameras_and_tasks(plural, monkeypatch) -> None:
     dataset = ImitationDataset(plural, EVERY_SUCCESS, ["base", "wrist"])
     assert dataset.episodes.tolist() == [0, 3, 4]
     images = dataset.images()
@@ -318,6 +318,9 @@ def test_imitation_of_several_cameras_and_tasks(plural) -> None:
         "base": (7, 8, 8, 3),
         "wrist": (7, 6, 10, 3),
     }
+    for bytes_, rows in ((7 * 8 * 8 * 3, range(7)), (3 * 8 * 8 * 3, (0, 2, 4)), (1, (0,))):
+        monkeypatch.setattr(imitation, "IMAGE_BYTES", bytes_)  # evenly spaced where all of them do not fit
+        assert torch.equal(dataset.images()["base"], images["base"][list(rows)])
     batch = dataset.sample(torch.Generator().manual_seed(0), 2000, 2)
     assert list(batch.observation.frames) == ["base", "wrist"]
     assert batch.observation.task.count(PULL) / 2000 == pytest.approx(0.5, abs=0.03)  # 2 starts of the 7 push

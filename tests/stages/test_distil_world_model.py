@@ -52,7 +52,7 @@ def test_only_a_student_that_is_as_good_replaces_its_teacher(
         load_world_model=lambda path: _Model() if path == "teacher" else None,
         save_world_model=lambda model, path: saved.append((model.config.num_sampler_steps, path)),
     )
-    setup = SimpleNamespace(data_parallel=DataParallel(), drop_checkpoint=lambda name: None)
+    setup = SimpleNamespace(data_parallel=DataParallel(), checkpoint_root=None, drop_checkpoint=lambda name: None)
     context: Any = SimpleNamespace(
         seed=0, device="cpu", models=models, setup=setup, reporter=reporter,
         open_clips=lambda version, split, spec: None, config_of=lambda kind: kind(),

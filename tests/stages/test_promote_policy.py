@@ -29,7 +29,7 @@ class Simulation:
         tasks = tuple(task for task in self.tasks for _ in range(num_states))
         return InitialStates("validation", ids, tasks, torch.zeros(len(ids), 1))
 
-    def run(self, states: InitialStates, *, block_size: int, purpose: str, iteration: int, policy: str) -> list[Any]:
+    def judge(self, states: InitialStates, *, block_size: int, purpose: str, iteration: int, policy: str) -> list[Any]:
         self.measured.append((policy, len(states)))
         solved = [int(state_id.split("/")[1]) % 10 < 10 * RATES[policy] for state_id in states.ids]
         metas = [SimpleNamespace(task=task) for task in states.tasks]

@@ -27,6 +27,8 @@ def execute(options: argparse.Namespace) -> int:
             runs = [options.run_a, options.run_b] if options.command == "compare" else [options.run_dir]
             with _reading(*runs):
                 return _report(options)
+        case "clean":
+            return _clean(options)
         case "benchmark-ood":
             return _benchmark(options)
         case "sans":
@@ -97,6 +99,33 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _clean(options: argparse.Namespace) -> int:
+    """List what can be freed in a run; with ``--yes`` free it, while no other process works on the run."""
+    from worldloop.loop.cleaning import describe_removable, find_removable, read_retention, remove
+    from worldloop.storage.run_directory import RunDirectory
+
+    directory = RunDirectory(options.run_dir)
+    if not directory.exists:
+        raise WorldloopError(f"{options.run_dir} is no run directory: give the folder with its config.yaml")
+    retention = read_retention(directory, options.iterations)
+    if options.yes:
+        directory.lock()
+    try:
+        found = find_removable(directory.path, directory.read_state(), retention)
+        if not found:
+            print("nothing to free")
+            return 0
+        print("\n".join(describe_removable(found)))
+        if options.yes:
+            remove(directory.path, found)
+            print("freed")
+        else:
+            print("nothing has been deleted; --yes deletes it")
+    finally:
+        directory.unlock()
+    return 0
+
+
 def _benchmark(options: argparse.Namespace) -> int:
     """Test a policy in every condition, print the table and draw the plot; goes on where it was interrupted."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -147,7 +176,8 @@ def _sans(options: argparse.Namespace) -> int:
         case "show":
             print(_format_summary(store.summary(version)))
         case "verify":
-            store.verify(version)
+            for shard in store.verify(version):
+                print(f"the cache of shard {shard} was damaged: it is built again when it is next needed")
             print(f"{name}: {len(version.shards)} shards match their hashes")
         case "merge":
             store.merge(version, options.out)

@@ -43,6 +43,16 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("run_a", type=Path, metavar="RUN_A")
     compare.add_argument("run_b", type=Path, metavar="RUN_B")
 
+    clean = commands.add_parser("clean", help="what a run no longer needs, and with --yes delete it")
+    clean.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    clean.add_argument("--yes", action="store_true", help="delete; without it nothing changes")
+    clean.add_argument(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="latest iterations that stay whole (default: as the config says)",
+    )
+
     ood = commands.add_parser("benchmark-ood", help="a run's policy where it has not learned: place, light, object")
     ood.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     ood.add_argument("--policy", default="", metavar="CHECKPOINT", help="in the run (default: its current policy)")
@@ -55,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("list", "list the versions of a dataset"),
         ("show", "count the episodes of a version by task, source and outcome"),
-        ("verify", "check every shard of a version against its hash"),
+        ("verify", "read every file of a version, also in its cache, and compare it with its hash"),
         ("merge", "write a version as one LeRobot dataset"),
     ):
         action = actions.add_parser(name, help=text)

@@ -45,7 +45,7 @@ OLD_KEYS = {
 PATH_KEYS = ("run_root", "recording.root", "recording.labels", "world_model.pretrained", "policy.lerobot.path")
 
 # A run may be continued with other values of these keys, because no result depends on them.
-_FREE_KEYS = ("runtime", "resources", "run_root", "run_name", "mirror")
+_FREE_KEYS = ("runtime", "resources", "retention", "run_root", "run_name", "mirror")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoopConfig:

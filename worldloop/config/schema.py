@@ -30,6 +30,7 @@ from worldloop.stages import (
     refit_world_model,
     seed_dataset,
 )
+from worldloop.storage.retention import RetentionConfig
 from worldloop.value.config import ValueConfig
 from worldloop.world_model.config import WorldModelConfig
 
@@ -102,6 +103,7 @@ class LoopConfig:
     inverse_dynamics: InverseDynamicsConfig = field(default_factory=InverseDynamicsConfig)
     clips: ClipSamplingConfig = field(default_factory=ClipSamplingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     def section[T](self, kind: type[T]) -> T:
         """The section of type ``kind``, e.g. ``config.section(clone_policy.Config)``."""

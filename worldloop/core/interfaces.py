@@ -237,7 +237,10 @@ class ImitationSource(Protocol):
     """Observations and the action chunks to imitate, from real episodes."""
 
     def images(self) -> dict[str, Tensor]:
-        """Camera name -> u8 [N, h, w, 3]: the frame at the start of every chunk."""
+        """Camera name -> u8 [n, h, w, 3], for image statistics: frames at the starts of chunks, evenly spaced.
+
+        As many as fit in memory; all of them if they do.
+        """
         ...
 
     def observations(self, block_size: int) -> Iterator[Observation]:

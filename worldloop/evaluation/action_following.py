@@ -6,6 +6,7 @@ module compares pairs of held-out episodes from one state at the last frame that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -17,9 +18,12 @@ from torch import Tensor
 from worldloop.core.specs import Landmark
 from worldloop.core.statistics import Estimate, estimate
 from worldloop.evaluation.fidelity import CURVE_RESAMPLES
+from worldloop.evaluation.frames import Frames
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.visual_state import CM, Seen, slice_landmarks
 from worldloop.sans.clips import ClipDataset
+
+PAIRS_AT_ONCE = 8  # of episodes whose images are compared
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,17 @@ def follow_actions(
     def subtract(values: Tensor) -> Tensor:
         return (values[left, frame].double() - values[right, frame].double()).flatten(1)
 
-    def root_mean_square(frames: dict[str, Tensor]) -> Tensor:
-        by_camera = [subtract(frames[camera]).square().mean(1).sqrt() for camera in branches.frames]
+    def root_mean_square(frames: Mapping[str, Frames]) -> Tensor:
+        by_camera = [
+            torch.cat([compare_images(frames[camera], rows) for rows in torch.arange(len(pairs)).split(PAIRS_AT_ONCE)])
+            for camera in branches.frames
+        ]
         return torch.stack(by_camera).mean(0)
+
+    def compare_images(frames: Frames, rows: Tensor) -> Tensor:
+        number = torch.arange(len(rows))
+        one, other = (frames[side[rows]][number, frame[rows]].double().flatten(1) for side in (left, right))
+        return (one - other).square().mean(1).sqrt()
 
     def distance_cm(position_m: Tensor) -> Tensor:
         return CM * subtract(position_m).norm(dim=1)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from worldloop.core.types import Episode
+from worldloop.rollout.jobs import EpisodeSummary
 
 Outcomes = Mapping[str, Sequence[bool]]  # task -> success on each of its states, in a fixed order of states
 
@@ -55,7 +56,7 @@ def group_outcomes(success: Iterable[bool], tasks: Iterable[str]) -> dict[str, t
     return {task: tuple(outcomes) for task, outcomes in grouped.items()}
 
 
-def group_success(episodes: Sequence[Episode]) -> dict[str, tuple[bool, ...]]:
+def group_success(episodes: Sequence[Episode | EpisodeSummary]) -> dict[str, tuple[bool, ...]]:
     """Task -> whether each of its episodes was solved, in order."""
     return group_outcomes([episode.is_success for episode in episodes], [episode.meta.task for episode in episodes])
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from worldloop.core import images
 from worldloop.core.statistics import Estimate, estimate_mean
 from worldloop.core.tensors import check_dtype, check_shape
+from worldloop.evaluation.frames import split_rows
 from worldloop.evaluation.open_loop import Branches
 
 MAX_PSNR_DB = 100.0  # for identical frames, whose PSNR is infinite, so that means stay finite
 MOVING_THRESHOLD = 10  # grey levels (of 255) by which a pixel must differ from the first frame to have moved
 CURVE_RESAMPLES = 400  # bootstrap resamples of each point of a curve
-ROWS_AT_ONCE = 32  # branches compared at once, because doubles of all frames would fill the memory
+ROWS_AT_ONCE = 32  # most branches compared at once, because doubles of all frames would fill the memory
 PSNR_ROWS_AT_ONCE = 16  # smaller, because its doubles take 24 times the bytes of a pair of frames
 
 
@@ -112,7 +113,7 @@ def _summarise(values: dict[str, Tensor], valid: Tensor, by_camera: dict[str, Fi
 def _measure_camera(branches: Branches, camera: str) -> dict[str, Tensor]:
     """Metric name -> values f32 [N, M]."""
     blocks: dict[str, list[Tensor]] = {}
-    for rows in torch.arange(len(branches)).split(ROWS_AT_ONCE):
+    for rows in split_rows(branches.frames[camera], ROWS_AT_ONCE):
         target, start = branches.truth.frames[camera][rows], branches.start_frames[camera][rows]
         still = repeat_first_frame(start, target.shape[1])
         for suffix, predicted in (("", branches.frames[camera][rows]), ("_first_frame", still)):
@@ -128,7 +129,11 @@ def _measure_camera(branches: Branches, camera: str) -> dict[str, Tensor]:
 def compute_mean_psnr(branches: Branches) -> Tensor:
     """PSNR of each imagined frame in dB, f32 [N, M], the mean over cameras."""
     truth = branches.truth.frames
-    return torch.stack([compute_psnr(frames, truth[camera]) for camera, frames in branches.frames.items()]).mean(0)
+    by_camera = [
+        torch.cat([compute_psnr(frames[r], truth[camera][r]) for r in split_rows(frames, PSNR_ROWS_AT_ONCE)])
+        for camera, frames in branches.frames.items()
+    ]
+    return torch.stack(by_camera).mean(0)
 
 
 def check_frame_pair(predicted: Tensor, target: Tensor) -> None:

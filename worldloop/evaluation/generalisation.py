@@ -18,6 +18,7 @@ from worldloop.core.specs import SimulatorSpec
 from worldloop.core.statistics import Rate
 from worldloop.core.types import Episode, InitialStates
 from worldloop.evaluation.events import find_events, follow
+from worldloop.rollout.jobs import EpisodeSummary
 from worldloop.rollout.simulation import Simulation
 
 
@@ -69,14 +70,14 @@ def score_condition(
 
     own = simulation.run(states, block_size=block_size, purpose=purpose, iteration=0, policy=policy)
     expert: list[Episode] = []
-    close: list[Episode] = []
+    close: list[EpisodeSummary] = []
     if asks_expert:
         expert = simulation.run(
             states, block_size=block_size, purpose=f"{purpose}/expert", iteration=0, variants=("expert",) * len(states)
         )
         near, context = find_starts_of_interaction(states, expert, spec)
         if len(near):
-            close = simulation.run(
+            close = simulation.judge(
                 near, block_size=block_size, purpose=purpose, iteration=0, policy=policy, context=context
             )
     reached = [reaches(episode, spec) for episode in own]
@@ -91,7 +92,7 @@ def score_condition(
     )
 
 
-def rate_success(episodes: Sequence[Episode]) -> Rate:
+def rate_success(episodes: Sequence[Episode | EpisodeSummary]) -> Rate:
     return Rate.of(np.array([episode.is_success for episode in episodes]))
 
 

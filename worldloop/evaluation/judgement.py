@@ -23,8 +23,9 @@ from worldloop.evaluation.calibration import (
     judge_trust,
 )
 from worldloop.evaluation.fidelity import Fidelity, FrameMetric, measure_fidelity
+from worldloop.evaluation.frames import split_rows
 from worldloop.evaluation.horizon import Horizon
-from worldloop.evaluation.lpips import compute_lpips
+from worldloop.evaluation.lpips import BATCH_SIZE, compute_lpips
 from worldloop.evaluation.open_loop import Branches, ImaginedEpisodes
 from worldloop.evaluation.uncertainty import Uncertainty, judge_uncertainty
 from worldloop.evaluation.visual_state import (
@@ -37,6 +38,8 @@ from worldloop.evaluation.visual_state import (
     see,
 )
 from worldloop.sans.clips import ClipDataset
+
+LPIPS_ROWS_AT_ONCE = BATCH_SIZE  # so that all batches of frames but the last are full
 
 
 @dataclass(frozen=True)
@@ -217,10 +220,14 @@ def _average_lpips(branches: Branches) -> tuple[Tensor | None, str]:
     """(LPIPS f32 [N], the mean over cameras, ""), or (None, why a camera has none)."""
     by_camera = []
     for camera, frames in branches.frames.items():
-        value, reason = compute_lpips(frames, branches.truth.frames[camera], branches.truth.valid)
-        if value is None:
-            return None, f"{camera}: {reason}" if len(branches.frames) > 1 else str(reason)
-        by_camera.append(value)
+        values = []
+        for rows in split_rows(frames, LPIPS_ROWS_AT_ONCE):
+            truth = branches.truth
+            value, reason = compute_lpips(frames[rows], truth.frames[camera][rows], truth.valid[rows])
+            if value is None:
+                return None, f"{camera}: {reason}" if len(branches.frames) > 1 else str(reason)
+            values.append(value)
+        by_camera.append(torch.cat(values))
     return torch.stack(by_camera).mean(0), ""
 
 

@@ -7,8 +7,9 @@ Shapes: N branches, M frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from worldloop.core.randomness import make_row_keys
 from worldloop.core.reporting import Reporter
 from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Clip, Outcome, Source
-from worldloop.sans.clips import ClipDataset
+from worldloop.evaluation.frames import FrameFile, Frames
+from worldloop.sans.clips import ClipDataset, RecordedClips
 
 # Name of a source in reports -> the sources of its episodes in the dataset.
 SOURCES: dict[str, tuple[Source, ...]] = {
@@ -33,16 +35,17 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 class Branches:
     """N imagined branches, and ``truth``, the clip [N, M] that the simulator recorded with the same actions.
 
-    - ``frames``: camera name -> u8 [N, M, h, w, 3]; ``truth`` has at least these cameras
+    - ``frames``: camera name -> u8 [N, M, h, w, 3]; ``truth`` has at least these cameras. Both are read by rows, since
+      not all need be in memory. Empty if nobody needs frames
     - ``proprio`` f32 [N, M, S]; ``logit`` f32 [N, M]: of the success head
     - ``expected_psnr_db`` f32 [N, M]: the model's own estimate, or ``None``
     - ``confirm_frames``: see `confirm`
     """
 
-    frames: dict[str, Tensor]
+    frames: Mapping[str, Frames]
     proprio: Tensor
     logit: Tensor
-    truth: Clip
+    truth: Clip | RecordedClips
     expected_psnr_db: Tensor | None = None
     confirm_frames: int = 0
 
@@ -55,13 +58,17 @@ class Branches:
         return self.truth.index[:, 0]
 
     @property
-    def first_frames(self) -> dict[str, Tensor]:
+    def first_frames(self) -> dict[str, Frames]:
         """Camera name -> u8 [N, h, w, 3]: the first frame of each branch's episode."""
+        if isinstance(self.truth, RecordedClips):
+            return {camera: self.truth.first_frames[camera] for camera in self.frames}
         return {camera: self.truth.context[camera][:, 0] for camera in self.frames}
 
     @property
-    def start_frames(self) -> dict[str, Tensor]:
+    def start_frames(self) -> dict[str, Frames]:
         """Camera name -> u8 [N, h, w, 3]: the real frame that each branch started from."""
+        if isinstance(self.truth, RecordedClips):
+            return {camera: self.truth.start_frames[camera] for camera in self.frames}
         return {camera: self.truth.context[camera][:, -1] for camera in self.frames}
 
     @property
@@ -102,6 +109,7 @@ def imagine_held_out(
     batch_size: int,
     seed: int,
     reporter: Reporter,
+    folder: Path | None = None,
 ) -> dict[str, ImaginedEpisodes]:
     """Source -> the latest ``max_episodes`` episodes of ``task`` in ``dataset``, imagined as a whole.
 
@@ -117,7 +125,13 @@ def imagine_held_out(
         if len(index):
             with reporter.progress(len(index), "episode") as progress:
                 imagined[name] = imagine_episodes(
-                    world_model, dataset, index, batch_size=batch_size, seed=seed, on_batch=progress.advance
+                    world_model,
+                    dataset,
+                    index,
+                    batch_size=batch_size,
+                    seed=seed,
+                    on_batch=progress.advance,
+                    folder=folder,
                 )
     return imagined
 
@@ -137,12 +151,13 @@ def imagine_episodes(
     batch_size: int,
     seed: int,
     on_batch: Callable[[int], None] = lambda count: None,
+    folder: Path | None = None,
 ) -> ImaginedEpisodes:
     """Imagine all ``episodes`` int64 [n] of ``dataset`` as a whole; for other arguments see `imagine_branches`."""
     index = torch.stack([episodes, torch.zeros_like(episodes)], dim=1)
     num_frames = int(dataset.cache.num_steps[episodes.numpy()].max())
     branches = imagine_branches(
-        world_model, dataset, index, num_frames, batch_size=batch_size, seed=seed, on_batch=on_batch
+        world_model, dataset, index, num_frames, batch_size=batch_size, seed=seed, on_batch=on_batch, folder=folder
     )
     outcomes = tuple(dataset.cache.metas[e].outcome for e in episodes.tolist())
     return ImaginedEpisodes(branches.best_logit.numpy(), branches.succeeds.numpy(), outcomes, branches)
@@ -157,35 +172,40 @@ def imagine_branches(
     batch_size: int,
     seed: int,
     on_batch: Callable[[int], None] = lambda count: None,
+    folder: Path | None = None,
+    keeps_frames: bool = True,
 ) -> Branches:
     """Imagine branches of ``num_frames`` frames from ``index`` int64 [N, 2] = (episode, frame).
 
     - ``dataset`` must have the cameras of the world model, and may have more
     - ``seed`` is for the model's noise
     - ``on_batch(n)`` is called after every batch of n branches
+    - ``folder``: where imagined frames are kept in files; ``None``: in memory. Without ``keeps_frames`` none are kept
 
     Frames past an episode's end are imagined too, but are not valid.
     """
     cameras = world_model.spec.robot.camera_names
-    frames: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
+    kept = cameras if keeps_frames else ()
+    blocks: dict[str, list[Tensor]] = {camera: [] for camera in kept}
+    files = {} if folder is None else {camera: FrameFile(folder) for camera in kept}
+    truth = dataset.describe(index, num_frames)
     proprio, logit, psnr_db = [], [], []
     row_keys = make_row_keys(len(index), seed, "check_world_model", num_frames)
-    for block, keys in zip(index.split(batch_size), row_keys.split(batch_size), strict=True):
-        clip = dataset.load(block, num_frames)
+    parts = (tensor.split(batch_size) for tensor in (index, row_keys, truth.actions))
+    for block, keys, actions in zip(*parts, strict=True):
         state = world_model.start(dataset.observation(block).with_cameras(cameras), keys)
-        imagined = world_model.imagine(state, clip.actions.flatten(1, 2))[1]
-        for camera in cameras:
-            frames[camera].append(imagined.frames[camera].cpu())
+        imagined = world_model.imagine(state, actions.flatten(1, 2))[1]
+        for camera in kept:
+            (blocks if folder is None else files)[camera].append(imagined.frames[camera].cpu())
         proprio.append(imagined.proprio.float().cpu())
         logit.append(imagined.success_logit.float().cpu())
         if imagined.expected_psnr_db is not None:
             psnr_db.append(imagined.expected_psnr_db.float().cpu())
         on_batch(len(block))
-    truth = dataset.load(index, num_frames)
     expected = torch.cat(psnr_db) if psnr_db else None
     confirm_frames = world_model.spec.success_confirm_frames
-    seen = {camera: torch.cat(blocks) for camera, blocks in frames.items()}
-    return Branches(seen, torch.cat(proprio), torch.cat(logit), truth, expected, confirm_frames)
+    frames: dict[str, Frames] = {camera: files[camera] if files else torch.cat(blocks[camera]) for camera in kept}
+    return Branches(frames, torch.cat(proprio), torch.cat(logit), truth, expected, confirm_frames)
 
 
 def cut_branches(dataset: ClipDataset, episodes: Tensor, num_frames: int) -> Tensor:

@@ -16,6 +16,7 @@ from worldloop.core.success import Calibrations
 from worldloop.core.types import Episode, Observation
 from worldloop.evaluation.by_task import ByTask, Outcomes, group_outcomes, measure_by_task, pool_outcomes
 from worldloop.rollout.imagination import ImaginedSimulator
+from worldloop.rollout.jobs import EpisodeSummary
 from worldloop.rollout.rollout import run_rollout
 
 EPISODES_AT_ONCE = 100  # rows of one imagined rollout; a change changes the noise
@@ -111,7 +112,7 @@ def imagine_outcomes(
     policy: Actor,
     world_model: WorldModel,
     calibrations: Calibrations,
-    episodes: Sequence[Episode],
+    episodes: Sequence[Episode | EpisodeSummary],
     *,
     key: tuple[int | str, ...],
     max_batch: int = 0,
@@ -143,7 +144,7 @@ def imagine_outcomes(
     return group_outcomes(success, [episode.meta.task for episode in episodes])
 
 
-def observe_start(episodes: Sequence[Episode], cameras: Sequence[str]) -> Observation:
+def observe_start(episodes: Sequence[Episode | EpisodeSummary], cameras: Sequence[str]) -> Observation:
     """The first observations of ``episodes``: rows with K = 3 equal frames of each of ``cameras``."""
     first = {camera: torch.from_numpy(np.stack([e.frames[camera][0] for e in episodes])) for camera in cameras}
     return Observation(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -24,9 +23,10 @@ from worldloop.evaluation.outcomes import observe_start
 from worldloop.rl.reward_context import RewardContext
 from worldloop.rl.rewards import score_success
 from worldloop.rollout.imagination import imagine_rollout
+from worldloop.rollout.jobs import EpisodeSummary
 from worldloop.rollout.replay import Replay
 from worldloop.rollout.rollout import count_chunks
-from worldloop.rollout.simulation import Simulation
+from worldloop.rollout.simulation import Acting, Simulation
 from worldloop.rollout.swap import PROPRIO, Swap
 
 STARTS_AT_ONCE = 50  # starts imagined together; a change changes the noise
@@ -116,21 +116,16 @@ def replay_imagination(
         rows = list(range(first, min(first + STARTS_AT_ONCE, len(states))))
         block, group = states.select(rows), torch.arange(len(rows)).repeat_interleave(group_size)
         purpose = "/".join(str(part) for part in (*key, first))
-        act = partial(
-            simulation.run,
-            block,
-            block_size=block_size,
-            purpose=f"{purpose}/own",  # also in the swap test, so that the policy draws the same noise
-            iteration=iteration,
-            policy=checkpoint,
-            temperature=temperature,
-            row_chunks=torch.full((len(block),), num_chunks),
-        )
-        own = act()
+        acting = Acting(policy=checkpoint, temperature=temperature, row_chunks=torch.full((len(block),), num_chunks))
+        own_purpose = f"{purpose}/own"  # also in the swap test, so that the policy draws the same noise
+        own = simulation.run(block, block_size=block_size, purpose=own_purpose, iteration=iteration, **acting)
         swapped = {}
         if swap_with:
             for part in list_parts(policy, world_model):
-                swapped[part] = rate_success(act(swap=Swap(swap_with, (part,))))
+                acting["swap"] = Swap(swap_with, (part,))
+                swapped[part] = rate_success(
+                    simulation.judge(block, block_size=block_size, purpose=own_purpose, iteration=iteration, **acting)
+                )
         rollout = imagine_rollout(
             policy,
             world_model,
@@ -163,7 +158,7 @@ def list_parts(policy: Actor, world_model: WorldModel) -> tuple[str, ...]:
     return (*(camera for camera in read if camera in imagined), PROPRIO)
 
 
-def rate_success(episodes: Sequence[Episode]) -> np.ndarray:
+def rate_success(episodes: Sequence[Episode | EpisodeSummary]) -> np.ndarray:
     """bool [n]: which episodes succeeded."""
     return np.array([episode.is_success for episode in episodes], dtype=bool)
 

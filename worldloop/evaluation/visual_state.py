@@ -7,6 +7,7 @@ too, so every figure is also computed on simulated frames. Shapes: N branches, M
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,13 @@ from worldloop.core.success import find_highest_confirmed
 from worldloop.core.types import Outcome
 from worldloop.evaluation.alignment import Alignment, compute_alignment
 from worldloop.evaluation.fidelity import FrameMetric
+from worldloop.evaluation.frames import BLOCK_BYTES, Frames
 from worldloop.evaluation.open_loop import Branches
 from worldloop.evaluation.probes import FrameProbe, ProbeBatch, fit_frame_probe
 from worldloop.sans.clips import ClipDataset
 
 CM = 100.0  # cm per metre
+FRAMES_AT_ONCE = 512  # most that the probe reads
 THRESHOLD_EPISODES = 200  # the threshold is chosen on at least so many episodes, or on all if there are fewer
 
 
@@ -94,9 +97,10 @@ def _choose_threshold(network: FrameProbe, dataset: ClipDataset, task: str, conf
     if not len(some):
         return 0.0
     num_frames = int(dataset.cache.num_steps[some.numpy()].max())
-    clip = dataset.load(torch.stack([some, torch.zeros_like(some)], dim=1), num_frames)
-    frames = {camera: clip.frames[camera] for camera in network.cameras}
-    truth = Branches(frames, clip.proprio, torch.zeros(clip.valid.shape), clip, confirm_frames=confirm_frames)
+    clips = dataset.describe(torch.stack([some, torch.zeros_like(some)], dim=1), num_frames)
+    frames = {camera: clips.frames[camera] for camera in network.cameras}
+    nothing = torch.zeros(*clips.valid.shape, 0)
+    truth = Branches(frames, nothing, nothing.sum(-1), clips, confirm_frames=confirm_frames)
     success = truth.succeeds.numpy()
     if success.all() or not success.any():
         return 0.0
@@ -111,16 +115,27 @@ class Seen:
     solved_logit: Tensor
 
 
-def see(probe: FrameProbe, branches: Branches, frames: Mapping[str, Tensor]) -> Seen:
+def see(probe: FrameProbe, branches: Branches, frames: Mapping[str, Frames]) -> Seen:
     """Read ``frames``, camera name -> u8 [N, M, h, w, 3], the imagined or simulated frames of ``branches``."""
     N, M = branches.truth.valid.shape
-    first = {camera: start[:, None].expand_as(frames[camera]) for camera, start in branches.first_frames.items()}
-    reading = probe.read(
-        {camera: start.flatten(0, 1) for camera, start in first.items()},
-        {camera: frames[camera].flatten(0, 1) for camera in first},
-        tuple(task for task in branches.truth.task for _ in range(M)),
+    readings = []
+    frame_bytes = max(math.prod(frames[camera].shape[2:]) for camera in branches.frames)
+    size = max(1, min(FRAMES_AT_ONCE, BLOCK_BYTES // frame_bytes))
+    for number in torch.arange(N * M).split(size):  # of all frames, branch after branch
+        rows = number // M
+        needed = torch.arange(int(rows[0]), int(rows[-1]) + 1)
+        readings.append(
+            probe.read(
+                {camera: first[needed][rows - rows[0]] for camera, first in branches.first_frames.items()},
+                {camera: frames[camera][needed].flatten(0, 1)[number - rows[0] * M] for camera in branches.frames},
+                tuple(branches.truth.task[row] for row in rows.tolist()),
+            )
+        )
+    position_m, solved_logit = (
+        torch.cat(parts).unflatten(0, (N, M))
+        for parts in zip(*((r.position_m, r.solved_logit) for r in readings), strict=True)
     )
-    return Seen(reading.position_m.unflatten(0, (N, M)), reading.solved_logit.unflatten(0, (N, M)))
+    return Seen(position_m, solved_logit)
 
 
 def find_highest_seen(branches: Branches, seen: Seen) -> np.ndarray:

@@ -19,6 +19,7 @@ from worldloop.core.files import claim_folder, join_claim
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
 from worldloop.loop.changes import take_over_changes
+from worldloop.loop.cleaning import clean_after_iteration
 from worldloop.loop.copying import RunCopier
 from worldloop.loop.inputs import describe_inputs, require_same_inputs
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
@@ -214,13 +215,16 @@ def _run_next(
     new_state = advance(config, new_state)
     seconds = time.monotonic() - began
     directory.add_timing(iteration, name, seconds, peak)
-    if new_state.iteration != iteration or not new_state.next_stage:
+    ends_iteration = new_state.iteration != iteration or not new_state.next_stage
+    if ends_iteration:
         tensorboard = directory.path / "tensorboard"
         write_iteration(
             tensorboard, new_state.records[: iteration + 1], directory.read_timings(), list_settings(config)
         )
     directory.write_state(new_state)
     KeptBlocks(directory.path).drop()
+    if ends_iteration and config.retention.automatic:
+        clean_after_iteration(directory, new_state, config.retention, display.log)
     if new_state.next_stage:
         copier.copy()
     display.log(f"  {name} took {time.monotonic() - began:.1f} s")

@@ -67,7 +67,7 @@ class ImageStem(nn.Module):
         """Set background and contrast from ``frames`` [N, 3, h, w] in [-1, 1]."""
         self._check_size(frames)
         self.background.copy_(frames.mean(dim=0))
-        self.contrast.copy_((frames - self.background).square().mean().sqrt().clamp_min(1e-3))
+        self.contrast.copy_((frames - self.background).square_().mean().sqrt().clamp_min(1e-3))
 
     def forward(self, frames: Tensor) -> Tensor:
         self._check_size(frames)

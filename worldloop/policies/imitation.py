@@ -262,7 +262,7 @@ def _fit[PolicyT: Policy, BatchT](
     """Train ``policy`` on ``make_objective(batch_size=, precision=)``, after preparing it for ``dataset``."""
     size = config.batch_size // setup.num_microbatches
     objective = make_objective(batch_size=size, precision=config.precision)
-    policy.prepare(dataset)  # on the CPU: it reads all frames at once
+    policy.prepare(dataset)  # on the CPU: it reads many frames at once
     policy = policy.to(setup.device).train()
     make_optimizer = partial(
         Optimizer, learning_rate=config.learning_rate, num_steps=config.num_steps, weight_decay=config.weight_decay

@@ -204,7 +204,7 @@ def draw_video(episodes: ImaginedEpisodes, row: int, calibration: Calibration) -
     level = calibration.probability(branches.logit[row, :length])
     counts = (level >= calibration.threshold)[:, None, None, None]
     frames, true_frames = (
-        join_views([views[camera][row, :length] for camera in branches.frames])
+        join_views([views[camera][row : row + 1][0, :length] for camera in branches.frames])
         for views in (branches.frames, truth.frames)
     )
     imagined = torch.where(counts, draw_level(frames, level, GREEN), draw_level(frames, level, RED))

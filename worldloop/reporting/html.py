@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from worldloop.reporting.charts import (
     draw_success_by_task,
     draw_time,
 )
+from worldloop.reporting.event_files import find_images
 from worldloop.reporting.html_tables import (
     DASH,
     count,
@@ -189,19 +191,9 @@ def find_strip_videos(log_dir: Path, records: list[Record], figure: str, stage: 
 
 def read_images(folder: Path, iteration: int) -> dict[str, str] | None:
     """Tag -> its image of ``iteration`` in base64, of a TensorBoard folder; ``None`` without TensorBoard."""
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError:
+    if find_spec("tensorboard") is None:
         return None
-    if not folder.is_dir():
-        return {}
-    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-    return {
-        tag: base64.b64encode(event.encoded_image_string).decode()
-        for tag in events.Tags()["images"]
-        for event in events.Images(tag)
-        if event.step == iteration
-    }
+    return {tag: base64.b64encode(image).decode() for tag, image in find_images(folder, iteration).items()}
 
 
 def _caption_videos(images: dict[str, str], record: Record, task: str) -> Iterator[dict[str, str]]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Actor, Policy, TaskSimulator, WorldModel
 from worldloop.core.specs import TaskSpec
-from worldloop.core.types import ActionChunk, Episode, InitialStates, Observation, Source, Split
+from worldloop.core.types import ActionChunk, Episode, EpisodeMeta, InitialStates, Observation, Source, Split
 from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.factory.build import build_simulator
 from worldloop.factory.checkpoints import load_inverse_dynamics, load_policy, load_world_model
@@ -26,6 +28,32 @@ from worldloop.rollout.swap import PartlyImagined, Swap
 from worldloop.simulators.base import choose_instruction
 
 _SIMULATORS: dict[str, TaskSimulator] = {}
+
+
+Keeps = Literal["episode", "start", "outcome"]
+
+
+@dataclass(frozen=True)
+class EpisodeSummary:
+    """What is left of an episode whose pictures nobody needs: ``meta``, with the outcome, and ``num_env_steps``.
+
+    ``frames``: camera -> u8 [1, h, w, 3], the first frame, and ``proprio`` f32 [1, S] beside it; both are empty where
+    only the outcome is kept.
+    """
+
+    meta: EpisodeMeta
+    num_env_steps: int
+    frames: dict[str, np.ndarray]
+    proprio: np.ndarray
+
+    @classmethod
+    def of(cls, episode: Episode, keeps_start: bool) -> EpisodeSummary:
+        frames = {camera: images[:1].copy() for camera, images in episode.frames.items()} if keeps_start else {}
+        return cls(episode.meta, episode.num_env_steps, frames, episode.proprio[: int(keeps_start)].copy())
+
+    @property
+    def is_success(self) -> bool:
+        return self.meta.outcome == "success"
 
 
 @dataclass(frozen=True)
@@ -43,7 +71,8 @@ class RolloutJob:
 
     ``context``: camera -> u8 [N, 3, h, w, 3], the frames seen at starts in the middle of an episode; ``None``: three
     times the one now. ``splits``: the split each episode is stored under. ``row_chunks`` int64 [N]: each episode ends
-    after so many chunks; ``None``: no limit.
+    after so many chunks; ``None``: no limit. ``keeps``: what comes back of each: the whole ``episode``, or an
+    `EpisodeSummary` with its ``start`` or of its ``outcome`` alone.
     """
 
     states: InitialStates
@@ -62,6 +91,7 @@ class RolloutJob:
     told_task: str = ""
     swap: Swap | None = None
     context: dict[str, Tensor] | None = None
+    keeps: Keeps = "episode"
     num_threads: int = 1
 
     def __post_init__(self) -> None:
@@ -123,18 +153,21 @@ def _date(checkpoint: str) -> int:
     return (Path(checkpoint) / "checkpoint.json").stat().st_mtime_ns
 
 
-def execute_rollout_job(job: RolloutJob) -> list[Episode]:
-    """Run one block; returns its episodes in the order of the block's states."""
+def execute_rollout_job(job: RolloutJob) -> list[Episode] | list[EpisodeSummary]:
+    """Run one block; returns what the job keeps of its episodes, in the order of the block's states."""
     threads = torch.get_num_threads()
     torch.set_num_threads(job.num_threads)
     try:
         simulator = _simulator_of(job.simulator)
         episodes: list[Episode] = []
+        summaries: list[EpisodeSummary] = []
         for first in range(0, len(job.states), simulator.num_envs):
-            episodes.extend(
-                _execute_rows(job, simulator, range(first, min(first + simulator.num_envs, len(job.states))))
-            )
-        return episodes
+            done = _execute_rows(job, simulator, range(first, min(first + simulator.num_envs, len(job.states))))
+            if job.keeps == "episode":
+                episodes.extend(done)
+            else:
+                summaries.extend(EpisodeSummary.of(episode, job.keeps == "start") for episode in done)
+        return episodes if job.keeps == "episode" else summaries
     finally:
         torch.set_num_threads(threads)
 

@@ -27,7 +27,7 @@ from worldloop.core.files import hash_file, write_file
 from worldloop.core.types import Episode, EpisodeMeta
 from worldloop.core.version import __version__
 from worldloop.factory.build import build_simulator_spec, choose_simulator
-from worldloop.rollout.jobs import RolloutJob, execute_rollout_job
+from worldloop.rollout.jobs import EpisodeSummary, RolloutJob, execute_rollout_job
 from worldloop.sans.shard import meta_to_json
 
 _ARRAYS = ("proprio", "actions", "valid", "rewards", "success", "distances_m", "sim_state")
@@ -39,28 +39,28 @@ class KeptBlocks:
     def __init__(self, run_dir: Path) -> None:
         self.directory = run_dir / "partial/episodes"
 
-    def find(self, job: RolloutJob) -> list[Episode] | None:
-        """The episodes of ``job`` if they have been kept; ``None`` also if the file is damaged."""
+    def find(self, job: RolloutJob) -> list[Episode] | list[EpisodeSummary] | None:
+        """What ``job`` keeps of its episodes, if it is there; ``None`` also if the file is damaged."""
         path = self._locate(job)
         if not path.exists():
             return None
         try:
-            return _read(path)
+            return _read(path, Episode if job.keeps == "episode" else EpisodeSummary)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
 
-    def keep(self, job: RolloutJob, episodes: Sequence[Episode]) -> None:
-        """Write the episodes of ``job``. Raises `WorldloopError` if the disk is full or cannot be written."""
+    def keep(self, job: RolloutJob, episodes: Sequence[Episode | EpisodeSummary]) -> None:
+        """Write the result of ``job``. Raises `WorldloopError` if the disk is full or cannot be written."""
         arrays: dict[str, np.ndarray] = {}
         for number, episode in enumerate(episodes):
             own = {f"frames.{camera}": images for camera, images in episode.frames.items()}
-            own |= {name: getattr(episode, name) for name in _ARRAYS}
+            names = _ARRAYS if isinstance(episode, Episode) else ("proprio",)
+            own |= {name: getattr(episode, name) for name in names}
             arrays |= {f"{number}.{name}": np.ascontiguousarray(array) for name, array in own.items()}
-        ends = [[bool(episode.terminated), bool(episode.truncated)] for episode in episodes]
         record = {
             "meta": [meta_to_json(episode.meta) for episode in episodes],
             "cameras": [list(episode.frames) for episode in episodes],
-            "ends": ends,
+            "values": [_list_values(episode) for episode in episodes],
         }
         write_file(self._locate(job), save(arrays, {"episodes": json.dumps(record)}), "the episodes of this stage")
 
@@ -72,25 +72,30 @@ class KeptBlocks:
         return self.directory / f"{hash_job(job)}.safetensors"
 
 
-def _read(path: Path) -> list[Episode]:
+def _list_values(episode: Episode | EpisodeSummary) -> dict[str, Any]:
+    """The fields that are single values."""
+    if isinstance(episode, EpisodeSummary):
+        return {"num_env_steps": episode.num_env_steps}
+    return {"terminated": bool(episode.terminated), "truncated": bool(episode.truncated)}
+
+
+def _read(path: Path, kind: type[Episode] | type[EpisodeSummary]) -> list[Any]:
     with safe_open(path, "numpy") as file:
         record = json.loads(file.metadata()["episodes"])
         arrays: list[dict[str, np.ndarray]] = [{} for _ in record["meta"]]
         for key in file.keys():  # noqa: SIM118 (not a dictionary)
             number, _, name = key.partition(".")
             arrays[int(number)][name] = file.get_tensor(key)
-    episodes = []
-    for meta, cameras, ends, own in zip(record["meta"], record["cameras"], record["ends"], arrays, strict=True):
+    episodes: list[Any] = []
+    for meta, cameras, values, own in zip(record["meta"], record["cameras"], record["values"], arrays, strict=True):
         frames = {camera: own.pop(f"frames.{camera}") for camera in cameras}
-        terminated, truncated = ends
-        episodes.append(
-            Episode(meta=EpisodeMeta(**meta), frames=frames, terminated=terminated, truncated=truncated, **own)
-        )
+        fields: dict[str, Any] = {"meta": EpisodeMeta(**meta), "frames": frames, **values, **own}
+        episodes.append(kind(**fields))
     return episodes
 
 
-def execute_and_keep(kept: KeptBlocks, job: RolloutJob) -> list[Episode]:
-    """Run ``job`` and keep its episodes, in the simulator's process: so blocks that end early are kept early.
+def execute_and_keep(kept: KeptBlocks, job: RolloutJob) -> list[Episode] | list[EpisodeSummary]:
+    """Run ``job`` and keep its result, in the simulator's process: so blocks that end early are kept early.
 
     A disk that takes no more ends nothing here; the stage's own result will meet it.
     """

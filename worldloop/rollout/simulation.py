@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +17,14 @@ from worldloop.core.types import Episode, InitialStates, Split
 from worldloop.factory.build import build_simulator_spec
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.following import Video
-from worldloop.rollout.jobs import InitialStatesJob, RolloutJob, draw_initial_states, execute_rollout_job
+from worldloop.rollout.jobs import (
+    EpisodeSummary,
+    InitialStatesJob,
+    Keeps,
+    RolloutJob,
+    draw_initial_states,
+    execute_rollout_job,
+)
 from worldloop.rollout.kept_blocks import KeptBlocks, execute_and_keep
 from worldloop.rollout.replay import Replay
 from worldloop.rollout.swap import Swap
@@ -39,6 +46,35 @@ class Executor(Protocol):
 def choose_split(state_id: str, validation_share: float) -> Split:
     """``train`` or ``validation``, a fixed function of the state's id."""
     return "validation" if derive_seed("split", state_id) % 10_000 < validation_share * 10_000 else "train"
+
+
+class Acting(TypedDict, total=False):
+    """Who acts in the episodes of `Simulation.run`, and how.
+
+    - ``policy``: path of its checkpoint in the run directory; or ``variants``: a scripted variant for each state; or
+      ``replay``: recorded actions, or ``video``: videos to follow, one row for each state; the path of its inverse
+      dynamics model is in the run directory
+    - ``variant``: what the episodes of ``policy`` are stored as; ``temperature``: ``None`` acts greedily
+    - ``row_chunks`` int64 [n]: each episode ends after so many chunks; ``None``: no limit
+    - ``splits``: the split that each episode is stored under; ``None``: that of the states
+    - ``swaps_instructions``: give the policy the instruction of the task after the row's own
+    - ``context``: camera -> u8 [n, 3, h, w, 3]: what is seen at a start in the middle of an episode: its first frame,
+      the one before and the one now; ``None``: three times the one now
+    - ``swap``: parts of its observation that the policy sees imagined; the path of the world model is in the run
+      directory
+    """
+
+    policy: str | None
+    variant: str
+    temperature: float | None
+    variants: tuple[str, ...] | None
+    replay: Replay | None
+    video: Video | None
+    row_chunks: Tensor | None
+    splits: tuple[Split, ...] | None
+    swaps_instructions: bool
+    context: dict[str, Tensor] | None
+    swap: Swap | None
 
 
 class Simulation:
@@ -104,38 +140,38 @@ class Simulation:
         return InitialStates.cat(list(self.executor.map(draw_initial_states, jobs)))
 
     def run(
+        self, states: InitialStates, *, block_size: int, purpose: str, iteration: int, **acting: Unpack[Acting]
+    ) -> list[Episode]:
+        """Run one episode per state, and return them in the order of the states.
+
+        Blocks have ``block_size`` states. All draws follow from the run's seed, ``iteration`` and ``purpose``. For the
+        other arguments see `Acting`.
+        """
+        jobs, rows = self._make_jobs(states, block_size, purpose, iteration, "episode", acting)
+        return self._collect(jobs, rows)
+
+    def judge(
         self,
         states: InitialStates,
         *,
         block_size: int,
         purpose: str,
         iteration: int,
-        splits: tuple[Split, ...] | None = None,
-        policy: str | None = None,
-        variant: str = "policy",
-        temperature: float | None = None,
-        variants: tuple[str, ...] | None = None,
-        replay: Replay | None = None,
-        video: Video | None = None,
-        row_chunks: Tensor | None = None,
-        swaps_instructions: bool = False,
-        swap: Swap | None = None,
-        context: dict[str, Tensor] | None = None,
-    ) -> list[Episode]:
-        """Run one episode per state, and return them in the order of the states.
+        keeps_start: bool = False,
+        **acting: Unpack[Acting],
+    ) -> list[EpisodeSummary]:
+        """Run the same episodes as `run`, of which only the outcome comes back, and with ``keeps_start`` the start."""
+        keeps: Keeps = "start" if keeps_start else "outcome"
+        jobs, rows = self._make_jobs(states, block_size, purpose, iteration, keeps, acting)
+        return self._collect(jobs, rows)
 
-        - ``policy``: path of its checkpoint in the run directory; or ``variants``: a scripted variant for each state;
-          or ``replay``: recorded actions, or ``video``: videos to follow, one row for each state; the path of its
-          inverse dynamics model is in the run directory
-        - ``variant``: what the episodes of ``policy`` are stored as; ``temperature``: ``None`` acts greedily
-        - ``row_chunks`` int64 [n]: each episode ends after so many chunks; ``None``: no limit
-        - ``splits``: the split that each episode is stored under; ``None``: that of the states
-        - ``swaps_instructions``: give the policy the instruction of the task after the row's own
-        - ``context``: camera -> u8 [n, 3, h, w, 3]: what is seen at a start in the middle of an episode: its first
-          frame, the one before and the one now; ``None``: three times the one now
-        - ``swap``: parts of its observation that the policy sees imagined; the path of the world model is in the run
-          directory
-        """
+    def _make_jobs(
+        self, states: InitialStates, block_size: int, purpose: str, iteration: int, keeps: Keeps, acting: Acting
+    ) -> tuple[list[RolloutJob], list[int]]:
+        """Blocks of one task each, and the rows of ``states`` that they hold, block after block."""
+        policy, swap, video = acting.get("policy"), acting.get("swap"), acting.get("video")
+        splits, variants = acting.get("splits"), acting.get("variants")
+        replay, row_chunks, context = acting.get("replay"), acting.get("row_chunks"), acting.get("context")
         if swap is not None:
             swap = replace(swap, world_model=str(self.run_dir / swap.world_model))
         if video is not None:
@@ -156,28 +192,33 @@ class Simulation:
                         iteration=iteration,
                         splits=tuple(splits[i] for i in block) if splits else (states.split,) * len(block),
                         policy=None if policy is None else str(self.run_dir / policy),
-                        policy_variant=variant,
-                        temperature=temperature,
+                        policy_variant=acting.get("variant", "policy"),
+                        temperature=acting.get("temperature"),
                         variants=tuple(variants[i] for i in block) if variants else None,
                         replay=None if replay is None else replay.rows(block),
                         video=None if video is None else video.rows(block),
                         row_chunks=None if row_chunks is None else row_chunks[block],
-                        told_task=self._next_task(task) if swaps_instructions else "",
+                        told_task=self._next_task(task) if acting.get("swaps_instructions") else "",
                         swap=swap,
                         context=None if context is None else {c: frames[block] for c, frames in context.items()},
+                        keeps=keeps,
                     )
                 )
-        episodes: list[Episode] = []
-        with self.reporter.progress(len(states), "episode") as progress:
+        return jobs, rows
+
+    def _collect(self, jobs: list[RolloutJob], rows: list[int]) -> list[Any]:
+        """The results of ``jobs`` in the order of their ``rows``; counts their environment steps."""
+        episodes: list[Any] = []
+        with self.reporter.progress(len(rows), "episode") as progress:
             for done in self._execute(jobs):
                 episodes.extend(done)
                 progress.advance(len(done), success=float(np.mean([e.is_success for e in episodes])))
         self.num_env_steps += sum(episode.num_env_steps for episode in episodes)
         by_row = dict(zip(rows, episodes, strict=True))
-        return [by_row[row] for row in range(len(states))]
+        return [by_row[row] for row in range(len(rows))]
 
-    def _execute(self, jobs: list[RolloutJob]) -> Iterator[list[Episode]]:
-        """The episodes of each job, in order. Those that an interrupted stage has kept are not run again."""
+    def _execute(self, jobs: list[RolloutJob]) -> Iterator[list[Any]]:
+        """The results of each job, in order. Those that an interrupted stage has kept are not run again."""
         found = [None if self.kept is None else self.kept.find(job) for job in jobs]
         if count := sum(len(episodes) for episodes in found if episodes):
             self.reporter.log(f"  {count} episodes are there from before the interruption")
@@ -203,18 +244,20 @@ class Simulation:
         policy: str,
         iteration: int,
         swaps_instructions: bool = False,
-    ) -> list[Episode]:
+        keeps_start: bool = False,
+    ) -> list[EpisodeSummary]:
         """Greedy episodes of ``policy`` on the first ``num_states`` states of each task's ``split``, in order.
 
         There is one episode per state. Tasks follow one another. With ``swaps_instructions`` the policy is given the
-        instruction of the next task.
+        instruction of the next task. For ``keeps_start`` see `judge`.
         """
         counted = self.num_env_steps
-        episodes = self.run(
+        episodes = self.judge(
             self.initial_states(split, num_states),
             block_size=block_size,
             purpose=f"evaluate/{split}",
             iteration=iteration,
+            keeps_start=keeps_start,
             policy=policy,
             swaps_instructions=swaps_instructions,
         )

@@ -2,7 +2,8 @@
 
 Each shard has one directory, a part, named by the shard's hash. So a new shard needs only its own decoding, and
 versions share parts. An array holds all episodes end to end: a frame array has F + 1 rows per episode, a step array F.
-A cache can be deleted at any time. Missing parts, and parts that do not match their hashes, are built again.
+A cache can be deleted at any time. Missing parts, and parts that do not match their hashes, are built again. A file is
+hashed once, see `KnownHashes`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import disk_errors, hash_file, to_json, whole_directory
 from worldloop.core.types import Episode, EpisodeMeta
+from worldloop.sans.hashes import KnownHashes
 from worldloop.sans.shard import ShardRef, meta_to_json
 
 CACHE_SCHEMA_VERSION = 3
@@ -97,30 +99,40 @@ def _open_npy(path: Path, like: np.ndarray, rows: int) -> BinaryIO:
 
 @dataclass(frozen=True)
 class CachePart:
-    """The mapped arrays of one shard by name, and a record per episode (meta, num_steps, terminated, truncated)."""
+    """The mapped arrays of one shard by name, and what its E episodes are.
+
+    ``num_steps`` int64 [E]: frame steps; ``ends`` bool [E, 2]: terminated, truncated
+    """
 
     arrays: dict[str, np.ndarray]
-    records: tuple[dict[str, Any], ...]
+    metas: tuple[EpisodeMeta, ...]
+    num_steps: np.ndarray
+    ends: np.ndarray
 
 
-def open_part(cache_root: Path, ref: ShardRef, verify: bool = True) -> CachePart | None:
-    """Map the part of ``ref``; ``None`` if it is absent, damaged or of another schema, and must be built.
-
-    Without ``verify`` only its index is compared with its hash, not the arrays.
-    """
+def open_part(cache_root: Path, ref: ShardRef, hashes: KnownHashes) -> CachePart | None:
+    """Map the part of ``ref``; ``None`` if it is absent, damaged or of another schema, and must be built."""
     directory = part_directory(cache_root, ref)
     try:
         index = json.loads((directory / "cache.json").read_bytes())
         if index["schema_version"] != CACHE_SCHEMA_VERSION or index["shard_sha256"] != ref.sha256:
             return None
-        if index["sha256"] != _hash_index(index):
-            return None
-        if verify and any(hash_file(directory / f"{name}.npy") != known for name, known in index["arrays"].items()):
+        if not hashes.is_known(directory / "cache.json"):  # hashing an index of many episodes takes seconds
+            if index["sha256"] != _hash_index(index):
+                return None
+            hashes.hash(directory / "cache.json")
+        if any(hashes.hash(directory / f"{name}.npy") != known for name, known in index["arrays"].items()):
             return None
         arrays = {name: _map_npy(directory / f"{name}.npy") for name in index["arrays"]}
+        records = index["episodes"]
+        return CachePart(
+            arrays,
+            metas=tuple(EpisodeMeta(**record["meta"]) for record in records),
+            num_steps=np.array([record["num_steps"] for record in records], dtype=np.int64),
+            ends=np.array([[record["terminated"], record["truncated"]] for record in records], dtype=bool),
+        )
     except (OSError, EOFError, ValueError, KeyError, TypeError, tokenize.TokenError):  # numpy: bad header
         return None
-    return CachePart(arrays, tuple(index["episodes"]))
 
 
 def _map_npy(path: Path) -> np.ndarray:
@@ -130,10 +142,13 @@ def _map_npy(path: Path) -> np.ndarray:
 
 
 def ensure_part(
-    cache_root: Path, ref: ShardRef, read_episodes: Callable[[], Iterable[Episode]], verify: bool = True
+    cache_root: Path, ref: ShardRef, read_episodes: Callable[[], Iterable[Episode]], hashes: KnownHashes
 ) -> CachePart:
-    """The part of ``ref``, built from ``read_episodes()`` if absent or damaged. Safe in several processes at once."""
-    part = open_part(cache_root, ref, verify)
+    """The part of ``ref``, built from ``read_episodes()`` if absent or damaged. Safe in several processes at once.
+
+    ``hashes`` of its files are looked up, and added.
+    """
+    part = open_part(cache_root, ref, hashes)
     if part is not None:
         return part
     with disk_errors(f"the cache of shard {ref.name!r}"):
@@ -141,10 +156,10 @@ def ensure_part(
         lock = open(cache_root / ".lock", "wb")  # noqa: SIM115 (closed below, which releases the lock)
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        part = open_part(cache_root, ref)  # another process may have built it meanwhile
+        part = open_part(cache_root, ref, hashes)  # another process may have built it meanwhile
         if part is None:
             build_part(cache_root, ref, read_episodes())
-            part = open_part(cache_root, ref)
+            part = open_part(cache_root, ref, hashes)
     if part is None:
         raise WorldloopError(f"the cache of shard {ref.name!r} cannot be read back: check the disk")
     return part
@@ -162,18 +177,13 @@ class VersionCache:
         if not parts:
             raise ValueError("a version cache needs at least one shard")
         self._parts = parts
-        records = [record for part in parts for record in part.records]
-        self._records = records
-        self.metas = tuple(EpisodeMeta(**record["meta"]) for record in records)
-        self.num_steps = np.array([record["num_steps"] for record in records], dtype=np.int64)
+        self.metas = tuple(meta for part in parts for meta in part.metas)
+        self.num_steps = np.concatenate([part.num_steps for part in parts])
+        self._ends = np.concatenate([part.ends for part in parts])
         self.first_step = np.cumsum(self.num_steps) - self.num_steps
-        self._part = np.repeat(np.arange(len(parts)), [len(part.records) for part in parts])
-        starts = []
-        for part in parts:
-            steps = np.array([record["num_steps"] for record in part.records], dtype=np.int64)
-            starts.append(np.concatenate([[0], np.cumsum(steps)[:-1]]))
-        self._step_start = np.concatenate(starts)
-        local = np.concatenate([np.arange(len(part.records)) for part in parts])
+        self._part = np.repeat(np.arange(len(parts)), [len(part.metas) for part in parts])
+        self._step_start = np.concatenate([np.cumsum(part.num_steps) - part.num_steps for part in parts])
+        local = np.concatenate([np.arange(len(part.metas)) for part in parts])
         self._frame_start = self._step_start + local  # one more row per episode than in step arrays
         first = parts[0].arrays
         self.cameras = tuple(sorted(name.removeprefix("frames.") for name in first if name.startswith("frames.")))
@@ -181,7 +191,7 @@ class VersionCache:
         self.proprio_dim = int(first["proprio"].shape[1])
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.metas)
 
     @cached_property
     def knows_state(self) -> np.ndarray:
@@ -197,6 +207,11 @@ class VersionCache:
         if not names:
             raise ValueError(f"no camera is given, allowed: {', '.join(self.cameras)}")
         return tuple(names)
+
+    def image_shape(self, camera: str) -> tuple[int, int, int]:
+        """(height, width, 3)."""
+        height, width, channels = self._parts[0].arrays[f"frames.{camera}"].shape[1:]
+        return height, width, channels
 
     def images(self, cameras: Sequence[str], episode: np.ndarray, row: np.ndarray) -> dict[str, Tensor]:
         """Camera name -> images u8 [*row.shape, h, w, 3], in the order of ``cameras``; see `frames`."""
@@ -229,16 +244,22 @@ class VersionCache:
         """A whole step array of the version, episodes end to end."""
         return np.concatenate([part.arrays[name] for part in self._parts])
 
+    def proprio(self, i: int) -> np.ndarray:
+        """f32 [F+1, S]: that of episode ``i``, without reading its frames."""
+        rows = np.arange(self.num_steps[i] + 1)
+        return self.frames("proprio", np.full_like(rows, i), rows)
+
     def episode(self, i: int) -> Episode:
         """Episode ``i``, bit-equal to what was appended."""
-        part, record, F = self._parts[self._part[i]].arrays, self._records[i], int(self.num_steps[i])
+        part, F = self._parts[self._part[i]].arrays, int(self.num_steps[i])
+        terminated, truncated = self._ends[i].tolist()
         frame = slice(self._frame_start[i], self._frame_start[i] + F + 1)
         step = slice(self._step_start[i], self._step_start[i] + F)
         return Episode(
             meta=self.metas[i],
             frames={name: part[f"frames.{name}"][frame].copy() for name in self.cameras},
-            terminated=record["terminated"],
-            truncated=record["truncated"],
+            terminated=terminated,
+            truncated=truncated,
             **{name: part[name][frame].copy() for name in _FRAME_ARRAYS},
             **{name: part[name][step].copy() for name in _STEP_ARRAYS},
         )

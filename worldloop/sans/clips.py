@@ -49,6 +49,41 @@ def make_observation(
     )
 
 
+class StoredFrames:
+    """u8 [N, ..., h, w, 3]: one camera's frames at ``row`` int64 [N, ...] of the episodes ``episode`` int64 [N].
+
+    They are read when rows of them are asked for, e.g. ``frames[:32]`` or ``frames[torch.tensor([4, 0])]``.
+    """
+
+    def __init__(self, cache: VersionCache, camera: str, episode: np.ndarray, row: np.ndarray) -> None:
+        self.cache, self.camera, self.episode, self.row = cache, camera, episode, row
+        self.shape = (*row.shape, *cache.image_shape(camera))
+
+    def __getitem__(self, key: Tensor | slice) -> Tensor:
+        chosen = np.arange(len(self.row))[key.numpy() if isinstance(key, Tensor) else key]
+        row = self.row[chosen]
+        episode = self.episode[chosen].reshape(-1, *[1] * (self.row.ndim - 1))
+        return self.cache.images((self.camera,), episode, row)[self.camera]
+
+
+@dataclass(frozen=True)
+class RecordedClips:
+    """What was recorded of B clips of M frames: as in a `Clip`, but pictures are read when they are asked for.
+
+    - ``frames``: camera -> u8 [B, M, h, w, 3]
+    - ``first_frames`` and ``start_frames``: camera -> u8 [B, h, w, 3]: the first of the episode, and the one now
+    """
+
+    actions: Tensor
+    success: Tensor
+    valid: Tensor
+    task: tuple[str, ...]
+    index: Tensor
+    frames: dict[str, StoredFrames]
+    first_frames: dict[str, StoredFrames]
+    start_frames: dict[str, StoredFrames]
+
+
 class ClipDataset:
     """Clips of one ``split``, seen by ``cameras``. Clips tell where the objects of ``tasks`` are, if these are given.
 
@@ -90,13 +125,8 @@ class ClipDataset:
         Past the episode's end the last frame and the last actions repeat, and ``valid`` is false.
         """
         array = index.numpy()
-        episode, now = array[:, 0], array[:, 1]
-        last = self.cache.num_steps[episode][:, None]
-        if (now < 0).any() or (now >= last[:, 0]).any():
-            raise ValueError("a clip starts at a frame step in 0..F-1 of its episode")
-        step = now[:, None] + np.arange(num_frames)
-        is_inside = step < last
-        step = np.minimum(step, last - 1)
+        episode, now = array.T
+        step, is_inside = self._list_steps(array, num_frames)
         rows, column = step + 1, episode[:, None]
         observation = make_observation(self.cache, self.cameras, array, num_context_frames)
         assert observation.proprio is not None
@@ -115,6 +145,35 @@ class ClipDataset:
             instruction=observation.instruction,
             index=index,
             is_on_policy=torch.tensor([self.cache.metas[i].source == "policy" for i in episode.tolist()]),
+        )
+
+    def _list_steps(self, index: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """The frame steps of clips, int64 [B, M], and which are inside their episodes; others repeat the last one."""
+        episode, now = index.T
+        last = self.cache.num_steps[episode][:, None]
+        if (now < 0).any() or (now >= last[:, 0]).any():
+            raise ValueError("a clip starts at a frame step in 0..F-1 of its episode")
+        step = now[:, None] + np.arange(num_frames)
+        return np.minimum(step, last - 1), step < last
+
+    def describe(self, index: Tensor, num_frames: int) -> RecordedClips:
+        """The clips that `load` gives, without their pictures."""
+        episode, now = index.numpy().T
+        step, is_inside = self._list_steps(index.numpy(), num_frames)
+        column = episode[:, None]
+
+        def store(row: np.ndarray) -> dict[str, StoredFrames]:
+            return {camera: StoredFrames(self.cache, camera, episode, row) for camera in self.cameras}
+
+        return RecordedClips(
+            actions=torch.from_numpy(self.cache.steps("actions", column, step)),
+            success=torch.from_numpy(self.cache.steps("succeeded", column, step).astype(np.float32)),
+            valid=torch.from_numpy(is_inside),
+            task=tuple(str(task) for task in self._task_names[episode]),
+            index=index,
+            frames=store(step + 1),
+            first_frames=store(np.zeros_like(now)),
+            start_frames=store(now),
         )
 
     def whole_episode(self, episode: int) -> Clip:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,12 +241,12 @@ def shard_ref(directory: Path) -> ShardRef:
     return ShardRef(directory.name, digest, manifest["num_episodes"], manifest["num_frames"])
 
 
-def find_damage(directory: Path, ref: ShardRef | None) -> str | None:
+def find_damage(directory: Path, ref: ShardRef | None, hash_of: Callable[[Path], str] = hash_file) -> str | None:
     """Name of the first file of the shard that is missing, changed or not in its manifest; ``None`` if all is well.
 
-    Reads every byte.
+    ``hash_of`` gives the sha256 of a file; by default it reads every byte.
     """
-    if ref is not None and hash_file(directory / MANIFEST) != ref.sha256:
+    if ref is not None and hash_of(directory / MANIFEST) != ref.sha256:
         return MANIFEST
     files = read_manifest(directory)["files"]
     foreign = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*.parquet"))
@@ -254,17 +254,20 @@ def find_damage(directory: Path, ref: ShardRef | None) -> str | None:
         if name not in files:
             return str(name)
     for name, digest in files.items():
-        if not (directory / name).is_file() or hash_file(directory / name) != digest:
+        if not (directory / name).is_file() or hash_of(directory / name) != digest:
             return str(name)
     return None
 
 
-def verify_shard(directory: Path, ref: ShardRef) -> None:
-    """Raise ``WorldloopError`` naming the shard and the remedy unless all its files are as they were written."""
+def verify_shard(directory: Path, ref: ShardRef, hash_of: Callable[[Path], str] = hash_file) -> None:
+    """Raise ``WorldloopError`` naming the shard and the remedy unless all its files are as they were written.
+
+    For ``hash_of`` see `find_damage`.
+    """
     if not (directory / MANIFEST).is_file():
         damage: str | None = "missing"
     else:
-        damage = find_damage(directory, ref)
+        damage = find_damage(directory, ref, hash_of)
     if damage is not None:
         raise WorldloopError(
             f"shard {directory.name!r} is corrupt ({damage} does not match its hash): restore it from a copy, "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import batched
@@ -15,7 +16,8 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.files import check_name, malformed, read_json, to_json, whole_directory, write_file
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Episode, EpisodeMeta, Normalisation
-from worldloop.sans.cache import CachePart, VersionCache, ensure_part
+from worldloop.sans.cache import CachePart, VersionCache, ensure_part, open_part, part_directory
+from worldloop.sans.hashes import KnownHashes
 from worldloop.sans.normalisation import compute_normalisation, normalisation_from_json, normalisation_to_json
 from worldloop.sans.shard import (
     ShardLayout,
@@ -120,7 +122,9 @@ class SansStore:
         if ref is None:
             ref = write_shard(directory, episodes, spec)
         if self.write_cache:
-            ensure_part(self.cache_root, ref, lambda: episodes)
+            hashes = self._hashes(ref)
+            ensure_part(self.cache_root, ref, lambda: episodes, hashes)
+            hashes.keep()
         return ref
 
     def append_in_blocks(
@@ -169,9 +173,9 @@ class SansStore:
                 raise ValueError("normalisation is frozen with version 1: give a parent or a normalisation, not both")
             normalisation = parent.normalisation
         elif normalisation is None:
-            cache = self._open_parts(refs)
+            cache = VersionCache([self._open_shard(ref) for ref in refs])
             train = cache.select(split="train")
-            normalisation = compute_normalisation(cache.episode(int(i)).proprio for i in train)
+            normalisation = compute_normalisation(cache.proprio(int(i)) for i in train)
         if len(normalisation.proprio_mean) != layout.proprio_dim:
             raise WorldloopError(
                 f"version {name!r}: normalisation has {len(normalisation.proprio_mean)} dimensions, the shards' "
@@ -215,10 +219,32 @@ class SansStore:
         with malformed(what, remedy):
             return SansVersion.from_json(value)
 
-    def verify(self, version: SansVersion) -> None:
-        """Compare every file of every shard with its hash. The first that differs raises ``WorldloopError``."""
+    def verify(self, version: SansVersion) -> list[str]:
+        """Read every file of every shard and of its cache, and compare it with its hash.
+
+        The first shard that differs raises ``WorldloopError``. A damaged cache part is deleted, as it can be built
+        again: returns the names of such shards.
+        """
+        mended = []
         for ref in version.shards:
-            verify_shard(self.shard_path(ref.name), ref)
+            hashes = self._hashes(ref, trusts=False)
+            verify_shard(self.shard_path(ref.name), ref, hashes.hash)
+            part = part_directory(self.cache_root, ref)
+            if part.is_dir() and open_part(self.cache_root, ref, hashes) is None:
+                shutil.rmtree(part)
+                mended.append(ref.name)
+            hashes.keep()
+        return mended
+
+    def list_cache_parts(self, also_used: bool) -> list[Path]:
+        """Folders of the cache that no version needs, and with ``also_used`` all others: they can be built again."""
+        refs = {ref for name in self.list_versions() for ref in self.version(name).shards}
+        used = set() if also_used else {part_directory(self.cache_root, ref) for ref in refs}
+        return sorted(path for path in self.cache_root.glob("[!.]*") if path.is_dir() and path not in used)
+
+    def _hashes(self, ref: ShardRef, trusts: bool = True) -> KnownHashes:
+        part = part_directory(self.cache_root, ref)
+        return KnownHashes(self.root, part.with_name(f"{part.name}.hashes.json"), trusts)
 
     def episodes(self, version: SansVersion) -> Iterator[Episode]:
         """All episodes, decoded from the shards one at a time."""
@@ -229,21 +255,25 @@ class SansStore:
         """The meta of every episode, in order, without reading any frame."""
         return [meta for ref in version.shards for meta, _, _ in read_metas(self.shard_path(ref.name))]
 
-    def open_cache(self, version: SansVersion, verify: bool = True) -> VersionCache:
+    def open_cache(self, version: SansVersion, on_shard: Callable[[], None] = lambda: None) -> VersionCache:
         """The decoded cache of ``version``. Missing parts are built.
 
-        With ``verify`` all hashes are compared: a corrupt shard raises ``WorldloopError``, a damaged part is built
-        again. Without it only the hash of each part's index is compared.
+        Every file is compared with its hash, but read for that only if it is new or has changed (`KnownHashes`). A
+        corrupt shard raises ``WorldloopError``, a damaged part is built again. ``on_shard`` is called after each shard:
+        the first opening of a large dataset takes long.
         """
-        if verify:
-            self.verify(version)
-        return self._open_parts(version.shards, verify)
+        parts = []
+        for ref in version.shards:
+            parts.append(self._open_shard(ref))
+            on_shard()
+        return VersionCache(parts)
 
-    def _open_parts(self, refs: tuple[ShardRef, ...], verify: bool = True) -> VersionCache:
-        def ensure(ref: ShardRef) -> CachePart:
-            return ensure_part(self.cache_root, ref, partial(read_shard, self.shard_path(ref.name)), verify)
-
-        return VersionCache([ensure(ref) for ref in refs])
+    def _open_shard(self, ref: ShardRef) -> CachePart:
+        directory, hashes = self.shard_path(ref.name), self._hashes(ref)
+        verify_shard(directory, ref, hashes.hash)
+        part = ensure_part(self.cache_root, ref, partial(read_shard, directory), hashes)
+        hashes.keep()
+        return part
 
     def merge(self, version: SansVersion, out_dir: Path) -> None:
         """Write the version as one LeRobotDataset v3 for training elsewhere, without terminal rows.

@@ -91,7 +91,7 @@ def act(policy: str, state: LoopState, config: Config, context: StageContext) ->
     """Success of ``policy`` on fresh validation states, the same for every policy. Its steps only judge."""
     simulation = context.simulation
     states = simulation.draw_fresh_states("validation", config.num_states, NAME, state.iteration)
-    episodes = simulation.run(
+    episodes = simulation.judge(
         states, block_size=config.block_size, purpose=NAME, iteration=state.iteration, policy=policy
     )
     return Rate.of(np.array([episode.is_success for episode in episodes]))

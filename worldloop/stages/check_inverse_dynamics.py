@@ -79,7 +79,7 @@ def execute(
         return None
     states, video, num_chunks = cut_videos(model.spec.robot.camera_names, path, solved, context.chunk_length)
     counted = context.simulation.num_env_steps
-    repeated = context.simulation.run(
+    repeated = context.simulation.judge(
         states,
         block_size=config.block_size,
         purpose=NAME,

@@ -51,7 +51,7 @@ def act(state: LoopState, config: Config, context: StageContext) -> dict[str, An
     simulation = context.simulation
     states = simulation.draw_fresh_states("validation", config.num_states, NAME, state.iteration)
     counted = simulation.num_env_steps
-    episodes = simulation.run(
+    episodes = simulation.judge(
         states, block_size=config.block_size, purpose=NAME, iteration=state.iteration, policy=state.planner
     )
     simulation.num_env_steps = counted

@@ -97,6 +97,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
             batch_size=config.batch_size,
             seed=context.seed,
             reporter=reporter,
+            folder=context.setup.checkpoint_root,
         )
         checks[task] = judge_world_model(
             imagined,
@@ -153,6 +154,7 @@ def judge_horizons(
                 batch_size=config.batch_size,
                 seed=context.seed,
                 on_batch=progress.advance,
+                keeps_frames=False,
             )
         horizons.append(judge_horizon(chunks, branches, episodes))
     return tuple(horizons)

@@ -99,10 +99,10 @@ class StageContext:
 
     def open_cache(self, version: str) -> VersionCache:
         """The decoded cache of ``version``. The main rank builds it if needed; the other ranks wait."""
-        data_parallel = self.setup.data_parallel
-        if not data_parallel.is_main:
-            data_parallel.barrier()
-        cache = self.store.open_cache(self.store.version(version))
+        data_parallel, found = self.setup.data_parallel, self.store.version(version)
         if data_parallel.is_main:
+            return self.store.open_cache(found, on_shard=data_parallel.barrier)
+        # One barrier for each shard: hashing all of a large dataset takes longer than ranks wait for one another.
+        for _ in found.shards:
             data_parallel.barrier()
-        return cache
+        return self.store.open_cache(found)

@@ -81,6 +81,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
                     batch_size=config.batch_size,
                     seed=context.seed,
                     reporter=context.reporter,
+                    folder=context.setup.checkpoint_root,
                 )
                 for task in teacher.spec.task_ids
             }

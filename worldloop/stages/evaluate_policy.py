@@ -37,7 +37,14 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Append this iteration's outcomes to ``evaluation_success`` and record the rates."""
     simulation, reporter, block_size = context.simulation, context.reporter, config.block_size
-    episodes = simulation.evaluate("evaluation", config.num_states, block_size, state.policy, state.iteration)
+    episodes = simulation.evaluate(
+        "evaluation",
+        config.num_states,
+        block_size,
+        state.policy,
+        state.iteration,
+        keeps_start=state.calibrations is not None,
+    )
     simulated = group_success(episodes)
     state = replace(state, evaluation_success=(*state.evaluation_success[: state.iteration], simulated))
     success = measure_success(state.evaluation_success[0], simulated)

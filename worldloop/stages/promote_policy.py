@@ -94,7 +94,7 @@ def compare_with_policy(candidate: str, state: LoopState, config: Config, contex
 
 def measure(policy: str, states: InitialStates, state: LoopState, config: Config, context: StageContext) -> Outcomes:
     """Task -> greedy success of the checkpoint ``policy`` from each of ``states``."""
-    episodes = context.simulation.run(
+    episodes = context.simulation.judge(
         states, block_size=config.block_size, purpose=NAME, iteration=state.iteration, policy=policy
     )
     return group_success(episodes)

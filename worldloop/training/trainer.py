@@ -1,8 +1,8 @@
 """The one training loop.
 
 An algorithm writes an `Objective`: where batches come from, and their loss. `Trainer` does the rest: microbatches,
-data parallelism, sharding, the moving average of the weights, gradient norms, progress, TensorBoard, and continuing an
-interrupted stage.
+drawing ahead, data parallelism, sharding, the moving average of the weights, gradient norms, progress, TensorBoard, and
+continuing an interrupted stage.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from worldloop.core.reporting import Reporter, SilentWriter, Writer
 from worldloop.training.data_parallel import add_metrics
 from worldloop.training.ema import EmaWeights
 from worldloop.training.optimizer import OneCycleOptimizer, Optimizer
+from worldloop.training.prefetch import Prefetcher
 from worldloop.training.resume import GeneratorState, Stateful, TrainableState, TrainingCheckpoint, TrainingSetup
 from worldloop.training.sharding import gather, shard
 
@@ -33,6 +35,7 @@ class Objective[BatchT](ABC):
 
     progress_metric = "loss"  # the metric that is shown beside the progress bar
     log_every = 20  # steps between two points in TensorBoard
+    draws_ahead = False  # whether `draw_batch` gives all batches; then they are drawn in the background
 
     def __init__(self, generators: Mapping[int, torch.Generator]) -> None:
         self.generators = generators
@@ -44,6 +47,10 @@ class Objective[BatchT](ABC):
 
         All ranks must yield equally many updates. A microbatch that has no rows may be missing from an update.
         """
+
+    def draw_batch(self, step: int, number: int) -> BatchT:
+        """The batch of microbatch ``number``, if `draws_ahead`; called once the loss of the step before is known."""
+        raise NotImplementedError
 
     @abstractmethod
     def count(self, batch: BatchT) -> Tensor:
@@ -118,17 +125,19 @@ class Trainer[ModuleT: nn.Module]:
         The checkpoint stays until the caller drops it, after saving the result.
         """
         state = self._state() | objective.state()
-        checkpoint = TrainingCheckpoint(self.setup, self.name, state, objective.microbatch_state())
+        prefetcher = Prefetcher(objective.draw_batch, objective.microbatch_state(), num_steps)
+        checkpoint = TrainingCheckpoint(self.setup, self.name, state, prefetcher.states)
         done = checkpoint.restore()
         if done:
             self.reporter.log(f"{self.name} goes on from step {done}")
         with (
+            prefetcher,
             self.reporter.progress(num_steps - done, self.unit) as progress,
             self.reporter.writer(self.name, self.first_step + done) as writer,
         ):
             for step in range(done, num_steps):
                 with finish_step():
-                    metrics = self._step(objective, step)
+                    metrics = self._step(objective, step, prefetcher)
                     is_logged = step % objective.log_every == 0
                     if is_logged:
                         metrics = self.setup.data_parallel.sum_metrics(metrics)
@@ -146,23 +155,33 @@ class Trainer[ModuleT: nn.Module]:
         """The module with the current averaged weights, not a copy; ``module`` itself if nothing is averaged."""
         return self.module if self.ema is None else self.ema.module
 
-    def _step[BatchT](self, objective: Objective[BatchT], step: int) -> Metrics:
+    def _step[BatchT](self, objective: Objective[BatchT], step: int, prefetcher: Prefetcher[BatchT]) -> Metrics:
         """Run all updates of one step; returns this rank's part of the mean of their metrics, and of the step's own."""
         objective.step_metrics = {}
-        updates = [self._update(objective, batches) for batches in objective.batches(step)]
+        if objective.draws_ahead:
+            batches = {number: prefetcher.take(step, number) for number in objective.generators}
+            updates = [self._update(objective, batches, lambda number: prefetcher.begin(step + 1, number))]
+        else:
+            updates = [self._update(objective, batches) for batches in objective.batches(step)]
         metrics = objective.step_metrics
         for own in updates:
             add_metrics(metrics, own, 1 / len(updates))
         return metrics
 
-    def _update[BatchT](self, objective: Objective[BatchT], batches: Mapping[int, BatchT]) -> Metrics:
-        """One optimizer step on one batch per microbatch."""
+    def _update[BatchT](
+        self,
+        objective: Objective[BatchT],
+        batches: Mapping[int, BatchT],
+        on_loss: Callable[[int], None] = lambda number: None,
+    ) -> Metrics:
+        """One optimizer step on one batch per microbatch; ``on_loss`` is called when one's loss has been computed."""
         objective.prepare_update(batches)
         data_parallel = self.setup.data_parallel
         metrics: Metrics = {}
         weights = data_parallel.weigh([objective.count(batch) for batch in batches.values()])
         for (number, batch), weight in zip(batches.items(), weights, strict=True):
             loss, own = objective.compute_loss(batch, number)
+            on_loss(number)
             self.optimizer.backward(loss * weight.to(loss.device))
             add_metrics(metrics, own, float(weight))
         # divided because all ranks have the same norm, and metrics are summed over the ranks
@@ -183,14 +202,24 @@ class Trainer[ModuleT: nn.Module]:
 
 
 class BatchObjective[BatchT](Objective[BatchT]):
-    """An `Objective` with one update per step, on batches that do not depend on one another."""
+    """An `Objective` with one update per step. A microbatch's batch follows from its generator and its last loss."""
+
+    draws_ahead = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "batches" in vars(cls):  # batches of its own are not those of `draw_batch`
+            cls.draws_ahead = False
 
     def batches(self, step: int) -> Iterable[Mapping[int, BatchT]]:
-        yield {number: self.draw(generator) for number, generator in self.generators.items()}
+        yield {number: self.draw_batch(step, number) for number in self.generators}
+
+    def draw_batch(self, step: int, number: int) -> BatchT:
+        return self.draw(self.generators[number])
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> BatchT:
-        """The next batch of the microbatch that draws from ``generator``."""
+        """The next batch of the microbatch that draws from ``generator``; called in a thread of its own."""
 
 
 def fit_small[ModuleT: nn.Module, BatchT](

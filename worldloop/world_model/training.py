@@ -10,7 +10,7 @@ Shapes: B rows, M target frames, s actions per frame, S proprio, A action, C x h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -25,7 +25,7 @@ from worldloop.networks import flow
 from worldloop.networks.views import map_views
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.resume import Stateful
-from worldloop.training.trainer import Objective
+from worldloop.training.trainer import BatchObjective
 from worldloop.world_model import losses
 from worldloop.world_model.model import VideoWorldModel
 from worldloop.world_model.self_rollout import OwnPrediction, SelfRolloutPool
@@ -275,7 +275,7 @@ class ClipSource(Protocol):
     def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip: ...
 
 
-class WorldModelObjective(Objective[Clip]):
+class WorldModelObjective(BatchObjective[Clip]):
     """The joint loss on clips of one frame step.
 
     From training step ``pool_from`` on, a share of every microbatch continues the model's own predictions
@@ -299,18 +299,21 @@ class WorldModelObjective(Objective[Clip]):
         self.batch_size, self.pool_from, self.target = batch_size, pool_from, target
         self.action_term = action_term
         share = model.config.self_rollout.share
-        self._uses_pool = False
+        self._uses_pool = dict.fromkeys(generators, False)
         self.pools = {number: SelfRolloutPool(batch_size, share, clips.num_frame_steps) for number in generators}
 
-    def batches(self, step: int) -> Iterable[Mapping[int, Clip]]:
-        self._uses_pool = step >= self.pool_from
-        yield {number: self._draw(number, generator) for number, generator in self.generators.items()}
+    def draw_batch(self, step: int, number: int) -> Clip:
+        generator = self.generators[number]
+        self._uses_pool[number] = step >= self.pool_from
+        if self._uses_pool[number]:
+            return self.pools[number].compose(partial(self.clips.sample, generator), self._load)
+        return self.draw(generator)
 
-    def _draw(self, number: int, generator: torch.Generator) -> Clip:
-        load = partial(self.clips.load, num_context_frames=self.model.num_context_frames)
-        if self._uses_pool:
-            return self.pools[number].compose(partial(self.clips.sample, generator), load)
-        return load(self.clips.sample(generator, self.batch_size), 1)
+    def draw(self, generator: torch.Generator) -> Clip:
+        return self._load(self.clips.sample(generator, self.batch_size), 1)
+
+    def _load(self, index: Tensor, num_frames: int) -> Clip:
+        return self.clips.load(index, num_frames, self.model.num_context_frames)
 
     def count(self, batch: Clip) -> Tensor:
         return batch.valid.sum()
@@ -321,7 +324,7 @@ class WorldModelObjective(Objective[Clip]):
     def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
         clip, generator = batch.to(self.model.device), self.generators[number]
         loss, metrics, own = self.model(compute_joint_loss, clip, generator, self.target, self.action_term)
-        if self._uses_pool:
+        if self._uses_pool[number]:
             self.pools[number].update(batch, own)
         return loss, metrics
 
