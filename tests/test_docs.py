@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 from documented import ROOT, add_to, apply_diff, list_pages, load_module, read_overrides
+from documented_commands import expand, list_commands, read_snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from worldloop.__main__ import main
 from worldloop.simulators.perturbations import SCRIPTED_VARIANTS
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -74,6 +76,39 @@ def test_a_new_simulator_and_policy_learn(extended_run: Path) -> None:
     clone, improved = read_iterations(extended_run)
     assert clone["simulated_success"]["rate"] > 0.5
     assert improved["imagined_success"]["n"] == 40
+
+
+@pytest.mark.slow
+def test_the_commands_that_look_at_a_run_work_as_written(
+    extended_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """README.md's list, in a fresh folder: all but those that make a run, play, or need a policy of LeRobot's."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = (s for s in read_snippets(ROOT / "README.md") if s.text.startswith("    worldloop run CONFIG"))
+    run = str(extended_run)
+    filled = {"RUN_DIR": run, "RUN_A": run, "RUN_B": run, "CHECKPOINT": run, "ROOT": f"{run}/sans", "DIR": "out"}
+    ran = []
+    for command in list_commands(block):
+        for words in expand(command.replace("[--html FILE]", "--html page.html")):
+            if words[1] in ("report", "status", "compare", "export") or (words[1] == "sans" and words[2] != "label"):
+                shutil.rmtree("out", ignore_errors=True)
+                assert main([filled.get(word, word) for word in words[1:]]) == 0, (words, capsys.readouterr().err)
+                ran.append(" ".join(words[1:3]))
+    assert len(ran) == 8, ran
+    assert Path("page.html").stat().st_size > 10_000
+    assert Path("out/meta/info.json").is_file(), "merged last"
+
+
+@pytest.mark.slow
+def test_the_code_that_opens_a_dataset_runs(extended_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(extended_run.parents[1])
+    shard = sorted((extended_run / "sans/shards").iterdir())[0].name
+    names: dict[str, Any] = {}
+    for snippet in read_snippets(ROOT / "sans_data/README.md"):
+        if snippet.language == "python":
+            code = snippet.text.replace("<run>", "extended").replace("<shard>", shard)
+            exec(code.replace("base_camera", "above"), names)
+    assert {"frame", "clip"} <= names.keys()
 
 
 def test_the_new_simulator_knows_the_variants_and_no_others() -> None:

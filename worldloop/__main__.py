@@ -13,9 +13,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     from worldloop.cli import commands
     from worldloop.core.errors import WorldloopError
+    from worldloop.core.packages import require_importable
 
     try:
-        return commands.execute(options)
+        try:
+            return commands.execute(options)
+        except ImportError as error:
+            require_importable(error)
+            raise
     except WorldloopError as error:
         print(f"worldloop: {error}", file=sys.stderr)
         return error.exit_code
@@ -25,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
         return 1
-    except PermissionError as error:
-        print(
-            f"worldloop: {error.filename}: permission denied; ask its owner, or choose another folder", file=sys.stderr
-        )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        denied = isinstance(error, PermissionError)
+        remedy = "ask its owner, or choose another folder" if denied else "choose another file or folder"
+        print(f"worldloop: {error.filename}: {(error.strerror or str(error)).lower()}; {remedy}", file=sys.stderr)
         return 2
 
 

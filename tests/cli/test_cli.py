@@ -10,6 +10,7 @@ from worldloop.__main__ import main
 from worldloop.loop.run import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = "x" * 300
 DEBUG = str(ROOT / "configs/debug.yaml")
 
 
@@ -22,6 +23,7 @@ DEBUG = str(ROOT / "configs/debug.yaml")
         (["run", DEBUG, "mirror=s3://b/r?client_secret=abc"], "must hold no credentials"),
         (["run", DEBUG, "mirror=s3://key@bucket/r"], "must hold no credentials"),
         (["run", DEBUG, "mirror=s3://key:secret@bucket"], "must hold no credentials"),
+        (["run", DEBUG, "mirror=s3://b/r?endpoint_override=key:secret@host:9000"], "must hold no credentials"),
         (["run", DEBUG, "run_root=s3://bucket/runs"], "run_root 's3://bucket/runs' must be a folder"),
         (["run", DEBUG, "run_root=/dev/null/never", "policy.token_vla.proprio_prefixes=[tcp]"], "matches no proprio"),
         (["run", DEBUG, "run_root=/dev/null/never", "simulator.toy.image_size=18"], "frames of 18 x 18 pixels"),
@@ -32,6 +34,10 @@ DEBUG = str(ROOT / "configs/debug.yaml")
         (["stage", "dance", DEBUG], f"unknown stage 'dance'; stages: {', '.join(STAGES)}"),
         (["report", "/nonexistent"], "has no results.json"),
         (["sans", "list", "/nonexistent"], "dataset folder /nonexistent does not exist"),
+        (["sans", "list", str(ROOT / "configs")], "has no versions of a dataset; those of a run are in RUN_DIR"),
+        (["run", LONG], f"{LONG}: file name too long; choose another file or folder"),
+        (["report", LONG], f"{LONG}/results.json: file name too long"),
+        (["export", LONG, "out"], f"{LONG}: file name too long"),
     ],
 )
 def test_user_mistakes_are_one_line_and_exit_code_2(

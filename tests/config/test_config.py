@@ -190,6 +190,11 @@ def test_numbers_are_finite(key: str, value: str) -> None:
         load_config(DEBUG, [f"{key}={value}"])
 
 
+def test_the_numbers_of_a_list_are_finite() -> None:
+    with pytest.raises(WorldloopError, match=r"rope_scale is \(nan, 1.0, 1.0\), allowed: finite numbers"):
+        load_config(DEBUG, ["world_model.cosmos.rope_scale=[nan,1,1]"])
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "x" * 201])
 def test_a_run_s_name_is_that_of_one_folder(name: str) -> None:
     with pytest.raises(WorldloopError, match=r"run_name '.*' must be the name of one folder, .*; run_root says where"):

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from bare_installs import run_bare
 from world_model_toy import TWO_CAMERAS, ToyEpisodes, make_model
 
 from worldloop.core.errors import WorldloopError
@@ -200,50 +201,9 @@ def test_a_game_in_a_checkpoint_of_two_cameras_and_two_tasks(two_tasks: Path) ->
     assert (session.task, session.instruction) == session.starts[1]
 
 
-LIGHT = """
-import importlib.metadata as metadata
-import re
-import sys
-
-from packaging.requirements import Requirement
-
-
-def normal(name):
-    return re.sub("[-_.]+", "-", name).lower()
-
-
-def list_needs(name):
-    for text in metadata.requires(name) or ():
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield normal(requirement.name)
-
-
-installed = {normal(d.metadata["Name"]) for d in metadata.distributions()}
-allowed, left = set(), ["worldloop"]
-while left:
-    name = left.pop()
-    if name in installed and name not in allowed:
-        allowed.add(name)
-        left += list_needs(name)
-tops = metadata.packages_distributions()
-refused = {top for top, names in tops.items() if allowed.isdisjoint(map(normal, names))} - {"worldloop"}
-
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in refused:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Refuse())
-assert {"ray", "mani_skill", "lerobot", "transformers", "pyarrow", "PIL"} <= refused
-assert not {"torch", "gymnasium", "tqdm"} & refused
-"""
-
-
 def test_the_environment_and_play_need_the_base_install_alone(checkpoint: Path) -> None:
-    code = LIGHT + (
+    code = (
+        "assert {'ray', 'mani_skill', 'lerobot', 'transformers', 'pyarrow', 'PIL'} <= refused\n"
         "import gymnasium\n"
         "import worldloop.envs\n"
         "from worldloop.play.make import make_play_session\n"
@@ -257,7 +217,7 @@ def test_the_environment_and_play_need_the_base_install_alone(checkpoint: Path) 
         "main(['doctor'])\n"
         "print('light')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_bare([], code)
     assert done.stdout.endswith("light\n"), done.stderr
 
 

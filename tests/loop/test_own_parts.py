@@ -24,7 +24,8 @@ def test_the_loop_runs_on_ones_own_simulator_and_policy(tmp_path: Path) -> None:
     assert clone["simulated_success"]["rate"] > 0.4
     assert clone["scripted_episodes"]["near_success"] + clone["scripted_episodes"]["failure"] > 20
     assert improved["imagined_success"]["n"] == 40
-    policy = load_policy(run / json.loads((run / "state.json").read_text())["policy"])
+    path = run / json.loads((run / "state.json").read_text())["policy"]
+    policy = load_policy(path, own_kind="own_parts:GaussianPolicy")
     assert type(policy).__name__ == "GaussianPolicy"
     assert policy.mean[0].out_features == 48
     env = make_env(run)

@@ -5,17 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.executability.inverse_dynamics import InverseDynamicsConfig
 from worldloop.factory.build import build_inverse_dynamics, build_planner
-from worldloop.factory.checkpoints import load_critic, load_world_model, save_planner_policy
-from worldloop.factory.pretrained import save_pretrained
+from worldloop.factory.checkpoints import load_critic, load_policy, load_world_model, save_planner_policy
+from worldloop.factory.pretrained import export_policy, save_pretrained
 from worldloop.loop.benchmark import run_benchmark
+from worldloop.loop.run import make_context
 from worldloop.play.make import find_simulator, make_play_session
 from worldloop.play.server import describe
 from worldloop.reporting.progress import SilentDisplay
+from worldloop.rollout.jobs import RolloutJob, execute_rollout_job
 from worldloop.storage.card import read_card
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.value.critic import average_value
@@ -125,8 +128,12 @@ def test_the_planner_of_the_run_plans_if_it_is_asked_to(debug_run: Path, tmp_pat
     assert "no plan: " in spoiled.note
 
 
-def test_a_stranger_s_files_are_neither_read_nor_imported(debug_run: Path, tmp_path: Path) -> None:
-    """A config.yaml further up is not that of the run; a run's own one may not name code that would be imported."""
+def test_a_stranger_s_files_are_neither_read_nor_imported(
+    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config.yaml further up is not that of the run; a run's own files may not name code that would be imported."""
+    (tmp_path / "antigravity_probe.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "config.yaml").write_text("lr: 3")
     (tmp_path / "state.json").write_text("{}")
     exported = tmp_path / "models/mine"
@@ -142,3 +149,35 @@ def test_a_stranger_s_files_are_neither_read_nor_imported(debug_run: Path, tmp_p
     assert own.kind == "antigravity_probe:Thing"
     with pytest.raises(WorldloopError, match="add --own-code"):
         run_benchmark(run, "", 1, None, SilentDisplay())
+    (run / "config.yaml").write_text(config.replace("kind: token_vla", "kind: antigravity_probe:Thing"))
+    with pytest.raises(WorldloopError, match="add --own-code"):
+        run_benchmark(run, "", 1, None, SilentDisplay())
+
+
+def test_a_stranger_s_checkpoint_names_no_code_that_is_imported(
+    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only `policy.kind` of the config in use may: no checkpoint in a run that is copied, benchmarked, or goes on."""
+    (tmp_path / "antigravity_probe.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Path(shutil.copytree(debug_run, tmp_path / "run"))
+    checkpoint = run / RunDirectory(run).read_state().policy
+    description = (checkpoint / "checkpoint.json").read_text()
+    (checkpoint / "checkpoint.json").write_text(description.replace('"token_vla"', '"antigravity_probe:Thing"'))
+    refused = "names 'antigravity_probe:Thing', which is not part of worldloop"
+    with pytest.raises(WorldloopError, match=refused):
+        load_policy(checkpoint)
+    with pytest.raises(WorldloopError, match=refused):
+        export_policy(run, tmp_path / "out")
+    for own_code in (False, True):
+        with pytest.raises(WorldloopError, match=refused):
+            run_benchmark(run, "", 1, None, SilentDisplay(), own_code)
+    context = make_context("evaluate_policy", load_config(run / "config.yaml"), run, None, SilentDisplay())
+    with pytest.raises(WorldloopError, match=refused):
+        context.models.load_policy(RunDirectory(run).read_state().policy)
+    states = RunDirectory(run).read_initial_states("evaluation", *context.spec.task_ids)
+    assert states is not None
+    policy = {"policy": str(checkpoint), "policy_kind": "token_vla"}
+    job = RolloutJob(states, context.simulation.config, 2, torch.zeros(len(states), 2), 0, (), **policy)
+    with pytest.raises(WorldloopError, match=refused):
+        execute_rollout_job(job)

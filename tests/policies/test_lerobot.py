@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,22 @@ def test_a_policy_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_names_a_class_of_a_stranger_imports_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "antigravity_probe.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    make_lerobot().save_pretrained(tmp_path / "exported")
+    file = tmp_path / "exported/policy_preprocessor.json"
+    pipeline = json.loads(file.read_text())
+    pipeline["steps"].append({"class": "antigravity_probe.Thing", "config": {}})
+    file.write_text(json.dumps(pipeline))
+    with pytest.raises(
+        WorldloopError, match=r"names the class 'antigravity_probe\.Thing', which is not part of LeRobot"
+    ):
+        make_lerobot("", path=str(tmp_path / "exported"))
 
 
 @pytest.mark.parametrize(

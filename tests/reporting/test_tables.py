@@ -1,6 +1,7 @@
 """What `worldloop report` and `worldloop status` print."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -13,7 +14,8 @@ import pytest
 
 from worldloop.__main__ import main
 from worldloop.core.statistics import Rate
-from worldloop.reporting.tables import _expect, format_report, format_status
+from worldloop.reporting.status import _expect, format_status
+from worldloop.reporting.tables import format_report
 from worldloop.storage.run_directory import PeakMemory, RunDirectory
 
 
@@ -32,6 +34,20 @@ def running(tmp_path: Path, pid: int, **changes: object) -> Path:
     }  # fmt: skip
     (tmp_path / "status.json").write_text(json.dumps(status | changes))
     return tmp_path
+
+
+def test_the_state_of_a_run_is_told_without_torch(tmp_path: Path) -> None:
+    running(tmp_path, os.getpid())
+    (tmp_path / "timings.json").write_text(json.dumps({"schema_version": 1, "stages": []}))
+    code = f"""
+import sys
+from worldloop.__main__ import main
+main(["status", {str(tmp_path)!r}])
+print({{"torch", "numpy", "omegaconf", "gymnasium"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "stage 3/6: improve_policy" in done.stdout
+    assert done.stdout.endswith("set()\n")
 
 
 def test_a_run_that_is_running_shows_where_it_is(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def make_training_stage(folder: Path, end: str) -> Any:
 @pytest.mark.usefixtures("runtime")
 def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import ray
-    from ray.util.placement_group import placement_group_table
+    from ray.util.placement_group import placement_group, placement_group_table
 
     from worldloop.training.data_parallel import DataParallel
 
@@ -252,10 +252,13 @@ def test_training_workers_add_up_and_are_started_again(tmp_path: Path, capsys: p
     after = tmp_path / "after"
     after.mkdir()
     assert group.run_stage(make_stage(after, 0, False)) == [0, 1, 4, 9, 16, 25]  # on the first of them alone
+    other = placement_group([{"memory": 7}])  # of somebody else in the same job
+    assert other.wait(30)
     ray.kill(group._stage, no_restart=False)  # the coordinator, and its group with it
     assert group.run_stage(make_training_stage(tmp_path, "well"), trains=True) == (3, DataParallel(0, 2))
-    reserved = [entry for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
-    assert len(reserved) == 1  # nothing is left of the first group's
+    reserved = [key for key, entry in placement_group_table().items() if entry["state"] != "REMOVED"]
+    assert len(reserved) == 2  # nothing is left of the first group's
+    assert other.id.hex() in reserved
     with pytest.raises(WorldloopError, match="the loss became nan"):
         group.run_stage(make_training_stage(tmp_path, "error"), trains=True)
     group.close()

@@ -80,21 +80,24 @@ def _reading(*runs: Path) -> AbstractContextManager[None]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from worldloop.config.loading import find_differences
-    from worldloop.reporting.comparison import format_comparison
-    from worldloop.reporting.tables import format_report, format_status
-
     match options.command:
+        case "status":
+            from worldloop.reporting.status import format_status
+
+            print(format_status(options.run_dir))
         case "report" if options.html:
             from worldloop.reporting.html import write_html_report
 
             write_html_report(options.run_dir, options.html)
             print(f"report written to {options.html}")
         case "report":
+            from worldloop.reporting.tables import format_report
+
             print(format_report(options.run_dir))
-        case "status":
-            print(format_status(options.run_dir))
         case _:
+            from worldloop.config.loading import find_differences
+            from worldloop.reporting.comparison import format_comparison
+
             print(format_comparison(options.run_a, options.run_b, find_differences))
     return 0
 
@@ -160,14 +163,14 @@ def _sans(options: argparse.Namespace) -> int:
         raise WorldloopError(f"dataset folder {options.root} does not exist")
     store = SansStore(options.root)
     names = store.list_versions()
+    if not names:
+        raise WorldloopError(f"{options.root} has no versions of a dataset; those of a run are in RUN_DIR/sans")
     if options.action == "list":
         for name in names:
             version = store.version(name)
             episodes = sum(shard.num_episodes for shard in version.shards)
             print(f"{name:<24} {len(version.shards):>3} shards {episodes:>7} episodes")
         return 0
-    if not names:
-        raise WorldloopError(f"{options.root} has no versions yet")
     name = options.version or names[-1]
     if name not in names:
         raise WorldloopError(f"no version {name!r} in {options.root}; there are: {', '.join(names)}")

@@ -154,8 +154,9 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
         raise WorldloopError(f"{origin}: {error}") from error
     assert isinstance(result, LoopConfig)
     for key, value in _flatten(OmegaConf.to_container(merged)).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise WorldloopError(f"{origin}: {key} is {value}, allowed: a finite number")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise WorldloopError(f"{origin}: {key} is {value}, allowed: finite numbers")
     return result
 
 

@@ -274,8 +274,10 @@ def _check_mirror(address: str) -> None:
         raise ValueError("mirror must be an address, e.g. s3://bucket/runs or file:///backup/runs")
     parts = urlsplit(address)
     is_place = parts.scheme in ("abfs", "abfss") or parts.username == "anonymous"  # a container, or nobody
-    unknown = [key for key in parse_qs(parts.query, keep_blank_values=True) if key not in MIRROR_OPTIONS]
-    if parts.password is not None or (parts.username is not None and not is_place) or unknown:
+    options = parse_qs(parts.query, keep_blank_values=True)
+    unknown = [key for key in options if key not in MIRROR_OPTIONS]
+    hides_login = any("@" in host for host in options.get("endpoint_override", []))
+    if parts.password is not None or (parts.username is not None and not is_place) or unknown or hides_login:
         raise ValueError(
             "mirror must hold no credentials, which the run would store: put them in the environment. After ? may "
             f"come {', '.join(MIRROR_OPTIONS)}"

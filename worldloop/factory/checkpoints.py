@@ -19,7 +19,7 @@ from worldloop.factory.build import (
     build_world_model,
     make_policy,
 )
-from worldloop.factory.classes import find_class, make_settings
+from worldloop.factory.classes import find_class, make_settings, require_known
 from worldloop.factory.config import PolicyConfig
 from worldloop.policies import POLICIES
 from worldloop.policies.planner.policy import PlannerPolicy
@@ -58,12 +58,16 @@ def save_policy(policy: Policy, directory: Path, config: PolicyConfig, version: 
     save_checkpoint(directory, checkpoint)
 
 
-def load_policy(directory: Path, pretrained: str = "") -> Policy:
+def load_policy(directory: Path, pretrained: str = "", own_kind: str = "") -> Policy:
     """A policy in eval mode, from its checkpoint, and from the pretrained pipeline that its planner came from.
 
-    ``pretrained`` is where that pipeline is now; "": where it was then.
+    ``pretrained`` is where that pipeline is now; "": where it was then. ``own_kind``, the `policy.kind` of a trusted
+    config, is the one ``module:Class`` that may be imported, since a checkpoint may be a stranger's. Raises
+    `WorldloopError` for another.
     """
     checkpoint = load_checkpoint(directory, "policy")
+    remedy = "a class of your own is loaded in a run whose config has it as policy.kind"
+    require_known(checkpoint.name, (*POLICIES, PLANNER, own_kind), f"the policy {directory}", remedy)
     if checkpoint.name == PLANNER:
         return _load_planner_policy(checkpoint, directory, pretrained)
     with _of_this_version(directory, "clone the policy again"):

@@ -11,7 +11,6 @@ import importlib
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any
 
 from worldloop.core.errors import WorldloopError
@@ -39,15 +38,16 @@ def find_class[T](kind: str, registry: Mapping[str, type[T]]) -> type[T]:
     return own
 
 
-def require_known(kind: str, known: Collection[str], where: Path) -> None:
-    """Raise `WorldloopError` if ``kind``, which the files of ``where`` name, is not one of worldloop's own.
+TRUST = "if you trust that code, add --own-code"
+
+
+def require_known(kind: str, known: Collection[str], where: str, remedy: str = TRUST) -> None:
+    """Raise `WorldloopError` if ``kind``, which the files of ``where`` name, is not one of ``known``.
 
     To import a class is to run its code. A run or a checkpoint may be a stranger's; a config that a user writes is not.
     """
     if kind not in known:
-        raise WorldloopError(
-            f"{where} names {kind!r}, which is not part of worldloop: if you trust that code, add --own-code"
-        )
+        raise WorldloopError(f"{where} names {kind!r}, which is not part of worldloop: {remedy}")
 
 
 def make_settings(chosen: Any, config: ClassChoice) -> Any:

@@ -56,7 +56,7 @@ class Models:
         return build.build_policy(self.policy_config, self.spec, normalisation, self.chunk_length, seed, make_planner)
 
     def load_policy(self, path: str) -> Policy:
-        return checkpoints.load_policy(self.run_dir / path)
+        return checkpoints.load_policy(self.run_dir / path, own_kind=self.policy_config.kind)
 
     def save_policy(self, policy: Policy, path: str) -> None:
         if self.data_parallel.is_main:

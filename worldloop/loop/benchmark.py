@@ -57,7 +57,8 @@ def run_benchmark(
     if config.source != "simulator":
         raise WorldloopError(f"{run_dir} is of a recording: a policy can only be tested in a simulator")
     if not own_code:
-        require_known(config.simulator.kind, SIMULATORS, run_dir)
+        require_known(config.simulator.kind, SIMULATORS, f"the run {run_dir}")
+        require_known(config.policy.kind, POLICIES, f"the run {run_dir}")
     known = tuple(name for name in list_variations(config.simulator) if can_vary(config, name))
     chosen = known if variations is None else tuple(variations)
     if unknown := [name for name in chosen if name not in known]:
@@ -67,8 +68,9 @@ def run_benchmark(
     weights = run_dir / policy / "model.safetensors"
     if not policy or not weights.is_file():
         raise WorldloopError(f"{run_dir} has no policy {policy!r}" if policy else f"{run_dir} has no policy yet")
-    if not own_code:
-        require_known(read_description(run_dir / policy)["name"], (*POLICIES, PLANNER), run_dir / policy)
+    require_known(
+        read_description(run_dir / policy)["name"], (*POLICIES, PLANNER, config.policy.kind), f"the policy {policy}"
+    )
     out = run_dir / "benchmark_ood" / f"{policy.removeprefix('checkpoints/').replace('/', '_')}_{num_states}.json"
     about = {"policy": policy, "num_states": num_states, "weights_sha256": hash_file(weights)}
     stored: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}

@@ -101,7 +101,16 @@ def make_context(
         models=Models(
             config.policy, config.world_model, config.value, spec, config.chunk_length, run_dir, data_parallel
         ),
-        simulation=Simulation(config.simulator, config.chunk_length, config.seed, run_dir, executor, reporter, kept),
+        simulation=Simulation(
+            config.simulator,
+            config.chunk_length,
+            config.seed,
+            run_dir,
+            executor,
+            reporter,
+            kept,
+            policy_kind=config.policy.kind,
+        ),
         setup=setup,
         reporter=reporter,
         max_imagination_batch=resources.max_imagination_batch,

@@ -9,6 +9,7 @@ import torch
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import GatedPolicy, Policy, WorldModel
+from worldloop.core.packages import require_importable, require_packages
 from worldloop.core.specs import SimulatorSpec
 from worldloop.core.types import Normalisation
 from worldloop.executability.reward import require_joints
@@ -22,6 +23,8 @@ from worldloop.simulators.base import ChunkedSimulator
 from worldloop.stages import align_world_model, improve_policy, seed_dataset
 from worldloop.world_model.model import VideoWorldModel
 
+# What every run needs in the end: to write SANS and TensorBoard, and to judge frames.
+PACKAGES = ("pyarrow", "pandas", "PIL", "tensorboard", "matplotlib", "torchmetrics")
 SIMULATOR_MEMBERS = ("make_spec", "draw_initial_states", "reset", "step_chunk", "close")
 SCRIPTED_MEMBERS = ("make_scripted_policy",)
 POLICY_MEMBERS = (
@@ -34,6 +37,7 @@ def check_run_can_start(config: LoopConfig) -> None:
 
     Reads the recording's metadata or inspects the simulator's class, and builds the networks once. Starts no simulator.
     """
+    require_packages(*PACKAGES, *(["ray"] if config.runtime == "ray" else []))
     try:
         if config.source == "recording":
             check_recording(config.recording)
@@ -62,6 +66,9 @@ def check_run_can_start(config: LoopConfig) -> None:
                 _check_cameras(policy, world_model)
     except ValueError as error:
         raise WorldloopError(f"the config does not fit its {config.source}: {error}") from error
+    except ImportError as error:
+        require_importable(error)
+        raise
 
 
 def _check_simulator(config: LoopConfig) -> None:

@@ -16,14 +16,13 @@ from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import Planner, TaskSimulator
 from worldloop.core.specs import SimulatorSpec
 from worldloop.factory.build import choose_simulator
-from worldloop.factory.checkpoints import PLANNER, load_critic, load_policy
+from worldloop.factory.checkpoints import load_critic, load_policy
 from worldloop.factory.classes import require_known
 from worldloop.factory.config import SimulatorConfig
 from worldloop.factory.pretrained import load_checked_world_model
 from worldloop.play.session import PlaySession
 from worldloop.policies.planner.policy import PlannerPolicy
 from worldloop.simulators import SIMULATORS
-from worldloop.storage.checkpoint import read_description
 from worldloop.storage.run_directory import RunDirectory
 from worldloop.value.critic import Critic, average_value
 
@@ -67,9 +66,9 @@ def _load_planner(checkpoint: Path, pretrained: str, device: torch.device) -> Pl
     path = "" if run is None else run.read_state().planner
     if run is None or not path or not (run.path / path).is_dir():
         return None
-    require_known(read_description(run.path / path)["name"], (PLANNER,), run.path / path)
     policy = load_policy(run.path / path, pretrained)
-    assert isinstance(policy, PlannerPolicy)
+    if not isinstance(policy, PlannerPolicy):
+        raise WorldloopError(f"{path} holds no planner")
     return policy.to(device).planner
 
 
@@ -101,7 +100,7 @@ def find_simulator(
     if config is None or config.source != "simulator":
         return None
     if given is None and not own_code:
-        require_known(config.simulator.kind, SIMULATORS, checkpoint)
+        require_known(config.simulator.kind, SIMULATORS, f"the run of {checkpoint}")
     return config.simulator
 
 

@@ -1,7 +1,8 @@
 """The state of a run for other processes: ``status.json`` holds the current state, ``logs/`` the history.
 
 A run needs neither to continue, and a failed write does not stop it. ``logs/iteration_NNN_STAGE.jsonl`` has one line
-per event, ``{"time", "event", ...}``: begin, log, progress (every `PROGRESS_INTERVAL_S`), traceback, end.
+per event, ``{"time", "event", ...}``: begin, log, progress (every `PROGRESS_INTERVAL_S`), traceback, end. Nothing here
+imports torch, so that `worldloop status` answers at once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.files import read_json
-from worldloop.reporting.progress import Display
+from worldloop.reporting.progress import Display, format_minutes
+from worldloop.storage.timings import read_timings
 
 STATUS_INTERVAL_S = 1.0
 PROGRESS_INTERVAL_S = 15.0
+SIGN_OF_LIFE_S = 120.0  # after so long without an update a run on another machine may have died
 
 
 class StatusDisplay:
@@ -119,3 +123,63 @@ def is_alive(status: dict[str, Any]) -> bool | None:
     except PermissionError:
         pass
     return True
+
+
+def format_status(run_dir: Path) -> str:
+    """What the run in ``run_dir`` is doing, or how it stopped and how to go on.
+
+    Raises `WorldloopError` if nothing has run there.
+    """
+    status = read_status(run_dir)
+    if status is None:
+        raise WorldloopError(f"{run_dir} has no status.json: no run directory, or nothing has run in it yet")
+    now = time.time()
+    ago = format_minutes(max(0.0, now - status["updated"]))
+    if status["state"] != "running":
+        again = "" if status["state"] == "ended" else "; the command that started it goes on"
+        return f"{run_dir}: {status['state']}, {ago} ago{again}"
+    alive = is_alive(status)
+    if alive is False:
+        return f"{run_dir}: its process is gone, last seen {ago} ago; the command that started it goes on"
+    lines = [f"{run_dir}: running, process {status['pid']} on {status['host']}"]
+    if alive is None and now - status["updated"] > SIGN_OF_LIFE_S:
+        lines[0] += f", no sign of life for {ago}"
+    lines.append(
+        f"iteration {status['iteration']}/{status['num_iterations']}, stage {status['stage_number']}/"
+        f"{status['num_stages']}: {status['stage']}, for {format_minutes(now - status['stage_began'])}"
+    )
+    if progress := status["progress"]:
+        lines.append(_bar(progress, now))
+    lines.append(_expect(status, read_timings(run_dir), now))
+    return "\n".join(lines)
+
+
+def _bar(progress: dict[str, Any], now: float, width: int = 20) -> str:
+    count, total = progress["count"], max(1, progress["total"])
+    done = min(width, width * count // total)
+    rate = count / max(1e-9, now - progress["began"])
+    left = f", {format_minutes((total - count) / rate)} left" if count else ""
+    figures = "".join(f", {name} {value:.3f}" for name, value in progress["figures"].items())
+    return f"  [{'#' * done}{'-' * (width - done)}] {count}/{total} {progress['unit']}s, {rate:.2g}/s{left}{figures}"
+
+
+def _expect(status: dict[str, Any], timings: list[dict[str, Any]], now: float) -> str:
+    """The time left in the loop if every stage takes as long as the last time."""
+    last = {t["stage"]: t["seconds"] for t in timings}
+    left = status.get("left", [])
+    known = [last[stage] for stage in left if stage in last]
+    progress, here = status["progress"], []
+    if progress and progress["count"]:
+        here.append((progress["total"] - progress["count"]) * (now - progress["began"]) / progress["count"])
+    if status["stage"] in last:  # a stage may have several bars; progress is only of the current one
+        here.append(max(0.0, last[status["stage"]] - (now - status["stage_began"])))
+    seconds = format_minutes(max(here, default=0.0) + sum(known))
+    if not here and not left:
+        return "the last stage; it has not run before"
+    if not here:
+        return f"about {seconds} for {len(known)} of {len(left)} stages to come; this one has not run before"
+    if len(known) == len(left):
+        return f"about {seconds} to the end of the loop, if stages take as long as before"
+    if not known:
+        return f"{len(left)} stages to come, of which none has run yet"
+    return f"about {seconds} for this and {len(known)} of {len(left)} stages to come; the others have not run yet"

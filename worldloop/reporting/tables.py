@@ -1,14 +1,11 @@
-"""Text about a run, within 80 columns: its results, and its current state."""
+"""Text about the results of a run, within 80 columns."""
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worldloop.core.errors import WorldloopError
-from worldloop.reporting.progress import format_minutes
 from worldloop.reporting.records import (
     Record,
     find_worst_task,
@@ -19,10 +16,7 @@ from worldloop.reporting.records import (
     read_success,
     read_within_group_auc,
 )
-from worldloop.reporting.status import is_alive, read_status
 from worldloop.storage.run_directory import RunDirectory
-
-SIGN_OF_LIFE_S = 120.0  # after so long without an update a run on another machine may have died
 
 
 def format_report(run_dir: Path) -> str:
@@ -178,63 +172,3 @@ def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
     lines = [f"{total / 60:.1f} min in stages, peak {peak / 1024:.1f} GiB in the stages' process:"]
     lines += [f"  {stage:<18} {seconds:8.1f} s" for stage, seconds in by_stage.items()]
     return [*lines, ""]
-
-
-def format_status(run_dir: Path) -> str:
-    """What the run in ``run_dir`` is doing, or how it stopped and how to go on.
-
-    Raises `WorldloopError` if nothing has run there.
-    """
-    status = read_status(run_dir)
-    if status is None:
-        raise WorldloopError(f"{run_dir} has no status.json: no run directory, or nothing has run in it yet")
-    now = time.time()
-    ago = format_minutes(max(0.0, now - status["updated"]))
-    if status["state"] != "running":
-        again = "" if status["state"] == "ended" else "; the command that started it goes on"
-        return f"{run_dir}: {status['state']}, {ago} ago{again}"
-    alive = is_alive(status)
-    if alive is False:
-        return f"{run_dir}: its process is gone, last seen {ago} ago; the command that started it goes on"
-    lines = [f"{run_dir}: running, process {status['pid']} on {status['host']}"]
-    if alive is None and now - status["updated"] > SIGN_OF_LIFE_S:
-        lines[0] += f", no sign of life for {ago}"
-    lines.append(
-        f"iteration {status['iteration']}/{status['num_iterations']}, stage {status['stage_number']}/"
-        f"{status['num_stages']}: {status['stage']}, for {format_minutes(now - status['stage_began'])}"
-    )
-    if progress := status["progress"]:
-        lines.append(_bar(progress, now))
-    lines.append(_expect(status, RunDirectory(run_dir).read_timings(), now))
-    return "\n".join(lines)
-
-
-def _bar(progress: dict[str, Any], now: float, width: int = 20) -> str:
-    count, total = progress["count"], max(1, progress["total"])
-    done = min(width, width * count // total)
-    rate = count / max(1e-9, now - progress["began"])
-    left = f", {format_minutes((total - count) / rate)} left" if count else ""
-    figures = "".join(f", {name} {value:.3f}" for name, value in progress["figures"].items())
-    return f"  [{'#' * done}{'-' * (width - done)}] {count}/{total} {progress['unit']}s, {rate:.2g}/s{left}{figures}"
-
-
-def _expect(status: dict[str, Any], timings: list[dict[str, Any]], now: float) -> str:
-    """The time left in the loop if every stage takes as long as the last time."""
-    last = {t["stage"]: t["seconds"] for t in timings}
-    left = status.get("left", [])
-    known = [last[stage] for stage in left if stage in last]
-    progress, here = status["progress"], []
-    if progress and progress["count"]:
-        here.append((progress["total"] - progress["count"]) * (now - progress["began"]) / progress["count"])
-    if status["stage"] in last:  # a stage may have several bars; progress is only of the current one
-        here.append(max(0.0, last[status["stage"]] - (now - status["stage_began"])))
-    seconds = format_minutes(max(here, default=0.0) + sum(known))
-    if not here and not left:
-        return "the last stage; it has not run before"
-    if not here:
-        return f"about {seconds} for {len(known)} of {len(left)} stages to come; this one has not run before"
-    if len(known) == len(left):
-        return f"about {seconds} to the end of the loop, if stages take as long as before"
-    if not known:
-        return f"{len(left)} stages to come, of which none has run yet"
-    return f"about {seconds} for this and {len(known)} of {len(left)} stages to come; the others have not run yet"

@@ -62,9 +62,10 @@ class RolloutJob:
 
     Exactly one of these acts:
 
-    - ``policy``: a checkpoint directory; ``policy_variant``: ``policy``, or ``rejected`` for a candidate that did not
-      become the policy; ``temperature`` ``None`` acts greedily. ``told_task``: the policy is given the instruction of
-      this task; "": of the states' own task. ``swap``: parts of its observation that it sees imagined
+    - ``policy``: a checkpoint directory; ``policy_kind``: a ``module:Class`` that it may name; ``policy_variant``:
+      ``policy``, or ``rejected`` for a candidate that did not become the policy; ``temperature`` ``None`` acts
+      greedily. ``told_task``: the policy is given the instruction of this task; "": of the states' own task. ``swap``:
+      parts of its observation that it sees imagined
     - ``variants``: scripted policies, one name per state
     - ``replay``: recorded actions
     - ``video``: videos to follow
@@ -82,6 +83,7 @@ class RolloutJob:
     iteration: int
     splits: tuple[Split, ...]
     policy: str | None = None
+    policy_kind: str = ""
     policy_variant: str = "policy"
     temperature: float | None = None
     variants: tuple[str, ...] | None = None
@@ -134,8 +136,8 @@ def _simulator_of(config: SimulatorConfig) -> TaskSimulator:
 
 
 @lru_cache(maxsize=1)
-def _cached_policy(directory: str, modified_ns: int) -> Policy:
-    return load_policy(Path(directory))
+def _cached_policy(directory: str, own_kind: str, modified_ns: int) -> Policy:
+    return load_policy(Path(directory), own_kind=own_kind)
 
 
 @lru_cache(maxsize=1)
@@ -191,7 +193,7 @@ def _execute_rows(job: RolloutJob, simulator: TaskSimulator, rows: range) -> lis
         actor = VideoFollower(model, job.video.rows(index).frames, job.chunk_length)
     else:
         assert job.policy is not None
-        actor = policy = _cached_policy(job.policy, _date(job.policy))
+        actor = policy = _cached_policy(job.policy, job.policy_kind, _date(job.policy))
         if job.temperature is not None:
             policy.temperature = job.temperature
         if job.told_task:

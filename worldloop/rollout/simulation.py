@@ -81,9 +81,9 @@ class Simulation:
     """The simulators of a run, all of the same ``config``.
 
     Work is cut into blocks of fixed size, each of one task. So no result depends on the number of simulators.
-    ``kept`` holds finished blocks until the stage has ended; ``None``: none are kept. ``num_env_steps`` counts the
-    environment steps of all episodes so far, without those of `evaluate`: they only measure, and no decision reads
-    them.
+    ``kept`` holds finished blocks until the stage has ended; ``None``: none are kept. ``policy_kind`` is the run's
+    `policy.kind`. ``num_env_steps`` counts the environment steps of all episodes so far, without those of `evaluate`:
+    they only measure, and no decision reads them.
     """
 
     def __init__(
@@ -95,7 +95,9 @@ class Simulation:
         executor: Executor,
         reporter: Reporter,
         kept: KeptBlocks | None = None,
+        policy_kind: str = "",
     ) -> None:
+        self.policy_kind = policy_kind
         self.config, self.chunk_length, self.seed = config, chunk_length, seed
         self.run_dir, self.executor, self.reporter, self.kept = run_dir, executor, reporter, kept
         self.num_env_steps = 0
@@ -192,6 +194,7 @@ class Simulation:
                         iteration=iteration,
                         splits=tuple(splits[i] for i in block) if splits else (states.split,) * len(block),
                         policy=None if policy is None else str(self.run_dir / policy),
+                        policy_kind=self.policy_kind,
                         policy_variant=acting.get("variant", "policy"),
                         temperature=acting.get("temperature"),
                         variants=tuple(variants[i] for i in block) if variants else None,

@@ -10,13 +10,14 @@ coordinator while there is no group. A stage that is started again continues fro
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from worldloop.core import interrupts
@@ -27,16 +28,22 @@ BACKEND = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 SHOW_INTERVAL_S = 0.5
 START_S = 90.0  # how long a group may take to start before the user is told
 MAX_REASON = 300  # characters of an error that are shown
+MAX_MARK = 2**26
 
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """How many workers there are, what Ray reserves for each, and how many lost workers one stage survives."""
+    """How many workers there are, what Ray reserves for each, and how many lost workers one stage survives.
+
+    ``mark`` is a number of bytes that Ray reserves for each as well, far fewer than a worker needs. It is drawn at
+    random: Ray Train gives its placement groups no name, and so a run tells its own from others.
+    """
 
     num_workers: int
     cpus: float
     gpus: float
     max_retries: int
+    mark: int = field(default_factory=lambda: 1 + secrets.randbelow(MAX_MARK))
 
 
 @dataclass(frozen=True)
@@ -214,7 +221,7 @@ def _run_group(group: TrainingGroup) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one process less to start; we need no warning
-    _free_placement_groups(ray.get_runtime_context().get_job_id())
+    _free_placement_groups(ray.get_runtime_context().get_job_id(), group.mark)
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
             _work,
@@ -222,15 +229,15 @@ def _run_group(group: TrainingGroup) -> None:
             scaling_config=ScalingConfig(
                 num_workers=group.num_workers,
                 use_gpu=group.gpus > 0,
-                resources_per_worker={"CPU": group.cpus, "GPU": group.gpus},
+                resources_per_worker={"CPU": group.cpus, "GPU": group.gpus, "memory": group.mark},
             ),
             torch_config=TorchConfig(backend=BACKEND["gpu" if group.gpus else "cpu"]),
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=0)),
         ).fit()
 
 
-def _free_placement_groups(job_id: str) -> None:
-    """Remove the placement groups that the group of a dead coordinator of this job reserved.
+def _free_placement_groups(job_id: str, mark: int) -> None:
+    """Remove the placement groups with that ``mark`` in this job: a dead coordinator's group reserved them.
 
     Ray moves them to other nodes, and the next group would wait forever for these resources. Ray Train's own cleaner
     needs Ray's dashboard.
@@ -239,7 +246,8 @@ def _free_placement_groups(job_id: str) -> None:
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
     for number, entry in placement_group_table().items():
-        if number.endswith(job_id) and entry["state"] != "REMOVED":
+        is_own = number.endswith(job_id) and all(needs.get("memory") == mark for needs in entry["bundles"].values())
+        if is_own and entry["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 

@@ -31,17 +31,9 @@ from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import disk_errors, malformed, read_json, to_json, write_file
 from worldloop.core.types import InitialStates, Split
 from worldloop.storage.run_state import STATE_SCHEMA_VERSION, LoopState
+from worldloop.storage.timings import read_timings
 
 RESULTS_SCHEMA_VERSION = 1
-_TIMING = {
-    "iteration": int,
-    "stage": str,
-    "seconds": int | float,
-    "peak_memory_mib": int | float,
-    "peak_gpu_memory_mib": int | float,
-    "finished": str,
-}
-_SINCE = {"peak_gpu_memory_mib": 0}  # value for stages that were recorded before the key existed
 _REMEDY = "restore it, or delete the run directory and run again"
 _PACKAGES = (
     "torch",
@@ -167,17 +159,7 @@ class RunDirectory:
         return read_json(path, f"results {path}", RESULTS_SCHEMA_VERSION, _REMEDY)
 
     def read_timings(self) -> list[dict[str, Any]]:
-        path = self.path / "timings.json"
-        if not path.exists():
-            return []
-        value = read_json(path, f"timings {path}", 1, "delete it: only the report reads it")
-        with malformed(f"timings {path}", "delete it: only the report reads it"):
-            stages = [_SINCE | entry for entry in value["stages"]]
-            for entry in stages:
-                for key, kind in _TIMING.items():
-                    if not isinstance(entry[key], kind):
-                        raise TypeError(f"{key} is {entry[key]!r}")
-            return [{key: entry[key] for key in _TIMING} for entry in stages]
+        return read_timings(self.path)
 
     def add_timing(self, iteration: int, stage: str, seconds: float, peak: PeakMemory) -> None:
         entry = {

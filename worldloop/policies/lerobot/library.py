@@ -178,6 +178,8 @@ def open_parts(
     ``weights``: the folder to load weights from; ``None``: fresh ones. An empty ``table``: the processors keep the
     statistics of that folder. Raises `WorldloopError` if LeRobot cannot build it, or if it cannot work here.
     """
+    for pipeline in (description.preprocessor, description.postprocessor):
+        _check_steps(pipeline)
     with _explained(description.type, description.config), redirect_stdout(io.StringIO()):  # LeRobot prints a lot
         config = _make_config(description, features, chunk_length)
         _check_config(config, chunk_length)
@@ -277,6 +279,16 @@ def _make_processors(description: Description, config: Any, table: Table, weight
             preprocessor_overrides=_only_present(changes, description.preprocessor),
             postprocessor_overrides=_only_present(changes_after, description.postprocessor),
         )
+
+
+def _check_steps(pipeline: dict[str, Any] | None) -> None:
+    """Raise `WorldloopError` if a pipeline's JSON names a class that is not LeRobot's: LeRobot would import it."""
+    for entry in () if pipeline is None else pipeline["steps"]:
+        if "registry_name" not in entry and not str(entry.get("class")).startswith("lerobot."):
+            raise WorldloopError(
+                f"policy.lerobot: a processor names the class {entry.get('class')!r}, which is not part of LeRobot and "
+                "could run any code: leave that step out of policy_preprocessor.json or policy_postprocessor.json"
+            )
 
 
 def _only_present(changes: dict[str, dict[str, Any]], pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
