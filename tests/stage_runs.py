@@ -1,11 +1,13 @@
 """Single stages on the data of a finished debug run, in a folder of their own."""
 
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from reporters import RecordingReporter
 
-from worldloop.config.loading import load_config
+from worldloop.config.loading import list_settings, load_config
 from worldloop.loop.run import make_context
 from worldloop.reporting.progress import SilentDisplay
 from worldloop.runtime.inline import InlineRuntime
@@ -15,6 +17,8 @@ from worldloop.storage.run_directory import RunDirectory
 from worldloop.storage.run_state import LoopState
 
 DEBUG = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
+LATER = ("align_world_model", "check_planner", "resources")  # sections on which no fit of `open_fitted` depends
+_fitted: dict[tuple[object, ...], tuple[Path, LoopState]] = {}  # a folder for copying, and its state
 
 
 def run_stage(name: str, state: LoopState, context: StageContext) -> LoopState:
@@ -26,17 +30,25 @@ def open_fitted(debug_run: Path, folder: Path, stage: str, *overrides: str) -> t
     """Iteration 1 of ``debug_run`` after its first world model, with inverse dynamics and a planner if they are used.
 
     The dataset, the clone and the world model are those of ``debug_run``; the reporter records. ``stage`` is the one
-    that comes next.
+    that comes next. Tests with the same settings of what is fitted share one fit.
     """
+    config = load_config(DEBUG, ["runtime=inline", *overrides])
+    display = SilentDisplay()
+    context = make_context(stage, config, folder, InlineRuntime(0, 0, display), display)
+    context = replace(context, reporter=RecordingReporter())
+    needed = ["fit_inverse_dynamics"] if config.uses_inverse_dynamics else []
+    if config.uses_planner and stage != "fit_planner":
+        needed.append("fit_planner")
+    settings = [item for item in list_settings(config).items() if item[0].split(".")[0] not in LATER]
+    key = (debug_run, *needed, str(settings))
+    if key in _fitted:
+        shutil.copytree(_fitted[key][0], folder, symlinks=True, dirs_exist_ok=True)
+        return _fitted[key][1], context
     (folder / "sans").symlink_to(debug_run / "sans")
     done = RunDirectory(debug_run).read_state()
     for path in (done.clone, done.world_model):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).symlink_to(debug_run / path)
-    config = load_config(DEBUG, ["runtime=inline", *overrides])
-    display = SilentDisplay()
-    context = make_context(stage, config, folder, InlineRuntime(0, 0, display), display)
-    context = replace(context, reporter=RecordingReporter())
     state = LoopState(
         iteration=1,
         dataset="v001",
@@ -47,9 +59,8 @@ def open_fitted(debug_run: Path, folder: Path, stage: str, *overrides: str) -> t
         num_fits=1,
         records=done.records[:1],
     )
-    needed = ["fit_inverse_dynamics"] if config.uses_inverse_dynamics else []
-    if config.uses_planner and stage != "fit_planner":
-        needed.append("fit_planner")
     for name in needed:
         state = run_stage(name, state, context)
+    _fitted[key] = Path(tempfile.mkdtemp()), state
+    shutil.copytree(folder, _fitted[key][0], symlinks=True, dirs_exist_ok=True)
     return state, context

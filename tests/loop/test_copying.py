@@ -96,6 +96,12 @@ def _die_when_copied(folder: str, stage: str, wanted: str) -> None:
     loop.run_loop(load_config(DEBUG, [*SMALL, *options]))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a loop that nothing interrupts."""
+    return loop.run_loop(load_config(DEBUG, [*SMALL, f"run_root={tmp_path_factory.mktemp('whole')}"])).path
+
+
 @pytest.mark.parametrize(
     ("stage", "wanted", "said"),
     [
@@ -104,7 +110,7 @@ def _die_when_copied(folder: str, stage: str, wanted: str) -> None:
     ],
 )
 def test_a_stage_that_a_machine_did_not_live_to_end_goes_on_on_another(
-    tmp_path: Path, stage: str, wanted: str, said: str, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, stage: str, wanted: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = get_context().Process(target=_die_when_copied, args=(str(tmp_path), stage, wanted))
     process.start()
@@ -114,8 +120,7 @@ def test_a_stage_that_a_machine_did_not_live_to_end_goes_on_on_another(
     copied = load_config(DEBUG, [*SMALL, f"mirror=file://{tmp_path}/store", f"run_root={tmp_path}/two"])
     two = loop.run_loop(copied)
     assert said in capsys.readouterr().err
-    whole = loop.run_loop(load_config(DEBUG, [*SMALL, f"run_root={tmp_path}/whole"]))
-    assert (two.path / "results.json").read_bytes() == (whole.path / "results.json").read_bytes()
+    assert (two.path / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     assert not [name for name in read_newest(tmp_path)["files"] if name.startswith("partial/")]
 
 

@@ -29,6 +29,7 @@ QUICK = (
     "fit_world_model.num_proprio_steps=10",
     "check_world_model.probe_steps=10",
     "check_world_model.num_videos=0",
+    "check_world_model.reset_every=[]",
     "improve_policy.bootstraps=false",
     "improve_policy.num_updates=1",
     "improve_policy.groups_per_update=2",

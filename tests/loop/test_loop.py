@@ -37,7 +37,8 @@ RECAP = (
     "evaluate_policy.num_states=10",
     "promote_policy.max_states=10",
 )
-VIVA = ("value.kind=viva", "fit_value.num_steps=8", "fit_value.batch_size=16", "check_world_model.probe_steps=5")
+FEW_CHECKS = ("check_world_model.probe_steps=5", "check_world_model.reset_every=[]", "check_world_model.num_videos=0")
+VIVA = ("value.kind=viva", "fit_value.num_steps=8", "fit_value.batch_size=16", *FEW_CHECKS)
 
 
 def _run_in_child(run_root: str, kill_at: tuple[int, str] | None, overrides: tuple[str, ...]) -> None:
@@ -190,7 +191,7 @@ HARMOWAM = (
     *RECAP,
     "fit_planner.num_steps=8",
     "fit_inverse_dynamics.num_steps=8",
-    "check_world_model.probe_steps=5",
+    *FEW_CHECKS,
     "check_planner.num_states=4",
 )
 
@@ -303,6 +304,7 @@ def test_no_policy_is_improved_in_a_model_that_is_not_good_enough(tmp_path: Path
     # Enough held-out successes and failures of the policy to judge by.
     enough = ["clone_policy.num_steps=100", "collect_episodes.num_episodes=80", "collect_episodes.validation_share=0.7"]
     overrides = [f"run_root={tmp_path}", "check_world_model.required_auc=1.0", "num_iterations=1", *SMALL, *enough]
+    overrides += ["evaluate_policy.num_states=10", *FEW_CHECKS]
     directory = run_loop(load_config(DEBUG, [*overrides, "improve_policy.restart_from=policy"]))
     state, entry = directory.read_state(), directory.read_results()["iterations"][1]
     assert entry["num_fits"] == 2

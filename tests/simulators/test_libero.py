@@ -79,6 +79,7 @@ def test_draws_are_functions_of_seed_and_number(sim: LiberoSimulator) -> None:
     assert np.array_equal(np.random.get_state()[1], before), "LIBERO draws from numpy's global state"
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_evaluation_states_are_liberos_own(sim: LiberoSimulator) -> None:
     given = read_evaluation_states(GOAL, PLATE)
     scene = sim._open_scene(PLATE)
@@ -115,6 +116,7 @@ def test_a_restart_in_the_middle_is_bit_equal_in_another_simulator(sim: LiberoSi
     other.close()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_step_is_liberos_own_bit_for_bit(sim: LiberoSimulator) -> None:
     from worldloop.simulators.libero.scene import Scene
 
@@ -130,6 +132,7 @@ def test_a_step_is_liberos_own_bit_for_bit(sim: LiberoSimulator) -> None:
     theirs.close()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_proprio_and_landmarks_are_where_the_spec_says(sim: LiberoSimulator) -> None:
     observations, _, _ = play(sim, draw(sim, PLATE), "expert", num_chunks=4)
     scene, spec = sim._scene, sim.spec
@@ -155,6 +158,7 @@ def test_pictures_are_upright_and_show_the_scene(sim: LiberoSimulator) -> None:
     assert wrist.std() > 30
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_expert_opens_the_drawer_and_a_worse_one_does_not(sim: LiberoSimulator) -> None:
     start = draw(sim, DRAWER)
     _, actions, steps = play(sim, start, "expert")
@@ -167,6 +171,7 @@ def test_an_expert_opens_the_drawer_and_a_worse_one_does_not(sim: LiberoSimulato
     assert 0 < distances.min() < 0.13, "it pulls, and stops"
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_wrong_object_is_moved_and_does_not_solve_the_task(sim: LiberoSimulator) -> None:
     start = draw(sim, PLATE)
 

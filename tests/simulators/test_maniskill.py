@@ -219,13 +219,15 @@ def test_the_goal_of_a_lift_is_seen_and_measured_in_the_air(pick) -> None:
 def test_the_cube_is_in_sight_all_the_way(push, pull, both) -> None:
     for sim, task in ((push, PUSH), (pull, PULL), (both, PUSH), (both, PULL)):
         start = draw(sim, 1, task=task)
-        steps, actions = play(sim, start, "expert", make_row_keys(1, 2), sim.spec.actions_per_frame)
-        frames = trajectory(sim, start, actions)[0]
+        steps, _ = play(sim, start, "expert", make_row_keys(1, 2), sim.spec.actions_per_frame)
         assert steps[-1].terminated.all()
+        first = sim.reset(start).frames[BASE][:, -1:]
+        frames = torch.cat([first, *(step.frames[BASE] for step in steps)], dim=1)
         assert (count_blue(frames[0]) >= 4).all(), (sim.config.view, task)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_the_lifting_expert_and_what_goes_wrong(pick) -> None:
     states, keys = draw(pick, 12, seed=11), make_row_keys(12, 2)
     for row in range(12):
@@ -262,6 +264,7 @@ def test_time_limit_inside_a_chunk(pull) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("name", ["push", "pull"])
 def test_expert_and_stops_short(name: str, request: pytest.FixtureRequest) -> None:
     sim = request.getfixturevalue(name)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from black_frames import draw_black
 from torch import Tensor
 
 from worldloop.core.errors import WorldloopError
@@ -111,6 +112,7 @@ def test_an_episode_is_wound_back_within_itself(sim) -> None:
     assert torch.equal(sim.step_chunk(actions[1]).sim_states, steps[1].sim_states)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_planning_a_chunk_ahead_is_what_metaworlds_policy_does_at_each_step(sim) -> None:
     from metaworld.policies import ENV_POLICY_MAP
 
@@ -124,6 +126,7 @@ def test_planning_a_chunk_ahead_is_what_metaworlds_policy_does_at_each_step(sim)
         scene.step(expected)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_variants_fail_in_ways_of_their_own(sim) -> None:
     start = draw(sim, PUSH)
     expert, _ = play(sim, start)
@@ -138,6 +141,7 @@ def test_variants_fail_in_ways_of_their_own(sim) -> None:
     assert (far[-1].distances_m[0, -1] - far[0].distances_m[0, 0]).abs() < 0.01
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("variant", SCRIPTED_VARIANTS)
 def test_a_variant_is_a_function_of_its_key_and_stays_within_bounds(sim, variant) -> None:
     start = draw(sim, PUSH)
@@ -172,6 +176,7 @@ def test_rows_of_several_tasks_do_as_they_do_alone(sim) -> None:
     assert torch.equal(observation.sim_state[1], before)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_task_without_distance_says_so(sim) -> None:
     steps, _ = play(sim, draw(sim, HAMMER))
     assert steps[-1].terminated.all()
@@ -219,9 +224,10 @@ def show(variation: str) -> tuple[dict[str, Tensor], Tensor]:
     config = MetaWorldConfig(tasks=(PUSH,), cameras=("close", "gripperPOV"), image_size=48, variation=variation)
     sim = MetaWorldSimulator(config)
     start = draw(sim, PUSH)
+    images = {camera: frames[0, -1].float() for camera, frames in sim.reset(start).frames.items()}
+    sim._render = lambda: draw_black(sim)  # type: ignore[method-assign]
     steps, _ = play(sim, start)
     assert steps[-1].terminated.all(), "the expert still succeeds"
-    images = {camera: frames[0, -1].float() for camera, frames in sim.reset(start).frames.items()}
     sim.close()
     return images, start.states
 

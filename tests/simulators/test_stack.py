@@ -60,6 +60,7 @@ def play(sim: ManiSkillSimulator, variant: str, num_states: int = 1) -> list[Any
     return ends
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_expert_stacks_and_lets_go(sim) -> None:
     for end in play(sim, "expert", 3):
         state = end.observation.sim_state
@@ -69,6 +70,7 @@ def test_the_expert_stacks_and_lets_go(sim) -> None:
         assert fingers.min() > 0.025  # 0.02 holds the cube
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_one_that_passes_above_leaves_the_cube_where_it_lay(sim) -> None:
     (end,) = play(sim, "too_high")
     assert not end.terminated.any()

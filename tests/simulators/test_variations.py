@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from black_frames import draw_black
 from torch import Tensor
 
 from worldloop.core.randomness import make_row_keys
@@ -28,6 +29,7 @@ def play(simulator: ManiSkillSimulator) -> tuple[dict[str, Tensor], Tensor, bool
     start = simulator.draw_initial_states(TASK, "validation", 1, seed=0, first=3)
     policy = simulator.make_scripted_policy((TASK,), ("expert",), make_row_keys(1, 3), chunk_length=5)
     first = observation = simulator.reset(start)
+    simulator._render = lambda: draw_black(simulator)  # type: ignore[method-assign]
     while True:
         step = simulator.step_chunk(policy.act(observation, None).actions)
         observation = step.observation

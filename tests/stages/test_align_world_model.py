@@ -276,6 +276,8 @@ def test_a_loop_runs_with_it_to_its_end(tmp_path: Path) -> None:
         "fit_world_model.num_steps=10",
         "fit_world_model.num_proprio_steps=5",
         "check_world_model.probe_steps=5",
+        "check_world_model.num_videos=0",
+        "check_world_model.reset_every=[]",
         "check_planner.num_states=10",
         "evaluate_policy.num_states=10",
     )

@@ -93,8 +93,14 @@ def test_a_loop_goes_on_with_the_student_and_fits_the_teacher(tmp_path: Path) ->
             "fit_world_model.num_proprio_steps=4",
             "clone_policy.num_steps=8",
             "check_world_model.required_auc=0",
-            "check_world_model.probe_steps=5",
-            "improve_policy.num_updates=2",
+            "check_world_model.probe_steps=0",
+            "check_world_model.reset_every=[]",
+            "check_world_model.num_videos=0",
+            "improve_policy.bootstraps=false",
+            "improve_policy.num_updates=1",
+            "improve_policy.num_candidates=1",
+            "improve_policy.num_imitation_steps=10",
+            "evaluate_policy.num_states=10",
         ],
     )
     assert list_stages(config, 1)[:3] == ("fit_world_model", "distil_world_model", "check_world_model")

@@ -88,7 +88,9 @@ def test_a_loop_fine_tunes_a_published_pipeline_and_its_model_travels(tmp_path: 
     config = load_config(DEBUG, [
         f"run_root={tmp_path}", "num_iterations=1", "world_model.denoiser=cosmos", "world_model.codec=wan",
         f"world_model.pretrained={pipeline}", "world_model.text_tokens=12", "world_model.lora_rank=4",
-        "fit_world_model.num_steps=4", "fit_world_model.num_proprio_steps=4", "check_world_model.probe_steps=4",
+        "fit_world_model.num_steps=4", "fit_world_model.num_proprio_steps=4", "check_world_model.probe_steps=0",
+        "check_world_model.num_videos=0", "check_world_model.reset_every=[]", "check_closed_loop.num_states=2",
+        "check_closed_loop.num_training_states=2", "evaluate_policy.num_states=10", "improve_policy.bootstraps=false",
         "check_world_model.required_auc=0", "improve_policy.num_updates=2", "improve_policy.num_candidates=1",
         "improve_policy.groups_per_update=4", "clone_policy.num_steps=4", "improve_policy.num_imitation_steps=4",
     ])  # fmt: skip

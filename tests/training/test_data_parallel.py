@@ -39,6 +39,9 @@ CONFIG = (
     "fit_world_model.num_proprio_steps=3",
     "fit_world_model.self_rollout_start=0",
     "check_world_model.probe_steps=5",
+    "check_world_model.num_videos=0",
+    "check_world_model.reset_every=[]",
+    "evaluate_policy.num_states=10",
     "improve_policy.num_updates=2",
     "improve_policy.num_candidates=1",
     "improve_policy.num_imitation_steps=3",
@@ -209,6 +212,7 @@ def runs(
     return {"root": root}, {s.next_stage: s for s, _ in begun}, records
 
 
+@pytest.mark.slow
 def test_gradients_of_a_step_are_those_of_one_rank(runs: Any) -> None:
     _, _, (one, first, second, *_) = runs
     assert set(one["gradients"]) == {

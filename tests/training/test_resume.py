@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from worldloop.training.data_parallel import DataParallel
 from worldloop.training.resume import GeneratorState, TrainableState, TrainingCheckpoint, TrainingSetup
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs/debug.yaml"
-CUTS = (
-    ("clone_policy", "step", 40, "clone_policy"),
-    ("fit_world_model", "proprio step", 20, "fit_world_model_proprio"),
-    ("fit_world_model", "step", 50, "fit_world_model"),
-    ("improve_policy", "update", 1, "improve_policy"),
+CUTS = (  # stage, unit, progress until the cut (a block of episodes, for one), and what is there then
+    ("clone_policy", "step", 40, "clone_policy/partial.json"),
+    ("collect_episodes", "episode", 20, "episodes"),
+    ("fit_world_model", "proprio step", 20, "fit_world_model_proprio/partial.json"),
+    ("fit_world_model", "step", 50, "fit_world_model/partial.json"),
+    ("improve_policy", "update", 1, "improve_policy/partial.json"),
 )
 
 
@@ -63,40 +65,51 @@ def run(root: Path, stage: str = "", unit: str = "", cut: int = 0, every_s: floa
     return CutDisplay.lines
 
 
-def test_cut_in_every_training_stage(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "TerminalDisplay", CutDisplay)
-    for stage, unit, cut, kept in CUTS:
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, stage, unit, cut)
-        assert (tmp_path / "debug/partial" / kept / "partial.json").is_file()
-    went_on = [line.strip() for line in run(tmp_path) if "goes on" in line]
-    assert went_on == ["improve_policy goes on from step 1"]
-    assert not list((tmp_path / "debug/partial").glob("*"))
-    assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
+    """A debug loop that was cut at each of `CUTS`, and what it logged until each cut."""
+    root, logs = tmp_path_factory.mktemp("cut"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "TerminalDisplay", CutDisplay)
+        for stage, unit, progress, kept in CUTS:
+            with pytest.raises(KeyboardInterrupt):
+                run(root, stage, unit, progress)
+            assert (root / "debug/partial" / kept).exists()
+            logs.append([line.strip() for line in CutDisplay.lines])
+    return root, logs
 
 
-def test_a_collection_that_is_cut_keeps_its_finished_blocks(
-    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def go_on(cut: Path, root: Path, every_s: float, *left_out: str) -> list[str]:
+    """Run a copy of the loop in ``cut`` to its end, without what is ``left_out``."""
+    shutil.copytree(cut / "debug", root / "debug", ignore=shutil.ignore_patterns(".lock", *left_out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "TerminalDisplay", CutDisplay)
+        return [line.strip() for line in run(root, every_s=every_s)]
+
+
+@pytest.mark.slow
+def test_cut_in_every_stage_that_keeps_its_progress(
+    debug_run: Path, tmp_path: Path, cut: tuple[Path, list[list[str]]]
 ) -> None:
-    monkeypatch.setattr(loop, "TerminalDisplay", CutDisplay)
-    block_size = load_config(DEBUG).collect_episodes.block_size
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "collect_episodes", "episode", block_size)
-    assert len(list((tmp_path / "debug/partial/episodes").iterdir())) == 1
-    kept = [line.strip() for line in run(tmp_path) if "from before" in line]
-    assert kept == [f"{block_size} episodes are there from before the interruption"]
+    root, logs = cut
+    lines = [line for log in [*logs, go_on(root, tmp_path, 1e-9)] for line in log]
+    assert [line for line in lines if "goes on" in line or "from before" in line] == [
+        "clone_policy goes on from step 40",
+        "20 episodes are there from before the interruption",
+        "fit_world_model_proprio goes on from step 20",
+        "fit_world_model goes on from step 50",
+        "improve_policy goes on from step 1",
+    ]
     assert not list((tmp_path / "debug/partial").glob("*"))
     assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
 
 
 def test_a_policy_that_was_cloned_within_a_stage_is_not_cloned_again(
-    debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    debug_run: Path, tmp_path: Path, cut: tuple[Path, list[list[str]]]
 ) -> None:
-    monkeypatch.setattr(loop, "TerminalDisplay", CutDisplay)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "improve_policy", "update", 1, every_s=0)
-    assert any("imitating" in line for line in CutDisplay.lines)
-    assert not any("imitating" in line for line in run(tmp_path, every_s=0))
+    root, logs = cut
+    assert any("imitating" in line for line in logs[-1])
+    assert not any("imitating" in line for line in go_on(root, tmp_path, 0, "partial"))
     assert (tmp_path / "debug/results.json").read_bytes() == (debug_run / "results.json").read_bytes()
 
 

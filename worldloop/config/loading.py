@@ -9,7 +9,9 @@ import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -135,13 +137,11 @@ def build_config(parts: Sequence[Any], origin: str) -> LoopConfig:
     for part in parts:
         if renamed := list_old_keys(part):
             raise WorldloopError(f"{origin}: {'; '.join(renamed)}")
-    schema = OmegaConf.structured(LoopConfig)
-    _make_writable(schema)
     try:
-        merged: Any = schema
+        merged: Any = deepcopy(_make_schema())
         for part in parts:
             _clear_emptied(merged, OmegaConf.create(part))
-            merged = OmegaConf.merge(merged, part)
+            merged.merge_with(part)
         for key in PATH_KEYS:
             OmegaConf.update(merged, key, os.path.expanduser(OmegaConf.select(merged, key)))
         result = OmegaConf.to_object(merged)
@@ -184,6 +184,14 @@ def _explain_old_key(key: str, value: Any, old: str, new: str) -> str:
     return f"{key}={value} is now {replacement}" if old_value else f"{key} is now {replacement}"
 
 
+@cache
+def _make_schema() -> DictConfig:
+    """All settings with their types and defaults, to copy and merge into. Making them takes longer than copying."""
+    schema: DictConfig = OmegaConf.structured(LoopConfig)
+    _make_writable(schema)
+    return schema
+
+
 def _make_writable(node: Any) -> None:
     """Make ``node`` and all below it writable, to merge into it: OmegaConf makes frozen dataclasses read-only."""
     OmegaConf.set_readonly(node, False)
@@ -222,7 +230,7 @@ def to_yaml(config: LoopConfig) -> str:
 
 def list_settings(config: LoopConfig) -> dict[str, Any]:
     """``section.key`` -> value of the seed and of every setting that differs from its default."""
-    defaults, values = _flatten_yaml(to_yaml(LoopConfig())), _flatten_yaml(to_yaml(config))
+    defaults, values = _list_defaults(), _flatten(OmegaConf.to_container(OmegaConf.structured(config)))
     return {k: v for k, v in values.items() if k == "seed" or v != defaults.get(k)}
 
 
@@ -242,10 +250,14 @@ def find_changes(stored: str, other: str) -> dict[str, tuple[Any, Any]]:
     Keys on which no result depends are left out. A key that is missing, as in the YAML of an earlier worldloop, counts
     as its default.
     """
-    defaults, old, new = (_flatten_yaml(text) for text in (to_yaml(LoopConfig()), stored, other))
-    old, new = defaults | old, defaults | new
+    old, new = (_list_defaults() | _flatten_yaml(text) for text in (stored, other))
     keys = [k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in _FREE_KEYS]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
+
+
+def _list_defaults() -> dict[str, Any]:
+    """``section.key`` -> default value."""
+    return _flatten(OmegaConf.to_container(_make_schema()))
 
 
 def _flatten_yaml(text: str) -> dict[str, Any]:
@@ -253,7 +265,7 @@ def _flatten_yaml(text: str) -> dict[str, Any]:
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """``section.key`` -> value of nested mappings."""
+    """``section.key`` -> value of nested mappings; a tuple as a list, which is what YAML reads."""
     if not isinstance(node, dict):
-        return {prefix.rstrip("."): node}
+        return {prefix.rstrip("."): list(node) if isinstance(node, tuple) else node}
     return {k: v for key, child in node.items() for k, v in _flatten(child, f"{prefix}{key}.").items()}

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from worldloop.core import resampling
+
 NUM_RESAMPLES = 2000
 
 
@@ -124,7 +126,7 @@ def paired_gain(before: np.ndarray, after: np.ndarray) -> PairedGain:
     if before.shape != after.shape or before.ndim != 1 or before.size == 0:
         raise ValueError(f"paired outcomes need one shape [n], got {before.shape} and {after.shape}")
     difference = after - before
-    low, high = bootstrap_interval(lambda d: float(d.mean()), difference)
+    low, high = bootstrap_interval(mean, difference)
     won, lost = int((difference > 0).sum()), int((difference < 0).sum())
     p_value = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
     gain = float(difference.mean())
@@ -141,22 +143,26 @@ def bootstrap_interval(
     """95 % percentile interval of ``statistic(*arrays)``, resampling rows of all arrays together.
 
     With ``clusters`` [n], whole clusters (e.g. states) are resampled instead of rows. Resamples whose statistic is NaN
-    are left out; if that is more than half of them, the interval is (nan, nan). Raises ``ValueError`` unless all arrays
-    have one length > 0.
+    are left out; if that is more than half of them, the interval is (nan, nan). A statistic of `_OF_COUNTS` is computed
+    for all resamples at once. Raises ``ValueError`` unless all arrays have one length > 0.
     """
     arrays = tuple(np.asarray(a) for a in arrays)
     n = len(arrays[0])
     if n == 0 or any(len(a) != n for a in arrays):
         raise ValueError("bootstrap needs arrays of one length > 0")
     rng = np.random.default_rng(seed)
-    groups = [np.flatnonzero(clusters == c) for c in np.unique(clusters)] if clusters is not None else None
-    values = []
-    for _ in range(num_resamples):
-        if groups is None:
-            index = rng.integers(0, n, n)
-        else:
-            index = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        values.append(statistic(*(a[index] for a in arrays)))
+    values: list[float] = []
+    if of_counts := _OF_COUNTS.get(statistic):
+        for counts in resampling.draw_counts(n, clusters, num_resamples, rng):
+            values.extend(of_counts(counts, *arrays))
+    else:
+        groups = [np.flatnonzero(clusters == c) for c in np.unique(clusters)] if clusters is not None else None
+        for _ in range(num_resamples):
+            if groups is None:
+                index = rng.integers(0, n, n)
+            else:
+                index = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+            values.append(statistic(*(a[index] for a in arrays)))
     defined = np.asarray(values, dtype=float)
     defined = defined[~np.isnan(defined)]
     if len(defined) < num_resamples / 2:
@@ -241,16 +247,25 @@ def estimate_over_seeds(values: Sequence[float], digits: int = 4) -> Estimate:
     from scipy import stats
 
     v = np.asarray(values, dtype=float)
-    mean, half = float(v.mean()), float("nan")
+    average, half = float(v.mean()), float("nan")
     if len(v) > 1:
         half = float(stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v)))
-    return Estimate(round(mean, digits), round(mean - half, digits), round(mean + half, digits), len(v))
+    return Estimate(round(average, digits), round(average - half, digits), round(average + half, digits), len(v))
+
+
+def mean(values: np.ndarray) -> float:
+    return float(np.mean(values))
+
+
+def divide_sums(above: np.ndarray, below: np.ndarray) -> float:
+    """The sum of ``above`` over the sum of ``below``, [n] each."""
+    return float(np.sum(above) / np.sum(below))
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve (Mann-Whitney), ties counted half; NaN when one class is missing or a score is NaN."""
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
-    positive, negative = scores[labels], np.sort(scores[~labels])  # bootstraps call this often: sorting beats ranking
+    positive, negative = scores[labels], np.sort(scores[~labels])
     if len(positive) == 0 or len(negative) == 0 or np.isnan(scores).any():
         return float("nan")
     below, up_to = (np.searchsorted(negative, positive, side).sum() for side in ("left", "right"))
@@ -286,7 +301,7 @@ def estimate_within_group_auc(
     has_pair = pairs > 0
     if not has_pair.any():
         return None
-    return estimate(lambda o, p: float(o.sum() / p.sum()), ordered[has_pair], pairs[has_pair], digits=digits)
+    return estimate(divide_sums, ordered[has_pair], pairs[has_pair], digits=digits)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
@@ -360,3 +375,13 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     levels = np.unique(scores)
     candidates = (levels[1:] + levels[:-1]) / 2 if len(levels) > 1 else levels
     return float(max(candidates, key=lambda c: balanced_accuracy(scores >= c, labels)))
+
+
+_OF_COUNTS: dict[Callable[..., float], Callable[..., np.ndarray]] = {
+    mean: resampling.mean,
+    divide_sums: resampling.divide_sums,
+    auc: resampling.auc,
+    balanced_accuracy: resampling.balanced_accuracy,
+    expected_calibration_error: resampling.expected_calibration_error,
+    rank_correlation: resampling.rank_correlation,
+}

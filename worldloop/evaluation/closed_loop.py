@@ -39,6 +39,7 @@ from worldloop.core.statistics import (
     estimate_by_label,
     estimate_within_group_auc,
     expected_calibration_error,
+    mean,
 )
 from worldloop.core.success import Trust
 from worldloop.evaluation.replayed_rollouts import ReplayedRollouts
@@ -120,7 +121,7 @@ def judge_closed_loop(rollouts: ReplayedRollouts, threshold: float) -> ClosedLoo
     said, own = score >= threshold, rollouts.own[start]
 
     def average(values: np.ndarray) -> Estimate:
-        return estimate(lambda v: float(v.mean()), values.astype(float), clusters=start)
+        return estimate(mean, values.astype(float), clusters=start)
 
     def compare(statistic: Any, values: np.ndarray) -> Estimate | None:
         return estimate_by_label(statistic, values, truth, clusters=start)
@@ -148,8 +149,7 @@ def judge_closed_loop(rollouts: ReplayedRollouts, threshold: float) -> ClosedLoo
             for c in range(rollouts.score.shape[1])
         ),
         swapped_minus_own={
-            part: estimate(lambda v: float(v.mean()), success.astype(float) - rollouts.own)
-            for part, success in rollouts.swapped.items()
+            part: estimate(mean, success.astype(float) - rollouts.own) for part, success in rollouts.swapped.items()
         },
     )
 
@@ -202,7 +202,7 @@ def rate_other_members(success: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def _rate_true_negatives(declared: np.ndarray, replayed: np.ndarray, start: np.ndarray) -> Estimate:
     failed = ~replayed
-    return estimate(lambda said: float(1 - said.mean()), declared[failed].astype(float), clusters=start[failed])
+    return estimate(mean, (~declared[failed]).astype(float), clusters=start[failed])
 
 
 def average_closed_loops(judged: Sequence[ClosedLoop]) -> ClosedLoop:

@@ -11,7 +11,7 @@ import torch
 
 from worldloop.core.interfaces import GatedPolicy
 from worldloop.core.specs import SimulatorSpec
-from worldloop.core.statistics import Estimate, auc, estimate, estimate_by_label
+from worldloop.core.statistics import Estimate, auc, estimate, estimate_by_label, mean
 from worldloop.evaluation.open_loop import SOURCES
 from worldloop.sans.cache import VersionCache
 from worldloop.sans.clips import make_observation
@@ -77,7 +77,7 @@ def judge_gate(gated: GatedEpisodes, frames_per_chunk: int) -> GateJudgement:
     said = probability >= 0.5
 
     def average(values: np.ndarray) -> Estimate:
-        return estimate(lambda v: float(v.mean()), values.astype(np.float64), clusters=episode)
+        return estimate(mean, values.astype(np.float64), clusters=episode)
 
     decided = [part[::frames_per_chunk] >= 0.5 for part in gated.probability]
     changes = np.array([np.count_nonzero(np.diff(part)) for part in decided], dtype=np.float64)
@@ -87,7 +87,7 @@ def judge_gate(gated: GatedEpisodes, frames_per_chunk: int) -> GateJudgement:
         auc=estimate_by_label(auc, probability, label, clusters=episode),
         interaction=average(said),
         labelled=average(label),
-        switches=estimate(lambda v: float(v.mean()), changes),
+        switches=estimate(mean, changes),
         num_episodes=len(gated.episodes),
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldloop.core import images
 from worldloop.core.interfaces import Planner
-from worldloop.core.statistics import Estimate, estimate
+from worldloop.core.statistics import Estimate, estimate, mean
 from worldloop.core.types import Episode, Observation
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.executability.inverse_dynamics import InverseDynamics
@@ -123,7 +123,7 @@ def judge_plans(videos: PlannedVideos, judge: InverseDynamics) -> PlanJudgement:
         penalties = [torch.stack(list(w.values())).sum(0).double().numpy() for w in (weighed, real_weighed)]
         paths = [compute_path_length(q, valid).double().numpy() for q in (joints, real_joints)]
         penalty_ratio, path_ratio = estimate(_divide_means, *penalties), estimate(_divide_means, *paths)
-    return PlanJudgement(len(psnr), estimate(np.mean, psnr), estimate(np.mean, still), penalty_ratio, path_ratio, terms)
+    return PlanJudgement(len(psnr), estimate(mean, psnr), estimate(mean, still), penalty_ratio, path_ratio, terms)
 
 
 def _divide_means(of: np.ndarray, by: np.ndarray) -> float:

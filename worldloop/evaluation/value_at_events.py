@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloop.core.statistics import Estimate, estimate
+from worldloop.core.statistics import Estimate, estimate, mean
 from worldloop.evaluation.episode_values import EpisodeFrames
 from worldloop.evaluation.events import ERRORS, EVENTS, find_events, follow
 from worldloop.evaluation.open_loop import SOURCES
@@ -73,9 +73,9 @@ def judge_at_events(
                 around, expected = np.array(pairs).T
                 above = around - expected
                 found[source][event] = EventChange(
-                    change=estimate(_mean, around),
-                    above_usual=estimate(_mean, above),
-                    detected=estimate(_mean, (-1 if event in ERRORS else 1) * above > 0),
+                    change=estimate(mean, around),
+                    above_usual=estimate(mean, above),
+                    detected=estimate(mean, (-1 if event in ERRORS else 1) * above > 0),
                 )
         judged |= found if found[source] else {}
     return judged
@@ -102,10 +102,6 @@ def _find_usual(
         and abs(events[other].get(event, -2) - frame) > 1
     ]
     return float(np.median(others)) if others else None
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean())
 
 
 def _changes(values: np.ndarray, frames: EpisodeFrames, number: int) -> np.ndarray:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from worldloop.core.randomness import make_generator, make_row_keys
-from worldloop.core.statistics import Estimate, estimate
+from worldloop.core.statistics import Estimate, estimate, mean
 from worldloop.evaluation.fidelity import compute_psnr
 from worldloop.executability.inverse_dynamics import InverseDynamics
 from worldloop.executability.scoring import FollowingScorer
@@ -87,11 +86,7 @@ def judge_following(
     )
     shown = model.codec.decode(made)
     psnr = torch.stack([compute_psnr(shown[c].cpu(), starts.clip.frames[c]).mean(1) for c in shown]).mean(0)
-    return Following(len(psnr), estimate(_mean, score.cpu().numpy()), estimate(_mean, psnr.numpy()))
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean())
+    return Following(len(psnr), estimate(mean, score.cpu().numpy()), estimate(mean, psnr.numpy()))
 
 
 def find_fault(before: Following, after: Following, config: AlignmentConfig) -> str:
