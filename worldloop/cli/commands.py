@@ -150,7 +150,7 @@ def _sans(options: argparse.Namespace) -> int:
             store.verify(version)
             print(f"{name}: {len(version.shards)} shards match their hashes")
         case "merge":
-            store.merge(version, options.out)
+            store.merge(version, options.out, options.outcome)
             print(f"{name} written to {options.out}")
     return 0
 

@@ -22,6 +22,7 @@ from worldloop.stages import (
     STAGES,
     align_world_model,
     check_closed_loop,
+    clone_policy,
     distil_world_model,
     evaluate_policy,
     fit_inverse_dynamics,
@@ -145,6 +146,7 @@ class LoopConfig:
                 f"{self.world_model.codec}"
             )
         self._check_alignment()
+        self._check_cloning()
         if self.section(refit_world_model.Config).num_steps:
             replaying = self.section(check_closed_loop.Config)
             if not (replaying.num_states and replaying.num_training_states):
@@ -196,6 +198,17 @@ class LoopConfig:
                     f"seed_dataset.episodes: {variant!r} is not one of the scripted variants "
                     f"{', '.join(SCRIPTED_VARIANTS)}"
                 )
+
+    def _check_cloning(self) -> None:
+        """Raise ``ValueError`` if nothing is cloned, and the policy is none that could act without."""
+        if self.section(clone_policy.Config).num_steps or ":" in self.policy.kind:
+            return
+        keeps = getattr(self.policy.chosen_section(), "keeps_statistics", False)
+        if not keeps:  # only a policy with a path can keep them
+            raise ValueError(
+                "clone_policy.num_steps=0 keeps a pretrained policy as it is: set policy.kind=lerobot, "
+                "policy.lerobot.path and policy.lerobot.keeps_statistics=true, or clone_policy.num_steps above 0"
+            )
 
     @property
     def reads_recording(self) -> bool:
