@@ -125,6 +125,8 @@ def _benchmark(options: argparse.Namespace) -> int:
 def _sans(options: argparse.Namespace) -> int:
     if options.action == "label":
         return _label(options)
+    if options.action == "add":
+        return _add(options)
     from worldloop.sans.store import SansStore
 
     if not options.root.is_dir():
@@ -218,6 +220,13 @@ def _export_policy(options: argparse.Namespace) -> int:
 
     export_policy(options.checkpoint, options.out)
     print(f"policy written to {options.out}, for LeRobot's from_pretrained")
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    from worldloop.loop.waiting import add_episodes, describe_added
+
+    print("\n".join(describe_added(*add_episodes(options.root, options.dataset, options.overrides))))
     return 0
 
 

@@ -71,6 +71,11 @@ def make_parser() -> argparse.ArgumentParser:
                 help="only episodes that end so",
             )
 
+    add = actions.add_parser("add", help="bring a robot's episodes into a run that waits for them")
+    add.add_argument("root", type=Path, metavar="RUN", help="directory of a run with source=robot")
+    add.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a LeRobot dataset")
+    add.add_argument("overrides", nargs="*", metavar="recording.key=value", help="how it is read, e.g. labels")
+
     label = actions.add_parser("label", help="say which episodes of a recording succeed")
     label.add_argument("root", type=Path, metavar="DATASET", help="folder of a LeRobot dataset, which is left as it is")
     label.add_argument("labels", type=Path, metavar="LABELS", help="JSON file to write, or to add to")

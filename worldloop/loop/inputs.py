@@ -43,7 +43,7 @@ def describe_inputs(config: LoopConfig) -> Inputs:
 
 
 def _hash_recording(config: LoopConfig) -> str:
-    if config.source == "recording":
+    if config.source != "simulator":
         return open_recording(config.recording).fingerprint
     return open_demonstrations(config.recording, build_simulator_spec(config.simulator)).recording.fingerprint
 

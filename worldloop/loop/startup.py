@@ -35,8 +35,8 @@ def check_run_can_start(config: LoopConfig) -> None:
     Reads the recording's metadata or inspects the simulator's class, and builds the networks once. Starts no simulator.
     """
     try:
-        if config.source == "recording":
-            check_recording(config.recording)
+        if config.source != "simulator":
+            _check_recording(config)
         else:
             _check_simulator(config)
         spec = build_spec(config.source, config.simulator, config.recording)
@@ -49,7 +49,7 @@ def check_run_can_start(config: LoopConfig) -> None:
         alignment = config.section(align_world_model.Config)
         if alignment.enabled and alignment.mode == "plan":
             require_joints(world_model.spec.robot)
-        if config.source == "simulator":
+        if config.source != "recording":
             method = improve_policy.METHODS[config.section(improve_policy.Config).method]
             seeding = config.section(seed_dataset.Config)
             if seeding.held_out_side:
@@ -62,6 +62,15 @@ def check_run_can_start(config: LoopConfig) -> None:
                 _check_cameras(policy, world_model)
     except ValueError as error:
         raise WorldloopError(f"the config does not fit its {config.source}: {error}") from error
+
+
+def _check_recording(config: LoopConfig) -> None:
+    recording = check_recording(config.recording)
+    if config.source == "robot" and all(part.first_success is None for part in recording.used.values()):
+        raise WorldloopError(
+            f"no episode of {config.recording.root} succeeds, so there is nothing to imitate: see "
+            "recording.success_key, labels and all_succeed"
+        )
 
 
 def _check_simulator(config: LoopConfig) -> None:

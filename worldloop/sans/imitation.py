@@ -36,6 +36,7 @@ class EpisodeSelection:
 
 
 EXPERT_DEMONSTRATIONS = EpisodeSelection()
+RECORDED_DEMONSTRATIONS = EpisodeSelection(sources=("recorded",))
 EVERY_SUCCESS = EpisodeSelection(sources=SOURCES)
 DEMONSTRATION_SOURCES: tuple[Source, ...] = ("expert", "recorded")
 
