@@ -131,7 +131,7 @@ def test_scripted_episodes_may_be_added_and_a_changed_recording_is_named(tmp_pat
             r"recorded demonstrations do not tell positions, .* add the sign 'gripper'",
         ),
         (("recording.root=/nowhere",), r"/nowhere is no LeRobotDataset|/nowhere"),
-        (("simulator.toy.tasks=[ToyReach-v1]",), r"no task of the simulator has the instruction 'Push the blue disc"),
+        (("simulator.toy.tasks=[ToyReach-v1]",), r"no task of the run has the instruction 'Push the blue disc"),
         (("simulator.kind=own_parts:NoExpert", "seed_dataset.forked_states=1"), r"NoExpert lacks make_scripted_policy"),
         (("simulator.kind=own_parts:NoExpert",), r"dataset .* has base_camera"),
     ],

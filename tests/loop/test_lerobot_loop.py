@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from worldloop.__main__ import main
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import LikelihoodPolicy
+from worldloop.core.types import Observation
 from worldloop.factory.build import build_policy, build_simulator_spec
 from worldloop.factory.checkpoints import load_policy
 from worldloop.loop.run import run_loop
@@ -77,6 +81,50 @@ def test_only_a_lerobot_policy_is_exported(debug_run: Path, tmp_path: Path, caps
     assert not (tmp_path / "out").exists()
     assert main(["export-policy", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert "does not exist: give the folder of a run, or of a policy" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_lerobot_train_learns_from_a_merged_dataset_and_its_policy_acts_here(run: Path, tmp_path: Path) -> None:
+    """LeRobot's own command, unmodified, offline; then the same chunks by LeRobot and here, and an evaluation."""
+    merged, trained = tmp_path / "merged", tmp_path / "trained"
+    assert main(["sans", "merge", str(run / "sans"), "v000", "--out", str(merged), "--outcome", "success"]) == 0
+    sizes = json.loads(json.dumps(load_config(CONFIG).policy.chosen_section().config)) | {"chunk_size": 2}
+    settings = {f"policy.{name}": "null" if value is None else value for name, value in sizes.items()}
+    settings |= {"policy.type": "act", "policy.device": "cpu", "policy.push_to_hub": "false"}
+    settings |= {"policy.n_action_steps": 2, "steps": 2, "batch_size": 4, "num_workers": 0, "output_dir": trained}
+    settings |= {"dataset.repo_id": "local/merged", "dataset.root": merged}
+    command = [Path(sys.executable).parent / "lerobot-train", *(f"--{key}={value}" for key, value in settings.items())]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(list(map(str, command)), env=offline, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    folder = trained / "checkpoints/last/pretrained_model"
+    taken = [f"policy.lerobot.{name}" for name in (f"path={folder}", "type=''", "config={}", "keeps_statistics=true")]
+    only_judged = ["clone_policy.num_steps=0", "num_iterations=0", "run_name=taken", f"run_root={tmp_path}"]
+    config = load_config(CONFIG, [*SMALL, *taken, *only_judged])
+    finished = run_loop(config).path
+    assert json.loads((finished / "results.json").read_text())["iterations"][0]["simulated_success"]["n"] == 10
+    policy = load_policy(finished / "checkpoints/iteration_000/policy")
+    assert isinstance(policy, LeRobotPolicy)
+    assert (policy.actions_per_row, policy.horizon, policy.chunk_length) == (2, 4, 2)
+
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.policies.act.modeling_act import ACTPolicy
+    from lerobot.policies.factory import make_pre_post_processors
+
+    theirs = ACTPolicy.from_pretrained(folder, strict=True).eval()
+    before, after = make_pre_post_processors(PreTrainedConfig.from_pretrained(folder), pretrained_path=str(folder))
+    row = LeRobotDataset("local/merged", root=merged)[3]
+    asked = {name: row[name][None] for name in ("observation.images.base_camera", "observation.state")}
+    rows = after(theirs.predict_action_chunk(before(asked | {"task": [row["task"]]})))
+    assert rows.shape == (1, 2, 4)  # two rows of two actions, dx and dy
+    image = (row["observation.images.base_camera"] * 255).round().byte().movedim(0, -1)
+    seen = Observation(
+        {"base_camera": image[None, None]}, row["observation.state"][None], ("",), (row["task"],), torch.zeros(1).long()
+    )
+    chunk = policy.act(seen, None).actions
+    assert torch.allclose(chunk, rows.reshape(1, 4, 2)[:, :2].clamp(-1, 1), atol=1e-6)
 
 
 @pytest.mark.slow

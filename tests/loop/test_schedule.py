@@ -260,3 +260,18 @@ def test_a_model_that_is_good_enough_or_cannot_be_judged_is_fitted_once(trust: T
     assert advance(config, state).next_stage == "fit_value"
     without = load("check_world_model.max_fits=3", "improve_policy.bootstraps=false")
     assert advance(without, state).next_stage == "improve_policy"
+
+
+def test_a_robots_loop_has_no_stage_that_needs_a_simulator() -> None:
+    """It also collects in the last iteration, since what the robot did is the only evaluation."""
+    config = load("source=robot", "recording.actions_per_frame=2", "improve_policy.bootstraps=false")
+    later = (*FITTING, "improve_policy", "promote_policy", "collect_episodes")
+    assert [list_stages(config, i) for i in range(3)] == [
+        ("import_dataset", "clone_policy", "collect_episodes"),
+        later,
+        later,
+    ]
+    without_models = load("source=robot", "recording.actions_per_frame=2", *CONTROL)
+    assert list_stages(without_models, 1) == ("improve_policy", "promote_policy", "collect_episodes")
+    left = list_remaining_stages(config, LoopState(iteration=2, next_stage="fit_world_model"))
+    assert left == ["check_world_model", *["improve_policy"] * 3, "promote_policy", "collect_episodes"]

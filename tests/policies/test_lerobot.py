@@ -340,3 +340,36 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (folder / "policy_preprocessor.json").unlink()
     with pytest.raises(WorldloopError, match=r"has no policy_preprocessor.json"):
         make_lerobot("", path=str(folder))
+
+
+def test_rows_of_several_actions_are_learned_and_taken_apart(tmp_path: Path) -> None:
+    """As LeRobot trains on a merged dataset: one row holds the two actions between two frames."""
+    spec = replace(make_spec(), actions_per_frame=2)
+    wide = make_lerobot(sizes=ACT | {"chunk_size": 2}, chunk_length=2)
+    wide._parts.config.output_features["action"].shape = (4,)
+    theirs = type(wide.policy)(wide._parts.config).eval()
+    wide._parts.policy = theirs
+    wide.save_pretrained(tmp_path / "wide")
+    config = LeRobotConfig(path=str(tmp_path / "wide"))
+    policy = make_policy(LeRobotPolicy, config, spec, NORMALISATION, 2, seed=0)
+    assert isinstance(policy, LeRobotPolicy)
+    assert (policy.actions_per_row, policy.horizon, policy.imitation_length) == (2, 4, 4)
+    batch = make_batch(6, length=4)  # of row 0 the last two actions are not valid: a whole row of LeRobot's
+    policy.prepare(Episodes(batch))
+    table = policy.statistics.table()["action"]
+    assert torch.equal(table["mean"], batch.actions[batch.valid].mean(0).repeat(2))
+
+    loss, _ = policy.compute_imitation_loss(batch, make_generator(0))
+    inputs = policy.preprocess(
+        batch.observation, {"action": batch.actions.reshape(6, 2, 4), "action_is_pad": ~batch.valid[:, ::2]}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=make_generator(0))))
+        expected, _ = policy.policy(inputs)
+    assert torch.equal(loss, expected)
+
+    rows = policy._parts.postprocessor(policy.eval().policy.predict_action_chunk(policy.preprocess(batch.observation)))
+    acted = policy.act(batch.observation, None).actions
+    assert torch.equal(acted, torch.stack([rows[:, 0, :2], rows[:, 0, 2:]], dim=1).clamp(-1, 1))
+    save_policy(policy, tmp_path / "saved", PolicyConfig(kind="lerobot", lerobot=config), "v")  # type: ignore[call-arg]
+    assert torch.equal(load_policy(tmp_path / "saved").act(batch.observation, None).actions, acted)

@@ -56,7 +56,7 @@ def test_a_camera_that_is_not_square_is_filled(root: Path) -> None:
     spec = make_toy_spec()
     wide = replace(spec.robot.cameras[0], height=12, width=16)
     (doubt,) = _open(root).doubts
-    assert doubt == "the pictures of 'base_camera' are 32 x 24 pixels and are stretched to the simulator's 16 x 16"
+    assert doubt == "the pictures of 'base_camera' are 32 x 24 pixels and are stretched to the run's 16 x 16"
     spec = replace(spec, robot=replace(spec.robot, cameras=(wide,)))
     found = _open(root, spec)
     assert found.doubts == ()
@@ -74,34 +74,34 @@ def test_all_succeed_at_their_end(root: Path) -> None:
     ("written", "settings", "simulator", "match"),
     [
         ({"camera": "image"}, {}, {},
-         r"simulator has the camera 'base_camera', dataset .* has image: say which of them it is, "
+         r"run has the camera 'base_camera', dataset .* has image: say which of them it is, "
          r"recording\.camera_names=\{NAME: base_camera\}"),
         ({}, {"camera_names": {"top": "base_camera"}}, {},
-         r"camera_names says that 'top' is 'base_camera': dataset .* has the cameras base_camera, the simulator ba"),
+         r"camera_names says that 'top' is 'base_camera': dataset .* has the cameras base_camera, the run ba"),
         ({"state_names": ["x", "y", "vx", "vy"]}, {}, {},
-         r"'observation\.state' of dataset .* has the 4 dimensions x, y, vx, vy, the simulator's proprio the 4 agent"
+         r"'observation\.state' of dataset .* has the 4 dimensions x, y, vx, vy, the run's proprio the 4 agent"
          r".*: if they mean the same, in this order, set recording\.state_names=\[agent_x,agent_y,agent_vx,agent_vy\]"),
         ({}, {"state_key": "action"}, {},
-         r"'action' of .* the 2 dimensions dx, dy, the simulator's proprio the 4 .* another feature as recording\.sta"),
+         r"'action' of .* the 2 dimensions dx, dy, the run's proprio the 4 .* another feature as recording\.sta"),
         ({}, {"action_key": "observation.state"}, {},
-         r"the 4 dimensions .* simulator's action the 2 dx, dy: if a row holds 2 actions .*\.actions_per_row=2"),
+         r"the 4 dimensions .* run's action the 2 dx, dy: if a row holds 2 actions .*\.actions_per_row=2"),
         ({}, {"state_names": ("x",)}, {}, r"recording\.state_names are 1, and recording\.state_key has 4 dimensions"),
         ({}, {"actions_per_row": 3}, {"actions_per_frame": 3},
          r"recording\.actions_per_row is 3, which does not divide the 2 dimensions"),
         ({}, {"actions_per_row": 2, "action_key": "observation.state", "action_names": ("dx", "dy")},
          {"actions_per_frame": 3}, r"actions_per_frame 3 is no multiple of recording\.actions_per_row 2"),
-        ({"fps": 20}, {}, {}, r"has 20 actions a second, the simulator 10: .* if the dataset's fps is wrong, set "
+        ({"fps": 20}, {}, {}, r"has 20 actions a second, the run 10: .* if the dataset's fps is wrong, set "
          r"recording\.hz=10"),
-        ({"push": 1.2}, {}, {}, r"action 'dx' is 1\.2 in row 0 of episode 0, and the simulator's bounds are -1 and 1; "
+        ({"push": 1.2}, {}, {}, r"action 'dx' is 1\.2 in row 0 of episode 0, and the run's bounds are -1 and 1; "
          r"20 of 20 actions are out .*recording\.clip_actions=true.*\.skip_episodes=0-1"),
-        ({}, {}, {"max_episode_steps": 6}, r"episode 0 of .* takes 8 actions, and the simulator's time limit for "
+        ({}, {}, {"max_episode_steps": 6}, r"episode 0 of .* takes 8 actions, and the run's time limit for "
          r"ToyPush-v1 is 6; 2 are too long: raise its max_episode_steps, or leave .*skip_episodes=0-1"),
         ({"instructions": ("stack the cups", INSTRUCTIONS[0])}, {}, {},
-         r"no task of the simulator has the instruction 'stack the cups' of dataset .*; the simulator has ToyPush-v1: "
+         r"no task of the run has the instruction 'stack the cups' of dataset .*; the run has ToyPush-v1: "
          r"'push the blue disc to the red goal', .* recording\.task_of=\{INSTRUCTION: TASK\}, .*skip_other_tasks=true"),
         ({"instructions": ("stack the cups",)}, {"skip_other_tasks": True}, {}, r"no task .* 'stack the cups'"),
         ({}, {"task_of": {"lift": "ToyPush-v1"}}, {}, r"task_of says that 'lift' is 'ToyPush-v1': the dataset's inst"),
-        ({}, {"task_of": {INSTRUCTIONS[0]: "Push"}}, {}, r"is 'Push': .*; the simulator's tasks ToyPush-v1"),
+        ({}, {"task_of": {INSTRUCTIONS[0]: "Push"}}, {}, r"is 'Push': .*; the run's tasks ToyPush-v1"),
         ({}, {"success_key": ""}, {}, r"nothing says which episodes of .* set recording\.all_succeed=true"),
         ({}, {"all_succeed": True}, {}, r"recording\.success_key=next\.success and recording\.all_succeed=True say w"),
         ({}, {"root": ""}, {}, r"recording\.root is not given"),
@@ -167,9 +167,7 @@ def test_a_task_is_found_by_its_words_or_told(tmp_path: Path) -> None:
     assert found.doubts[-1] == "there is no demonstration of ToyReach-v1"
     same = tuple(replace(task, instructions=("move it",)) for task in spec.tasks)
     write_demonstrations(tmp_path / "other", ("move it",))
-    with pytest.raises(
-        WorldloopError, match=r"'move it' belongs to the simulator's tasks ToyPush-v1, ToyReach-v1: say"
-    ):
+    with pytest.raises(WorldloopError, match=r"'move it' belongs to the run's tasks ToyPush-v1, ToyReach-v1: say"):
         _open(tmp_path / "other", replace(spec, tasks=same))
 
 

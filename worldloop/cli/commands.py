@@ -157,6 +157,8 @@ def _benchmark(options: argparse.Namespace) -> int:
 def _sans(options: argparse.Namespace) -> int:
     if options.action == "label":
         return _label(options)
+    if options.action == "add":
+        return _add(options)
     from worldloop.sans.store import SansStore
 
     if not options.root.is_dir():
@@ -183,7 +185,7 @@ def _sans(options: argparse.Namespace) -> int:
                 print(f"the cache of shard {shard} was damaged: it is built again when it is next needed")
             print(f"{name}: {len(version.shards)} shards match their hashes")
         case "merge":
-            store.merge(version, options.out)
+            store.merge(version, options.out, options.outcome)
             print(f"{name} written to {options.out}")
     return 0
 
@@ -251,6 +253,13 @@ def _export_policy(options: argparse.Namespace) -> int:
 
     export_policy(options.checkpoint, options.out)
     print(f"policy written to {options.out}, for LeRobot's from_pretrained")
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    from worldloop.loop.waiting import add_episodes, describe_added
+
+    print("\n".join(describe_added(*add_episodes(options.root, options.dataset, options.overrides))))
     return 0
 
 

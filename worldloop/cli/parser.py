@@ -74,6 +74,17 @@ def make_parser() -> argparse.ArgumentParser:
             action.add_argument("version", nargs="?", default="", help="name of a version (default: the newest)")
         if name == "merge":
             action.add_argument("--out", type=Path, required=True, help="folder to create")
+            action.add_argument(
+                "--outcome",
+                default="",
+                choices=("success", "near_success", "failure"),
+                help="only episodes that end so",
+            )
+
+    add = actions.add_parser("add", help="bring a robot's episodes into a run that waits for them")
+    add.add_argument("root", type=Path, metavar="RUN", help="directory of a run with source=robot")
+    add.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a LeRobot dataset")
+    add.add_argument("overrides", nargs="*", metavar="recording.key=value", help="how it is read, e.g. labels")
 
     label = actions.add_parser("label", help="say which episodes of a recording succeed")
     label.add_argument("root", type=Path, metavar="DATASET", help="folder of a LeRobot dataset, which is left as it is")

@@ -22,6 +22,7 @@ from worldloop.stages import (
     STAGES,
     align_world_model,
     check_closed_loop,
+    clone_policy,
     distil_world_model,
     evaluate_policy,
     fit_inverse_dynamics,
@@ -35,7 +36,7 @@ from worldloop.value.config import ValueConfig
 from worldloop.world_model.config import WorldModelConfig
 
 RUNTIMES = ("ray", "inline")
-SOURCES = ("simulator", "recording")
+SOURCES = ("simulator", "recording", "robot")
 MIRROR_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 MAX_NAME = 200  # characters of run_name; file systems allow names of 255 bytes
 
@@ -94,7 +95,7 @@ class LoopConfig:
     num_iterations: int = 2  # iterations after iteration 0, which clones the first policy
     num_microbatches: int = 1  # microbatches per training batch; workers share them, a worker runs its own in turn
     chunk_length: int = 5  # actions per policy call; a multiple of the simulator's actions_per_frame
-    source: str = "simulator"  # simulator | recording (no simulator): where episodes come from
+    source: str = "simulator"  # simulator | recording | robot (begins with a recording): where episodes come from
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -147,6 +148,7 @@ class LoopConfig:
                 f"{self.world_model.codec}"
             )
         self._check_alignment()
+        self._check_cloning()
         if self.section(refit_world_model.Config).num_steps:
             replaying = self.section(check_closed_loop.Config)
             if not (replaying.num_states and replaying.num_training_states):
@@ -169,8 +171,9 @@ class LoopConfig:
                 f"num_iterations is {self.num_iterations}, allowed with source recording: 1, since nothing is "
                 "collected that a second one could learn from"
             )
-        name = "recording" if is_recording else f"simulator.{self.simulator.kind}"
-        section = self.recording if is_recording else self.simulator.chosen_section()
+        has_simulator = self.source == "simulator"
+        name = f"simulator.{self.simulator.kind}" if has_simulator else "recording"
+        section = self.simulator.chosen_section() if has_simulator else self.recording
         per_frame = getattr(section, "actions_per_frame", 1)
         if self.chunk_length % per_frame:
             raise ValueError(
@@ -186,7 +189,7 @@ class LoopConfig:
             raise ValueError(
                 "seed_dataset.held_out_side holds nothing out of what later iterations collect: set num_iterations=0"
             )
-        if seeding.demonstrations and is_recording:
+        if seeding.demonstrations and not has_simulator:
             raise ValueError(
                 "seed_dataset.demonstrations go with a simulator: set source=simulator, or without one "
                 "seed_dataset.demonstrations=false"
@@ -199,10 +202,21 @@ class LoopConfig:
                     f"{', '.join(SCRIPTED_VARIANTS)}"
                 )
 
+    def _check_cloning(self) -> None:
+        """Raise ``ValueError`` if nothing is cloned, and the policy is none that could act without."""
+        if self.section(clone_policy.Config).num_steps or ":" in self.policy.kind:
+            return
+        keeps = getattr(self.policy.chosen_section(), "keeps_statistics", False)
+        if not keeps:  # only a policy with a path can keep them
+            raise ValueError(
+                "clone_policy.num_steps=0 keeps a pretrained policy as it is: set policy.kind=lerobot, "
+                "policy.lerobot.path and policy.lerobot.keeps_statistics=true, or clone_policy.num_steps above 0"
+            )
+
     @property
     def reads_recording(self) -> bool:
         """Whether episodes of the section `recording` are read, as the only ones or as demonstrations."""
-        return self.source == "recording" or self.section(seed_dataset.Config).demonstrations
+        return self.source != "simulator" or self.section(seed_dataset.Config).demonstrations
 
     @property
     def uses_planner(self) -> bool:

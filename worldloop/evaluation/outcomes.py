@@ -83,6 +83,21 @@ def measure_swapped(told: Outcomes, swapped: Outcomes) -> ByTask[SwappedSuccess]
     return measure_by_task(measure, swapped)
 
 
+@dataclass(frozen=True)
+class LoggedSuccess:
+    """How often a robot succeeded with the policy. Its states are others in every iteration: nothing is paired."""
+
+    logged: Rate
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"logged_success": self.logged.to_dict()}
+
+
+def measure_logged(outcomes: Outcomes) -> ByTask[LoggedSuccess]:
+    """Success by task and over all tasks, of ``outcomes`` that a robot's episodes had."""
+    return measure_by_task(lambda tasks: LoggedSuccess(Rate.of(pool_outcomes(outcomes, tasks))), outcomes)
+
+
 def measure_success(clone: Outcomes, policy: Outcomes) -> ByTask[PolicySuccess]:
     """Success of ``policy`` by task and over all tasks; ``clone`` is the policy of iteration 0 on the same states."""
 

@@ -28,8 +28,8 @@ from worldloop.world_model.planner import VideoPlanner
 
 
 def build_spec(source: str, simulator: SimulatorConfig, recording: RecordingConfig) -> SimulatorSpec:
-    """The spec of a run whose ``source`` is ``simulator`` or ``recording``. Starts nothing."""
-    return recording_spec(recording) if source == "recording" else build_simulator_spec(simulator)
+    """The spec of a run whose ``source`` is ``simulator``, ``recording`` or ``robot``. Starts nothing."""
+    return build_simulator_spec(simulator) if source == "simulator" else recording_spec(recording)
 
 
 def build_simulator_spec(config: SimulatorConfig) -> SimulatorSpec:

@@ -12,6 +12,7 @@ from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
 from worldloop.core.files import hash_file, hash_folder
 from worldloop.factory.build import build_simulator_spec
+from worldloop.policies.token_vla.policy import ENCODERS
 from worldloop.sans.demonstrations import open_demonstrations
 from worldloop.sans.recordings import open_recording
 from worldloop.storage.run_directory import RunDirectory
@@ -32,8 +33,9 @@ def describe_inputs(config: LoopConfig) -> Inputs:
         if recording.labels and labels.is_file():
             found["recording.labels"] = (recording.labels, hash_file(labels))
     weights = {"world_model.pretrained": config.world_model.pretrained}
-    if config.policy.kind == "lerobot":
-        weights["policy.lerobot.path"] = config.policy.chosen_section().path
+    kind, section = config.policy.kind, config.policy.chosen_section()
+    for name in {"lerobot": ("path",), "token_vla": ENCODERS}.get(kind, ()):
+        weights[f"policy.{kind}.{name}"] = getattr(section, name)
     for setting, folder in weights.items():
         if folder and Path(folder).is_dir():
             found[setting] = (folder, hash_folder(Path(folder)))
@@ -41,7 +43,7 @@ def describe_inputs(config: LoopConfig) -> Inputs:
 
 
 def _hash_recording(config: LoopConfig) -> str:
-    if config.source == "recording":
+    if config.source != "simulator":
         return open_recording(config.recording).fingerprint
     return open_demonstrations(config.recording, build_simulator_spec(config.simulator)).recording.fingerprint
 

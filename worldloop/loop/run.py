@@ -24,6 +24,7 @@ from worldloop.loop.copying import RunCopier
 from worldloop.loop.inputs import describe_inputs, require_same_inputs
 from worldloop.loop.schedule import advance, list_remaining_stages, list_stages
 from worldloop.loop.startup import check_run_can_start
+from worldloop.loop.waiting import WAITING, describe_waiting
 from worldloop.reporting.progress import Display, TerminalDisplay
 from worldloop.reporting.reporter import StageReporter
 from worldloop.reporting.status import StatusDisplay
@@ -114,6 +115,7 @@ def make_context(
         setup=setup,
         reporter=reporter,
         max_imagination_batch=resources.max_imagination_batch,
+        has_simulator=config.source == "simulator",
         configs=config.sections(),
     )
 
@@ -179,14 +181,17 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
             raise WorldloopError(
                 f"the next stage of {directory.path} is {state.next_stage or 'none, it has ended'}, not {only_stage}"
             )
-        while state.next_stage:
+        waiting = ""
+        while state.next_stage and not (waiting := describe_waiting(config, directory.path, state)):
             if runtime is None:
                 runtime = make_runtime(config, display)
             state = _run_next(config, state, directory, runtime, display, copier)
             if only_stage:
                 break
         copier.finish()  # also the files that an earlier stage or start could not copy
-        outcome = "stopped" if state.next_stage else "ended"
+        if waiting:
+            display.log(waiting)
+        outcome = WAITING if waiting else "stopped" if state.next_stage else "ended"
     except KeyboardInterrupt:
         outcome = "interrupted"
         raise

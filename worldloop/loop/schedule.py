@@ -19,7 +19,8 @@ IMPROVEMENT = ("improve_policy", "check_closed_loop", "refit_world_model")  # al
 
 def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     """The names of the stages of one iteration, in order."""
-    has_simulator = config.source == "simulator"
+    has_simulator, has_robot = config.source == "simulator", config.source == "robot"
+    has_policy = has_simulator or has_robot
     improvement = config.section(improve_policy.Config)
     method = improve_policy.METHODS[improvement.method]
     uses_value = method.uses_advantages or (method.in_rounds and improvement.uses_value)
@@ -29,7 +30,7 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
         iteration=iteration,
         num_iterations=config.num_iterations,
         has_simulator=has_simulator,
-        uses_world_model=method.uses_world_model or not has_simulator or builds_on_world_model,
+        uses_world_model=method.uses_world_model or not has_policy or builds_on_world_model,
         in_rounds=method.in_rounds,
         uses_value=uses_value,
         uses_advantages=method.uses_advantages,
@@ -37,6 +38,7 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
         uses_planner=config.uses_planner,
         policy_is_planned=config.policy_is_planned,
         policy_is_gated=config.policy_is_gated,
+        has_robot=has_robot,
     )
     return tuple(name for name, stage in STAGES.items() if stage.takes_part(config.section(stage.Config), schedule))
 

@@ -39,8 +39,8 @@ def check_run_can_start(config: LoopConfig) -> None:
     """
     require_packages(*PACKAGES, *(["ray"] if config.runtime == "ray" else []))
     try:
-        if config.source == "recording":
-            check_recording(config.recording)
+        if config.source != "simulator":
+            _check_recording(config)
         else:
             _check_simulator(config)
         spec = build_spec(config.source, config.simulator, config.recording)
@@ -53,7 +53,7 @@ def check_run_can_start(config: LoopConfig) -> None:
         alignment = config.section(align_world_model.Config)
         if alignment.enabled and alignment.mode == "plan":
             require_joints(world_model.spec.robot)
-        if config.source == "simulator":
+        if config.source != "recording":
             method = improve_policy.METHODS[config.section(improve_policy.Config).method]
             seeding = config.section(seed_dataset.Config)
             if seeding.held_out_side:
@@ -69,6 +69,15 @@ def check_run_can_start(config: LoopConfig) -> None:
     except ImportError as error:
         require_importable(error)
         raise
+
+
+def _check_recording(config: LoopConfig) -> None:
+    recording = check_recording(config.recording)
+    if config.source == "robot" and all(part.first_success is None for part in recording.used.values()):
+        raise WorldloopError(
+            f"no episode of {config.recording.root} succeeds, so there is nothing to imitate: see "
+            "recording.success_key, labels and all_succeed"
+        )
 
 
 def _check_simulator(config: LoopConfig) -> None:

@@ -96,15 +96,15 @@ class WithImagined:
 
 @dataclass(frozen=True)
 class ImitationConfig:
-    num_steps: int = 300  # optimizer steps
+    num_steps: int = 300  # optimizer steps; 0: keep a pretrained policy as it is (policy.lerobot.path)
     batch_size: int = 32  # action chunks per step
     learning_rate: float = 1e-3  # peak, AdamW
     weight_decay: float = 0.01  # AdamW, only of matrices
     precision: str = "bf16"  # fp32 or bf16 (autocast; weights stay fp32)
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError("clone_policy.num_steps and clone_policy.batch_size must be at least 1")
+        if self.num_steps < 0 or self.batch_size < 1:
+            raise ValueError("clone_policy.num_steps must be at least 0, and clone_policy.batch_size at least 1")
         require_choice("clone_policy.precision", self.precision, PRECISIONS)
         require_positive("clone_policy.learning_rate", self.learning_rate)
 
@@ -259,7 +259,12 @@ def _fit[PolicyT: Policy, BatchT](
     name: str,
     first_step: int,
 ) -> PolicyT:
-    """Train ``policy`` on ``make_objective(batch_size=, precision=)``, after preparing it for ``dataset``."""
+    """Train ``policy`` on ``make_objective(batch_size=, precision=)``, after preparing it for ``dataset``.
+
+    Without a step to train, ``policy`` is returned as it is.
+    """
+    if config.num_steps == 0:
+        return policy
     size = config.batch_size // setup.num_microbatches
     objective = make_objective(batch_size=size, precision=config.precision)
     policy.prepare(dataset)  # on the CPU: it reads many frames at once

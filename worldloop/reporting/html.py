@@ -71,7 +71,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
     videos, no_videos = find_videos(run_dir / "tensorboard", records)
     config_yaml = directory.read_config()
     config: Any = OmegaConf.create(config_yaml)
-    source = "recording" if config.get("source") == "recording" else config.simulator.kind
+    source = "recording" if config.get("source", "simulator") != "simulator" else config.simulator.kind
     section = source if source == "recording" else f"simulator.{source}"
     environment = run_dir / "environment.json"
     commit = read_json(environment, "environment.json", 1, "delete it")["git_commit"] if environment.is_file() else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from worldloop.core.statistics import Rate
 from worldloop.evaluation.by_task import ByTask, Outcomes, find_worst, pool_outcomes
-from worldloop.evaluation.outcomes import OutcomeComparison, PolicySuccess, SwappedSuccess
+from worldloop.evaluation.outcomes import LoggedSuccess, OutcomeComparison, PolicySuccess, SwappedSuccess
 from worldloop.evaluation.promotion import Verdict
 
 
@@ -14,6 +14,12 @@ def describe_simulated(success: ByTask[PolicySuccess]) -> list[str]:
     """E.g. ``simulated success 0.500 (0.352-0.648), 20/40``; with several tasks also one line per task."""
     rates = {task: figures.simulated for task, figures in success.tasks.items()}
     return [f"simulated success {success.overall.simulated}", *_describe_tasks(rates)]
+
+
+def describe_logged(success: ByTask[LoggedSuccess]) -> list[str]:
+    """E.g. ``success on the robot 0.500 (0.352-0.648), 20/40``; with several tasks also one line per task."""
+    rates = {task: figures.logged for task, figures in success.tasks.items()}
+    return [f"success on the robot {success.overall.logged}", *_describe_tasks(rates)]
 
 
 def describe_imagined(comparison: ByTask[OutcomeComparison]) -> list[str]:

@@ -42,6 +42,7 @@ def format_report(run_dir: Path) -> str:
         "",
         *_change_lines(results),
         *_language_lines(results),
+        *_robot_lines(results),
         *_alignment_lines(results),
         *_timing_lines(directory.read_timings()),
     ]
@@ -172,3 +173,13 @@ def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
     lines = [f"{total / 60:.1f} min in stages, peak {peak / 1024:.1f} GiB in the stages' process:"]
     lines += [f"  {stage:<18} {seconds:8.1f} s" for stage, seconds in by_stage.items()]
     return [*lines, ""]
+
+
+def _robot_lines(results: dict[str, Any]) -> list[str]:
+    """How often the robot succeeded with the policy of each iteration; none in a run with a simulator."""
+    lines = [
+        f"  iteration {entry['iteration']}: {show_interval(success, 'rate')}, {success['k']}/{success['n']}"
+        for entry in results["iterations"]
+        if (success := entry.get("logged_success"))
+    ]
+    return ["success on the robot, 95 % (other states in every iteration)", *lines, ""] if lines else []

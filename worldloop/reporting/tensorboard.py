@@ -313,7 +313,7 @@ def trust_scalars(record: Record) -> dict[str, dict[str, float]]:
 def headline_scalars(record: Record) -> dict[str, float]:
     """Tag -> value from one iteration's record; null values are left out."""
     values: dict[str, float] = {}
-    for name in ("simulated_success", "imagined_success", "swapped_success"):
+    for name in ("simulated_success", "imagined_success", "swapped_success", "logged_success"):
         if record.get(name):
             values |= {f"loop/{name}_{k}": record[name][k] for k in ("rate", "low", "high")}
     for name in ("imagined_success_precision", "imagined_success_recall"):

@@ -1,5 +1,7 @@
 """Demonstrations that were recorded elsewhere, for a run with a simulator: they stand for scripted experts.
 
+A robot's own episodes, which `sans.added` brings in, are compared with a run in the same way.
+
 The simulator decides what the recording's own settings decide elsewhere: cameras and their sizes, actions per stored
 frame, and for how long an episode goes on after its success. So all of them, and names and rate, are compared here
 before a run starts. What cannot be compared is what an action does: a recording does not tell it.
@@ -59,8 +61,8 @@ class Demonstrations:
         return len(self.recording.used)
 
 
-def open_demonstrations(config: RecordingConfig, spec: SimulatorSpec) -> Demonstrations:
-    """Read and check all numbers, and compare them with the simulator; decodes no picture.
+def open_demonstrations(config: RecordingConfig, spec: SimulatorSpec, needs_success: bool = True) -> Demonstrations:
+    """Read and check all numbers, and compare them with the run of ``spec``; decodes no picture.
 
     Raises `WorldloopError` that names what is missing or does not fit, and the setting or the remedy.
     """
@@ -85,22 +87,23 @@ def open_demonstrations(config: RecordingConfig, spec: SimulatorSpec) -> Demonst
         skip_episodes=format_numbers([n for n in range(len(dataset.episodes)) if n not in found]),
     )
     recording = _name_tasks(open_recording(settings), found)
-    if not any(part.first_success is not None for part in recording.used.values()):
+    if needs_success and not any(part.first_success is not None for part in recording.used.values()):
         raise WorldloopError(
             f"no episode of {config.root} succeeds, so there is nothing to imitate: see recording.success_key, labels "
             "and all_succeed"
         )
     _require_time(config, spec, recording, skipped)
     doubts += [*recording.doubts, *_compare_bounds(config, spec, recording, skipped)]
-    if absent := [task for task in spec.task_ids if task not in {recording.tasks[n] for n in recording.used}]:
+    absent = [task for task in spec.task_ids if task not in {recording.tasks[n] for n in recording.used}]
+    if needs_success and absent:
         doubts.append(f"there is no demonstration of {', '.join(absent)}")
     return Demonstrations(recording, len(dataset.episodes) - len(recording.used), tuple(doubts))
 
 
 def read_demonstrations(demonstrations: Demonstrations, spec: SimulatorSpec, sim_state_dim: int) -> Iterator[Episode]:
-    """The used episodes in order, all for training, as the simulator would have stored them.
+    """The used episodes in order, all for training, as the run would have stored them.
 
-    ``sim_state`` is NaN f32 [F + 1, ``sim_state_dim``]. Actions are within the simulator's bounds.
+    ``sim_state`` is NaN f32 [F + 1, ``sim_state_dim``]. Actions are within the run's bounds.
     """
     recording = demonstrations.recording
     version = name_version(recording.dataset.info)
@@ -123,20 +126,20 @@ def _episode_id(task: str, number: int) -> str:
 
 
 def _find_cameras(config: RecordingConfig, spec: SimulatorSpec, features: dict[str, Any]) -> dict[str, str]:
-    """The dataset's camera for each of the simulator's: name there -> name here."""
+    """The dataset's camera for each of the run's: name there -> name here."""
     known, wanted = list_cameras(features), spec.robot.camera_names
     for name, own in config.camera_names.items():
         if name not in known or own not in wanted:
             raise WorldloopError(
                 f"{CAMERAS} says that {name!r} is {own!r}: dataset {config.root} has the cameras "
-                f"{_list(known)}, the simulator {_list(wanted)}"
+                f"{_list(known)}, the run {_list(wanted)}"
             )
     here = {name: config.camera_names.get(name, name) for name in known}
     missing = [name for name in wanted if name not in here.values()]
     if missing:
         raise WorldloopError(
-            f"the simulator has the camera {missing[0]!r}, dataset {config.root} has {_list(known) or 'none'}: say "
-            f"which of them it is, {CAMERAS}={{NAME: {missing[0]}}}, or let the simulator have other cameras"
+            f"the run has the camera {missing[0]!r}, dataset {config.root} has {_list(known) or 'none'}: say "
+            f"which of them it is, {CAMERAS}={{NAME: {missing[0]}}}, or let the run have other cameras"
         )
     return {name: own for name, own in here.items() if own in wanted}
 
@@ -150,7 +153,7 @@ def _compare_shapes(features: dict[str, Any], cameras: Mapping[str, str], spec: 
         height, width = shape[:2] if shape[2] == 3 else shape[1:]
         if height * sizes[own].width != width * sizes[own].height:
             doubts.append(
-                f"the pictures of {name!r} are {width} x {height} pixels and are stretched to the simulator's "
+                f"the pictures of {name!r} are {width} x {height} pixels and are stretched to the run's "
                 f"{sizes[own].width} x {sizes[own].height}"
             )
     return doubts
@@ -173,13 +176,13 @@ def _compare_names(config: RecordingConfig, spec: SimulatorSpec, features: dict[
             continue
         remedy = f"if they mean the same, in this order, set recording.{kind}_names=[{','.join(wanted)}]"
         if len(names) != len(wanted):
-            remedy = f"give another feature as recording.{kind}_key, or record what the simulator has"
+            remedy = f"give another feature as recording.{kind}_key, or record what the run has"
             times = len(names) // len(wanted)
             if kind == "action" and len(names) == times * len(wanted) and config.actions_per_row == 1:
                 remedy = f"if a row holds {times} actions (worldloop sans merge), set recording.actions_per_row={times}"
         raise WorldloopError(
             f"{getattr(config, kind + '_key')!r} of dataset {root} has the {len(names)} dimensions {_list(names)}, the "
-            f"simulator's {'proprio' if kind == 'state' else kind} the {len(wanted)} {_list(wanted)}: {remedy}"
+            f"run's {'proprio' if kind == 'state' else kind} the {len(wanted)} {_list(wanted)}: {remedy}"
         )
     return doubts
 
@@ -189,14 +192,14 @@ def _require_same_rate(config: RecordingConfig, spec: SimulatorSpec, info: dict[
     per_row, wanted = config.actions_per_row, spec.robot.hz
     if spec.actions_per_frame % per_row:
         raise WorldloopError(
-            f"the simulator's actions_per_frame {spec.actions_per_frame} is no multiple of recording.actions_per_row "
+            f"the run's actions_per_frame {spec.actions_per_frame} is no multiple of recording.actions_per_row "
             f"{per_row}, so that a stored frame would lie between two rows: change actions_per_frame"
         )
     hz = find_hz(config, info)
     is_rounded = not config.hz and info["fps"] == max(1, round(wanted / per_row))  # LeRobot's fps is an integer
     if not is_rounded and not math.isclose(hz, wanted, rel_tol=_SAME_RATE):
         raise WorldloopError(
-            f"dataset {config.root} has {hz:g} actions a second, the simulator {wanted:g}: record at the simulator's "
+            f"dataset {config.root} has {hz:g} actions a second, the run {wanted:g}: record at the run's "
             f"rate, or if the dataset's fps is wrong, set recording.hz={wanted:g}"
         )
 
@@ -204,12 +207,12 @@ def _require_same_rate(config: RecordingConfig, spec: SimulatorSpec, info: dict[
 def _find_tasks(
     config: RecordingConfig, spec: SimulatorSpec, instructions: Sequence[str], skipped: Collection[int]
 ) -> dict[int, tuple[str, str]]:
-    """Number of each episode that is wanted -> its task in the simulator, and one of the task's paraphrases."""
+    """Number of each episode that is wanted -> its task in the run, and one of the task's paraphrases."""
     for instruction, task in config.task_of.items():
         if instruction not in instructions or task not in spec.task_ids:
             raise WorldloopError(
                 f"recording.task_of says that {instruction!r} is {task!r}: the dataset's instructions are "
-                f"{_list(_quote(instructions))}; the simulator's tasks {_list(spec.task_ids)}"
+                f"{_list(_quote(instructions))}; the run's tasks {_list(spec.task_ids)}"
             )
     paraphrases: dict[str, dict[str, str]] = {}
     for own in spec.tasks:
@@ -230,7 +233,7 @@ def _find_tasks(
             found[number] = next(iter(fitting.items()))
         elif fitting:
             raise WorldloopError(
-                f"the instruction {instruction!r} belongs to the simulator's tasks {_list(fitting)}: say which it is, "
+                f"the instruction {instruction!r} belongs to the run's tasks {_list(fitting)}: say which it is, "
                 f"recording.task_of={{{instruction}: {next(iter(fitting))}}}"
             )
         else:
@@ -238,8 +241,8 @@ def _find_tasks(
     if others and (not config.skip_other_tasks or not found):
         tasks = [f"{own.id}: {_list(_quote(own.instructions))}" for own in spec.tasks]
         raise WorldloopError(
-            f"no task of the simulator has the instruction {_list(_quote(others))} of dataset {config.root}; the "
-            f"simulator has {_list(tasks, '; ')}. Say what they are, "
+            f"no task of the run has the instruction {_list(_quote(others))} of dataset {config.root}; the "
+            f"run has {_list(tasks, '; ')}. Say what they are, "
             "recording.task_of={INSTRUCTION: TASK}, or leave them out, recording.skip_other_tasks=true"
         )
     return found
@@ -259,14 +262,14 @@ def _name_tasks(recording: Recording, found: Mapping[int, tuple[str, str]]) -> R
 
 
 def _require_time(config: RecordingConfig, spec: SimulatorSpec, recording: Recording, skipped: Collection[int]) -> None:
-    """Raise `WorldloopError` if an episode takes longer than its task allows in the simulator."""
+    """Raise `WorldloopError` if an episode takes longer than its task allows in the run."""
     limits = {number: spec.task(recording.tasks[number]).max_episode_steps for number in recording.used}
     long = [number for number, part in recording.used.items() if part.num_env_steps > limits[number]]
     if long:
         first = long[0]
         raise WorldloopError(
             f"episode {first} of dataset {config.root} takes {recording.used[first].num_env_steps} actions, and the "
-            f"simulator's time limit for {recording.tasks[first]} is {limits[first]}; {len(long)} are too long: "
+            f"run's time limit for {recording.tasks[first]} is {limits[first]}; {len(long)} are too long: "
             f"raise its max_episode_steps, or leave them out, {_skip(skipped, long)}"
         )
 
@@ -287,7 +290,7 @@ def _compare_bounds(
     episode, own_place = locate(used, place)
     what = (
         f"action {robot.action_names[d]!r} is {values[place, d]:g} in row {own_place // config.actions_per_row} of "
-        f"episode {episode}, and the simulator's bounds are {low[d]:g} and {high[d]:g}; {int(is_beyond.any(1).sum())} "
+        f"episode {episode}, and the run's bounds are {low[d]:g} and {high[d]:g}; {int(is_beyond.any(1).sum())} "
         f"of {len(values)} actions are out of theirs"
     )
     if config.clip_actions:

@@ -36,6 +36,7 @@ class EpisodeSelection:
 
 
 EXPERT_DEMONSTRATIONS = EpisodeSelection()
+RECORDED_DEMONSTRATIONS = EpisodeSelection(sources=("recorded",))
 EVERY_SUCCESS = EpisodeSelection(sources=SOURCES)
 DEMONSTRATION_SOURCES: tuple[Source, ...] = ("expert", "recorded")
 IMAGE_BYTES = 2**27  # of each camera, most that `ImitationDataset.images` returns: 10922 frames of 64 x 64 px

@@ -78,6 +78,7 @@ class RecordingConfig:
     actions_per_frame: int = 5  # actions from one stored frame to the next
     success_hold_frames: int = 1  # stored frames that are kept after the first one that shows success
     success_confirm_frames: int = 1  # further frames that must agree before imagination declares a success
+    max_episode_steps: int = 0  # without a simulator: least time limit of a task, in actions; 0: its longest episode
     validation_share: float = 0.15  # held-out share of each task's successes and of its failures, 0 to below 1
     task_of: dict[str, str] = field(default_factory=dict)  # beside a simulator: instruction -> task id
     skip_other_tasks: bool = False  # beside a simulator: leave out episodes of tasks that it does not run
@@ -331,14 +332,15 @@ def _rename_cameras(dataset: RecordedDataset, names: dict[str, str]) -> Recorded
 
 
 def _describe_task(recording: Recording, task: str, config: RecordingConfig) -> TaskSpec:
-    """The spec of ``task``. Its time limit is the length of its longest episode."""
+    """The spec of ``task``. Its time limit is the length of its longest episode, or ``max_episode_steps`` if more."""
     episodes = recording.dataset.episodes
     numbers = [number for number, name in enumerate(recording.tasks) if name == task]
+    longest = max(max(len(episodes.rows[number]) for number in numbers) - 1, 1) * config.actions_per_row
     return TaskSpec(
         id=task,
         instructions=(episodes.instructions[numbers[0]],),
         success_radius_m=0.0,
-        max_episode_steps=max(max(len(episodes.rows[number]) for number in numbers) - 1, 1) * config.actions_per_row,
+        max_episode_steps=max(longest, config.max_episode_steps),
     )
 
 

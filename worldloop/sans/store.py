@@ -275,18 +275,22 @@ class SansStore:
         hashes.keep()
         return part
 
-    def merge(self, version: SansVersion, out_dir: Path) -> None:
+    def merge(self, version: SansVersion, out_dir: Path, outcome: str = "") -> None:
         """Write the version as one LeRobotDataset v3 for training elsewhere, without terminal rows.
 
-        Feature names are those of the first shard. Raises ``WorldloopError`` if ``out_dir`` exists.
+        ``outcome``: only episodes that end so; "": all. Feature names are those of the first shard. Raises
+        ``WorldloopError`` if ``out_dir`` exists, or if no episode ends so.
         """
         out_dir = Path(out_dir)
         if out_dir.exists():
             raise WorldloopError(f"{out_dir} exists: merge into a directory that does not exist yet")
         self.verify(version)
+        if outcome and not any(meta.outcome == outcome for meta in self.metas(version)):
+            raise WorldloopError(f"version {version.name!r} has no episode with the outcome {outcome}")
+        episodes = (episode for episode in self.episodes(version) if outcome in ("", episode.meta.outcome))
         features = read_features(self.shard_path(version.shards[0].name))
         with whole_directory(out_dir, f"the merged version {version.name!r}") as directory:
-            export_for_training(directory, self.episodes(version), features)
+            export_for_training(directory, episodes, features)
 
     def summary(self, version: SansVersion) -> dict[str, Any]:
         """Counts of episodes by task, source, variant, outcome, split and iteration; the sizes of the cameras.

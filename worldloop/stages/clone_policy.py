@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from worldloop.core.randomness import derive_seed
 from worldloop.policies.imitation import ImitationConfig, fit_by_imitation
-from worldloop.sans.imitation import EXPERT_DEMONSTRATIONS, EpisodeSelection, ImitationDataset
+from worldloop.sans.imitation import EXPERT_DEMONSTRATIONS, RECORDED_DEMONSTRATIONS, EpisodeSelection, ImitationDataset
 from worldloop.sans.interaction import find_interaction
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_directory import name_checkpoint
@@ -25,13 +25,14 @@ class Config(ImitationConfig):
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return schedule.is_first and schedule.has_simulator
+    return schedule.is_first and schedule.has_policy
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Clone the expert demonstrations into ``checkpoints/iteration_000/policy``."""
     path = name_checkpoint(0, "policy")
-    imitate(state, config, context, EXPERT_DEMONSTRATIONS, path)
+    select = EXPERT_DEMONSTRATIONS if context.has_simulator else RECORDED_DEMONSTRATIONS
+    imitate(state, config, context, select, path)
     return replace(state, clone=path, policy=path)
 
 

@@ -3,6 +3,9 @@
 A share ``rejected_share`` is of the best candidate that the gate did not take. Its failures are where the world model
 was wrong. Episodes start from unused states, except for a share ``uncertain_share``. That share starts from training
 states where the world model, running the same policy, has the lowest expected PSNR; it needs data from there most.
+
+Without a simulator a robot acts. The run stops before this stage (`worldloop.loop.waiting`) and goes on when episodes
+of the robot were added; how they ended is the evaluation of the policy. The last iteration collects them too.
 """
 
 from __future__ import annotations
@@ -14,11 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldloop.core.errors import WorldloopError
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.success import Calibrations
 from worldloop.core.types import Episode, InitialStates, Split
+from worldloop.evaluation.by_task import group_outcomes
+from worldloop.evaluation.outcomes import measure_logged
+from worldloop.reporting.success import describe_logged
 from worldloop.rollout.imagination import imagine_rollout
 from worldloop.rollout.simulation import choose_split
+from worldloop.sans.added import read_added
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.storage.run_state import LoopState
 
@@ -51,11 +59,14 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return schedule.has_simulator and not schedule.is_last  # no iteration would read what the last collects
+    # In the simulator no iteration would read what the last one collects; a robot's episodes are also the evaluation.
+    return schedule.has_robot or (schedule.has_simulator and not schedule.is_last)
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Roll the current policy out with exploration in every task; save its episodes as a new dataset version."""
+    if not context.has_simulator:
+        return take_over(state, context)
     first = state.num_scripted_episodes + state.iteration * config.num_episodes
     num_uncertain = round(config.uncertain_share * config.num_episodes) if state.calibrations else 0
     num_rejected = round(config.rejected_share * config.num_episodes) if state.rejected else 0
@@ -82,6 +93,27 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     env_steps = state.env_steps + sum(e.num_env_steps for e in episodes)
     state = replace(state, dataset=name, env_steps=env_steps)
     return state.record(collected_episodes=dict(sorted(counts.items())), num_rejected_episodes=num_rejected)
+
+
+def take_over(state: LoopState, context: StageContext) -> LoopState:
+    """Make a dataset version with the episodes that were added for this iteration, and record how they ended."""
+    added = read_added(context.store, state.iteration)
+    if not added:
+        raise WorldloopError(
+            f"no episode of iteration {state.iteration} was added: worldloop sans add RUN DATASET brings them"
+        )
+    shards = [shard for own in added for shard in own.shards]
+    name = f"v{state.iteration + 1:03d}"
+    context.store.snapshot(name, shards, parent=context.store.version(state.dataset))
+    outcomes = group_outcomes(*zip(*(pair for own in added for pair in own.outcomes), strict=True))
+    logged = measure_logged(outcomes)
+    for line in describe_logged(logged):
+        context.reporter.log(line)
+    env_steps = state.env_steps + sum(own.num_env_steps for own in added)
+    state = replace(state, dataset=name, env_steps=env_steps)
+    counts = Counter("success" if is_success else "failure" for own in added for is_success, _ in own.outcomes)
+    missing = {"simulated_success": None, "simulated_success_reason": "no simulator: see logged_success"}
+    return state.record(collected_episodes=dict(sorted(counts.items())), **logged.to_record(), **missing)
 
 
 def record(

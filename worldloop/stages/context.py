@@ -22,7 +22,7 @@ from worldloop.training.resume import TrainingSetup
 class Schedule:
     """One iteration of the loop, for a stage's ``takes_part``. The loop has iteration 0 and ``num_iterations`` more.
 
-    - ``has_simulator``: false if episodes come from a recording
+    - ``has_simulator``: false if episodes come from a recording or from a robot; ``has_robot``: they come from a robot
     - ``uses_world_model``: a world model is fitted, because the policy improves in it, or critics or a planner build on
       it, or it is aligned, or there is no policy; ``in_rounds``: the policy improves in it round by round
     - ``uses_value``: there are critics; ``uses_advantages``: the method learns from labelled advantages
@@ -42,6 +42,12 @@ class Schedule:
     uses_planner: bool = False
     policy_is_planned: bool = False
     policy_is_gated: bool = False
+    has_robot: bool = False
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether there is a policy, and something that it acts in."""
+        return self.has_simulator or self.has_robot
 
     @property
     def is_first(self) -> bool:
@@ -62,8 +68,8 @@ class StageContext:
     """Everything that a stage may use outside its own config.
 
     - ``spec``: robot and tasks; ``store``: the dataset; ``models``: policies, world models and critics
-    - ``simulation``: the real simulator; ``setup``: device, ranks and checkpoints of training; ``reporter``: progress,
-      log
+    - ``simulation``: the real simulator, only with ``has_simulator``; ``setup``: device, ranks and checkpoints of
+      training; ``reporter``: progress, log
     - ``max_imagination_batch``: most rows in the world model at once; 0: all
     - ``configs``: sections of the run's config by type, see `config_of`
     """
@@ -77,6 +83,7 @@ class StageContext:
     setup: TrainingSetup
     reporter: Reporter
     max_imagination_batch: int = 0
+    has_simulator: bool = True
     configs: Mapping[type, object] = field(default_factory=dict)
 
     @property

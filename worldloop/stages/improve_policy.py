@@ -19,7 +19,7 @@ from worldloop.storage.run_state import LoopState
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return not schedule.is_first and schedule.has_simulator
+    return not schedule.is_first and schedule.has_policy
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:

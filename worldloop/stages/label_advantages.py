@@ -37,7 +37,7 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return not schedule.is_first and schedule.has_simulator and schedule.uses_advantages
+    return not schedule.is_first and schedule.has_policy and schedule.uses_advantages
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:

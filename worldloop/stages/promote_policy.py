@@ -5,6 +5,8 @@ each improvement gives several candidates. The best on ``num_states`` states is 
 states, until one leads by ``net_wins`` states (`evaluation.promotion`), on at most ``max_states``. If neither does, the
 policy stays. States are fresh in every iteration: states that are used again and again select for luck.
 
+Without a simulator the last candidate becomes the policy, unmeasured.
+
 The best of the other candidates is kept as ``state.rejected``: `collect_episodes` records what it does. Its failures
 are where the world model was wrong.
 """
@@ -40,7 +42,7 @@ class Config:
 
 
 def takes_part(config: Config, schedule: Schedule) -> bool:
-    return not schedule.is_first and schedule.has_simulator
+    return not schedule.is_first and schedule.has_policy
 
 
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
@@ -57,10 +59,11 @@ def choose(state: LoopState, config: Config, context: StageContext) -> LoopState
     """The state with the policy that is in place from now on; ``candidates`` are ranked, the best first."""
     if not state.candidates:
         return state.record(promoted=False, promotion_gain=None, promotion_gain_reason="no candidate")
-    if not config.gate:
-        context.reporter.log("gate off: last candidate promoted unseen")
+    if not config.gate or not context.has_simulator:
+        reason = "gate off" if context.has_simulator else "no simulator"
+        context.reporter.log(f"{reason}: last candidate promoted unseen")
         return replace(state, policy=state.candidates[-1], candidates=state.candidates[::-1]).record(
-            promoted=True, promotion_gain=None, promotion_gain_reason="gate off"
+            promoted=True, promotion_gain=None, promotion_gain_reason=reason
         )
     if len(state.candidates) > 1:
         states = context.simulation.draw_fresh_states("validation", config.num_states, state.iteration, NAME, "choose")

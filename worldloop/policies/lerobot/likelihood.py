@@ -58,6 +58,11 @@ class LeRobotFlowPolicy(LeRobotPolicy, LikelihoodPolicy):
                 f"policy.lerobot.sde_level needs a smolvla of 2 denoising steps or more, and this is LeRobot's "
                 f"{theirs.type}: set policy.lerobot.sde_level=0"
             )
+        if self.actions_per_row > 1:
+            raise WorldloopError(
+                "policy.lerobot.sde_level needs a policy that makes single actions, and this one makes rows of "
+                f"{self.actions_per_row}: set policy.lerobot.sde_level=0"
+            )
         if self.horizon != chunk_length:
             raise WorldloopError(
                 f"policy.lerobot.sde_level needs chunks that are executed whole: set "

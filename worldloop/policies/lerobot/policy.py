@@ -8,8 +8,10 @@ Weights, loss and both processors are LeRobot's own. What is ours:
    are those of the episodes that are imitated (`prepare`).
 2. Noise comes from the row's noise key (`draw_by_row`); without a key a policy starts from no noise at all.
 3. Actions are clipped to the robot's bounds.
+4. A policy trained on what ``worldloop sans merge`` writes makes rows of s actions, those between two frames. They are
+   taken apart here.
 
-Shapes: B rows, H actions a chunk, A action dimensions.
+Shapes: B rows, H actions a chunk, A action dimensions, s = ``actions_per_row``.
 """
 
 from __future__ import annotations
@@ -66,18 +68,19 @@ class LeRobotPolicy(Policy):
         description, folder = _describe(config, chunk_length)
         self.image_features = _name_cameras(config, spec, description)
         self.spec = spec.with_cameras(tuple(self.image_features))
-        features = _list_features(self.spec, self.image_features)
+        self.actions_per_row = _count_actions_per_row(description, self.spec)
+        features = _list_features(self.spec, self.image_features, self.actions_per_row)
         self.statistics = Statistics(features.statistics)
         self._guess_statistics()
         keeps = config.keeps_statistics and folder is not None
         table: Table = {} if keeps else self.statistics.table()
-        self._parts = open_parts(description, features, table, chunk_length, folder)
+        self._parts = open_parts(description, features, table, chunk_length // self.actions_per_row, folder)
         self.policy = self._parts.policy
         if config.saved:
             _remember_loading(self._parts.config, config.saved["config"])
         if keeps:
             self._keep_statistics(self._parts.read_statistics())
-        self.horizon = len(self._parts.config.action_delta_indices)
+        self.horizon = len(self._parts.config.action_delta_indices) * self.actions_per_row
         self._use_statistics()
 
     @classmethod
@@ -125,7 +128,7 @@ class LeRobotPolicy(Policy):
         proprio = statistics.widen(statistics.describe_vectors(dataset.proprio()))
         proprio[:2] = self._frozen_proprio()
         self.statistics.put(STATE, proprio)
-        self.statistics.put(ACTION, statistics.describe_vectors(dataset.actions()))
+        self.statistics.put(ACTION, statistics.describe_vectors(dataset.actions()).repeat(1, self.actions_per_row))
         self._use_statistics()
 
     @torch.no_grad()
@@ -137,16 +140,19 @@ class LeRobotPolicy(Policy):
         with draw_by_row(noise_key, observation.env_step, self.temperature, self._device):
             chunk = self.policy.predict_action_chunk(batch)  # type: ignore[operator]
         self.policy.train(was_training)
-        return ActionChunk(self._clip(self._parts.postprocessor(chunk)), policy_version=self.version)
+        actions = self._parts.postprocessor(chunk).unflatten(2, (self.actions_per_row, -1)).flatten(1, 2)
+        return ActionChunk(self._clip(actions), policy_version=self.version)
 
     def compute_imitation_loss(self, batch: ImitationBatch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """LeRobot's own loss; invalid actions count as padding. ``generator`` seeds all that it draws."""
+        """LeRobot's own loss; rows with invalid actions count as padding. ``generator`` seeds all that it draws."""
         length = self.horizon - batch.actions.shape[1]
         actions, is_pad = batch.actions[:, : self.horizon], ~batch.valid[:, : self.horizon]
         if length > 0:
             actions = torch.cat([actions, actions[:, -1:].expand(-1, length, -1)], dim=1)
             is_pad = torch.cat([is_pad, torch.ones_like(is_pad[:, :1]).expand(-1, length)], dim=1)
-        inputs = self.preprocess(batch.observation, {ACTION: actions, f"{ACTION}_is_pad": is_pad})
+        actions, is_pad = (value.unflatten(1, (-1, self.actions_per_row)) for value in (actions, is_pad))
+        rows = {ACTION: actions.flatten(2), f"{ACTION}_is_pad": is_pad.any(dim=-1)}
+        inputs = self.preprocess(batch.observation, rows)
         seed = int(torch.randint(2**62, (), generator=generator))
         devices = [self._device] if self._device.type == "cuda" else []
         # PyTorch 2.11's bf16 convolutions on the CPU leave gradients uninitialised where a kernel meets padding alone.
@@ -216,7 +222,8 @@ class LeRobotPolicy(Policy):
         robot = self.spec.robot
         low, high = (torch.tensor(bound).clamp(-1e3, 1e3) for bound in (robot.action_low, robot.action_high))
         self.statistics.put(STATE, statistics.guess(*self._frozen_proprio()))
-        self.statistics.put(ACTION, statistics.guess((low + high) / 2, (high - low) / 6))
+        guessed = statistics.guess((low + high) / 2, (high - low) / 6)
+        self.statistics.put(ACTION, guessed.repeat(1, self.actions_per_row))
         for feature in self.image_features.values():
             self.statistics.put(
                 feature, self._describe_images(torch.arange(256).byte().reshape(1, 1, -1, 1).expand(-1, -1, -1, 3))
@@ -286,11 +293,18 @@ def _name_cameras(config: LeRobotConfig, spec: SimulatorSpec, description: Descr
     return dict(sorted(named.items(), key=lambda item: theirs.index(item[1])))
 
 
-def _list_features(spec: SimulatorSpec, image_features: Mapping[str, str]) -> Features:
+def _count_actions_per_row(description: Description, spec: SimulatorSpec) -> int:
+    """s of a policy that was trained on rows of s = ``spec.actions_per_frame`` actions side by side, else 1."""
+    shape = ((description.config.get("output_features") or {}).get(ACTION) or {}).get("shape") or [0]
+    s = spec.actions_per_frame
+    return s if shape[0] == s * spec.robot.action_dim else 1
+
+
+def _list_features(spec: SimulatorSpec, image_features: Mapping[str, str], actions_per_row: int) -> Features:
     robot = spec.robot
     sizes = {camera.name: (3, camera.height, camera.width) for camera in robot.cameras}
     return Features(
         {feature: sizes[camera] for camera, feature in image_features.items()},
         (robot.proprio_dim,),
-        (robot.action_dim,),
+        (actions_per_row * robot.action_dim,),
     )

@@ -14,7 +14,9 @@ Departures from OpenVLA-OFT:
 1. Images enter through convolutional stems that keep absolute position. From few demonstrations this is much better
    than patches; see `image_stem`.
 2. The transformer is trained from scratch.
-3. The advantage indicator of RECAP (arXiv:2511.14759) is a learned vector on the instruction token, where RECAP writes
+3. With ``text_encoder`` or ``image_encoder`` a frozen pretrained network reads the instruction or the images; only what
+   follows it learns (`networks.pretrained`).
+4. The advantage indicator of RECAP (arXiv:2511.14759) is a learned vector on the instruction token, where RECAP writes
    words into the instruction. Guidance is exact here, since bins can be renormalised.
 
 Shapes: B rows, H actions a chunk, A action dimensions, L tokens, C width.
@@ -22,7 +24,7 @@ Shapes: B rows, H actions a chunk, A action dimensions, L tokens, C width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,15 +34,27 @@ from torch import Tensor, nn
 from worldloop.core import images, randomness
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import AdvantageConditionedPolicy, ImitationSource, LikelihoodPolicy, Metrics
-from worldloop.core.specs import SimulatorSpec
+from worldloop.core.specs import CameraSpec, SimulatorSpec
 from worldloop.core.tensors import check_shape
 from worldloop.core.types import ActionChunk, ImitationBatch, Normalisation, Observation
 from worldloop.networks.augment import augment_frames
 from worldloop.networks.instruction import InstructionEncoder
+from worldloop.networks.pretrained import (
+    SentenceProjection,
+    Source,
+    VisionBackbone,
+    find_source,
+    open_sentence_encoder,
+    open_vision_backbone,
+)
 from worldloop.networks.views import ViewModules
 from worldloop.policies.image_stem import ImageStem
 from worldloop.policies.robot_dimensions import choose_proprio
 from worldloop.policies.token_vla.action_bins import ActionBins
+from worldloop.policies.token_vla.feature_stem import FeatureStem
+
+ENCODERS = ("text_encoder", "image_encoder")  # settings that name a frozen pretrained network
+NUM_FITTED = 512  # frames per camera of which the mean features are taken
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,9 @@ class TokenVLAConfig:
     label_smoothing: float = 0.3  # cloning: probability of the neighbouring bins together, in [0, 1); 0: none
     augment_shift_px: int = 1  # cloning: largest random shift of an image, in pixels; 0: none
     augment_brightness: float = 0.1  # cloning: largest relative change of brightness, in [0, 1); 0: none
+    text_encoder: str = ""  # folder, or hf://owner/name@revision, of a frozen sentence encoder; "": hashed words
+    image_encoder: str = ""  # the same of a frozen vision backbone, whose features stems read; "": pixels
+    encoder_versions: dict[str, str] = field(default_factory=dict)  # for checkpoints only: setting -> commit or hash
 
     def __post_init__(self) -> None:
         for key in ("width", "num_layers", "num_heads", "mlp_width", "num_keypoints"):
@@ -148,21 +165,19 @@ class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
         self.temperature = config.temperature
         self.version = ""
         bounds = (config.action_low, config.action_high)
+        self.sources = _find_encoders(config)
         self.bins = ActionBins(spec.robot, *bounds, config.num_bins, config.full_range_actions)
-        self.stems = ViewModules(
-            {
-                camera.name: ImageStem(
-                    camera,
-                    num_frames=config.num_frames,
-                    channels=config.stem_channels,
-                    num_tokens=config.num_image_tokens,
-                    num_keypoints=config.num_keypoints,
-                    width=config.width,
-                )
-                for camera in spec.robot.cameras
-            }
+        backbone = self.sources.get("image_encoder")
+        self._backbone = None if backbone is None else open_vision_backbone(backbone)
+        stems = {camera.name: _make_stem(config, camera, self._backbone) for camera in spec.robot.cameras}
+        self.stems = ViewModules[ImageStem | FeatureStem](stems)
+        text = self.sources.get("text_encoder")
+        instructions = [instruction for task in spec.tasks for instruction in task.instructions]
+        self.instruction: InstructionEncoder | SentenceProjection = (
+            InstructionEncoder(config.width)
+            if text is None
+            else SentenceProjection(open_sentence_encoder(text), config.width, instructions)
         )
-        self.instruction = InstructionEncoder(config.width)
         self.proprio_index = _select_proprio(config, spec)
         index = torch.tensor(self.proprio_index, dtype=torch.long)
         self.register_buffer("proprio_mean", normalisation.proprio_mean.float()[index].clone())
@@ -189,7 +204,17 @@ class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
         for camera, stem in self.stems.items():
             if camera not in frames:
                 raise ValueError(f"the episodes to imitate have no camera {camera!r}: they have {', '.join(frames)}")
-            stem.fit(images.to_network(frames[camera]))
+            stem.fit(self._see(_spread(frames[camera]) if self._backbone else frames[camera]))
+
+    def describe_settings(self, settings: TokenVLAConfig) -> TokenVLAConfig:
+        """``settings`` with the places and versions of the encoders: a checkpoint does not hold their weights."""
+        places: dict[str, Any] = {setting: source.address for setting, source in self.sources.items()}
+        versions = {setting: source.version for setting, source in self.sources.items()}
+        return replace(settings, **places, encoder_versions=versions)
+
+    def _see(self, frames: Tensor) -> Tensor:
+        """What stems read of frames u8 [..., h, w, 3]: pixels [..., 3, h, w] in [-1, 1], or the backbone's features."""
+        return images.to_network(frames) if self._backbone is None else self._backbone(frames)
 
     def forward(self, observation: Observation, is_good: Tensor | None = None) -> Tensor:
         """Logits f32 [B, H, A, num_bins] before the temperature and without guidance.
@@ -213,7 +238,7 @@ class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
             raise ValueError(
                 f"policy.token_vla.num_frames is {self.config.num_frames}, but the observation has {K} frames"
             )
-        prefix = [stem(images.to_network(observation.frames[name][:, latest])) for name, stem in self.stems.items()]
+        prefix = [stem(self._see(observation.frames[name][:, latest])) for name, stem in self.stems.items()]
         # Unknown is a row of zeros: every parameter gets a gradient, as data-parallel training needs.
         indicators = torch.cat([torch.zeros_like(self.indicator[:1]), self.indicator])
         prefix.append((self.instruction(observation.instruction) + indicators[is_good + 1])[:, None])
@@ -293,6 +318,33 @@ class TokenVLA(LikelihoodPolicy, AdvantageConditionedPolicy):
         per_action = -(target * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean(dim=-1)  # [B, H]
         loss = (per_action * batch.valid).sum() / batch.valid.sum().clamp_min(1)
         return loss, _imitation_metrics(loss, logits, tokens, batch, self.bins)
+
+
+def _find_encoders(config: TokenVLAConfig) -> dict[str, Source]:
+    """Setting -> where the pretrained encoder is that it names."""
+    named = {setting: getattr(config, setting) for setting in ENCODERS if getattr(config, setting)}
+    return {
+        setting: find_source(f"policy.token_vla.{setting}", address, config.encoder_versions.get(setting, ""))
+        for setting, address in named.items()
+    }
+
+
+def _make_stem(config: TokenVLAConfig, camera: CameraSpec, backbone: VisionBackbone | None) -> ImageStem | FeatureStem:
+    sizes = {
+        "num_frames": config.num_frames,
+        "num_tokens": config.num_image_tokens,
+        "num_keypoints": config.num_keypoints,
+        "width": config.width,
+    }
+    if backbone is None:
+        return ImageStem(camera, channels=config.stem_channels, **sizes)
+    maps = (backbone.channels, backbone.height, backbone.width)
+    return FeatureStem(maps, reduced=config.stem_channels[-1], **sizes)
+
+
+def _spread(frames: Tensor) -> Tensor:
+    """At most `NUM_FITTED` of ``frames`` [N, ...], evenly spread: features of all would fill the memory."""
+    return frames[:: -(-len(frames) // NUM_FITTED)]
 
 
 def _select_cameras(config: TokenVLAConfig, spec: SimulatorSpec) -> SimulatorSpec:

@@ -278,6 +278,11 @@ class Scene:
         return np.array(self.data.site_xpos[self._tcp])
 
     @property
+    def hand_quaternion(self) -> Vector:
+        """(w, x, y, z), with MuJoCo's sign."""
+        return np.array(self.data.xquat[self._hand])
+
+    @property
     def hand_rotation(self) -> Vector:
         return np.array(self.data.xmat[self._hand]).reshape(3, 3)
 

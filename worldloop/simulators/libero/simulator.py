@@ -35,6 +35,7 @@ from worldloop.simulators.base import (
 )
 from worldloop.simulators.libero import SUITES
 from worldloop.simulators.libero.expert import LiberoScriptedPolicy
+from worldloop.simulators.libero.proprio import PROPRIO_NAMES, find_tcp, read_proprio
 from worldloop.simulators.libero.scene import Scene, read_evaluation_states, read_problem
 from worldloop.simulators.maniskill.robots import ROBOTS
 from worldloop.simulators.mujoco_state import NUM_PARTS, join_doubles, split_doubles
@@ -42,15 +43,7 @@ from worldloop.simulators.perturbations import draw_variant_parameters
 
 HZ = 20.0
 CAMERAS = ("agentview", "robot0_eye_in_hand")
-JOINTS = (*(f"joint{i}" for i in range(1, 8)), "finger1", "finger2")
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
-TCP = 2 * len(JOINTS)  # where the tcp's position begins in proprio
-PROPRIO_NAMES = (
-    *(f"qpos_{joint}" for joint in JOINTS),
-    *(f"qvel_{joint}" for joint in JOINTS),
-    *(f"tcp_{axis}" for axis in "xyz"),
-    *(f"tcp_r{row}{column}" for column in range(2) for row in range(3)),
-)
 STATE_NUMBERS = {"libero_spatial": 169, "libero_object": 181, "libero_goal": 157}  # of the scenes of a suite
 EXTRA = 3 + 3 + 1  # numbers of a state after the scene's: object, goal, environment step
 MIN_GAP_M = 1e-3  # of a row that is not solved: its geometry may hold without the contact
@@ -68,6 +61,7 @@ class LiberoConfig:
     image_size: int = 64  # pixels, height and width of every camera's images
     image_sizes: dict[str, int] = field(default_factory=dict)  # of single cameras, e.g. {agentview: 96}
     supersampling: int = 1  # rendered pixels per stored pixel and side, averaged; nearly free
+    proprio: str = "full"  # full (27 numbers) | lerobot (the 8 of LIBERO's datasets in LeRobot's format)
     actions_per_frame: int = 10  # environment steps (20 Hz) between two stored frames
     max_episode_steps: int = 0  # environment steps before an episode is truncated; 0: each task's own limit
     max_scenes: int = 2  # scenes kept in memory, about 1 GiB each; all tasks of libero_goal have one
@@ -80,6 +74,7 @@ class LiberoConfig:
             require_names("simulator.libero.tasks", self.tasks, SUITES[self.suite])
         require_names("simulator.libero.cameras", self.cameras, CAMERAS)
         make_cameras("simulator.libero", self.cameras, self.image_size, self.image_sizes)
+        require_names("simulator.libero.proprio", (self.proprio,), PROPRIO_NAMES)
         for key in ("supersampling", "actions_per_frame", "max_scenes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"simulator.libero.{key} must be at least 1, got {getattr(self, key)}")
@@ -100,9 +95,8 @@ class LiberoConfig:
 class LiberoSimulator(ChunkedSimulator):
     """LIBERO's tasks as `TaskSimulator`, one row at a time.
 
-    Proprio f32 [B, 27]: qpos 9 (rad; fingers m), qvel 9, tcp position 3 (m), and the first two columns of its rotation
-    matrix, 6. A restart from a stored state is bit-equal, also in the middle of an episode. Evaluation states are
-    LIBERO's own, 50 for each task; all others are drawn by LIBERO from seeds.
+    Proprio f32 [B, 27 or 8] is that of `read_proprio`. A restart from a stored state is bit-equal, also in the middle
+    of an episode. Evaluation states are LIBERO's own, 50 for each task; all others are drawn by LIBERO from seeds.
     """
 
     Config = LiberoConfig
@@ -123,20 +117,20 @@ class LiberoSimulator(ChunkedSimulator):
         """The spec without making a scene; episodes can be learned from where there is no libero."""
         robot = RobotSpec(
             name="libero_panda",
-            proprio_names=PROPRIO_NAMES,
+            proprio_names=PROPRIO_NAMES[config.proprio],
             action_names=ACTION_NAMES,
             action_low=(-1.0,) * len(ACTION_NAMES),
             action_high=(1.0,) * len(ACTION_NAMES),
             control_mode="osc_pose",
             hz=HZ,
             cameras=make_cameras("simulator.libero", config.cameras, config.image_size, config.image_sizes),
-            joints=ROBOTS["panda"].limits,
+            joints=ROBOTS["panda"].limits if config.proprio == "full" else (),
         )
         end = NUM_PARTS * STATE_NUMBERS[config.suite]
         landmarks = (
             Landmark("object", "sim_state", (end, end + 1, end + 2)),
             Landmark("goal", "sim_state", (end + 3, end + 4, end + 5)),
-            Landmark("effector", "proprio", (TCP, TCP + 1, TCP + 2)),
+            Landmark("effector", "proprio", find_tcp(config.proprio)),
         )
         tasks = [SUITES[config.suite][name] for name in config.task_names]
         return SimulatorSpec(
@@ -227,15 +221,10 @@ class LiberoSimulator(ChunkedSimulator):
 
     def _measure(self) -> Measurement:
         scene = self._scene
-        data, robot = scene.data, scene.env.robots[0]
-        joints = [*robot._ref_joint_pos_indexes, *robot._ref_gripper_joint_pos_indexes]
-        rates = [*robot._ref_joint_vel_indexes, *robot._ref_gripper_joint_vel_indexes]
-        turned = scene.hand_rotation[:, :2].T.ravel()
-        proprio = np.concatenate([data.qpos[joints], data.qvel[rates], scene.hand_position, turned])
         success = scene.is_solved
         distance = 0.0 if success else max(scene.measure_gap().distance_m, MIN_GAP_M)
         return Measurement(
-            torch.from_numpy(proprio).float()[None],
+            torch.from_numpy(read_proprio(self.config.proprio, scene)).float()[None],
             self._store(scene)[None],
             torch.tensor([success]),
             torch.tensor([distance], dtype=torch.float32),
