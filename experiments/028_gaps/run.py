@@ -7,6 +7,7 @@ The loops and the judgement of experiment 026, with a success head that reads th
 rollouts, imagined once more, its readers of pictures are judged as well.
 
 - `rounds`: as in experiment 026
+- `slow`: the same, and GRPO learns at a quarter of the rate
 - `one_round`: no replays between the rounds of GRPO, and no refits
 
 TASK: push, pull, pick.
@@ -25,6 +26,7 @@ from trust_loops import measure_or_report  # noqa: E402
 
 ARMS = {
     "rounds": ROUNDS,
+    "slow": [*ROUNDS, "improve_policy.learning_rate=1.5e-4"],
     "one_round": [*ROUNDS, "refit_world_model.num_steps=0", "check_closed_loop.num_training_states=0"],
 }
 
