@@ -33,6 +33,7 @@ ROUNDS = [
 NUM_STATES, GROUP_SIZE = 60, 8
 POLICIES = ("start", "last candidate")
 BARS = {"within_group_auc": 0.85, "auc": 0.90, "true_negative_rate": 0.80}
+CHECKED = (*BARS, "own", "replay", "declared")
 FIGURES = (*BARS, "own", "replay", "declared", "own_minus_replay", "imagined_minus_simulated")
 
 
@@ -62,20 +63,23 @@ def report_arms(overrides: list[str], arms: Arms, folder: Path, picture: str) ->
     tasks: dict[str, Any] = {}
     for task in TASKS:
         for arm, settings in arms.items():
-            found = {}
+            loops, judged = {}, {}
             for seed in SEEDS:
                 config = configure_arm(task, seed, overrides, arm, settings)
+                if not has_checks(config):
+                    continue
+                loops[seed] = describe_loop(config)
                 out = locate_run(config).path / "closed_loop.json"
                 if out.exists():
-                    found[seed] = json.loads(out.read_text()) | {"loop": describe_loop(config)}
-            if found:
-                tasks.setdefault(task, {})[arm] = {"over_seeds": summarise(found), "seeds": found}
+                    judged[seed] = json.loads(out.read_text())
+            if loops:
+                tasks.setdefault(task, {})[arm] = {"over_seeds": summarise(judged), "seeds": judged, "loops": loops}
     write_file(folder / "result.json", to_json({"tasks": tasks}), "result.json")
     for task, entries in tasks.items():
         for arm, entry in entries.items():
             for policy in POLICIES:
                 print(task, arm, policy, {k: v["by_seed"] for k, v in entry["over_seeds"][policy].items()})
-            print(task, arm, "loops", [m["loop"] for m in entry["seeds"].values()])
+            print(task, arm, "loops", entry["loops"])
     plot(tasks, folder / picture)
 
 
@@ -134,8 +138,14 @@ def keep_scores(path: Path, rollouts: ReplayedRollouts, threshold: float) -> Non
     np.savez(path, score=rollouts.score, replayed=rollouts.replayed, start=rollouts.start, threshold=threshold)
 
 
+def has_checks(config: LoopConfig) -> bool:
+    """Whether the loop has been checked in the closed loop once, so that there is something to report."""
+    results = locate_run(config).path / "results.json"
+    return results.exists() and "closed_loop" in json.loads(results.read_text())["iterations"][-1]
+
+
 def describe_loop(config: Any) -> dict[str, Any]:
-    """Success on the evaluation states before and after, the checks on the way, and what the loop cost in steps.
+    """Success on the evaluation states before and after, what promoted, the checks on the way, and the cost in steps.
 
     ``None`` is what a loop that has not ended does not know yet.
     """
@@ -146,8 +156,13 @@ def describe_loop(config: Any) -> dict[str, Any]:
         "promoted": improved.get("promoted"),
         "env_steps": improved["env_steps"],
         "simulator_steps": improved["simulator_steps"],
-        "within_group_auc_by_check": [
-            entry["within_group_auc"] and entry["within_group_auc"]["value"] for entry in list_checked(config)
+        "promotion_gain": improved.get("promotion_gain"),
+        "validation_success": improved.get("validation_success"),
+        "tested_candidate": improved.get("tested_candidate"),
+        "checks": [
+            {"checkpoint": Path(entry["checkpoint"]).name}
+            | {key: entry[key] and entry[key]["value"] for key in CHECKED}
+            for entry in list_checked(config)
         ],
     }
 

@@ -25,7 +25,8 @@ import torch
 
 from worldloop.config.loading import load_config
 from worldloop.core.interfaces import WorldModel
-from worldloop.sans.store import SansStore, SansVersion
+from worldloop.sans.cache import CachePart, open_part
+from worldloop.sans.store import SansStore, ShardRef
 from worldloop.stages import fit_world_model
 from worldloop.stages.context import StageContext
 from worldloop.storage.run_state import LoopState
@@ -54,8 +55,11 @@ def pack(run: Path, path: Path) -> None:
 class CacheStore(SansStore):
     """A dataset of which only the decoded cache is there, without the shards to compare it with."""
 
-    def verify(self, version: SansVersion) -> None:
-        return
+    def open_shard(self, ref: ShardRef) -> CachePart:
+        part = open_part(self.cache_root, ref, self._hashes(ref))
+        if part is None:
+            raise SystemExit(f"the cache of {ref.name} is missing or damaged: unpack it again")
+        return part
 
 
 def open_pack(directory: Path, overrides: list[str]) -> StageContext:

@@ -8,6 +8,7 @@ rollouts, imagined once more, its readers of pictures are judged as well.
 
 - `rounds`: as in experiment 026
 - `slow`: the same, and GRPO learns at a quarter of the rate
+- `from_clone`: as `slow`, from the clone instead of an imitation of all successes
 - `one_round`: no replays between the rounds of GRPO, and no refits
 
 TASK: push, pull, pick.
@@ -24,9 +25,11 @@ sys.path.insert(0, str(HERE.parent))
 from judged_loops import ROUNDS, measure_arms, report_arms  # noqa: E402
 from trust_loops import measure_or_report  # noqa: E402
 
+SLOW = "improve_policy.learning_rate=1.5e-4"
 ARMS = {
     "rounds": ROUNDS,
-    "slow": [*ROUNDS, "improve_policy.learning_rate=1.5e-4"],
+    "slow": [*ROUNDS, SLOW],
+    "from_clone": [*ROUNDS, SLOW, "improve_policy.restart_from=clone"],
     "one_round": [*ROUNDS, "refit_world_model.num_steps=0", "check_closed_loop.num_training_states=0"],
 }
 

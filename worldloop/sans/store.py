@@ -173,7 +173,7 @@ class SansStore:
                 raise ValueError("normalisation is frozen with version 1: give a parent or a normalisation, not both")
             normalisation = parent.normalisation
         elif normalisation is None:
-            cache = VersionCache([self._open_shard(ref) for ref in refs])
+            cache = VersionCache([self.open_shard(ref) for ref in refs])
             train = cache.select(split="train")
             normalisation = compute_normalisation(cache.proprio(int(i)) for i in train)
         if len(normalisation.proprio_mean) != layout.proprio_dim:
@@ -264,11 +264,12 @@ class SansStore:
         """
         parts = []
         for ref in version.shards:
-            parts.append(self._open_shard(ref))
+            parts.append(self.open_shard(ref))
             on_shard()
         return VersionCache(parts)
 
-    def _open_shard(self, ref: ShardRef) -> CachePart:
+    def open_shard(self, ref: ShardRef) -> CachePart:
+        """The decoded cache of one shard, built if it is missing; raises ``WorldloopError`` for a corrupt shard."""
         directory, hashes = self.shard_path(ref.name), self._hashes(ref)
         verify_shard(directory, ref, hashes.hash)
         part = ensure_part(self.cache_root, ref, partial(read_shard, directory), hashes)
