@@ -33,6 +33,7 @@ ROUNDS = [
 NUM_STATES, GROUP_SIZE = 60, 8
 POLICIES = ("start", "last candidate")
 BARS = {"within_group_auc": 0.85, "auc": 0.90, "true_negative_rate": 0.80}
+BARS_OF = {"pick": {"within_group_auc": 0.80, "auc": 0.85, "true_negative_rate": 0.80}}
 CHECKED = (*BARS, "own", "replay", "declared")
 FIGURES = (*BARS, "own", "replay", "declared", "own_minus_replay", "imagined_minus_simulated")
 
@@ -71,7 +72,7 @@ def report_arms(overrides: list[str], arms: Arms, folder: Path, picture: str) ->
                 loops[seed] = describe_loop(config)
                 out = locate_run(config).path / "closed_loop.json"
                 if out.exists():
-                    judged[seed] = json.loads(out.read_text())
+                    judged[seed] = withdraw(json.loads(out.read_text()))
             if loops:
                 tasks.setdefault(task, {})[arm] = {"over_seeds": summarise(judged), "seeds": judged, "loops": loops}
     write_file(folder / "result.json", to_json({"tasks": tasks}), "result.json")
@@ -93,6 +94,9 @@ def judge(config: LoopConfig, label: str) -> None:
     context = open_context(config, path, label)
     world_model = context.models.load_world_model(locate_run(config).read_state().world_model).for_imagination()
     checked = [entry["checkpoint"] for entry in list_checked(config)]
+    calibrations = locate_run(config).read_state().calibrations
+    assert calibrations is not None
+    threshold = calibrations.of(context.spec.task_ids[0]).threshold
     measured: dict[str, Any] = {}
     for name, checkpoint in zip(POLICIES, (checked[0], checked[-1]), strict=True):
         rollouts = replay_policy(
@@ -102,10 +106,8 @@ def judge(config: LoopConfig, label: str) -> None:
             f"026/{name}",
             num_states=NUM_STATES,
             group_size=GROUP_SIZE,
+            calibrations=calibrations,
         )
-        calibrations = locate_run(config).read_state().calibrations
-        assert calibrations is not None
-        threshold = calibrations.of(context.spec.task_ids[0]).threshold
         judged = judge_closed_loop(rollouts, threshold)
         figures = {key: getattr(judged, key) for key in FIGURES}
         measured[name] = {key: value and value.to_dict(with_n=True) for key, value in figures.items()}
@@ -136,6 +138,15 @@ def compare_readers(world_model: VideoWorldModel, rollouts: ReplayedRollouts) ->
 def keep_scores(path: Path, rollouts: ReplayedRollouts, threshold: float) -> None:
     """Of each rollout its score, its outcome and the number of its start, to try other thresholds on."""
     np.savez(path, score=rollouts.score, replayed=rollouts.replayed, start=rollouts.start, threshold=threshold)
+
+
+def withdraw(measured: dict[str, Any]) -> dict[str, Any]:
+    """``measured`` without what the first judgements got wrong: calibrated thresholds stood against raw scores.
+
+    They have no ``readers``. What does not depend on a threshold stays.
+    """
+    wrong = dict.fromkeys(("true_negative_rate", "declared", "imagined_minus_simulated"))
+    return {name: figures if "readers" in figures else figures | wrong for name, figures in measured.items()}
 
 
 def has_checks(config: LoopConfig) -> bool:
@@ -180,25 +191,34 @@ def summarise(found: dict[int, Any]) -> dict[str, Any]:
 
 
 def plot(tasks: dict[str, Any], path: Path) -> None:
+    """Both policies of every arm that was judged; hollow: the readers of pictures on the same rollouts."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(tasks), len(BARS), figsize=(12, 3.2 * len(tasks)), squeeze=False)
+    figure, axes = plt.subplots(len(tasks), len(BARS), figsize=(10, 3.0 * len(tasks)), squeeze=False)
     for row, (task, arms) in zip(axes, tasks.items(), strict=True):
-        for axis, (key, bar) in zip(row, BARS.items(), strict=True):
-            for x, entry in enumerate(arms.values()):
-                for policy, colour, shift in zip(POLICIES, ("grey", "tab:blue"), (-0.12, 0.12), strict=True):
-                    for number, seed in enumerate(entry["seeds"].values()):
-                        if found := seed[policy][key]:
-                            at = x + shift + 0.04 * (number - 1)
-                            axis.plot([at, at], [found["low"], found["high"]], color=colour, lw=0.8)
-                            label = policy if x == number == 0 else None
-                            axis.plot(at, found["value"], "o", color=colour, ms=4, label=label)
-            axis.axhline(bar, color="black", lw=0.8, ls=":")
-            axis.set_xticks(range(len(arms)), list(arms))
-            axis.set(title=f"{task}: {key.replace('_', ' ')}", ylim=(0.0, 1.0))
-    axes[0][0].legend(fontsize=7)
+        judged = {arm: entry["seeds"] for arm, entry in arms.items() if entry["seeds"]}
+        for axis, key in zip(row, BARS, strict=True):
+            for x, seeds in enumerate(judged.values()):
+                for policy, colour, shift in zip(POLICIES, ("grey", "tab:blue"), (-0.2, 0.1), strict=True):
+                    for number, seed in enumerate(seeds.values()):
+                        at = x + shift + 0.04 * number
+                        draw(axis, at, seed[policy][key], colour, colour)
+                        pictures = seed[policy].get("readers", {}).get("pictures", {})
+                        draw(axis, at + 0.1, pictures.get(key), colour, "white")
+            axis.axhline(BARS_OF.get(task, BARS)[key], color="black", lw=0.8, ls=":")
+            axis.set_xticks(range(len(judged)), list(judged))
+            axis.set(title=f"{task}: {key.replace('_', ' ')}", xlim=(-0.5, len(judged) - 0.5), ylim=(0.0, 1.0))
+    figure.suptitle(
+        "grey: start of the improvement, blue: last candidate, hollow: pictures read, dotted: bar", fontsize=9
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def draw(axis: Any, x: float, found: Any, colour: str, face: str) -> None:
+    if found:
+        axis.plot([x, x], [found["low"], found["high"]], color=colour, lw=0.8)
+        axis.plot(x, found["value"], "o", color=colour, markerfacecolor=face, ms=5)

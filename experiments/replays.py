@@ -27,8 +27,12 @@ def replay_policy(
     group_size: int,
     swap_with: str = "",
     split: Split = "validation",
+    calibrations: Calibrations | None = None,
 ) -> ReplayedRollouts:
-    """Replayed rollouts of the policy in ``checkpoint`` from fresh states of ``split``, as long as those of GRPO."""
+    """Replayed rollouts of the policy in ``checkpoint`` from fresh states of ``split``, as long as those of GRPO.
+
+    A threshold of the loop applies to their scores only with the loop's ``calibrations``.
+    """
     improvement = context.config_of(improve_policy.Config)
     policy = context.models.load_policy(checkpoint).eval()
     policy.temperature = improvement.temperature
@@ -36,7 +40,7 @@ def replay_policy(
         policy,
         checkpoint,
         world_model,
-        Calibrations(),
+        calibrations or Calibrations(),
         context.simulation,
         context.simulation.draw_fresh_states(split, num_states, purpose),
         group_size=group_size,
