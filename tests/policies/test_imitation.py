@@ -134,7 +134,7 @@ def test_the_checkpoint_stays_until_the_result_is_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_steps", 0), ("batch_size", 0), ("learning_rate", 0.0), ("precision", "fp8")]
+    ("key", "value"), [("num_steps", -1), ("batch_size", 0), ("learning_rate", 0.0), ("precision", "fp8")]
 )
 def test_the_config_names_the_bad_key(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"clone_policy\.{key}"):

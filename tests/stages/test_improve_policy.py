@@ -173,7 +173,9 @@ def test_policies_explore_at_the_stages_temperature(improvement: Improvement) ->
 def test_a_policy_without_likelihoods_is_sent_to_imitation(
     improvement: Improvement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldloop.factory.models.checkpoints.load_policy", lambda directory: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(
+        "worldloop.factory.models.checkpoints.load_policy", lambda directory, **_: torch.nn.Linear(1, 1)
+    )
     with pytest.raises(WorldloopError, match=r"Linear is no LikelihoodPolicy: use .*method=imitate_successes"):
         improvement.run()
 

@@ -38,7 +38,7 @@ class Simulation:
 
 @pytest.fixture
 def context() -> Any:
-    return SimpleNamespace(simulation=Simulation(), reporter=RecordingReporter())
+    return SimpleNamespace(simulation=Simulation(), reporter=RecordingReporter(), has_simulator=True)
 
 
 def test_the_best_candidate_is_tested_on_other_fresh_states_and_promoted(context: Any) -> None:

@@ -21,6 +21,7 @@ EXTRAS = {
     "obstore": "data",
     "huggingface_hub": "data",
     "transformers": "policy",
+    "torchvision": "policy",
     "lerobot": "lerobot",
     "draccus": "lerobot",
     "ray": "ray",
