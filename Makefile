@@ -21,7 +21,7 @@ loop:  ## the closed loop on ManiSkill's PushCube-v1: half an hour on two cores
 	@sh scripts/setup.sh --require-rendering
 	$(BIN)/worldloop run configs/pushcube_cpu.yaml $(ARGS)
 
-test: setup  ## all tests: about 17 minutes on two cores
+test: setup  ## all tests: about 14 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 drills: setup  ## loops that are killed at every durable write and at random, damaged inputs, a job: an hour
