@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from common import fork_run, has_ended, locate_run, open_context, run_until
 from replays import Replays, replay_policy
-from trust_loops import SEEDS, TASKS, configure, list_checked
+from trust_loops import SEEDS, TASKS, configure, list_checked, measure_or_report
 
 from worldloop.config.schema import LoopConfig
 from worldloop.core.files import to_json, write_file
@@ -39,6 +39,15 @@ FIGURES = (*BARS, "own", "replay", "declared", "own_minus_replay", "imagined_min
 
 
 Arms = Mapping[str, Sequence[str]]  # name -> settings
+
+
+def run_arms(doc: str, arms: Arms, folder: Path, picture: str) -> None:
+    """The command line of `measure_or_report` for ``arms``, with the option ``--arms``; results go to ``folder``."""
+
+    def measure(task: str, seed: int, overrides: list[str], **chosen: Sequence[str]) -> None:
+        measure_arms(task, seed, overrides, {name: arms[name] for name in chosen["arms"]})
+
+    measure_or_report(doc, measure, lambda overrides: report_arms(overrides, arms, folder, picture), arms=list(arms))
 
 
 def measure_arms(task: str, seed: int, overrides: list[str], arms: Arms) -> None:

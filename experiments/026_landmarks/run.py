@@ -19,13 +19,11 @@ TASK: push, pull, pick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from judged_loops import ROUNDS, measure_arms, report_arms  # noqa: E402
-from trust_loops import measure_or_report  # noqa: E402
+from judged_loops import ROUNDS, run_arms  # noqa: E402
 
 ARMS = {
     "pictures": ["world_model.landmarks=false", "world_model.num_members=1"],
@@ -34,13 +32,5 @@ ARMS = {
 }
 
 
-def measure(task: str, seed: int, overrides: list[str], arms: Sequence[str]) -> None:
-    measure_arms(task, seed, overrides, {arm: ARMS[arm] for arm in arms})
-
-
-def report(overrides: list[str]) -> None:
-    report_arms(overrides, ARMS, HERE, "landmarks.png")
-
-
 if __name__ == "__main__":
-    measure_or_report(str(__doc__), measure, report, arms=list(ARMS))
+    run_arms(str(__doc__), ARMS, HERE, "landmarks.png")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from functools import lru_cache
 
 import torch
@@ -39,28 +40,41 @@ def hash_instruction(text: str, num_buckets: int = NUM_BUCKETS) -> Tensor:
     return vector / vector.norm().clamp_min(1e-6)
 
 
-class InstructionEncoder(nn.Module):
-    """``forward(("push the cube", ...)) -> f32 [B, dim]``: hashed features, projected and layer-normalised.
+class TextProjection(nn.Module, ABC):
+    """``forward(("push the cube", ...)) -> f32 [B, dim]``: what `read` says of each, projected and layer-normalised."""
 
-    Any string is allowed, also the empty one. The output depends only on the string and the weights.
-    """
-
-    def __init__(self, dim: int, num_buckets: int = NUM_BUCKETS) -> None:
+    def __init__(self, input_dim: int, dim: int) -> None:
         super().__init__()
-        self.num_buckets = num_buckets
-        self.project = nn.Linear(num_buckets, dim)
-        # The input is a unit vector, so weights of unit scale separate instructions from the start.
+        self.project = nn.Linear(input_dim, dim)
+        # The input has unit scale, so such weights separate instructions from the start.
         nn.init.normal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         self.norm = nn.LayerNorm(dim)
+
+    @abstractmethod
+    def read(self, text: str) -> Tensor:
+        """A fixed vector [input_dim] of ``text``, about of unit scale."""
 
     def forward(self, instructions: tuple[str, ...]) -> Tensor:
         """One embedding per string, f32 [B, dim]; equal strings are projected only once."""
         unique = list(dict.fromkeys(instructions))
         weight = self.project.weight
-        hashed = torch.stack([hash_instruction(text, self.num_buckets) for text in unique])
-        embedded = self.norm(self.project(hashed.to(weight)))
+        embedded: Tensor = self.norm(self.project(torch.stack([self.read(text) for text in unique]).to(weight)))
         if len(unique) == 1:
             return embedded.expand(len(instructions), -1)
         row = [unique.index(text) for text in instructions]
         return embedded[torch.tensor(row, device=weight.device)]
+
+
+class InstructionEncoder(TextProjection):
+    """Hashed features, see `hash_instruction`.
+
+    Any string is allowed, also the empty one. The output depends only on the string and the weights.
+    """
+
+    def __init__(self, dim: int, num_buckets: int = NUM_BUCKETS) -> None:
+        super().__init__(num_buckets, dim)
+        self.num_buckets = num_buckets
+
+    def read(self, text: str) -> Tensor:
+        return hash_instruction(text, self.num_buckets)

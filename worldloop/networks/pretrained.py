@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import hash_folder
 from worldloop.core.hub import HUB_ADDRESS, fetch_snapshot
+from worldloop.networks.instruction import TextProjection
 
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _MIN_SPREAD = 1e-3  # of unit vectors; less is one instruction in several spellings
@@ -162,8 +163,8 @@ def open_vision_backbone(source: Source) -> VisionBackbone:
     return VisionBackbone(source)
 
 
-class SentenceProjection(nn.Module):
-    """``forward(("push the cube", ...)) -> f32 [B, dim]``: the vectors of ``encoder``, projected and layer-normalised.
+class SentenceProjection(TextProjection):
+    """The vectors of ``encoder``.
 
     Vectors of sentences about one scene are nearly the same. So the mean over ``known``, the tasks' instructions, is
     subtracted first, and their root mean square distance from it is scaled to one. Only the projection learns.
@@ -174,26 +175,15 @@ class SentenceProjection(nn.Module):
     contrast: Tensor
 
     def __init__(self, encoder: SentenceEncoder, dim: int, known: Iterable[str]) -> None:
-        super().__init__()
+        super().__init__(encoder.dim, dim)
         self._encoder = (encoder,)
         vectors = torch.stack([encoder.encode(text) for text in dict.fromkeys(known)])
         spread = (vectors - vectors.mean(dim=0)).square().sum(dim=1).mean().sqrt()
         self.register_buffer("centre", vectors.mean(dim=0))
         self.register_buffer("contrast", spread if spread > _MIN_SPREAD else torch.ones(()))
-        self.project = nn.Linear(encoder.dim, dim)
-        # As for hashed words: the input has unit scale, so such weights separate instructions from the start.
-        nn.init.normal_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
-        self.norm = nn.LayerNorm(dim)
 
-    def forward(self, instructions: tuple[str, ...]) -> Tensor:
-        """One embedding per string; equal strings are projected only once."""
-        unique = list(dict.fromkeys(instructions))
-        weight = self.project.weight
-        vectors = torch.stack([self._encoder[0].encode(text) for text in unique]).to(weight)
-        embedded: Tensor = self.norm(self.project((vectors - self.centre) / self.contrast))
-        row = torch.tensor([unique.index(text) for text in instructions], device=weight.device)
-        return embedded[row]
+    def read(self, text: str) -> Tensor:
+        return (self._encoder[0].encode(text).to(self.centre) - self.centre) / self.contrast
 
 
 def _load_model(folder: Path) -> Any:

@@ -73,8 +73,8 @@ class SuccessHead(nn.Module):
       is then used on imagined ones. Trained on predictions instead, it did worse on held-out PushCube episodes (one
       seed, no clean ablation).
     - ``read_gaps`` reads where the objects are, if the model carries that on. Then it judges alone: together with the
-      two others it told a success from a failure worse (experiment 028). They learn all the same, and the first one's
-      gradient shapes the denoiser's tokens.
+      two others it seemed to tell a success from a failure worse (PickCube-v1, experiment 028). They learn all the
+      same, and the gradient of ``read_tokens`` shapes the denoiser's tokens.
 
     ``sizes`` is camera -> (h, w) of the latents that it reads; an instruction token has ``text_dim`` channels.
     """
