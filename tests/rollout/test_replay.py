@@ -11,7 +11,7 @@ from worldloop.core.randomness import make_row_keys
 from worldloop.core.types import InitialStates, Rollout
 from worldloop.factory.config import SimulatorConfig
 from worldloop.rollout.jobs import RolloutJob, execute_rollout_job
-from worldloop.rollout.replay import RecordedActions, Replay
+from worldloop.rollout.replay import RecordedActions, Replay, replay_with_noise
 from worldloop.rollout.rollout import count_chunks, rollout_to_episodes, run_rollout
 from worldloop.simulators.toy.simulator import ToyConfig, ToySimulator
 
@@ -85,3 +85,39 @@ def test_recorded_actions_are_given_chunk_by_chunk_and_chosen_by_row() -> None:
     assert actor.version == "p"
     given = [actor.act(make_observation(2), None).actions[..., 0].tolist() for _ in range(3)]
     assert given == [[[20, 21], [0, 1]], [[120, 121], [100, 101]], [[220, 221], [200, 201]]]
+
+
+def test_noise_spares_the_gripper_and_goes_on_after_the_last_action() -> None:
+    rollout, _states, simulator = play()
+    episodes = rollout_to_episodes(
+        rollout, simulator.spec, sources=("expert",) * 4, variants=VARIANTS, splits=("train",) * 4, iteration=2
+    )
+    robot = replace(simulator.spec.robot, action_names=("dx", "gripper_open"))
+    keys = make_row_keys(4, "noise")
+    replay, row_chunks = replay_with_noise(episodes, 0.1, robot, CHUNK_LENGTH, keys)
+    frames = [len(e.actions) for e in episodes]
+    assert row_chunks.tolist() == [-(-(n + 2) * 2 // CHUNK_LENGTH) for n in frames]
+    assert replay.actions.shape == (4, int(row_chunks.max()) * CHUNK_LENGTH, 2)
+    assert replay.policy_version == rollout.policy_version
+    for row, episode in zip(replay.actions, episodes, strict=True):
+        recorded = torch.from_numpy(episode.actions).flatten(0, 1)
+        assert torch.equal(row[: len(recorded), 1], recorded[:, 1])
+        last = torch.from_numpy(episode.actions[-1])[:, 1]
+        assert torch.equal(row[len(recorded) : len(recorded) + 2, 1], last), "it repeats the last frame's actions"
+        assert not torch.equal(row[: len(recorded), 0], recorded[:, 0])
+    assert (replay.actions.abs() <= 1).all()
+    again, _ = replay_with_noise(episodes[:2], 0.1, robot, CHUNK_LENGTH, keys[:2])
+    count = again.actions.shape[1]
+    assert torch.equal(again.actions, replay.actions[:2, :count]), "a row's noise is its own"
+
+
+def test_the_noise_of_a_replay_is_as_strong_as_asked_for() -> None:
+    """Of actions 0: over many episodes the std is that of white noise and drift, .1 (1 + .4 ^ 2) ^ .5 E[u ^ 2] ^ .5."""
+    rollout, _states, simulator = play()
+    (episode, *_) = rollout_to_episodes(
+        rollout, simulator.spec, sources=("expert",) * 4, variants=VARIANTS, splits=("train",) * 4, iteration=2
+    )
+    still = replace(episode, actions=np.zeros_like(episode.actions))
+    replay, _ = replay_with_noise([still] * 400, 0.1, simulator.spec.robot, CHUNK_LENGTH, make_row_keys(400, "std"))
+    mean_square = (1.7**3 - 0.3**3) / 3 / 1.4  # of a strength between .3 and 1.7
+    assert float(replay.actions.std()) == pytest.approx(0.1 * (1.16 * mean_square) ** 0.5, rel=0.05)

@@ -72,6 +72,23 @@ def test_without_one_or_without_a_share_all_are_the_policys(
     assert state.records[1]["num_rejected_episodes"] == 0
 
 
+def test_noisy_replays_start_where_training_episodes_of_the_policy_start(run: Any) -> None:
+    state, context = run("collect_episodes.num_noisy_replays=24", rejected=REJECTED)
+    metas = context.store.metas(context.store.version(state.dataset))
+    own, noisy = metas[-64:-24], metas[-24:]
+    assert {(meta.source, meta.variant, meta.split) for meta in noisy} == {("perturbed", "noisy_replay", "train")}
+    trained = {m.initial_state_id for m in own if (m.variant, m.split) == ("policy", "train")}
+    assert {meta.initial_state_id for meta in noisy} <= trained
+    assert len({meta.initial_state_id for meta in noisy}) == min(24, len(trained))
+    assert state.records[1]["num_noisy_replays"] == 24
+    assert sum(state.records[1]["collected_episodes"].values()) == 40, "those of the policy alone"
+    assert context.reporter.lines[-1].startswith("24 noisy replays: ")
+    cache = context.open_cache(state.dataset)
+    new = [cache.episode(i) for i in range(len(cache) - 64, len(cache))]
+    before = RunDirectory(context.models.run_dir).read_state().env_steps
+    assert state.env_steps - before == sum(episode.num_env_steps for episode in new)
+
+
 def test_the_shares_must_leave_room_for_the_policy() -> None:
     with pytest.raises(ValueError, match=r"rejected_share must be in \[0, 1\) and at most 1 - uncertain_share"):
         collect_episodes.Config(rejected_share=0.6, uncertain_share=0.5)

@@ -10,8 +10,9 @@ from world_model_toy import ABOVE, BASE, ToyEpisodes, draw_dots, fit, make_model
 
 from worldloop.core.images import to_network
 from worldloop.core.specs import Landmark
+from worldloop.world_model.heads import ProprioHead
 from worldloop.world_model.landmarks import LandmarkReader, compute_landmark_loss
-from worldloop.world_model.model import VideoWorldModel
+from worldloop.world_model.model import VideoWorldModel, find_gripper
 from worldloop.world_model.variation import vary_landmarks
 
 MARKS = (
@@ -35,6 +36,17 @@ def test_units_and_ways_by_hand() -> None:
     assert scaled.tolist() == [pytest.approx([0.5, -1.0, 0.0, 2.0, 0.0])]
     ways = reader.find_ways(scaled, torch.tensor([[10.0, 99.0, 30.0]]))
     assert ways.tolist() == [pytest.approx([(0.05 - 0.3) / 0.033, (0.1 - 0.1) / 0.033], abs=1e-5)]
+
+
+def test_what_decides_how_objects_move_by_hand() -> None:
+    """The way from the effector at (.3, .1) m to the object, the lid's height, a move of the effector by (2, -1) cm."""
+    reader = make_reader()
+    scaled = reader.scale(torch.tensor([[0.05, 0.1, 0.0, 0.2, 0.5]]))
+    now, later = torch.tensor([[10.0, 99.0, 30.0]]), torch.tensor([[9.0, 98.0, 32.0]])
+    relative = reader.find_relative(scaled, now, later)
+    assert relative.shape == (1, reader.num_relative)
+    assert relative[0].tolist() == pytest.approx([-0.25 / 0.033, 0.0, 0.5 / 0.033, 0.2, -0.1], abs=1e-5)
+    assert reader.find_robot(now)[0].tolist() == pytest.approx([3.0, 1.0])
 
 
 def test_gaps_by_hand() -> None:
@@ -156,6 +168,26 @@ def test_a_model_prepared_for_imagination_in_bf16_imagines_and_judges_the_same()
     before = imagine()
     model.for_imagination()
     assert all(torch.equal(*pair) for pair in zip(before, imagine(), strict=True))
+
+
+@torch.no_grad()
+def test_objects_move_alike_wherever_the_table_is() -> None:
+    """With the same networks, a scene that is moved as a whole moves its objects by as much."""
+    torch.manual_seed(0)
+    head = ProprioHead(
+        6, 3, 2, 4, 3, ["above.camera"], relative_dim=5, gripper=find_gripper(("tcp_x", "qpos_finger1", "tcp_y"))
+    )
+    assert head.gripper == [1]
+    low_dim, relative, actions = torch.randn(2, 1, 6), torch.randn(2, 1, 5), torch.randn(2, 1, 4)
+    moved = torch.randn(2, 1, 3)
+    following = head.move_objects(low_dim, moved, relative, actions)
+    assert torch.equal(following[..., [0, 2]], moved[..., [0, 2]])
+    assert not torch.equal(following[..., 1], moved[..., 1]), "the gripper is moved with the objects"
+    elsewhere = low_dim.clone()
+    elsewhere[..., [0, 2, 3, 4, 5]] += 1.0
+    shifted = head.move_objects(elsewhere, moved, relative, actions)
+    torch.testing.assert_close(shifted[..., 3:] - elsewhere[..., 3:], following[..., 3:] - low_dim[..., 3:])
+    assert torch.equal(shifted[..., 1], following[..., 1])
 
 
 # --- members of the proprio head ----------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ class EpisodeMeta:
     - ``margin_m``: smallest distance to the success region over the episode, in metres; 0 on success, NaN if unknown
     - ``source``: scripted (``expert`` or ``perturbed``), a ``policy``, or ``recorded`` elsewhere (`sans.recordings`).
       ``expert`` is also a demonstration that was recorded elsewhere for a run with a simulator (`sans.demonstrations`)
-    - ``variant``: the scripted variant (``expert``, ``stops_short``, ...) or ``demonstration``. Of a policy:
+    - ``variant``: the scripted variant (``expert``, ``stops_short``, ...), ``demonstration``, or ``noisy_replay`` for
+      a policy's actions with noise. Of a policy:
       ``policy``; ``rejected`` for a candidate that did not become the policy; ``replay`` for actions that it chose in
       imagination
     - ``imagined_success``: of a replay, the success probability that the world model gave to these actions, 0 to 1.
@@ -356,6 +357,10 @@ class Normalisation:
 
     def normalise(self, proprio: Tensor) -> Tensor:
         return (proprio - self.proprio_mean.to(proprio)) / self.proprio_std.to(proprio)
+
+    def denormalise(self, normal: Tensor) -> Tensor:
+        """Inverse of `normalise`."""
+        return normal * self.proprio_std.to(normal) + self.proprio_mean.to(normal)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ A share ``rejected_share`` is of the best candidate that the gate did not take. 
 was wrong. Episodes start from unused states, except for a share ``uncertain_share``. That share starts from training
 states where the world model, running the same policy, has the lowest expected PSNR; it needs data from there most.
 
+With ``num_noisy_replays`` the policy's training episodes are repeated with noise on their actions. They show the world
+model what decides a contact where the policy makes one. They are stored as ``perturbed``.
+
 Without a simulator a robot acts. The run stops before this stage (`worldloop.loop.waiting`) and goes on when episodes
 of the robot were added; how they ended is the evaluation of the policy. The last iteration collects them too.
 """
@@ -17,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.errors import WorldloopError
+from worldloop.core.errors import WorldloopError, require_positive
 from worldloop.core.randomness import make_row_keys
 from worldloop.core.success import Calibrations
 from worldloop.core.types import Episode, InitialStates, Split
@@ -25,6 +28,7 @@ from worldloop.evaluation.by_task import group_outcomes
 from worldloop.evaluation.outcomes import measure_logged
 from worldloop.reporting.success import describe_logged
 from worldloop.rollout.imagination import imagine_rollout
+from worldloop.rollout.replay import replay_with_noise
 from worldloop.rollout.simulation import choose_split
 from worldloop.sans.added import read_added
 from worldloop.stages.context import Schedule, StageContext
@@ -38,6 +42,8 @@ class Config:
     num_episodes: int = 160  # real episodes per iteration and task
     rejected_share: float = 0.25  # share of them by the best rejected candidate, if there is one, in [0, 1)
     uncertain_share: float = 0.0  # share of them from training states of lowest expected PSNR, in [0, 1]
+    num_noisy_replays: int = 0  # repetitions of the policy's training episodes with noise on the actions, per task
+    replay_noise: float = 0.04  # std of that noise, in environment units of the actions
     temperature: float = 1.0  # temperature of the policy's action distribution
     validation_share: float = 0.25  # share of episodes held out from training, by hash of the state id
     block_size: int = 10  # initial states per simulator call
@@ -52,6 +58,9 @@ class Config:
                 f"collect_episodes.rejected_share must be in [0, 1) and at most 1 - uncertain_share, got "
                 f"{self.rejected_share} beside uncertain_share {self.uncertain_share}"
             )
+        if self.num_noisy_replays < 0:
+            raise ValueError(f"collect_episodes.num_noisy_replays must be at least 0, got {self.num_noisy_replays}")
+        require_positive("collect_episodes.replay_noise", self.replay_noise)
         if self.temperature <= 0:
             raise ValueError(f"collect_episodes.temperature must be > 0, got {self.temperature}")
         if not 0 <= self.validation_share < 1:
@@ -81,8 +90,9 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     if num_rejected:
         states = context.simulation.initial_states("train", num_rejected, first + num_own)
         episodes += record(state.rejected, states, None, "rejected", state, config, context)
+    noisy = repeat_with_noise(episodes, state, config, context)
     name = f"v{state.iteration + 1:03d}"
-    shard = context.store.append(episodes, f"{state.iteration:03d}-policy", context.spec)
+    shard = context.store.append([*episodes, *noisy], f"{state.iteration:03d}-policy", context.spec)
     context.store.snapshot(name, [shard], parent=context.store.version(state.dataset))
     counts = Counter(e.meta.outcome for e in episodes)
     for policy, variant in (("policy", "policy"), ("rejected candidate's", "rejected")):
@@ -90,9 +100,16 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(own.items()))
         if own:
             context.reporter.log(f"{own.total()} {policy} episodes: {listed}")
-    env_steps = state.env_steps + sum(e.num_env_steps for e in episodes)
+    if noisy:
+        listed = ", ".join(f"{n} {outcome}" for outcome, n in sorted(Counter(e.meta.outcome for e in noisy).items()))
+        context.reporter.log(f"{len(noisy)} noisy replays: {listed}")
+    env_steps = state.env_steps + sum(e.num_env_steps for e in (*episodes, *noisy))
     state = replace(state, dataset=name, env_steps=env_steps)
-    return state.record(collected_episodes=dict(sorted(counts.items())), num_rejected_episodes=num_rejected)
+    return state.record(
+        collected_episodes=dict(sorted(counts.items())),
+        num_rejected_episodes=num_rejected,
+        num_noisy_replays=len(noisy),
+    )
 
 
 def take_over(state: LoopState, context: StageContext) -> LoopState:
@@ -136,6 +153,41 @@ def record(
         variant=variant or "policy",
         temperature=config.temperature,
     )
+
+
+def repeat_with_noise(
+    episodes: list[Episode], state: LoopState, config: Config, context: StageContext
+) -> list[Episode]:
+    """``config.num_noisy_replays`` repetitions per task of the policy's training episodes, each about equally often."""
+    noisy: list[Episode] = []
+    for task in context.spec.task_ids if config.num_noisy_replays else ():
+        own = [e for e in episodes if e.meta.task == task and (e.meta.variant, e.meta.split) == ("policy", "train")]
+        if not own:
+            continue
+        repeated = [own[i % len(own)] for i in range(config.num_noisy_replays)]
+        purpose = f"collect_episodes/noisy/{task}"
+        replay, row_chunks = replay_with_noise(
+            repeated,
+            config.replay_noise,
+            context.spec.robot,
+            context.simulation.chunk_length,
+            make_row_keys(len(repeated), context.seed, state.iteration, purpose),
+        )
+        states = InitialStates(
+            "train",
+            tuple(e.meta.initial_state_id for e in repeated),
+            (task,) * len(repeated),
+            torch.from_numpy(np.stack([e.sim_state[0] for e in repeated])),
+        )
+        noisy += context.simulation.run(
+            states,
+            block_size=config.block_size,
+            purpose=purpose,
+            iteration=state.iteration,
+            replay=replay,
+            row_chunks=row_chunks,
+        )
+    return [replace(e, meta=replace(e.meta, source="perturbed", variant="noisy_replay")) for e in noisy]
 
 
 def find_uncertain_states(state: LoopState, config: Config, num_states: int, context: StageContext) -> InitialStates:

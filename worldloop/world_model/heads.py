@@ -165,7 +165,12 @@ class ProprioHead(nn.Module):
     Imagination follows their mean. They share the view of the images. A network's output is the change of proprio.
     GE-Sim 2.0 reports that such a state expert raises closed-loop recall.
 
-    ``dim`` is D: S of proprio, then P = ``num_coordinates`` of landmarks. ``way_dim`` is W, see `LandmarkReader`.
+    ``dim`` is D: S of proprio, then P = ``num_coordinates`` of landmarks. ``way_dim`` is W and ``relative_dim`` R, see
+    `LandmarkReader`.
+
+    `move_objects` predicts the objects and the ``gripper``, dimensions of proprio, apart. It reads only where things
+    are to each other. From joints and places in the room as well it learned its episodes by heart: told where the cube
+    was, it knew less of whether a grasp would hold (PickCube-v1, experiment 029).
     """
 
     def __init__(
@@ -176,6 +181,8 @@ class ProprioHead(nn.Module):
         stacked_action_dim: int,
         latent_channels: int,
         cameras: Sequence[str],
+        relative_dim: int = 0,
+        gripper: Sequence[int] = (),
         hidden_dim: int = 384,
         image_dim: int = 32,
         num_members: int = 1,
@@ -189,13 +196,18 @@ class ProprioHead(nn.Module):
             nn.Linear(image_dim, image_dim),
             nn.SiLU(),
         )
+        self.num_proprio, self.gripper = dim - num_coordinates, list(gripper)
         self.members = nn.ModuleList(
-            make_mlp(dim + way_dim + stacked_action_dim + image_dim, hidden_dim, dim, gain=PROPRIO_GAIN)
+            make_mlp(dim + way_dim + stacked_action_dim + image_dim, hidden_dim, self.num_proprio, gain=PROPRIO_GAIN)
             for _ in range(num_members)
+        )
+        seen, moved = relative_dim + len(self.gripper) + stacked_action_dim, num_coordinates + len(self.gripper)
+        self.objects = nn.ModuleList(
+            make_mlp(seen, hidden_dim, moved, gain=PROPRIO_GAIN) for _ in range(num_members if num_coordinates else 0)
         )
 
     def forward(self, low_dim: Tensor, ways: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
-        """The next ``low_dim`` [B, K, D], f32, of each member from its own.
+        """The next proprio [B, K, S], f32, of each member from its own ``low_dim`` [B, K, D].
 
         ``ways`` [B, K, W] go with it; all see ``actions`` [B, s, A] in [-1, 1] and the frame ``now``, camera ->
         [B, C, h, w].
@@ -208,6 +220,20 @@ class ProprioHead(nn.Module):
                 member(torch.cat([low_dim[:, k], ways[:, k].to(low_dim), shared], dim=1))
                 for k, member in enumerate(self.members)
             ]
-        change = torch.stack(changes, dim=1)
-        S = change.shape[2] - self.num_coordinates
-        return low_dim + torch.cat([change[..., :S], change[..., S:] * LANDMARK_STEP], dim=2)
+        return low_dim[..., : self.num_proprio] + torch.stack(changes, dim=1)
+
+    def move_objects(self, low_dim: Tensor, next_proprio: Tensor, relative: Tensor, actions: Tensor) -> Tensor:
+        """The next ``low_dim`` [B, K, D], f32: objects and gripper by their own networks, the rest ``next_proprio``.
+
+        ``relative`` [B, K, R] is `LandmarkReader.find_relative`.
+        """
+        proprio, landmarks = low_dim[..., : self.num_proprio], low_dim[..., self.num_proprio :]
+        held = proprio[..., self.gripper]
+        with torch.autocast(low_dim.device.type, enabled=False):  # bf16 rounds decimetres to millimetres
+            own = [relative.to(low_dim), held, actions.flatten(1).to(low_dim)[:, None].expand(-1, low_dim.shape[1], -1)]
+            seen = torch.cat(own, dim=2)
+            change = torch.stack([network(seen[:, k]) for k, network in enumerate(self.objects)], dim=1)
+        P = self.num_coordinates
+        following = next_proprio.clone()
+        following[..., self.gripper] = held + change[..., P:]
+        return torch.cat([following, landmarks + change[..., :P] * LANDMARK_STEP], dim=2)

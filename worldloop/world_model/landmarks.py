@@ -58,6 +58,8 @@ class LandmarkReader(nn.Module):
         self.pairs = [(a, b) for a, b in alike if a < len(objects)]
         self.ways = [(a, b) for a, b in self.pairs if b >= len(objects)]
         self.num_way_coordinates = sum(widths[a] for a, _ in self.ways)
+        self.upright = [i for i, width in enumerate(widths) if width == 3]
+        self.num_relative = self.num_way_coordinates + len(self.upright) + sum(len(own.columns) for own in self.robot)
         self.num_gaps = self.num_coordinates + sum(widths[a] + 1 for a, _ in self.pairs)
         self.encoders = ViewModules({camera: FrameStackEncoder(channels, size) for camera, size in sizes.items()})
         seen = sum(encoder.dim for _, encoder in self.encoders.items())
@@ -92,6 +94,22 @@ class LandmarkReader(nn.Module):
         """
         position_m = self._locate(landmarks, proprio)
         return torch.cat([landmarks[..., :0], *(self._subtract(position_m, *pair) for pair in self.ways)], dim=-1)
+
+    def find_relative(self, landmarks: Tensor, proprio: Tensor, next_proprio: Tensor) -> Tensor:
+        """What decides how objects move next: `find_ways`, heights, and how the robot's landmarks move, [..., R].
+
+        Heights are in `WAY_UNIT_M`, moves in `UNIT_M`. ``next_proprio`` [..., S] is the proprio one frame later.
+        """
+        now, later = self._locate(landmarks, proprio), self._locate(landmarks, next_proprio)
+        heights = [now[i][..., 2:] / WAY_UNIT_M for i in self.upright]
+        first_own = len(self.object_sizes)
+        moves = [(b - a) / UNIT_M for a, b in zip(now[first_own:], later[first_own:], strict=True)]
+        return torch.cat([self.find_ways(landmarks, proprio), *heights, *moves], dim=-1)
+
+    def find_robot(self, proprio: Tensor) -> Tensor:
+        """The positions of the robot's landmarks in `UNIT_M`, [..., Q], from ``proprio`` [..., S] in its own units."""
+        positions = [proprio[..., list(own.columns)] * own.metres_per_unit / UNIT_M for own in self.robot]
+        return torch.cat([proprio[..., :0], *positions], dim=-1)
 
     def find_gaps(self, landmarks: Tensor, proprio: Tensor) -> Tensor:
         """The objects' positions, and from each landmark to each object the way and its length in `WAY_UNIT_M`.

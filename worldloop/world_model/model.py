@@ -9,7 +9,7 @@ H = M s actions of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Concatenate, Self
 
@@ -85,6 +85,8 @@ class VideoWorldModel(nn.Module):
             stacked,
             channels,
             self.head_cameras,
+            relative_dim=self.landmarks.num_relative if self.landmarks else 0,
+            gripper=find_gripper(robot.proprio_names) if self.landmarks else (),
             num_members=config.num_members,
         )
         dims = (self.low_dim_size, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
@@ -143,14 +145,20 @@ class VideoWorldModel(nn.Module):
         landmarks = low_dim[..., S:]
         if self.landmarks is not None:
             landmarks = self.landmarks.unscale(landmarks)
-        return low_dim[..., :S] * self.proprio_std + self.proprio_mean, landmarks
+        return self.normalisation.denormalise(low_dim[..., :S]), landmarks
 
     def predict_low_dim(self, low_dim: Tensor, actions: Tensor, now: Mapping[str, Tensor]) -> Tensor:
-        """What each member predicts from its own ``low_dim`` [B, K, D], with gradients; see `ProprioHead`."""
-        ways = low_dim[..., :0]
-        if self.landmarks is not None:
-            ways = self.landmarks.find_ways(*self._split(low_dim))
-        return self.proprio_head(low_dim, ways, actions, now)
+        """What each member predicts from its own ``low_dim`` [B, K, D], with gradients; see `ProprioHead`.
+
+        The robot moves first. Where its landmarks get is told to those that predict the objects, without a gradient.
+        """
+        if self.landmarks is None:
+            return self.proprio_head(low_dim, low_dim[..., :0], actions, now)
+        landmarks, proprio = self._split(low_dim)
+        moved = self.proprio_head(low_dim, self.landmarks.find_ways(landmarks, proprio), actions, now)
+        next_proprio = self.normalisation.denormalise(moved.detach())
+        relative = self.landmarks.find_relative(landmarks, proprio, next_proprio)
+        return self.proprio_head.move_objects(low_dim, moved, relative, actions)
 
     def find_gaps(self, low_dim: Tensor) -> Tensor:
         """What the success head reads of ``low_dim`` [..., D]: [..., G], see `LandmarkReader.find_gaps`."""
@@ -354,6 +362,11 @@ class VideoWorldModel(nn.Module):
     def autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def find_gripper(proprio_names: Sequence[str]) -> tuple[int, ...]:
+    """The dimensions of proprio that are fingers or a gripper, by their names in our simulators and LeRobot's."""
+    return tuple(i for i, name in enumerate(proprio_names) if any(word in name for word in ("finger", "gripper")))
 
 
 def _now(context: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ def compute_proprio_loss(model: VideoWorldModel, clip: Clip, generator: torch.Ge
         off = functional.huber_loss(low_dim[..., :S], target[..., :S], delta=PROPRIO_DELTA, reduction="none").mean(2)
         if model.landmarks is not None:
             off = off + compute_landmark_loss(low_dim[..., S:], target[..., S:])
+            robot, there = (model.landmarks.find_robot(model.denormalise(both)[0]) for both in (low_dim, target))
+            off = off + (compute_landmark_loss(robot, there) if robot.shape[-1] else 0.0)
         error[:, m] = off.mean(1)
     return (error * clip.valid).sum() / clip.valid.sum().clamp_min(1) / PROPRIO_DELTA
 
