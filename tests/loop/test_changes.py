@@ -11,6 +11,7 @@ import pytest
 
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
+from worldloop.loop.changes import take_over_changes
 from worldloop.loop.run import run_loop
 from worldloop.reporting.tables import format_report
 from worldloop.storage.run_directory import RunDirectory
@@ -117,15 +118,39 @@ def test_other_changes_are_refused_and_nothing_changes(ended: Path, change: str)
     assert {name: (ended / name).read_bytes() for name in before} == before
 
 
-def test_an_interrupted_stage_begins_anew_under_its_new_settings(tmp_path: Path) -> None:
+def test_an_interrupted_stage_begins_anew_under_its_new_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = run(tmp_path, "num_iterations=1", stages=1)
     assert RunDirectory(path).read_state().next_stage == "clone_policy"
     (path / "partial/clone_policy").mkdir(parents=True)
     changed = ["num_iterations=1", "clone_policy.learning_rate=1e-4"]
     run(tmp_path, *changed, stages=1)
     assert not (path / "partial/clone_policy").exists()
+    assert (
+        "settings changed from clone_policy on: clone_policy.learning_rate (0.002 -> 0.0001)\n"
+        in capsys.readouterr().err
+    )
     state: Any = json.loads((path / "state.json").read_text())
     assert state["next_stage"] == "evaluate_policy"
     assert state["records"][0]["changed_settings"] == {"clone_policy": {"clone_policy.learning_rate": [0.002, 0.0001]}}
     with pytest.raises(WorldloopError, match=r"clone_policy\.learning_rate \(0\.0001 -> 0\.002\)"):
         run(tmp_path, "num_iterations=1", stages=1)
+
+
+def test_a_setting_that_changes_again_before_a_stage_keeps_its_first_value(ended: Path, tmp_path: Path) -> None:
+    shutil.copytree(ended.parent, tmp_path, dirs_exist_ok=True)
+    directory = RunDirectory(tmp_path / "debug")
+
+    def take_over(*changes: str) -> Any:
+        config = load_config(DEBUG, [*SMALL, f"run_root={tmp_path}", "num_iterations=2", *changes])
+        take_over_changes(config, directory, "it")
+        return directory.read_state().recorded("changed_settings", {})
+
+    key = "collect_episodes.num_episodes"
+    assert take_over(f"{key}=3") == {"collect_episodes": {key: [4, 3]}}
+    assert take_over(f"{key}=2", "promote_policy.net_wins=3") == {
+        "collect_episodes": {key: [4, 2], "promote_policy.net_wins": [2, 3]}
+    }
+    assert take_over("promote_policy.net_wins=3") == {"collect_episodes": {"promote_policy.net_wins": [2, 3]}}
+    assert take_over() == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -47,11 +48,29 @@ def take_over_changes(config: LoopConfig, directory: RunDirectory, place: str) -
     if state.next_stage in {key.split(".")[0] for key in changes}:
         shutil.rmtree(directory.path / "partial", ignore_errors=True)
     if own := {key: list(values) for key, values in changes.items() if key != "num_iterations"}:
-        recorded = dict(state.recorded("changed_settings", {}))
-        recorded[state.next_stage] = recorded.get(state.next_stage, {}) | own
-        state = state.record(changed_settings=recorded)
+        state = state.record(changed_settings=_merge(state.recorded("changed_settings", {}), state.next_stage, own))
     directory.write_state(state)
     directory.write_config(to_yaml(config))
+
+
+def describe_taken_over(state: LoopState) -> str:
+    """The settings that have changed before the next stage of ``state``, as one line of a log; "" if none have."""
+    changes = state.recorded("changed_settings", {}).get(state.next_stage, {})
+    shown = ", ".join(describe_changes({key: (old, new) for key, (old, new) in changes.items()}))
+    return f"settings changed from {state.next_stage} on: {shown}" if shown else ""
+
+
+def _merge(recorded: dict[str, Any], stage: str, own: dict[str, list[Any]]) -> dict[str, Any]:
+    """``recorded``, stage -> key -> [old, new], with the further changes ``own`` before the same ``stage``.
+
+    A setting that changes twice before a stage keeps its first value as the old one: the stages before ran under it.
+    One that is changed back has not changed.
+    """
+    before = recorded.get(stage, {})
+    merged = before | {key: [before.get(key, [old])[0], new] for key, (old, new) in own.items()}
+    kept = {key: [old, new] for key, (old, new) in merged.items() if old != new}
+    others = {name: changes for name, changes in recorded.items() if name != stage}
+    return others | ({stage: kept} if kept else {})
 
 
 def continue_ended(before: LoopConfig, config: LoopConfig, state: LoopState) -> LoopState:

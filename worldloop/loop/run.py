@@ -18,7 +18,7 @@ from worldloop.core.errors import WorldloopError, first_line
 from worldloop.core.files import claim_folder, join_claim
 from worldloop.factory.build import build_spec
 from worldloop.factory.models import Models
-from worldloop.loop.changes import take_over_changes
+from worldloop.loop.changes import describe_taken_over, take_over_changes
 from worldloop.loop.cleaning import clean_after_iteration
 from worldloop.loop.copying import RunCopier
 from worldloop.loop.inputs import describe_inputs, require_same_inputs
@@ -181,6 +181,8 @@ def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
             raise WorldloopError(
                 f"the next stage of {directory.path} is {state.next_stage or 'none, it has ended'}, not {only_stage}"
             )
+        if changed := describe_taken_over(state):
+            display.log(changed)
         waiting = ""
         while state.next_stage and not (waiting := describe_waiting(config, directory.path, state)):
             if runtime is None:
