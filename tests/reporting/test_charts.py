@@ -49,6 +49,16 @@ def test_a_bound_that_is_null_is_not_drawn() -> None:
     assert bars.get_segments()[1].tolist() == [[2.0, pytest.approx(0.7)], [2.0, pytest.approx(0.9)]]
 
 
+@pytest.mark.parametrize("auc", [0.0, 0.6, 1.0])
+def test_every_auc_is_inside_its_chart(auc: float) -> None:
+    axes = Figure().subplots()
+    bounds = {"value": auc, "low": max(0.0, auc - 0.2), "high": auc}
+    assert draw_auc(axes, [{"iteration": 1, "reward_alignment": {"on_policy": {"auc": bounds}}}])
+    bottom, top = axes.get_ylim()
+    assert bottom < min(0.5, bounds["low"])
+    assert top > 1.0
+
+
 @pytest.mark.parametrize("draw_chart", [draw_auc, draw_precision_recall, draw_calibration, draw_horizon])
 def test_a_run_without_a_world_model_has_no_charts_of_one(draw_chart: Any, recwarn: pytest.WarningsRecorder) -> None:
     assert not draw_chart(Figure().subplots(), [{"iteration": 0}, {"iteration": 1}])

@@ -18,6 +18,7 @@ from worldloop.reporting.html import (
     write_html_report,
 )
 from worldloop.reporting.html_tables import tabulate_stages
+from worldloop.reporting.tables import format_report
 from worldloop.reporting.tensorboard import open_writer
 from worldloop.storage.run_directory import RunDirectory
 
@@ -26,7 +27,7 @@ def test_a_finished_run_is_one_page(debug_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert main(["report", str(debug_run), "--html", str(out)]) == 0
     html = out.read_text()
-    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", html), "everything is inside"
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", html), "everything is inside"
     charts = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)
     assert len(charts) == 7
     assert all(b"<svg" in base64.b64decode(chart) for chart in charts)
@@ -83,7 +84,7 @@ def test_no_run_and_no_folder_are_one_line(debug_run: Path, tmp_path: Path, caps
 def test_cards_name_the_worst_task() -> None:
     success, _, auc = make_cards([RECORD], [])
     assert success["note"] == "4 of 8 states; worst: pull, 25.0%"
-    assert auc["note"] == "on_policy, 0.750, n 8; worst: pull, 0.600"
+    assert auc["note"] == "on_policy, 8 episodes; worst: pull, 0.600"
 
 
 def test_videos_are_found_in_the_folder_of_their_task(tmp_path: Path) -> None:
@@ -128,3 +129,21 @@ def test_a_page_of_several_tasks_and_cameras(debug_run: Path, tmp_path: Path) ->
     assert len(re.findall(r"data:image/svg", html)) == 9, "success and AUC by task, too"
     assert "each task counts the same" in html
     assert ">base, dB</th><th>hand, dB</th>" in html
+
+
+def test_settings_that_changed_are_at_the_top_and_in_a_table(debug_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(debug_run, tmp_path / "changed")
+    out = tmp_path / "report.html"
+    write_html_report(run, out)
+    assert "settings have changed" not in out.read_text()
+    directory = RunDirectory(run)
+    changed = {"promote_policy": {"promote_policy.net_wins": [2, 3], "improve_policy.group_size": [4, 5]}}
+    directory.write_state(directory.read_state().record(changed_settings=changed))
+    write_html_report(run, out)
+    html = out.read_text()
+    assert "settings have changed while the run went on" in html.split("<h2>")[0]
+    iteration = len(directory.read_results()["iterations"]) - 1
+    cells = [iteration, "promote_policy", "promote_policy.net_wins", 2, 3]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in html
+    lines = [f"iteration {iteration}, from promote_policy on:", "  improve_policy.group_size 4 -> 5"]
+    assert "\n".join([*lines, "  promote_policy.net_wins 2 -> 3", "", ""]) in format_report(run)

@@ -54,6 +54,8 @@ def test_several_tasks_have_rows_below_their_mean_and_the_worst_is_named() -> No
     assert mean[:3] == ["1", "0.500 (0.215 to 0.785)", "4/8"]
     assert (push[0].strip(), push[2], push[5]) == ("push", "3/4", "")
     assert (pull[0].strip(), pull[2]) == ("pull (worst)", "1/4")
+    for reason, shown in (({}, "no"), ({"promotion_reason": "undecided"}, "no, undecided")):
+        assert tabulate_success([RECORD | {"promoted": False} | reason])[1][5] == shown
     told = [RECORD | {"swapped_success": Rate.from_counts(1, 8).to_dict()}]
     assert [row[-1] for row in tabulate_success(told)] == [
         "told to do another task", "0.125 (0.022 to 0.471)", "\u2013", "\u2013",

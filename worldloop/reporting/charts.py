@@ -72,16 +72,16 @@ def draw_success_by_task(axes: Axes, records: list[Record]) -> bool:
 
 
 def _label_success(axes: Axes, records: list[Record]) -> None:
-    axes.set(xlabel="iteration", ylabel="success", ylim=(0, 1), xticks=[r["iteration"] for r in records])
+    axes.set(xlabel="iteration", ylabel="success", ylim=(-0.02, 1.02), xticks=[r["iteration"] for r in records])
     _add_legend(axes, frameon=False)
 
 
-def _colour(tasks: list[str]) -> list[Any]:
-    """One colour per task."""
+def _colour(names: list[str]) -> list[Any]:
+    """One colour per task or stage; they repeat after twenty."""
     import matplotlib
 
-    colours = matplotlib.colormaps["tab10" if len(tasks) <= 10 else "tab20"]
-    return [colours(number % colours.N) for number in range(len(tasks))]
+    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
+    return [colours(number % colours.N) for number in range(len(names))]
 
 
 def draw_auc(axes: Axes, records: list[Record]) -> bool:
@@ -125,7 +125,7 @@ def _draw_auc_line(axes: Axes, values: list[AucPoint], label: str, colour: Any) 
 
 def _label_auc(axes: Axes, records: list[Record], text: str) -> None:
     axes.axhline(0.5, color="#c8d0d8", lw=1, ls="--")
-    axes.set(xlabel="iteration", ylabel=text, ylim=(0.45, 1.01))
+    axes.set(xlabel="iteration", ylabel=text, ylim=(min(0.45, axes.dataLim.y0 - 0.02), 1.02))
     axes.set_xticks([r["iteration"] for r in records if list_judged_sources(r)])
     _add_legend(axes, frameon=False)
 
@@ -178,11 +178,12 @@ def draw_horizon(axes: Axes, records: list[Record]) -> bool:
 def draw_time(axes: Axes, timings: list[dict[str, Any]]) -> bool:
     iterations = sorted({t["iteration"] for t in timings})
     left = np.zeros(len(iterations))
-    for stage in dict.fromkeys(t["stage"] for t in timings):
+    stages = list(dict.fromkeys(t["stage"] for t in timings))
+    for colour, stage in zip(_colour(stages), stages, strict=True):
         minutes = np.array(
             [sum(t["seconds"] for t in timings if (t["stage"], t["iteration"]) == (stage, i)) / 60 for i in iterations]
         )
-        axes.barh(iterations, minutes, left=left, label=stage, height=0.6)
+        axes.barh(iterations, minutes, left=left, label=stage, color=colour, height=0.6)
         left += minutes
     axes.set(xlabel="minutes", ylabel="iteration", yticks=iterations)
     axes.invert_yaxis()

@@ -32,7 +32,8 @@ from worldloop.reporting.html_tables import (
     count,
     count_episodes,
     list_cameras,
-    show,
+    show_bounds,
+    tabulate_changes,
     tabulate_closed_loop,
     tabulate_cost,
     tabulate_critics,
@@ -114,6 +115,7 @@ def write_html_report(run_dir: Path, out: Path) -> None:
         gates=tabulate_gates(records),
         value_videos=find_strip_videos(run_dir / "tensorboard", records, "value_check", "check_value"),
         gate_videos=find_strip_videos(run_dir / "tensorboard", records, "gate_check", "check_gate"),
+        changes=tabulate_changes(records),
         config=config_yaml,
         environment=environment.read_text() if environment.is_file() else "",
     )
@@ -134,14 +136,14 @@ def make_cards(records: list[Record], timings: list[dict[str, Any]]) -> list[dic
     closed = [found for r in records if (found := read_closed_loop(r))]
     if closed:
         checkpoint, figures = closed[-1]
-        note = f"{checkpoint.rsplit('/', 1)[-1]}, {show(figures['within_group_auc'], 'value')}"
+        note = checkpoint.rsplit("/", 1)[-1] + show_bounds(figures["within_group_auc"])
         value = read_within_group_auc(figures)
         cards.append(("closed-loop AUC within groups", DASH if value is None else f"{value:.3f}", note))
     checked = [r for r in records if list_judged_sources(r)]
     if checked:
         source, figures = list_judged_sources(checked[-1])[-1]
         if figures["auc"]:
-            note = f"{source}, {show(figures['auc'], 'value')}, n {figures['n']}"
+            note = f"{source}{show_bounds(figures['auc'])}, {figures['n']} episodes"
             note += _name_worst(checked[-1], partial(read_auc, source=source), ".3f")
             cards.append(("open-loop AUC", f"{figures['auc']['value']:.3f}", note))
     optimism = [r["imagined_minus_simulated"] for r in records if r.get("imagined_minus_simulated")]

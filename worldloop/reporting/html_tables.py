@@ -12,6 +12,7 @@ from worldloop.core.types import OUTCOMES
 from worldloop.reporting.records import (
     Record,
     find_worst_task,
+    list_changes,
     list_judged_sources,
     list_tasks,
     read_auc,
@@ -30,6 +31,13 @@ def show(figures: dict[str, Any] | None, name: str, style: str = ".3f") -> str:
         return DASH
     value = f"{figures[name]:{style}}"
     return value if figures["low"] is None else f"{value} ({figures['low']:{style}} to {figures['high']:{style}})"
+
+
+def show_bounds(figures: dict[str, Any] | None) -> str:
+    """E.g. ``, 95 %: 0.612 to 0.741``, to append; "" without bounds."""
+    if not figures or figures["low"] is None:
+        return ""
+    return f", 95 %: {figures['low']:.3f} to {figures['high']:.3f}"
 
 
 def count(record: Record, name: str) -> str:
@@ -57,7 +65,9 @@ def tabulate_success(records: list[Record]) -> list[list[str]]:
 
     for record in records:
         iteration, worst = record["iteration"], find_worst_task(record, read_success)
-        promoted = {True: "yes", False: "rolled back", None: DASH}[record.get("promoted")]
+        promoted = {True: "yes", False: "no", None: DASH}[record.get("promoted")]
+        if promoted == "no" and record.get("promotion_reason"):
+            promoted += f", {record['promotion_reason']}"
         rows.append([str(iteration), *show_success(record, iteration, promoted)])
         for task, own in list_tasks(record).items():
             rows.append([_name(task, worst), *show_success(own, iteration, "")])
@@ -68,7 +78,16 @@ def tabulate_closed_loop(records: list[Record]) -> list[list[str]]:
     """Table of the checks in the closed loop, one row per policy; with several tasks the mean, then each."""
     rates = ("own", "replay", "declared")
     alignments = ("within_group_auc", "auc", "start_only_auc", "true_negative_rate")
-    header = ["iteration", "policy", "n", *rates, "AUC within groups", "AUC", "AUC, start only", "true negatives"]
+    header = [
+        "iteration",
+        "policy",
+        "rollouts",
+        *rates,
+        "AUC within groups",
+        "AUC",
+        "AUC, start only",
+        "true negatives",
+    ]
 
     def show_figures(figures: Record) -> list[str]:
         return [
@@ -184,6 +203,12 @@ def tabulate_stages(timings: list[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def tabulate_changes(records: list[Record]) -> list[list[str]]:
+    """Table of the settings that changed while the run went on; empty if none did."""
+    rows = [list(map(str, change)) for change in list_changes(records)]
+    return [["iteration", "from stage", "setting", "old", "new"], *rows] if rows else []
 
 
 def tabulate_critics(records: list[Record]) -> list[list[str]]:

@@ -62,3 +62,13 @@ def read_closed_loop(record: Record) -> tuple[str, Record] | None:
 def read_within_group_auc(figures: Record) -> float | None:
     """The AUC within groups of the figures of one check in the closed loop."""
     return figures["within_group_auc"]["value"] if figures.get("within_group_auc") else None
+
+
+def list_changes(records: list[Record]) -> list[tuple[int, str, str, Any, Any]]:
+    """(iteration, stage from which it holds, setting, old, new) of each setting that changed while the run went on."""
+    return [
+        (record["iteration"], stage, key, old, new)
+        for record in records
+        for stage, changes in record.get("changed_settings", {}).items()
+        for key, (old, new) in changes.items()
+    ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from worldloop.reporting.records import (
     Record,
     find_worst_task,
+    list_changes,
     list_tasks,
     read_auc,
     read_closed_loop,
@@ -72,14 +74,12 @@ def put_name_before(text: str, name: str, width: int) -> list[str]:
 
 
 def _change_lines(results: dict[str, Any]) -> list[str]:
-    """Lines about settings that were changed while the run went on, each before the stage that it names."""
-    return [
-        line
-        for entry in results["iterations"]
-        for stage, own in entry.get("changed_settings", {}).items()
-        for key, (old, new) in own.items()
-        for line in (f"iteration {entry['iteration']}, from {stage} on:", f"  {key} {old} -> {new}")
-    ]
+    """Lines about settings that were changed while the run went on, below the stage from which they hold."""
+    lines = []
+    for (iteration, stage), changes in groupby(list_changes(results["iterations"]), key=lambda change: change[:2]):
+        lines.append(f"iteration {iteration}, from {stage} on:")
+        lines += [f"  {key} {old} -> {new}" for _, _, key, old, new in changes]
+    return [*lines, ""] if lines else []
 
 
 def _language_lines(results: dict[str, Any]) -> list[str]:
@@ -171,7 +171,8 @@ def _timing_lines(timings: list[dict[str, Any]]) -> list[str]:
         by_stage[entry["stage"]] = by_stage.get(entry["stage"], 0.0) + entry["seconds"]
     peak = max(t["peak_memory_mib"] for t in timings)
     lines = [f"{total / 60:.1f} min in stages, peak {peak / 1024:.1f} GiB in the stages' process:"]
-    lines += [f"  {stage:<18} {seconds:8.1f} s" for stage, seconds in by_stage.items()]
+    width = max(map(len, by_stage))
+    lines += [f"  {stage:<{width}} {seconds:8.1f} s" for stage, seconds in by_stage.items()]
     return [*lines, ""]
 
 
