@@ -134,7 +134,7 @@ def test_old_keys_name_the_new_ones(old: str, new: str, tmp_path: Path) -> None:
     """On the command line, in a file, and in the config that a run has stored."""
     debug, stored = ROOT / "configs/debug.yaml", tmp_path / "old.yaml"
     OmegaConf.save(OmegaConf.from_dotlist([old]), stored)
-    with pytest.raises(WorldloopError, match=f"^{re.escape(f'{debug}: {new}')}$"):
+    with pytest.raises(WorldloopError, match=f"^{re.escape(f'command line: {new}')}$"):
         load_config(debug, [old])
     with pytest.raises(WorldloopError, match=f"^{re.escape(f'{stored}: {new}')}$"):
         load_config(stored)

@@ -1,6 +1,7 @@
 """`worldloop benchmark-ood` on the toy simulator: conditions, the held-out side, going on, and refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,14 @@ def test_what_is_not_there_is_named(one_sided: Path, policy: str, variations: li
 def test_only_a_run_can_be_tested(tmp_path: Path) -> None:
     with pytest.raises(WorldloopError, match="is no run directory"):
         benchmark.run_benchmark(tmp_path, "", 3, None, SilentDisplay())
+
+
+def test_a_run_that_cannot_be_written_stops_before_the_first_condition(
+    one_sided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "score_condition", lambda *_, **__: pytest.fail("a condition was scored"))
+    run = shutil.copytree(one_sided, tmp_path / "run")
+    shutil.rmtree(run / "benchmark_ood", ignore_errors=True)
+    (run / "benchmark_ood").touch()
+    with pytest.raises(WorldloopError, match=r"cannot write .*/benchmark_ood"):
+        benchmark.run_benchmark(run, "", 3, None, SilentDisplay())

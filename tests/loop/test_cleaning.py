@@ -81,7 +81,7 @@ def test_errors_are_one_line(run: RunDirectory, tmp_path: Path, capsys: pytest.C
     assert main(["clean", str(tmp_path)]) == 2
     assert f"{tmp_path} is no run directory" in capsys.readouterr().err
     assert main(["clean", str(run.path), "--iterations", "0"]) == 2
-    assert "retention.num_iterations is 0, allowed: >= 1" in capsys.readouterr().err
+    assert "--iterations must be at least 1, got 0" in capsys.readouterr().err
     run.lock()
     assert main(["clean", str(run.path), "--yes"]) == 2
     assert "in use by another worldloop process" in capsys.readouterr().err

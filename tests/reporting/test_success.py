@@ -22,7 +22,8 @@ def test_one_task_is_one_line() -> None:
     ]
     verdict = judge_candidate("x/policy_2", {"push": PULL}, {"push": PUSH}, net_wins=2)
     assert describe_promotion(verdict) == [
-        "policy_2 against the policy: 2 states won, 0 lost of 4, gain +0.500 (+0.000 to +1.000): promoted"
+        "candidate policy_2 against the current policy: 2 states won, 0 lost of 4, "
+        "gain +0.500 (+0.000 to +1.000): promoted"
     ]
     assert describe_candidates({"x/policy_1": {"push": PULL}, "x/policy_2": {"push": PUSH}}) == (
         "candidates: policy_1 1/4, policy_2 3/4"

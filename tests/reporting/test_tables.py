@@ -74,7 +74,10 @@ def test_a_run_that_is_running_shows_where_it_is(tmp_path: Path) -> None:
     bar = {"count": 99, "total": 100, "began": now - 99}
     several = {"stage": "promote_policy", "progress": bar, "stage_began": now - 20, "left": []}
     assert _expect(several, times, now).startswith("about 0:40 to the end")
-    assert "its process is gone, last seen 0:05 ago" in format_status(tmp_path)
+    again = "to continue, run the command again that started it"
+    assert format_status(tmp_path) == f"{tmp_path}: its process is gone, last seen 0:05 ago\n{again}"
+    stopped = format_status(running(tmp_path, 1, state="interrupted"))
+    assert stopped == f"{tmp_path}: interrupted, 0:05 ago\n{again}"
 
 
 def test_a_run_elsewhere_may_have_died(tmp_path: Path) -> None:

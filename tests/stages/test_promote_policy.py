@@ -56,7 +56,9 @@ def test_the_best_candidate_is_tested_on_other_fresh_states_and_promoted(context
     assert record["promotion_test"] == {"n": 10, "won": 4, "lost": 0}
     assert {name: rate["k"] for name, rate in record["validation_success"].items()} == {"bad": 4, "b": 18, "a": 12}
     assert context.reporter.lines[0] == "candidates: bad 4/20, b 18/20, a 12/20"
-    assert context.reporter.lines[1].startswith("b against the policy: 4 states won, 0 lost of 10, gain +0.400 (")
+    assert context.reporter.lines[1].startswith(
+        "candidate b against the current policy: 4 states won, 0 lost of 10, gain +0.400 ("
+    )
     assert context.reporter.lines[1].endswith(": promoted")
 
 

@@ -88,6 +88,8 @@ def _report(options: argparse.Namespace) -> int:
         case "report" if options.html:
             from worldloop.reporting.html import write_html_report
 
+            if options.html.is_dir():
+                raise WorldloopError(f"--html {options.html} is a folder: name a file in it")
             write_html_report(options.run_dir, options.html)
             print(f"report written to {options.html}")
         case "report":
@@ -110,6 +112,8 @@ def _clean(options: argparse.Namespace) -> int:
     directory = RunDirectory(options.run_dir)
     if not directory.exists:
         raise WorldloopError(f"{options.run_dir} is no run directory: give the folder with its config.yaml")
+    if options.iterations is not None and options.iterations < 1:
+        raise WorldloopError(f"--iterations must be at least 1, got {options.iterations}")
     retention = read_retention(directory, options.iterations)
     if options.yes:
         directory.lock()
@@ -171,7 +175,8 @@ def _sans(options: argparse.Namespace) -> int:
         for name in names:
             version = store.version(name)
             episodes = sum(shard.num_episodes for shard in version.shards)
-            print(f"{name:<24} {len(version.shards):>3} shards {episodes:>7} episodes")
+            plural = "s" if len(version.shards) != 1 else " "
+            print(f"{name:<24} {len(version.shards):>3} shard{plural} {episodes:>7} episodes")
         return 0
     name = options.version or names[-1]
     if name not in names:

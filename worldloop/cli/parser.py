@@ -25,12 +25,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a whole loop; resumes if its run directory exists")
     run.add_argument("config", type=Path, help="YAML file, e.g. configs/debug.yaml")
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 run_root=/data/runs")
+    run.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. seed=1 run_root=/data/runs")
 
     stage = commands.add_parser("stage", help="run only the next stage of a loop, by name")
     stage.add_argument("name", metavar="NAME", help="e.g. fit_world_model; a wrong name lists all of them")
     stage.add_argument("config", type=Path)
-    stage.add_argument("overrides", nargs="*", metavar="key=value")
+    stage.add_argument("overrides", nargs="*", default=[], metavar="key=value")
 
     report = commands.add_parser("report", help="the results of a run: a table, or one HTML file with plots and videos")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -84,7 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
     add = actions.add_parser("add", help="bring a robot's episodes into a run that waits for them")
     add.add_argument("root", type=Path, metavar="RUN", help="directory of a run with source=robot")
     add.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a LeRobot dataset")
-    add.add_argument("overrides", nargs="*", metavar="recording.key=value", help="how it is read, e.g. labels")
+    add.add_argument(
+        "overrides", nargs="*", default=[], metavar="recording.key=value", help="how it is read, e.g. labels"
+    )
 
     label = actions.add_parser("label", help="say which episodes of a recording succeed")
     label.add_argument("root", type=Path, metavar="DATASET", help="folder of a LeRobot dataset, which is left as it is")

@@ -61,7 +61,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoopConfig:
         if "=" not in override or override.startswith("="):
             raise WorldloopError(f"override {override!r} is not of the form key=value")
     changes = _read_overrides(overrides)
-    config = build_config([*parts, changes], str(path))
+    try:
+        config = build_config([*parts, changes], str(path))
+    except WorldloopError:
+        build_config(parts, str(path))
+        build_config([*parts, changes], "command line")  # the file alone is right
+        raise
     if not config.run_name:
         config = build_config([*parts, changes, {"run_name": path.stem}], str(path))
     return config
@@ -104,7 +109,8 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> list[DictConfig]:
         raise WorldloopError(f"config {path} extends itself")
     if not path.is_file():
         by = f", which {extended_by[-1]} extends," if extended_by else ""
-        raise WorldloopError(f"config {path}{by} does not exist")
+        problem = "is a folder: name a YAML file" if path.is_dir() else "does not exist"
+        raise WorldloopError(f"config {path}{by} {problem}")
     try:
         text = path.read_text()
         loaded = OmegaConf.create(text)

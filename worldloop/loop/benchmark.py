@@ -13,7 +13,7 @@ import numpy as np
 from worldloop.config.loading import load_config
 from worldloop.config.schema import LoopConfig
 from worldloop.core.errors import WorldloopError
-from worldloop.core.files import hash_file, to_json, write_file
+from worldloop.core.files import disk_errors, hash_file, to_json, write_file
 from worldloop.core.types import InitialStates
 from worldloop.evaluation.generalisation import score_condition
 from worldloop.factory.build import list_variations, vary_simulator
@@ -76,6 +76,8 @@ def run_benchmark(
     stored: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     if {name: stored.get(name) for name in about} != about:
         stored = about | {"conditions": {}}
+    with disk_errors(str(out.parent)):  # before a condition takes minutes
+        out.parent.mkdir(exist_ok=True)
     side = config.section(seed_dataset.Config).held_out_side
     resources = config.resources
     runtime = InlineRuntime(resources.num_simulators, resources.max_retries, display, resources.block_timeout_s)
@@ -94,7 +96,6 @@ def run_benchmark(
             score = score_condition(context.simulation, states, policy, context.spec, block_size=block_size, name=name)
             stored["conditions"][name] = score.to_dict()
             stored |= {"held_out_side": side, "held_out_successes": held_out}
-            out.parent.mkdir(exist_ok=True)
             write_file(out, to_json(stored), out.name)
     finally:
         runtime.close()

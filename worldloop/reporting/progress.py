@@ -15,6 +15,8 @@ from tqdm import tqdm
 from worldloop.core.interrupts import raise_if_interrupted
 
 LINE_INTERVAL_S = 15.0
+# What matters least comes last: a narrow terminal cuts it off.
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}, {rate_fmt}"
 
 
 class Display(Protocol):
@@ -54,7 +56,15 @@ class TerminalDisplay:
         self._count, self._began = 0, time.monotonic()
         self._last_line = self._began
         if self._is_terminal:
-            self._bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr)
+            self._bar = tqdm(
+                total=total,
+                desc=label,
+                unit=unit,
+                leave=False,
+                dynamic_ncols=True,
+                file=sys.stderr,
+                bar_format=BAR,
+            )
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
         raise_if_interrupted()

@@ -22,6 +22,7 @@ from worldloop.storage.timings import read_timings
 
 STATUS_INTERVAL_S = 1.0
 PROGRESS_INTERVAL_S = 15.0
+AGAIN = "to continue, run the command again that started it"
 SIGN_OF_LIFE_S = 120.0  # after so long without an update a run on another machine may have died
 
 
@@ -126,21 +127,22 @@ def is_alive(status: dict[str, Any]) -> bool | None:
 
 
 def format_status(run_dir: Path) -> str:
-    """What the run in ``run_dir`` is doing, or how it stopped and how to go on.
+    """What the run in ``run_dir`` is doing, or how it stopped and how to continue it.
 
     Raises `WorldloopError` if nothing has run there.
     """
     status = read_status(run_dir)
     if status is None:
-        raise WorldloopError(f"{run_dir} has no status.json: no run directory, or nothing has run in it yet")
+        missing = "no run directory, or nothing has run in it yet" if run_dir.exists() else "it does not exist"
+        raise WorldloopError(f"{run_dir} has no status.json: {missing}")
     now = time.time()
     ago = format_minutes(max(0.0, now - status["updated"]))
     if status["state"] != "running":
-        again = "" if status["state"] == "ended" else "; the command that started it goes on"
+        again = "" if status["state"] == "ended" else f"\n{AGAIN}"
         return f"{run_dir}: {status['state']}, {ago} ago{again}"
     alive = is_alive(status)
     if alive is False:
-        return f"{run_dir}: its process is gone, last seen {ago} ago; the command that started it goes on"
+        return f"{run_dir}: its process is gone, last seen {ago} ago\n{AGAIN}"
     lines = [f"{run_dir}: running, process {status['pid']} on {status['host']}"]
     if alive is None and now - status["updated"] > SIGN_OF_LIFE_S:
         lines[0] += f", no sign of life for {ago}"

@@ -49,7 +49,7 @@ def describe_promotion(verdict: Verdict) -> list[str]:
     duel, name = verdict.duels.overall, verdict.candidate.rsplit("/", 1)[-1]
     gain = duel.gain
     lines = [
-        f"{name} against the policy: {duel.won} states won, {duel.lost} lost of {duel.current.n}, "
+        f"candidate {name} against the current policy: {duel.won} states won, {duel.lost} lost of {duel.current.n}, "
         f"gain {gain.gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}): {outcome}"
     ]
     if len(verdict.duels.tasks) > 1:

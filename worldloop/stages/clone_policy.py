@@ -51,7 +51,9 @@ def imitate(
         cache = context.open_cache(state.dataset)
         interaction = find_interaction(cache, context.spec, policy.interaction)
         dataset = ImitationDataset(cache, select, cameras, interaction=interaction)
-        context.reporter.log(f"imitating {len(dataset.episodes)} episodes ({', '.join(select.sources)})")
+        found = {cache.metas[episode].source for episode in dataset.episodes.tolist()}
+        sources = ", ".join(source for source in select.sources if source in found)
+        context.reporter.log(f"imitating {len(dataset.episodes)} episodes ({sources})")
         policy = fit_by_imitation(
             policy,
             dataset,

@@ -155,7 +155,8 @@ class RunDirectory:
     def read_results(self) -> dict[str, Any]:
         path = self.path / "results.json"
         if not path.exists():
-            raise WorldloopError(f"{self.path} has no results.json: no run directory, or no stage has finished yet")
+            missing = "no run directory, or no stage has finished yet" if self.path.exists() else "it does not exist"
+            raise WorldloopError(f"{self.path} has no results.json: {missing}")
         return read_json(path, f"results {path}", RESULTS_SCHEMA_VERSION, _REMEDY)
 
     def read_timings(self) -> list[dict[str, Any]]:
