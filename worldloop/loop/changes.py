@@ -40,9 +40,8 @@ def take_over_changes(config: LoopConfig, directory: RunDirectory, place: str) -
     state = directory.read_state()
     if fixed := [key for key in changes if not _may_change(key, before, config, state)]:
         shown = describe_changes({key: changes[key] for key in fixed})
-        may = (
-            "; num_iterations may grow, and the settings of stages that still come may change" if state.dataset else ""
-        )
+        may = "; num_iterations may grow, and the settings of stages that still come may change, except "
+        may = may + ", ".join(COMPARED) if state.dataset else ""
         raise WorldloopError(_refuse(directory, "with another config", shown, place) + may)
     state = continue_ended(before, config, state)
     if state.next_stage in {key.split(".")[0] for key in changes}:

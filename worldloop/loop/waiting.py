@@ -73,7 +73,7 @@ def describe_added(added: AddedEpisodes, doubts: Sequence[str]) -> list[str]:
     return [
         *(f"warning: {doubt}" for doubt in doubts),
         f"{len(added.outcomes)} episodes of {added.policy} added to iteration {added.iteration}: {listed}",
-        "the command that started the run goes on with it; more can be added before",
+        "to go on, run the command again that started the run; more can be added before",
     ]
 
 
