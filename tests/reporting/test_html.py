@@ -12,6 +12,7 @@ from hand_records import RECORD, make_figures
 
 from worldloop.__main__ import main
 from worldloop.reporting.html import (
+    _caption_strip,
     find_strip_videos,
     find_videos,
     make_cards,
@@ -41,7 +42,7 @@ def test_a_finished_run_is_one_page(debug_run: Path, tmp_path: Path) -> None:
     assert "num_updates" in html
     assert "Imagined on the left, simulated on the right" in html
     assert "<h2>Do the critics know what comes?</h2>" in html
-    assert ">on policy best 1 " in html
+    assert ">on-policy, best 1: " in html
     assert "each task counts the same" not in html
     assert "<h2>What is in SANS?</h2>" in html
     fit = next(row for row in tabulate_stages(RunDirectory(debug_run).read_timings()) if row[0] == "fit_world_model")
@@ -100,12 +101,24 @@ def test_videos_are_found_in_the_folder_of_their_task(tmp_path: Path) -> None:
     assert base64.b64decode(videos[0]["data"]).startswith(b"GIF89a")
 
 
+@pytest.mark.parametrize(
+    ("tag", "caption"),
+    [
+        ("on_policy_worst_2_near_success", "on-policy, worst 2: near-success"),
+        ("scripted_11_failure", "scripted, 11: failure"),
+        ("of another version", "of another version"),
+    ],
+)
+def test_captions_of_strips(tag: str, caption: str) -> None:
+    assert _caption_strip(tag) == caption
+
+
 def test_critics_and_their_videos_are_shown(debug_run: Path) -> None:
     last = RunDirectory(debug_run).read_results()["iterations"][-1]
     videos = find_strip_videos(debug_run / "tensorboard", [last], "value_check", "check_value")
     captions = [video["caption"] for video in videos]
-    assert captions[0].startswith("on policy best 1 ")
-    assert captions[-1].startswith("scripted worst ")
+    assert captions[0].startswith("on-policy, best 1: ")
+    assert captions[-1].startswith("scripted, worst ")
     assert all(base64.b64decode(video["data"]).startswith(b"GIF89a") for video in videos)
     assert (
         find_strip_videos(debug_run / "tensorboard", [last | {"iteration": 7}], "value_check", "check_value") == []

@@ -29,6 +29,7 @@ from worldloop.reporting.value import (
     describe_critics,
     describe_events,
     draw_values,
+    enlarge,
     write_critics,
 )
 
@@ -109,6 +110,15 @@ def test_values_are_bars_below_the_picture_and_events_marks_below_the_bars() -> 
     assert (drawn[0, :16] == 90).all(), "no event at the first picture"
     written = drawn[2, :16].reshape(-1, 3).int()
     assert (written[:, 0] > written[:, 1] + 30).any(), "the name of an error is written into its picture, in red"
+
+
+def test_small_pictures_are_enlarged_and_keep_their_pixels() -> None:
+    picture = torch.arange(2 * 16 * 24 * 3, dtype=torch.uint8).reshape(2, 16, 24, 3)
+    larger = enlarge(picture)
+    assert larger.shape == (2, 32, 48, 3)
+    assert torch.equal(larger[:, ::2, 1::2], picture)
+    wide = torch.zeros(1, 64, 128, 3, dtype=torch.uint8)
+    assert enlarge(wide).shape == wide.shape
 
 
 @pytest.mark.parametrize("width", [2, 16])

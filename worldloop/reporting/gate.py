@@ -9,7 +9,7 @@ import numpy as np
 from worldloop.core.images import join_views
 from worldloop.core.reporting import Reporter
 from worldloop.evaluation.gate import GatedEpisodes, GateJudgement
-from worldloop.reporting.value import draw_values
+from worldloop.reporting.value import draw_values, enlarge
 from worldloop.sans.cache import VersionCache
 
 NAME = "check_gate"  # the stage, also its TensorBoard folder and tags
@@ -55,6 +55,6 @@ def write_gated_videos(
                 images = cache.images(cameras, np.full(len(frames), episode), frames)
                 changes = np.flatnonzero(np.diff(label, prepend=False))
                 events = {f"{'in' if label[t] else 'out'} {i}": int(t) for i, t in enumerate(changes, 1)}
-                video = draw_values(join_views(list(images.values())), probability - 1, events)
+                video = draw_values(enlarge(join_views(list(images.values()))), probability - 1, events)
                 outcome = cache.metas[episode].outcome
                 writer.video(f"{NAME}/{source}_{number}_{outcome}", iteration, video, frames_per_second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -186,9 +187,16 @@ def find_strip_videos(log_dir: Path, records: list[Record], figure: str, stage: 
     images = read_images(log_dir / stage, checked[-1]["iteration"]) if checked else {}
     names = sorted(name for name in images or {} if name.startswith(f"{stage}/"))
     names.sort(key=lambda name: not name.startswith(f"{stage}/on_policy"))
-    return [
-        {"data": (images or {})[name], "caption": name.removeprefix(f"{stage}/").replace("_", " ")} for name in names
-    ]
+    return [{"data": (images or {})[name], "caption": _caption_strip(name.removeprefix(f"{stage}/"))} for name in names]
+
+
+def _caption_strip(tag: str) -> str:
+    """E.g. ``on-policy, worst 1: near-success`` of ``on_policy_worst_1_near_success``."""
+    found = re.fullmatch(rf"(.+?)_((?:best_|worst_)?\d+)_({'|'.join(OUTCOMES)})", tag)
+    if found is None:
+        return tag.replace("_", " ")
+    source, number, outcome = found.groups()
+    return f"{source.replace('_', '-')}, {number.replace('_', ' ')}: {outcome.replace('_', '-')}"
 
 
 def read_images(folder: Path, iteration: int) -> dict[str, str] | None:

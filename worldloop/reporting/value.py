@@ -18,6 +18,7 @@ from worldloop.evaluation.value_at_events import EventChange
 
 NAME = "check_value"  # the stage, also its TensorBoard folder and tags
 STRIP_PX, MARK_PX = 20, 4  # heights below a picture: of the values, and of the marks of events
+WIDTH_PX = 64  # below narrower pictures the bars would not fit
 GREEN, RED = (0, 200, 0), (230, 60, 60)  # bars so far and milestones; errors
 TO_COME, NOW, NOTHING = (70, 70, 70), (240, 240, 240), (30, 30, 30)  # bars to come, the bar shown, no event
 
@@ -88,6 +89,15 @@ def choose_episodes(frames: EpisodeFrames, values: np.ndarray, num_videos: int) 
     return chosen
 
 
+def enlarge(pictures: Tensor) -> Tensor:
+    """``pictures`` u8 [T, h, w, 3] with each pixel repeated until they are about `WIDTH_PX` wide.
+
+    Below a picture of few pixels the bars would be as wide as a pixel, and higher than the picture.
+    """
+    times = max(1, WIDTH_PX // pictures.shape[2])
+    return pictures.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+
+
 def draw_values(pictures: Tensor, values: np.ndarray, events: Mapping[str, int]) -> Tensor:
     """``pictures`` u8 [T, h, w, 3] with their values below, u8 [T, h + STRIP_PX + MARK_PX, w, 3].
 
@@ -136,6 +146,6 @@ def write_values(
                 cache, rows = frames.cache, slice(frames.first[number], frames.first[number + 1])
                 episode, frame = frames.index[rows].T
                 images = cache.images(frames.spec.robot.camera_names, episode, frame)
-                video = draw_values(join_views(list(images.values())), values[rows], events[number])
+                video = draw_values(enlarge(join_views(list(images.values()))), values[rows], events[number])
                 outcome = frames.metas[number].outcome
                 writer.video(f"{NAME}/{source}_{name}_{outcome}", iteration, video, frames.spec.frames_per_second)
