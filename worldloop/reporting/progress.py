@@ -1,11 +1,13 @@
-"""Progress of a running loop: a bar with rate and ETA on a terminal, plain lines otherwise.
+"""Progress of a running loop: a bar with the time left on a terminal, plain lines otherwise.
 
 A stage in another process (Ray) writes to a `RemoteDisplay`; the driver replays its events.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from typing import Any, Protocol
@@ -15,8 +17,8 @@ from tqdm import tqdm
 from worldloop.core.interrupts import raise_if_interrupted
 
 LINE_INTERVAL_S = 15.0
-# What matters least comes last: a narrow terminal cuts it off.
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}, {rate_fmt}"
+# No elapsed time and no rate: with them the figures would not fit into 80 columns. `worldloop status` shows the rate.
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}"
 
 
 class Display(Protocol):
@@ -37,6 +39,17 @@ def format_minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def wrap(line: str, width: int) -> str:
+    """``line`` in rows of at most ``width`` columns, split between words, the later ones indented.
+
+    A text of several lines stays as it is: it holds commands to copy.
+    """
+    if "\n" in line:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 class TerminalDisplay:
     """Writes to standard error, so that standard output has only results."""
 
@@ -49,6 +62,8 @@ class TerminalDisplay:
     def log(self, line: str) -> None:
         if self._bar is not None:
             self._bar.clear()
+        if self._is_terminal:
+            line = wrap(line, shutil.get_terminal_size().columns)
         print(line, file=sys.stderr, flush=True)
 
     def open(self, label: str, total: int, unit: str) -> None:

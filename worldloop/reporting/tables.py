@@ -49,6 +49,7 @@ def format_report(run_dir: Path) -> str:
         *_timing_lines(directory.read_timings()),
     ]
     lines.append(f"dashboards: tensorboard --logdir {run_dir / 'tensorboard'}")
+    lines.append(f"one page:   worldloop report {run_dir} --html report.html")
     return "\n".join(lines)
 
 
