@@ -185,7 +185,8 @@ def test_damaged_weights_are_named(viva: Path, what: str) -> None:
         weights.unlink()
     else:
         weights.write_bytes(data if what == "changed" else data[:100])
-    check_refused(viva, r"is damaged: model\.safetensors does not match its hash; restore it")
+    reason = "is missing" if what == "missing" else "does not match its hash"
+    check_refused(viva, rf"is damaged: model\.safetensors {reason}; restore it")
 
 
 def test_a_damaged_description_is_named(viva: Path) -> None:

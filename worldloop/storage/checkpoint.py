@@ -102,7 +102,9 @@ def load_checkpoint(directory: Path, kind: str) -> Checkpoint:
         if meta["kind"] != kind:
             held, wanted = (_KINDS.get(name, f"a {name}") for name in (meta["kind"], kind))
             raise WorldloopError(f"{what} holds {held}, not {wanted}: give the folder of {wanted}")
-        if not weights.is_file() or hash_file(weights) != meta["sha256"]:
+        if not weights.is_file():
+            raise WorldloopError(f"{what} is damaged: model.safetensors is missing; {_REMEDY}")
+        if hash_file(weights) != meta["sha256"]:
             raise WorldloopError(f"{what} is damaged: model.safetensors does not match its hash; {_REMEDY}")
         tensors = load_file(weights)
         normalisation = Normalisation(tensors.pop(_PREFIX + "proprio_mean"), tensors.pop(_PREFIX + "proprio_std"))
