@@ -267,8 +267,13 @@ def test_only_the_next_stage_can_be_run(tmp_path: Path) -> None:
     config = load_config(DEBUG, [f"run_root={tmp_path}"])
     with pytest.raises(WorldloopError, match=r"next stage of .* is seed_dataset, not improve_policy"):
         run_loop(config, "improve_policy")
+    assert not (tmp_path / "debug/config.yaml").exists(), "no run is made by a mistake"
     directory = run_loop(config, "seed_dataset")
     assert directory.read_state().next_stage == "clone_policy"
+    before = (directory.path / "status.json").read_bytes()
+    with pytest.raises(WorldloopError, match=r"next stage of .* is clone_policy, not improve_policy"):
+        run_loop(config, "improve_policy")
+    assert (directory.path / "status.json").read_bytes() == before
 
 
 def test_a_corrupt_shard_stops_the_next_stage_by_name(tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ def make_runtime(config: LoopConfig, display: Display) -> Any:
     )
 
 
-def open_run(config: LoopConfig) -> RunDirectory:
-    """The locked run directory of ``config``: a new one, or the one to resume.
+def open_run(config: LoopConfig, only_stage: str = "") -> RunDirectory:
+    """The locked run directory of ``config``: a new one, or the one to resume; with ``only_stage``, if that comes next.
 
     A run that is not on this machine is fetched from ``config.mirror``. Raises `WorldloopError` if the run was made
     with another config under which it cannot go on, or if a new run cannot start.
@@ -156,31 +156,39 @@ def open_run(config: LoopConfig) -> RunDirectory:
         if mirror:
             mirror.fetch(directory.path)
         if not directory.exists:
+            _require_next(only_stage, list_stages(config, 0)[0], directory)
             directory.create(to_yaml(config), describe_inputs(config))
             return directory
         require_same_inputs(config, directory)
         take_over_changes(config, directory, f"it and its copy {mirror.place}" if mirror else "it")
+        _require_next(only_stage, read_loop_state(config, directory).next_stage, directory)
     except BaseException:
         directory.unlock()
         raise
     return directory
 
 
+def read_loop_state(config: LoopConfig, directory: RunDirectory) -> LoopState:
+    """The state of the run in ``directory``; of one that has no dataset yet, the first stage comes next."""
+    state = directory.read_state()
+    return state if state.dataset else replace(state, next_stage=list_stages(config, 0)[0])
+
+
+def _require_next(only_stage: str, next_stage: str, directory: RunDirectory) -> None:
+    if only_stage not in ("", next_stage):
+        found = next_stage or "none, it has ended"
+        raise WorldloopError(f"the next stage of {directory.path} is {found}, not {only_stage}")
+
+
 def run_loop(config: LoopConfig, only_stage: str = "") -> RunDirectory:
     """Run the rest of the loop. With ``only_stage``, run only the next stage, which must have that name."""
-    directory = open_run(config)
+    directory = open_run(config, only_stage)
     display = StatusDisplay(TerminalDisplay(), directory.path)
     runtime = None
     outcome = "failed"
     try:
         copier = RunCopier(config, directory.path, display)
-        state = directory.read_state()
-        if not state.dataset:
-            state = replace(state, next_stage=list_stages(config, 0)[0])
-        if only_stage and state.next_stage != only_stage:
-            raise WorldloopError(
-                f"the next stage of {directory.path} is {state.next_stage or 'none, it has ended'}, not {only_stage}"
-            )
+        state = read_loop_state(config, directory)
         if changed := describe_taken_over(state):
             display.log(changed)
         waiting = ""
