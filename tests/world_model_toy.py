@@ -71,15 +71,17 @@ def make_model(
     return VideoWorldModel(config or tiny_config(), toy_spec(cameras, tasks), toy_normalisation())
 
 
-def fit(model: VideoWorldModel, data: ToyEpisodes, num_steps: int, batch_size: int = 16) -> VideoWorldModel:
-    """A miniature of the fitting stage; returns the averaged model."""
+def fit(
+    model: VideoWorldModel, data: ToyEpisodes, num_steps: int, batch_size: int = 16, num_video_steps: int | None = None
+) -> VideoWorldModel:
+    """A miniature of the fitting stage, proprio first; returns the averaged model."""
     setup, reporter = TrainingSetup(), RecordingReporter()
     make_optimizer = partial(Optimizer, learning_rate=3e-3, num_steps=None, warmup_steps=0)
     proprio = ProprioObjective(model, data, setup.make_generators("proprio"), batch_size=batch_size, num_frames=3)
     Trainer(model, make_optimizer, setup, reporter, name="proprio").fit(proprio, num_steps)
     video = WorldModelObjective(model, data, setup.make_generators("video"), setup.data_parallel, batch_size=batch_size)
     trainer = Trainer(model, make_optimizer, setup, reporter, name="video", ema_decay=model.config.ema_decay)
-    return trainer.fit(video, num_steps)
+    return trainer.fit(video, num_steps if num_video_steps is None else num_video_steps)
 
 
 class ToyEpisodes:

@@ -72,7 +72,7 @@ def train(policy: HarmoWAM, dots: Dots, num_steps: int, is_good: int = -1) -> di
 @pytest.fixture(scope="module")
 def learned() -> tuple[HarmoWAM, Dots]:
     policy, dots = make_policy(), Dots()
-    train(policy, dots, 250)
+    train(policy, dots, 100)
     return policy, dots
 
 

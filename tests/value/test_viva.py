@@ -99,7 +99,7 @@ def explain(predicted: Tensor, truth: Tensor) -> float:
 )
 def test_it_learns_what_a_state_is_worth_and_where_the_robot_will_be(denoiser: str, cameras: Cameras) -> None:
     critic = make_critic(denoiser, cameras, learning_rate=3e-3)
-    fit(critic, load_from(ToyEpisodes(64, cameras=cameras, both_ways=True)), 320, num_steps=200)
+    fit(critic, load_from(ToyEpisodes(64, cameras=cameras, both_ways=True)), 320, num_steps=100)
     held_out = load_from(ToyEpisodes(64, seed=7, cameras=cameras, both_ways=True))(torch.arange(320))
     value, future = critic.foresee(held_out.observation)
     assert torch.equal(critic.value(held_out.observation), value)

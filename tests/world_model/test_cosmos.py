@@ -316,7 +316,7 @@ def train(model: VideoWorldModel, data: ToyEpisodes, num_steps: int) -> None:
 
 def test_the_world_model_learns_with_it() -> None:
     data, model = ToyEpisodes(64), make_model(zero_time_share=1.0)
-    train(model, data, 120)
+    train(model, data, 70)
     generator = torch.Generator().manual_seed(1)
     clip = data.load(data.sample(generator, 256), 1)
     still = make_model(zero_time_share=1.0)

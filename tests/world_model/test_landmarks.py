@@ -82,11 +82,11 @@ def test_loss_by_hand() -> None:
 
 
 def carrying(num_steps: int = 0) -> VideoWorldModel:
-    """A model of the toy that carries on where the dot is."""
+    """A model of the toy that carries on where the dot is, and has hardly learned to draw it."""
     data, model = ToyEpisodes(64, cameras=(ABOVE,)), make_model(tiny_config(landmarks=True), (ABOVE,))
     assert model.landmarks is not None
     model.landmarks.set_range(torch.tensor([-0.1, -0.1]), torch.tensor([0.1, 0.1]))
-    return fit(model, data, num_steps, batch_size=32) if num_steps else model
+    return fit(model, data, num_steps, batch_size=32, num_video_steps=1) if num_steps else model
 
 
 def test_proprio_and_landmarks_make_a_round_trip() -> None:
@@ -139,7 +139,7 @@ def test_the_reader_finds_a_dot_of_which_proprio_tells_nothing() -> None:
 
 
 def test_a_rollout_reads_the_landmarks_from_its_start_and_carries_them_on() -> None:
-    model, data = carrying(300).eval().requires_grad_(False), ToyEpisodes(32, seed=5, cameras=(ABOVE,))
+    model, data = carrying(150).eval().requires_grad_(False), ToyEpisodes(32, seed=5, cameras=(ABOVE,))
     start = data.first_observation(32)
     assert start.sim_state is None
     state = model.start(start, torch.arange(32))

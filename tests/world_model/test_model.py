@@ -24,7 +24,7 @@ from worldloop.world_model.training import compute_joint_loss
 
 @pytest.fixture(scope="module")
 def trained() -> VideoWorldModel:
-    return fit(make_model(), ToyEpisodes(64), num_steps=150)
+    return fit(make_model(), ToyEpisodes(64), num_steps=100)
 
 
 def full_chunk(data: ToyEpisodes, num_rows: int) -> torch.Tensor:

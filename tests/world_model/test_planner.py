@@ -114,7 +114,7 @@ def test_it_learns_to_go_where_successes_go() -> None:
     objective = PlannerObjective(planner, data, draw_starts, setup.make_generators("plan"), batch_size=16, num_frames=2)
     make_optimizer = partial(Optimizer, learning_rate=3e-3, num_steps=None, warmup_steps=0)
     trainer = Trainer(planner, make_optimizer, setup, RecordingReporter(), name="planner", ema_decay=0.9)
-    planner = trainer.fit(objective, 120).eval()
+    planner = trainer.fit(objective, 80).eval()
     start = ToyEpisodes.first_observation(data, 8)
     plan = planner.plan(start, None, 2)[BASE.name].float()
     real, still = data.frames[BASE.name][:8, 1:3].float(), data.frames[BASE.name][:8, :1].float()

@@ -80,7 +80,7 @@ def test_fine_tuning_starts_as_published_and_changes_adapters_and_our_modules_al
     generator = torch.Generator().manual_seed(0)
     losses = []
     clip = data.load(data.sample(generator, 16), 1)
-    for _ in range(40):
+    for _ in range(25):
         loss, metrics, _ = compute_joint_loss(model, clip, torch.Generator().manual_seed(7))
         optimizer.zero_grad()
         loss.backward()
