@@ -32,6 +32,13 @@ def sim() -> Iterator[LiberoSimulator]:
     simulator.close()
 
 
+@pytest.fixture(scope="module")
+def other() -> Iterator[LiberoSimulator]:
+    simulator = LiberoSimulator(CONFIG)
+    yield simulator
+    simulator.close()
+
+
 def draw(
     sim: LiberoSimulator, task: str, num_states: int = 1, split: str = "validation", first: int = 0
 ) -> InitialStates:
@@ -101,11 +108,12 @@ def test_evaluation_states_are_liberos_own(sim: LiberoSimulator) -> None:
 
 
 @pytest.mark.parametrize("task", [PLATE, STOVE])
-def test_a_restart_in_the_middle_is_bit_equal_in_another_simulator(sim: LiberoSimulator, task: str) -> None:
+def test_a_restart_in_the_middle_is_bit_equal_in_another_simulator(
+    sim: LiberoSimulator, other: LiberoSimulator, task: str
+) -> None:
     """Pictures too: the stove's burner, which glows when it is on, is part of the model and not of the state."""
     observations, actions, steps = play(sim, draw(sim, task), "expert")
     assert bool(steps[-1].terminated)
-    other = LiberoSimulator(CONFIG)
     draw(other, PLATE if task == STOVE else STOVE, 1, "train")
     for simulator in (sim, other):
         for middle in (len(steps) - 6, len(steps) - 2):
@@ -114,7 +122,6 @@ def test_a_restart_in_the_middle_is_bit_equal_in_another_simulator(sim: LiberoSi
             assert torch.equal(again.proprio, observations[middle].proprio)
             for chunk in range(middle, len(steps)):
                 assert_same(simulator.step_chunk(actions[chunk]), steps[chunk])
-    other.close()
 
 
 @pytest.mark.usefixtures("without_pictures")

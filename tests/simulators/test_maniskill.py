@@ -30,13 +30,6 @@ BOTH = ManiSkillConfig(
 
 
 @pytest.fixture(scope="module")
-def push():
-    sim = ManiSkillSimulator(ManiSkillConfig(backend="cpu"))
-    yield sim
-    sim.close()
-
-
-@pytest.fixture(scope="module")
 def pull():
     sim = ManiSkillSimulator(ManiSkillConfig(tasks=("PullCube-v1",), actions_per_frame=4, backend="cpu"))
     yield sim
@@ -234,8 +227,9 @@ def test_the_lifting_expert_and_what_goes_wrong(pick) -> None:
         steps, actions = play(pick, states.select([row]), "expert", keys[row : row + 1], 5)
         assert steps[-1].terminated.all(), row
         assert torch.cat(actions, 1)[..., :3].abs().max() <= 0.6 + 1e-6
-        again, _ = play(pick, states.select([row]), "expert", keys[row : row + 1], 5)
-        assert torch.equal(again[-1].observation.sim_state, steps[-1].observation.sim_state)
+        if row < 4:
+            again, _ = play(pick, states.select([row]), "expert", keys[row : row + 1], 5)
+            assert torch.equal(again[-1].observation.sim_state, steps[-1].observation.sim_state)
     for variant, lifts in (("too_high", False), ("far", False), ("expert", True)):
         steps, _ = play(pick, states.select([0]), variant, keys[:1], 5)
         height = torch.cat([s.sim_states for s in steps], 1)[0, :, CUBE_XYZ][:, 2]

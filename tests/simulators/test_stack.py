@@ -38,7 +38,7 @@ def test_the_cube_that_is_stacked_upon_is_the_goal() -> None:
 
 
 @pytest.fixture(scope="module")
-def sim() -> Any:
+def sim(push: ManiSkillSimulator) -> Any:
     simulator = ManiSkillSimulator(ManiSkillConfig(tasks=(TASK,), backend="cpu"))
     yield simulator
     simulator.close()

@@ -38,7 +38,7 @@ def play(simulator: ManiSkillSimulator) -> tuple[dict[str, Tensor], Tensor, bool
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[tuple[dict[str, Tensor], Tensor, bool]]:
+def plain(push: ManiSkillSimulator) -> Iterator[tuple[dict[str, Tensor], Tensor, bool]]:
     simulator = make("")
     yield play(simulator)
     simulator.close()
