@@ -4,7 +4,14 @@ import multiprocessing
 from multiprocessing.context import ForkServerContext
 
 # What a loop imports on first use: by the first optimizer, the check's figures, the dataset and TensorBoard.
-_LATE = ("torch._dynamo", "torchmetrics", "transformers", "scipy.stats", "pandas", "torch.utils.tensorboard")
+_LATE = (
+    "torch._dynamo",
+    "torchmetrics",
+    "transformers.models.llama.modeling_llama",
+    "scipy.stats",
+    "pandas",
+    "torch.utils.tensorboard",
+)
 
 
 def get_context() -> ForkServerContext:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,13 @@ FEW_CHECKS = ("check_world_model.probe_steps=5", "check_world_model.reset_every=
 VIVA = ("value.kind=viva", "fit_value.num_steps=8", "fit_value.batch_size=16", *FEW_CHECKS)
 
 
-def _run_in_child(run_root: str, kill_at: tuple[int, str] | None, overrides: tuple[str, ...]) -> None:
-    """Run the debug loop; kill this process for good at the first progress of stage ``kill_at``."""
+def _run_in_child(
+    run_root: str, kill_at: tuple[int, str] | None, overrides: tuple[str, ...], stop_before: tuple[int, str] | None
+) -> None:
+    """Run the debug loop; kill this process for good at the first progress of stage ``kill_at``.
+
+    Or end in order before ``stop_before`` begins.
+    """
     import worldloop.loop.run as loop
 
     class Display(loop.TerminalDisplay):
@@ -50,20 +56,34 @@ def _run_in_child(run_root: str, kill_at: tuple[int, str] | None, overrides: tup
             if line.startswith("iteration "):
                 head, _, name = line.rpartition(": ")
                 self.now = (int(head.split()[1].split("/")[0]), name)
+                if self.now == stop_before:
+                    raise KeyboardInterrupt
 
         def advance(self, count: int, figures: dict[str, float]) -> None:
             if self.now == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     loop.TerminalDisplay = Display  # type: ignore[misc]
-    loop.run_loop(load_config(DEBUG, [f"run_root={run_root}", *SMALL, *overrides]))
+    with suppress(KeyboardInterrupt):
+        loop.run_loop(load_config(DEBUG, [f"run_root={run_root}", *SMALL, *overrides]))
+        assert stop_before is None, "this stage never came"
 
 
-def _in_child(run_root: Path, kill_at: tuple[int, str] | None, *overrides: str) -> int | None:
-    process = get_context().Process(target=_run_in_child, args=(str(run_root), kill_at, overrides))
+def _in_child(
+    run_root: Path, kill_at: tuple[int, str] | None, *overrides: str, stop_before: tuple[int, str] | None = None
+) -> int | None:
+    process = get_context().Process(target=_run_in_child, args=(str(run_root), kill_at, overrides, stop_before))
     process.start()
     process.join(200)
     return process.exitcode
+
+
+def _begin_two(folder: Path, stop_before: tuple[int, str], *overrides: str) -> tuple[Path, Path]:
+    """Two folders with the same loop, which has come to stage ``stop_before``."""
+    whole, killed = folder / "whole", folder / "killed"
+    assert _in_child(whole, None, *overrides, stop_before=stop_before) == 0
+    shutil.copytree(whole, killed)
+    return whole, killed
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +188,7 @@ def test_killed_in_every_stage_gives_the_same_results(finished: Path, tmp_path: 
 def test_a_loop_with_recap_killed_in_its_own_stages_gives_the_same_results(
     critics: tuple[str, ...], tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed = _begin_two(tmp_path, (1, "fit_value"), *RECAP, *critics)
     assert _in_child(whole, None, *RECAP, *critics) == 0
     for name in ("fit_value", "check_value", "label_advantages", "improve_policy"):
         assert _in_child(killed, (1, name), *RECAP, *critics) == -signal.SIGKILL, name
@@ -198,7 +218,7 @@ HARMOWAM = (
 
 def test_a_loop_with_harmowam_killed_in_its_own_stages_gives_the_same_results(tmp_path: Path) -> None:
     """Its world model and its planner are fitted in iteration 0 too, before it is cloned."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed = _begin_two(tmp_path, (0, "fit_planner"), *HARMOWAM)
     assert _in_child(whole, None, *HARMOWAM) == 0
     for target in ((0, "fit_planner"), (0, "clone_policy"), (1, "improve_policy")):
         assert _in_child(killed, target, *HARMOWAM) == -signal.SIGKILL, target
