@@ -112,18 +112,18 @@ def test_a_fit_reads_the_motion_of_toy_episodes(toy_clips: Any) -> None:
     clip = toy_clips.load(index, 1)
     normalisation = Normalisation(clip.proprio[:, 0].mean(0), clip.proprio[:, 0].std(0) + 1e-6)
 
-    def fit() -> Motion:
+    def fit(num_steps: int) -> Motion:
         torch.manual_seed(0)
         model = InverseDynamics(replace(SMALL, num_keypoints=8, width=16, hidden_dim=64), spec, normalisation)
         model = fit_inverse_dynamics(
-            model, toy_clips, index, num_steps=150, batch_size=32, learning_rate=5e-3,
+            model, toy_clips, index, num_steps=num_steps, batch_size=32, learning_rate=5e-3,
             generator=torch.Generator().manual_seed(0), reporter=RecordingReporter(),
         )  # fmt: skip
         seen = {c: torch.cat([clip.context[c][:, -2:], clip.frames[c]], dim=1) for c in clip.context}
         return model.infer_frames(seen)
 
-    motion, again = fit(), fit()
-    assert torch.equal(motion.actions, again.actions)
+    motion = fit(150)
+    assert torch.equal(fit(10).actions, fit(10).actions)
     real = clip.actions[:, 0]
     assert (motion.actions[:, 1] - real).square().mean() < 0.5 * (real - real.mean(0)).square().mean()
     position, seen = clip.proprio[:, 0, :2], motion.proprio[:, 2, :2]
