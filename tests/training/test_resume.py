@@ -14,6 +14,7 @@ from torch import nn
 import worldloop.loop.run as loop
 from worldloop.config.loading import load_config
 from worldloop.core.errors import WorldloopError
+from worldloop.core.interrupts import ask_for_checkpoint
 from worldloop.core.randomness import make_generator
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.resume import GeneratorState, TrainableState, TrainingCheckpoint, TrainingSetup
@@ -29,7 +30,7 @@ CUTS = (  # stage, unit, progress until the cut (a block of episodes, for one), 
 
 
 class CutDisplay(loop.TerminalDisplay):
-    """Ctrl-C after ``cut`` progress of one stage; ``lines`` is what was logged."""
+    """Ctrl-C after ``cut`` progress of one stage, with a checkpoint of just then; ``lines`` is what was logged."""
 
     stage, unit, cut = "", "", 0
     lines: list[str]
@@ -45,15 +46,18 @@ class CutDisplay(loop.TerminalDisplay):
 
     def open(self, label: str, total: int, unit: str) -> None:
         self.opened, self.count = unit, 0
+        self.advance(0, {})
 
     def advance(self, count: int, figures: dict[str, float]) -> None:
         self.count += count
-        here = (self.now, self.opened, self.count)
-        if here == (CutDisplay.stage, CutDisplay.unit, CutDisplay.cut):
-            raise KeyboardInterrupt
+        if (self.now, self.opened) == (CutDisplay.stage, CutDisplay.unit):
+            if self.count == CutDisplay.cut:
+                raise KeyboardInterrupt
+            if self.count == CutDisplay.cut - 1:
+                ask_for_checkpoint()
 
 
-def run(root: Path, stage: str = "", unit: str = "", cut: int = 0, every_s: float = 1e-9) -> list[str]:
+def run(root: Path, stage: str = "", unit: str = "", cut: int = 0, every_s: float = 3600) -> list[str]:
     CutDisplay.stage, CutDisplay.unit, CutDisplay.cut, CutDisplay.lines = stage, unit, cut, []
     settings = [
         "runtime=inline",
