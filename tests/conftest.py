@@ -19,6 +19,10 @@ os.environ.update(
 )
 
 LONGEST = "test_loop.py"  # a process runs a file as a whole
+TOGETHER = {  # and these with another one, of which they need something that takes seconds
+    "tests/simulators/test_stack.py": "tests/simulators/test_maniskill.py",
+    "tests/simulators/test_variations.py": "tests/simulators/test_maniskill.py",
+}
 
 _session_directory = pytest.StashKey[tuple[str, dict[str, str | None]]]()
 
@@ -50,18 +54,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in slow))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return TOGETHER.get(file, file)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="session")
-def debug_run(tmp_path_factory):
-    """A finished debug loop of one iteration: its run directory, for reading alone."""
+def debug_run(request, tmp_path_factory):
+    """A finished debug loop of one iteration: its run directory, for reading alone.
+
+    The first test process that needs it runs the loop; the others wait, and each has a copy of its own.
+    """
+    import fcntl
+
+    own = tmp_path_factory.mktemp("runs")
+    if not hasattr(request.config, "workerinput"):  # the only process
+        return _run_debug_loop(own)
+    shared = tmp_path_factory.getbasetemp().parent / "debug_run"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = _run_debug_loop(shared)  # ends at once where another process has run it
+        return shutil.copytree(run, own / run.name, ignore=shutil.ignore_patterns(".lock"))
+
+
+def _run_debug_loop(root):
     from pathlib import Path
 
     from worldloop.config.loading import load_config
     from worldloop.loop.run import run_loop
 
     config = Path(__file__).resolve().parents[1] / "configs/debug.yaml"
-    root = tmp_path_factory.mktemp("runs")
-    run_loop(load_config(config, ["runtime=inline", f"run_root={root}", "num_iterations=1"]))
-    return root / "debug"
+    return run_loop(load_config(config, ["runtime=inline", f"run_root={root}", "num_iterations=1"])).path
 
 
 @pytest.fixture
