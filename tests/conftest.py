@@ -19,7 +19,7 @@ os.environ.update(
 )
 
 LONGEST = "test_loop.py"  # a process runs a file as a whole
-TOGETHER = {  # and these with another one, of which they need something that takes seconds
+TOGETHER = {  # and these after another one, because the first picture of ManiSkill in a process takes seconds
     "tests/simulators/test_stack.py": "tests/simulators/test_maniskill.py",
     "tests/simulators/test_variations.py": "tests/simulators/test_maniskill.py",
 }
@@ -56,6 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
+    """As ``--dist loadfile``, with the files of `TOGETHER` in one process."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -63,7 +64,7 @@ def pytest_xdist_make_scheduler(config, log):
             file = super()._split_scope(nodeid)
             return TOGETHER.get(file, file)
 
-    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
