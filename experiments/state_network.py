@@ -36,7 +36,7 @@ class StateNetwork(nn.Module):
 
     def __init__(self, task: ManiSkillTask, clips: ClipDataset, proprio: Tensor, hand: Sequence[int]) -> None:
         super().__init__()
-        self.cube, self.hand = task.cube_xyz.start, list(hand)
+        self.cube, self.hand = task.object_xyz.start, list(hand)
         self.register_buffer("mean", proprio.mean(0))
         self.register_buffer("std", proprio.std(0).clamp_min(1e-3))
         low, high = clips.proprio_range()
@@ -86,14 +86,14 @@ def ask_state_network(
     for chunk in range(num_chunks):
         with torch.no_grad():
             proprio, pose = network(proprio, pose, replay.actions[:, chunk * s : (chunk + 1) * s])
-        goal[:, task.cube_xyz] = pose[:, :3] * M_PER_UNIT
+        goal[:, task.object_xyz] = pose[:, :3] * M_PER_UNIT
         gaps.append(task.measure_gap(goal).norm(dim=1))
         runs = [i for i, e in enumerate(episodes) if e.num_frame_steps > chunk]
         true = torch.from_numpy(np.stack([episodes[i].sim_state[chunk + 1] for i in runs]))
         real = torch.from_numpy(np.stack([episodes[i].proprio[chunk + 1] for i in runs]))
         apart = (proprio[runs] * network.std + network.mean - real)[:, list(hand.columns)].norm(dim=1)
         hand_mm.append(round(1000 * float(apart.mean()), 1))
-        cube_mm.append(round(1000 * float((goal[runs] - true)[:, task.cube_xyz].norm(dim=1).mean()), 1))
+        cube_mm.append(round(1000 * float((goal[runs] - true)[:, task.object_xyz].norm(dim=1).mean()), 1))
     return -torch.stack(gaps, 1).amin(1).double().numpy(), {"hand_error_mm": hand_mm, "cube_error_mm": cube_mm}
 
 

@@ -44,7 +44,7 @@ from common import CONFIGS, open_context, run_stage  # noqa: E402
 
 TASK = "PushCube-v1"
 FRAMES, LONG, TRAINING = 1000, 4, 40
-ROBOT, CUBE_XYZ = ROBOTS["panda"], TASKS[TASK].cube_xyz
+ROBOT, CUBE_XYZ = ROBOTS["panda"], TASKS[TASK].object_xyz
 NUM_JOINTS = len(ROBOT.joints)
 BIN = 20  # frames that a point of the curves averages
 OVERRIDES = [

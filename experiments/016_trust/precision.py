@@ -61,7 +61,7 @@ def measure(task_name: str, seed: int, overrides: list[str]) -> None:
         generator = np.random.default_rng(seed)
         moved = states.states.clone()
         error = generator.normal(0.0, 1.0, (len(states), 2)) * error_m
-        moved[:, task.cube_xyz.start : task.cube_xyz.start + 2] += torch.from_numpy(error).float()
+        moved[:, task.object_xyz.start : task.object_xyz.start + 2] += torch.from_numpy(error).float()
         return context.simulation.run(
             replace(states, states=moved),
             block_size=10,

@@ -122,7 +122,7 @@ def repeat(version: str, context: StageContext, scene: ManiSkillTask) -> Steps:
         kept.parent.mkdir(exist_ok=True)
         np.savez(kept, proprio=proprio, states=states, actions=actions, lengths=lengths)
     stored = {name: torch.from_numpy(values) for name, values in np.load(kept).items()}
-    cube = stored["states"][..., scene.cube_xyz.start : scene.cube_xyz.start + 13].float()
+    cube = stored["states"][..., scene.object_xyz.start : scene.object_xyz.start + 13].float()
     cube = torch.cat([cube[..., :3] * 10, cube[..., 3:7], cube[..., 7:10], cube[..., 10:] / 10], dim=-1)
     first = stored["states"][:, 0]
     return Steps(stored["proprio"].float(), cube, stored["actions"].float(), stored["lengths"], first)
@@ -221,7 +221,7 @@ def predict(network: StepNetwork, test: Steps, scene: ManiSkillTask) -> tuple[np
         now, cube = network(now, cube, actions[:, first:end])
         if end % max(STRIDES):
             continue
-        state[:, scene.cube_xyz] = cube[:, :3].to(state) / 10
+        state[:, scene.object_xyz] = cube[:, :3].to(state) / 10
         gaps.append(scene.measure_gap(state).norm(dim=1))
         runs = test.length >= end
         true = network.normalise(test.proprio[runs, end])

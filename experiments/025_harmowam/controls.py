@@ -56,7 +56,7 @@ def ask_simulator(observation: Observation) -> Tensor:
     assert observation.sim_state is not None
     assert observation.proprio is not None
     task = TASKS[observation.task[0]]
-    cube = observation.sim_state[:, task.cube_xyz]
+    cube = observation.sim_state[:, task.object_xyz]
     hand = observation.proprio[:, ROBOTS["panda"].tcp_in_proprio]
     gap = (hand - cube).norm(dim=1)
     fingers = observation.sim_state[:, ROBOTS["panda"].qpos][:, -2:].sum(1)

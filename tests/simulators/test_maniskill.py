@@ -23,7 +23,7 @@ pytest.importorskip("mani_skill")
 
 PUSH, PULL = "PushCube-v1", "PullCube-v1"
 BASE, HAND = "base_camera", "hand_camera"
-CUBE_XYZ, GOAL_XYZ = TASKS[PUSH].cube_xyz, TASKS[PUSH].goal_xyz
+CUBE_XYZ, GOAL_XYZ = TASKS[PUSH].object_xyz, TASKS[PUSH].goal_xyz
 BOTH = ManiSkillConfig(
     tasks=(PUSH, PULL), cameras=(BASE, HAND), image_sizes={HAND: 32}, view="table", show_goal=False, backend="cpu"
 )
@@ -106,18 +106,18 @@ def test_state_and_proprio_lie_where_family_and_robot_say(push, both) -> None:
 
 def test_a_family_says_where_its_scene_has_cube_and_goal() -> None:
     class Cluttered(PushPullTask):
-        actors = ("table", "clutter", "cube", "goal")
+        actors = ("table", "clutter", "object", "goal")
 
     plain, robot = TASKS[PUSH], ROBOTS["panda"]
     cluttered = Cluttered(**vars(plain))
-    assert (plain.cube_xyz, plain.goal_xyz, plain.state_dim(robot)) == (slice(13, 16), slice(26, 29), 71)
-    assert (cluttered.cube_xyz, cluttered.goal_xyz, cluttered.state_dim(robot)) == (slice(26, 29), slice(39, 42), 84)
+    assert (plain.object_xyz, plain.goal_xyz, plain.state_dim(robot)) == (slice(13, 16), slice(26, 29), 71)
+    assert (cluttered.object_xyz, cluttered.goal_xyz, cluttered.state_dim(robot)) == (slice(26, 29), slice(39, 42), 84)
     state = torch.arange(84.0)[None]
     assert cluttered.measure_gap(state).tolist() == [[-13.0, -13.0]]
 
 
 def test_a_scene_that_is_not_its_familys_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PushPullTask, "actors", ("table", "clutter", "cube", "goal"))
+    monkeypatch.setattr(PushPullTask, "actors", ("table", "clutter", "object", "goal"))
     sim = ManiSkillSimulator(ManiSkillConfig(backend="cpu"))
     with pytest.raises(RuntimeError, match="PushCube-v1 has states of 71 numbers, not 84"):
         draw(sim, 1)

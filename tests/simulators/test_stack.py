@@ -18,7 +18,7 @@ def test_distance_is_to_the_place_on_top_of_the_other_cube() -> None:
     state = torch.zeros(4, 3 * POSE_DIM)
     state[:, STACK_CUBE.goal_xyz] = torch.tensor([0.1, 0.2, 0.02])
     offsets = [[0.0, 0.0, CUBE_M], [REACH_XY_M + 0.03, 0.0, CUBE_M], [0.0, REACH_XY_M, 0.0], [0.0, 0.0, CUBE_M + 0.01]]
-    state[:, STACK_CUBE.cube_xyz] = torch.tensor([0.1, 0.2, 0.02]) + torch.tensor(offsets)
+    state[:, STACK_CUBE.object_xyz] = torch.tensor([0.1, 0.2, 0.02]) + torch.tensor(offsets)
     expected = [0.0, 0.03, CUBE_M - REACH_Z_M, 0.01 - REACH_Z_M]
     assert STACK_CUBE.measure_distance_m(state).tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -75,8 +75,8 @@ def test_one_that_passes_above_leaves_the_cube_where_it_lay(sim) -> None:
     (end,) = play(sim, "too_high")
     assert not end.terminated.any()
     start = sim.draw_initial_states(TASK, "validation", 1, seed=0).states
-    cube = end.observation.sim_state[:, STACK_CUBE.cube_xyz]
-    assert torch.allclose(cube, start[:, STACK_CUBE.cube_xyz], atol=2e-3)
+    cube = end.observation.sim_state[:, STACK_CUBE.object_xyz]
+    assert torch.allclose(cube, start[:, STACK_CUBE.object_xyz], atol=2e-3)
 
 
 def test_nothing_but_the_cubes_marks_the_goal(sim) -> None:

@@ -3,7 +3,7 @@
 The flat state is ManiSkill's ``get_state()`` of the task's scene, followed by one number, the environment step, so that
 a state restarts an episode exactly, time limit included. With a Panda and the actors of PushCube-v1 its D = 71 are:
 
-    table 13 | cube 13 | goal 13 | robot root 13, qpos 9, qvel 9 | env_step 1
+    table 13 | object 13 | goal 13 | robot root 13, qpos 9, qvel 9 | env_step 1
 
 An actor's 13 are position 3, quaternion wxyz 4, linear velocity 3, angular velocity 3. No import of mani_skill here.
 
@@ -13,6 +13,7 @@ instance of it and a line in `worldloop.simulators.maniskill.TASKS`. What depend
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,18 +38,26 @@ class CameraPose:
     target_m: tuple[float, float, float]
     fov_rad: float
 
-    def name_directions(self) -> tuple[tuple[str, str], tuple[str, str]]:
+    def name_directions(self, yaw_rad: float = 0.0) -> tuple[tuple[str, str], tuple[str, str]]:
         """What - and + along x, and along y, look like in the picture; one axis goes across, the other up and down.
 
-        An axis that goes both ways counts as what it does more, as far as the other axis leaves it.
+        ``yaw_rad``: how far these axes are turned from the world's. An axis that goes both ways counts as what it does
+        more, as far as the other axis leaves it.
         """
-        forward = torch.tensor(self.target_m) - torch.tensor(self.eye_m)
+        forward = turn_back(torch.tensor([self.target_m]) - torch.tensor([self.eye_m]), yaw_rad)[0]
         right = torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0]))
         up = torch.linalg.cross(right / right.norm(), forward / forward.norm())
         (across_x, across_y), (up_x, up_y) = (right / right.norm())[:2].tolist(), up[:2].tolist()
         if abs(across_x) + abs(up_y) >= abs(across_y) + abs(up_x):
             return _across(across_x), _up(up_y)
         return _up(up_x), _across(across_y)
+
+
+def turn_back(vector: Tensor, yaw_rad: float) -> Tensor:
+    """``vector`` f32 [B, 3] as seen along axes that are turned by ``yaw_rad`` about the z axis."""
+    cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
+    x, y, z = vector.unbind(1)
+    return torch.stack([cos * x + sin * y, cos * y - sin * x, z], dim=1)
 
 
 def _across(right: float) -> tuple[str, str]:
@@ -66,14 +75,21 @@ TABLE_VIEW = CameraPose(eye_m=(0.0, 2.3, 2.14), target_m=(0.0, 0.0, 0.2), fov_ra
 
 @dataclass(frozen=True)
 class ManiSkillTask(ABC):
-    """One registered ManiSkill task with one cube and one goal.
+    """One registered ManiSkill task: an object, a goal, and what else the scene has.
 
     ``camera`` is the base camera's close view of this task alone; ``goal_actor`` is what marks the goal in the
-    environment, "" where no marker does. ``tells_goal``: proprio ends with the goal's position. ``actors`` are those of
-    the family's scene, in the order of the simulator state, and say which of them are the ``cube`` and the ``goal``.
+    environment, "" where no marker does. ``tells_goal``: proprio ends with the goal's position. ``goal_radius_m`` is
+    also how close a failure must have come to count as a near-success. ``arm_yaw_rad``: how far the arm's base is
+    turned from the world's x axis; actions are along the base's axes. ``has_cube``: the object is a cube, whose edges
+    the variations ``size`` and ``shape`` change.
+
+    ``actors`` are those of the family's scene, in the order of the simulator state, and say which of them are the
+    ``object`` and the ``goal``; the arm's base, ``robot``, follows them. ``marked`` are the landmarks of the state: all
+    that decide about success, and the tools.
     """
 
-    actors: ClassVar[tuple[str, ...]] = ("table", "cube", "goal")
+    actors: ClassVar[tuple[str, ...]] = ("table", "object", "goal")
+    marked: ClassVar[tuple[str, ...]] = ("object", "goal")
 
     id: str
     instructions: tuple[str, ...]
@@ -82,16 +98,23 @@ class ManiSkillTask(ABC):
     goal_radius_m: float
     max_episode_steps: int
     tells_goal: bool = False
+    arm_yaw_rad: float = 0.0
+    has_cube: bool = True
 
     @property
-    def cube_xyz(self) -> slice:
-        """The cube's position in the simulator state."""
-        return self._find_xyz("cube")
+    def object_xyz(self) -> slice:
+        """The object's position in the simulator state."""
+        return self.find_xyz("object")
 
     @property
     def goal_xyz(self) -> slice:
         """The goal's position in the simulator state."""
-        return self._find_xyz("goal")
+        return self.find_xyz("goal")
+
+    @property
+    def scene_kind(self) -> tuple[int, tuple[str, ...], float]:
+        """Equal for tasks that can share a run: how long states are, the landmarks, and where the arm stands."""
+        return len(self.actors), self.marked, self.arm_yaw_rad
 
     def state_dim(self, robot: ManiSkillRobot) -> int:
         """Numbers in the simulator state, the environment step included."""
@@ -99,16 +122,21 @@ class ManiSkillTask(ABC):
 
     @abstractmethod
     def measure_gap(self, sim_state: Tensor) -> Tensor:
-        """f32 [B, 2 or 3]: from the goal's centre to the cube's in metres, for ``sim_state`` [B, D]."""
+        """f32 [B, 2 or 3]: from the goal's centre to the object's in metres, for ``sim_state`` [B, D]."""
 
     @abstractmethod
     def make_scripted_policy(self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> Actor:
         """An expert, or worse, that drives ``robot`` in the rows of ``parameters``."""
 
     def measure_distance_m(self, sim_state: Tensor) -> Tensor:
-        """Distance f32 [B] of the cube's centre to the edge of the goal region, 0 inside."""
+        """Distance f32 [B] of the object's centre to the edge of the goal region, 0 inside."""
         return (torch.linalg.norm(self.measure_gap(sim_state), dim=1) - self.goal_radius_m).clamp_min(0.0)
 
-    def _find_xyz(self, actor: str) -> slice:
-        start = POSE_DIM * self.actors.index(actor)
+    def find_xyz(self, actor: str) -> slice:
+        """The position of one of ``actors``, or of the ``robot``, in the simulator state."""
+        start = POSE_DIM * (*self.actors, "robot").index(actor)
         return slice(start, start + 3)
+
+    def turn_to_arm(self, motion: Tensor) -> Tensor:
+        """``motion`` f32 [B, 3] along the world's axes -> along those of the arm's base."""
+        return turn_back(motion, self.arm_yaw_rad)

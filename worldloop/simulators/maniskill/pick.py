@@ -30,7 +30,7 @@ class PickTask(ManiSkillTask):
     """Grasp the cube and hold it still at a goal in the air."""
 
     def measure_gap(self, sim_state: Tensor) -> Tensor:
-        return sim_state[:, self.cube_xyz] - sim_state[:, self.goal_xyz]
+        return sim_state[:, self.object_xyz] - sim_state[:, self.goal_xyz]
 
     def make_scripted_policy(
         self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
@@ -66,7 +66,7 @@ class PickScriptedPolicy:
         if state is None or proprio is None:
             raise ValueError("a scripted policy needs observation.sim_state and proprio")
         tcp = proprio[:, self._robot.tcp_in_proprio].clone()
-        cube, goal = state[:, self._task.cube_xyz], state[:, self._task.goal_xyz]
+        cube, goal = state[:, self._task.object_xyz], state[:, self._task.goal_xyz]
         starts = observation.env_step == 0
         self._phase = torch.where(starts, APPROACH, self._phase)
         self._held_for = torch.where(starts, 0, self._held_for)

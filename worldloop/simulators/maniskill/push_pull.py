@@ -35,7 +35,7 @@ class PushPullTask(ManiSkillTask):
     goal_offset_m: float = 0.2
 
     def measure_gap(self, sim_state: Tensor) -> Tensor:
-        return (sim_state[:, self.cube_xyz] - sim_state[:, self.goal_xyz])[:, :2]
+        return (sim_state[:, self.object_xyz] - sim_state[:, self.goal_xyz])[:, :2]
 
     def make_scripted_policy(
         self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
@@ -66,7 +66,7 @@ class PushPullScriptedPolicy:
         if state is None or proprio is None:
             raise ValueError("a scripted policy needs observation.sim_state and proprio")
         tcp = proprio[:, self._robot.tcp_in_proprio].clone()
-        cube, goal = state[:, self._task.cube_xyz], state[:, self._task.goal_xyz]
+        cube, goal = state[:, self._task.object_xyz], state[:, self._task.goal_xyz]
         self._phase = torch.where(observation.env_step == 0, APPROACH, self._phase)
         actions = []
         for h in range(self._chunk_length):

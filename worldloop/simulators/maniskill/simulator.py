@@ -31,7 +31,7 @@ from worldloop.simulators.base import (
     name_version,
     require_names,
 )
-from worldloop.simulators.maniskill import TASKS
+from worldloop.simulators.maniskill import TASKS, require_one_scene
 from worldloop.simulators.maniskill.family import BASE_CAMERA, TABLE_VIEW, CameraPose, ManiSkillTask
 from worldloop.simulators.maniskill.robots import ROBOTS, ManiSkillRobot
 from worldloop.simulators.maniskill.variations import VARIATIONS, changed_object, move_camera
@@ -74,6 +74,9 @@ class ManiSkillConfig:
         make_cameras("simulator.maniskill", self.cameras, self.image_size, self.image_sizes)
         if self.view == "task" and len(self.tasks) > 1:
             raise ValueError("simulator.maniskill.view is task, which shows one task; several tasks need view: table")
+        require_one_scene(self.tasks)
+        if self.variation in ("size", "shape") and not all(TASKS[name].has_cube for name in self.tasks):
+            raise ValueError(f"simulator.maniskill.variation {self.variation} needs tasks with a cube, not a ball")
         for key in ("supersampling", "actions_per_frame", "num_envs"):
             if getattr(self, key) < 1:
                 raise ValueError(f"simulator.maniskill.{key} must be at least 1, got {getattr(self, key)}")
@@ -168,7 +171,7 @@ class ManiSkillSimulator(ChunkedSimulator):
     @staticmethod
     def make_spec(config: ManiSkillConfig) -> SimulatorSpec:
         """The spec without making an environment; episodes can be learned from where there is no mani_skill."""
-        arm = config.robot
+        arm, first = config.robot, TASKS[config.tasks[0]]
         robot = RobotSpec(
             name=config.robot_uid,
             proprio_names=arm.proprio_names + GOAL_NAMES if config.tells_goal else arm.proprio_names,
@@ -179,7 +182,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             hz=CONTROL_HZ,
             cameras=make_cameras("simulator.maniskill", config.cameras, config.image_size, config.image_sizes),
             joints=arm.limits,
-            action_labels=(*_choose_view(config, TASKS[config.tasks[0]]).name_directions(), *arm.other_labels),
+            action_labels=(*_choose_view(config, first).name_directions(first.arm_yaw_rad), *arm.other_labels),
         )
         effector = Landmark("effector", "proprio", _list_columns(arm.tcp_in_proprio))
         tasks = [TASKS[name] for name in config.tasks]
@@ -192,8 +195,7 @@ class ManiSkillSimulator(ChunkedSimulator):
                     success_radius_m=task.goal_radius_m,
                     max_episode_steps=config.max_episode_steps or task.max_episode_steps,
                     landmarks=(
-                        Landmark("object", "sim_state", _list_columns(task.cube_xyz)),
-                        Landmark("goal", "sim_state", _list_columns(task.goal_xyz)),
+                        *(Landmark(name, "sim_state", _list_columns(task.find_xyz(name))) for name in task.marked),
                         effector,
                     ),
                 )

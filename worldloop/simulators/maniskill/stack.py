@@ -1,10 +1,10 @@
-"""Stacking: StackCube-v1, its scripted expert and its perturbations, from privileged poses.
+"""Stacking and placing: StackCube-v1, PlaceSphere-v1, their scripted expert and its perturbations.
 
-The expert picks the cube up as in `pick`, lifts it, carries it above the other cube, lowers it, lets go and moves up.
-The way from where the cube lay to its place is LIFT, CARRY and LOWER in one. The variants' parameters mean:
+The expert picks the object up as in `pick`, lifts it, carries it above its place, lowers it, lets go and moves up.
+The way from where the object lay to its place is LIFT, CARRY and LOWER in one. The variants' parameters mean:
 ``progress`` is the share of that way after which it stops, ``lateral_m`` and ``height_m`` where it grasps beside and
-above the cube. ``lifts_at_end`` opens the fingers of a row that has stopped short; a row of ``lateral_m`` grasps well
-instead, and puts the cube down beside the middle.
+above the object. ``lifts_at_end`` opens the fingers of a row that has stopped short; a row of ``lateral_m`` grasps well
+instead, and puts the object down beside the middle.
 """
 
 from __future__ import annotations
@@ -40,17 +40,25 @@ LIFT, CARRY, LOWER, RELEASE, FINISH = range(3, 8)
 
 @dataclass(frozen=True)
 class StackTask(ManiSkillTask):
-    """Put the cube onto another one and let go of it; the other cube is ``goal`` in the scene."""
+    """Put the object onto another one and let go of it; the other one is ``goal`` in the scene.
+
+    ``above_m`` is the object's centre above the other's when it is in its place. ``reach_xy_m`` and ``reach_z_m`` are
+    what ManiSkill's success allows around the place.
+    """
+
+    above_m: float = CUBE_M
+    reach_xy_m: float = REACH_XY_M
+    reach_z_m: float = REACH_Z_M
 
     def measure_gap(self, sim_state: Tensor) -> Tensor:
-        gap = sim_state[:, self.cube_xyz] - sim_state[:, self.goal_xyz]
-        return gap - torch.tensor([0.0, 0.0, CUBE_M])
+        gap = sim_state[:, self.object_xyz] - sim_state[:, self.goal_xyz]
+        return gap - torch.tensor([0.0, 0.0, self.above_m])
 
     def measure_distance_m(self, sim_state: Tensor) -> Tensor:
-        """Distance f32 [B] of the cube's centre to the flat cylinder in which it counts as stacked, 0 inside."""
+        """Distance f32 [B] of the object's centre to the flat cylinder in which it is in its place, 0 inside."""
         gap = self.measure_gap(sim_state)
-        beside = (gap[:, :2].norm(dim=1) - REACH_XY_M).clamp_min(0.0)
-        above = (gap[:, 2].abs() - REACH_Z_M).clamp_min(0.0)
+        beside = (gap[:, :2].norm(dim=1) - self.reach_xy_m).clamp_min(0.0)
+        above = (gap[:, 2].abs() - self.reach_z_m).clamp_min(0.0)
         return torch.hypot(beside, above)
 
     def make_scripted_policy(
@@ -60,19 +68,25 @@ class StackTask(ManiSkillTask):
 
 
 class StackScriptedPolicy(PickScriptedPolicy):
-    """Puts one cube onto the other; one variant per row. See `PickScriptedPolicy` for what a row keeps."""
+    """Puts one object onto the other; one variant per row. See `PickScriptedPolicy` for what a row keeps."""
 
     carries_from = LIFT
 
+    def __init__(
+        self, task: StackTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
+    ) -> None:
+        super().__init__(task, robot, parameters, chunk_length)
+        self._above_m = torch.tensor([0.0, 0.0, task.above_m])
+
     def _plan(self, tcp: Tensor, cube: Tensor, goal: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `PickScriptedPolicy`; ``goal`` is where the tcp is when the other cube's centre is in the fingers."""
+        """As in `PickScriptedPolicy`; ``goal`` is where the tcp is when the other object's centre is in the fingers."""
         p = self._p
         zero = torch.zeros_like(p.lateral_m)
         beside = torch.stack([zero, p.lateral_m, zero], dim=1)
         misplaces = p.lifts_at_end[:, None]
         grasp = cube + torch.where(misplaces, 0.0, beside) + torch.stack([zero, zero, p.height_m], dim=1)
         above = torch.stack([grasp[:, 0], grasp[:, 1], cube[:, 2] + torch.clamp(p.height_m, min=ABOVE_M)], dim=1)
-        placed = goal + torch.where(misplaces, beside, 0.0) + torch.tensor([0.0, 0.0, CUBE_M])
+        placed = goal + torch.where(misplaces, beside, 0.0) + self._above_m
         up, over = self._began_m.clone(), placed.clone()
         up[:, 2] = over[:, 2] = placed[:, 2] + LIFT_M
         way = stop_short((self._began_m, up, over, placed), p.progress)
@@ -136,4 +150,24 @@ STACK_CUBE = StackTask(
     goal_actor="",
     goal_radius_m=REACH_XY_M,
     max_episode_steps=60,
+)
+
+SPHERE_M = 0.02  # radius
+BIN_FLOOR_M = 0.0025  # of the bin, above its own centre
+
+PLACE_SPHERE = StackTask(
+    id="PlaceSphere-v1",
+    instructions=(
+        "put the blue ball into the bin",
+        "place the blue sphere in the grey tray and let go",
+        "pick up the blue ball and drop it into the small box",
+    ),
+    camera=CameraPose(eye_m=(0.45, 0.4, 0.5), target_m=(0.0, 0.0, 0.05), fov_rad=0.55),
+    goal_actor="",
+    goal_radius_m=0.03,
+    max_episode_steps=60,
+    above_m=BIN_FLOOR_M + SPHERE_M,
+    has_cube=False,
+    reach_xy_m=0.005,
+    reach_z_m=0.005,
 )

@@ -38,7 +38,7 @@ def _paint(actor: Any, colour: tuple[float, ...]) -> None:
 
 def _find_cube(env: Any) -> Any:
     """The object of a task, which ManiSkill's tasks call by different names."""
-    return next(getattr(env, name) for name in ("obj", "cubeA", "cube") if hasattr(env, name))
+    return next(getattr(env, name) for name in ("obj", "cubeA", "cube", "ball") if hasattr(env, name))
 
 
 def _light(env: Any) -> None:
