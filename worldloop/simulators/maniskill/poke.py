@@ -86,7 +86,7 @@ POKE_CUBE = PokeTask(
         "use the blue stick to push the red block to the target",
         "take the blue peg and shove the red cube ahead until it lies on the target",
     ),
-    camera=CameraPose(eye_m=(0.3, 0.75, 0.75), target_m=(0.13, 0.0, 0.04), fov_rad=0.55),
+    camera=CameraPose(eye_m=(0.3, 0.75, 0.75), target_m=(0.13, 0.0, 0.04), fov_rad=0.62),
     goal_actor="goal_region",
     goal_radius_m=0.05,
     max_episode_steps=50,

@@ -93,7 +93,7 @@ ROLL_BALL = RollTask(
         "push the blue ball so that it rolls across the table to the target",
         "send the blue sphere rolling to the red and white target",
     ),
-    camera=CameraPose(eye_m=(1.0, -1.5, 2.0), target_m=(-0.1, -0.02, 0.0), fov_rad=0.62),
+    camera=CameraPose(eye_m=(1.0, -1.5, 2.0), target_m=(-0.1, -0.02, 0.0), fov_rad=0.68),
     goal_actor="goal_region",
     goal_radius_m=0.1,
     max_episode_steps=180,
