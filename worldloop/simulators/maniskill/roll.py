@@ -38,6 +38,7 @@ BEHIND_M = 0.08  # the tcp behind the ball before the push
 TOUCH_M = 0.02  # and when the ball lies between the fingers
 PUSH_M = 0.25  # how far it is pushed
 ASIDE = 2.5  # the goal is wider than the shifts that suit a cube
+ABOVE_M = 0.12  # tcp above the table before it goes down to the ball
 HIGH_M = 0.13  # tcp above the table on its way over the ball
 GRASPED = 3  # waypoints until the ball is held
 PUT_DOWN = 6  # and until it lies in front of the goal
@@ -71,7 +72,7 @@ class RollScriptedPolicy(WaypointPolicy):
         end = at_height(scene.tcp + (left / line[:, 1].abs().clamp_min(0.1))[:, None] * line, low)
         speed = torch.where(p.progress < 1, p.progress, 1.0)
         return (
-            Waypoint(at_height(ball, HIGH_M), OPEN),
+            Waypoint(at_height(ball, ABOVE_M), OPEN),
             Waypoint(at_height(ball, low), OPEN),
             Waypoint(at_height(ball, low), HOLD, steps=3),
             Waypoint(shift(put, z=0.005) - held, HOLD),
