@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,8 +68,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(result["tasks"]), figsize=(11, 3.6), sharey=True)
-    for axes, task in zip(panels, result["tasks"], strict=True):
+    tasks = [task for task in TASKS if task in result["tasks"]]
+    figure, grid = plt.subplots(
+        math.ceil(len(tasks) / 4), 4, figsize=(11, 3.3 * math.ceil(len(tasks) / 4)), sharey=True
+    )
+    panels = grid.flatten()
+    for axes in panels[len(tasks) :]:
+        axes.axis("off")
+    for axes, task in zip(panels, tasks, strict=False):
         left = np.zeros(len(SCRIPTED_VARIANTS))
         for outcome in OUTCOMES:
             values = [result["tasks"][task][v] for v in SCRIPTED_VARIANTS]
@@ -76,7 +83,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axes.barh(SCRIPTED_VARIANTS, share, left=left, label=outcome)
             left += share
         axes.set(title=task, xlabel="share of episodes", xlim=(0, 1))
-        axes.invert_yaxis()
+    panels[0].invert_yaxis()  # of all: they share it
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=len(OUTCOMES))
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=120)
@@ -112,11 +119,10 @@ def main() -> None:
                 display.close()
                 tasks[task][variant] = summarise(episodes)
                 print(f"{task:12} {variant:15} {Rate.of(np.array([e.is_success for e in episodes]))}", flush=True)
+            path.write_text(json.dumps({"schema_version": 1, "tasks": tasks}, indent=1) + "\n")
     finally:
         runtime.close()
-    result = {"schema_version": 1, "tasks": tasks}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    plot(result, HERE / "outcomes.png")
+    plot({"tasks": tasks}, HERE / "outcomes.png")
 
 
 if __name__ == "__main__":
