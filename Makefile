@@ -21,7 +21,7 @@ loop:  ## the closed loop on ManiSkill's PushCube-v1: half an hour on two cores
 	@sh scripts/setup.sh --require-rendering
 	$(BIN)/worldloop run configs/pushcube_cpu.yaml $(ARGS)
 
-test: setup  ## all tests: about 14 minutes on two cores
+test: setup  ## all tests: about 12 minutes on two cores
 	@$(BIN)/python -m compileall -q worldloop  # else every process does, where PYTHONDONTWRITEBYTECODE is set
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
