@@ -98,6 +98,16 @@ class RobotSpec:
         return len(self.proprio_names)
 
     @property
+    def gripper_proprio(self) -> list[int]:
+        """The dimensions of proprio that are fingers or a gripper, by the names in our simulators and LeRobot's."""
+        return [i for i, name in enumerate(self.proprio_names) if "finger" in name or "gripper" in name]
+
+    @property
+    def gripper_actions(self) -> list[int]:
+        """The dimensions of an action that open and close a gripper: their names begin with "gripper"."""
+        return [i for i, name in enumerate(self.action_names) if name.startswith("gripper")]
+
+    @property
     def action_dim(self) -> int:
         return len(self.action_names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import fields, replace
 from typing import Any, Self
 
@@ -24,6 +24,16 @@ def check_dtype(name: str, array: Tensor | np.ndarray, dtype: Any) -> None:
     """Raise ``ValueError`` unless ``array.dtype`` equals ``dtype``."""
     if array.dtype != dtype:
         raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype}")
+
+
+def check_frames(name: str, frames: Mapping[str, Tensor], num_rows: int, num_frames: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``frames`` is camera name -> u8 [num_rows, n, h, w, 3] with the same n everywhere."""
+    if not frames:
+        raise ValueError(f"{name} has no camera")
+    for camera, images in frames.items():
+        num_frames = images.shape[1] if num_frames is None else num_frames
+        check_shape(f"{name}[{camera!r}]", images, (num_rows, num_frames, None, None, 3))
+        check_dtype(f"{name}[{camera!r}]", images, torch.uint8)
 
 
 def prefix(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ A stored `Episode` is numpy; everything else is torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloop.core.tensors import Rows, check_dtype, check_shape
+from worldloop.core.tensors import Rows, check_dtype, check_frames, check_shape
 
 Outcome = Literal["success", "near_success", "failure"]
 Source = Literal["expert", "perturbed", "policy", "recorded"]
@@ -28,16 +28,6 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 EPISODE_SCHEMA_VERSION = 2  # 2: imagined_success
-
-
-def _check_frames(name: str, frames: Mapping[str, Tensor], num_rows: int, num_frames: int | None = None) -> None:
-    """Raise ``ValueError`` unless ``frames`` is camera name -> u8 [num_rows, n, h, w, 3] with the same n everywhere."""
-    if not frames:
-        raise ValueError(f"{name} has no camera")
-    for camera, images in frames.items():
-        num_frames = images.shape[1] if num_frames is None else num_frames
-        check_shape(f"{name}[{camera!r}]", images, (num_rows, num_frames, None, None, 3))
-        check_dtype(f"{name}[{camera!r}]", images, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -195,7 +185,7 @@ class Observation(Rows):
 
     def __post_init__(self) -> None:
         B = len(self.instruction)
-        _check_frames("Observation.frames", self.frames, B)
+        check_frames("Observation.frames", self.frames, B)
         if len(self.task) != B:
             raise ValueError(f"{len(self.task)} tasks for {B} instructions")
         check_shape("Observation.env_step", self.env_step, (B,))
@@ -275,7 +265,7 @@ class ChunkStep(Rows):
     def __post_init__(self) -> None:
         B, H = self.valid.shape
         M = self.success_prob.shape[1]
-        _check_frames("ChunkStep.frames", self.frames, B, M)
+        check_frames("ChunkStep.frames", self.frames, B, M)
         check_shape("ChunkStep.rewards", self.rewards, (B, H))
         check_shape("ChunkStep.success", self.success, (B, H))
         check_shape("ChunkStep.success_prob", self.success_prob, (B, None))
@@ -322,11 +312,11 @@ class Clip(Rows):
 
     def __post_init__(self) -> None:
         B, M = self.valid.shape
-        _check_frames("Clip.context", self.context, B)
+        check_frames("Clip.context", self.context, B)
         check_shape("Clip.context_proprio", self.context_proprio, (B, None))
         check_shape("Clip.context_landmarks", self.context_landmarks, (B, None))
         check_shape("Clip.actions", self.actions, (B, M, None, None))
-        _check_frames("Clip.frames", self.frames, B, M)
+        check_frames("Clip.frames", self.frames, B, M)
         check_shape("Clip.proprio", self.proprio, (B, M, None))
         check_shape("Clip.landmarks", self.landmarks, (B, M, self.context_landmarks.shape[1]))
         check_shape("Clip.success", self.success, (B, M))

@@ -52,7 +52,8 @@ def replay_with_noise(
     num_frames = -(-int(row_chunks.max()) * chunk_length // s)
     longer = [torch.cat([a, a[-1:].expand(num_frames - len(a), -1, -1)]) for a in flat]
     actions = torch.stack(longer).flatten(1, 2)[:, : int(row_chunks.max()) * chunk_length]
-    moves = torch.tensor([0.0 if name.startswith("gripper") else 1.0 for name in robot.action_names])
+    moves = torch.ones(len(robot.action_names))
+    moves[robot.gripper_actions] = 0.0
     step = torch.zeros_like(keys)
     low, high = STRENGTH
     strength = std * (low + (high - low) * row_uniform(keys, step, (1, 1)))

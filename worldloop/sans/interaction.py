@@ -9,7 +9,6 @@ from worldloop.core.interaction import InteractionRule
 from worldloop.core.specs import SimulatorSpec
 from worldloop.sans.cache import VersionCache
 
-GRIPPER = "gripper"  # what the names of a gripper's actions begin with
 NO_SIGN = (
     "the episodes show none of the signs of interaction {}: 'gripper' needs an action of that name, 'distance' needs "
     "the stored positions of hand and object"
@@ -29,14 +28,14 @@ def find_interaction(cache: VersionCache, spec: SimulatorSpec, rule: Interaction
     if rule is None:
         return None
     signs = []
-    if "gripper" in rule.signs and (columns := _list_grippers(spec)):
+    if "gripper" in rule.signs and (columns := spec.robot.gripper_actions):
         signs.append(_find_gripper_changes(cache, spec, columns, rule.num_frames))
     if "distance" in rule.signs and _has_positions(cache, spec):
         distance_m = _measure_hand_to_object(cache, spec)
         if not signs and not np.isfinite(distance_m).all():
             raise WorldloopError(NO_POSITIONS)
         is_near = distance_m < rule.distance_m  # false where it is unknown: there the gripper decides
-        signs.append(is_near & ~_find_holding(cache, spec, _list_grippers(spec)))
+        signs.append(is_near & ~_find_holding(cache, spec, spec.robot.gripper_actions))
     if not signs:
         raise WorldloopError(NO_SIGN.format(", ".join(rule.signs)))
     return np.logical_or.reduce(signs)
@@ -49,15 +48,11 @@ def require_signs(spec: SimulatorSpec, rule: InteractionRule | None, knows_posit
     """
     if rule is None:
         raise WorldloopError("a policy with a gate needs `interaction`, the rule by which the gate is taught")
-    has_gripper = "gripper" in rule.signs and bool(_list_grippers(spec))
+    has_gripper = "gripper" in rule.signs and bool(spec.robot.gripper_actions)
     if not has_gripper and not knows_positions:
         raise WorldloopError(NO_POSITIONS)
     if not has_gripper and not ("distance" in rule.signs and _has_landmarks(spec)):
         raise WorldloopError(NO_SIGN.format(", ".join(rule.signs)))
-
-
-def _list_grippers(spec: SimulatorSpec) -> list[int]:
-    return [i for i, name in enumerate(spec.robot.action_names) if name.startswith(GRIPPER)]
 
 
 def _find_gripper_changes(cache: VersionCache, spec: SimulatorSpec, columns: list[int], num_frames: int) -> np.ndarray:

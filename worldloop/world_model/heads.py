@@ -169,8 +169,7 @@ class ProprioHead(nn.Module):
     `LandmarkReader`.
 
     `move_objects` predicts the objects and the ``gripper``, dimensions of proprio, apart. It reads only where things
-    are to each other. From joints and places in the room as well it learned its episodes by heart: told where the cube
-    was, it knew less of whether a grasp would hold (PickCube-v1, experiment 029).
+    are to each other, and no joints or places in the room (experiment 029).
     """
 
     def __init__(

@@ -9,7 +9,7 @@ H = M s actions of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Concatenate, Self
 
@@ -86,7 +86,7 @@ class VideoWorldModel(nn.Module):
             channels,
             self.head_cameras,
             relative_dim=self.landmarks.num_relative if self.landmarks else 0,
-            gripper=find_gripper(robot.proprio_names) if self.landmarks else (),
+            gripper=robot.gripper_proprio if self.landmarks else (),
             num_members=config.num_members,
         )
         dims = (self.low_dim_size, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
@@ -362,11 +362,6 @@ class VideoWorldModel(nn.Module):
     def autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def find_gripper(proprio_names: Sequence[str]) -> tuple[int, ...]:
-    """The dimensions of proprio that are fingers or a gripper, by their names in our simulators and LeRobot's."""
-    return tuple(i for i, name in enumerate(proprio_names) if any(word in name for word in ("finger", "gripper")))
 
 
 def _now(context: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Actor
+from worldloop.core.types import Observation
 from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters
 
@@ -120,9 +121,12 @@ class ManiSkillTask(ABC):
         """Numbers in the simulator state, the environment step included."""
         return POSE_DIM * (len(self.actors) + 1) + 2 * len(robot.joints) + 1
 
-    @abstractmethod
     def measure_gap(self, sim_state: Tensor) -> Tensor:
-        """f32 [B, 2 or 3]: from the goal's centre to the object's in metres, for ``sim_state`` [B, D]."""
+        """f32 [B, 2 or 3]: from the goal's centre to the object's in metres, for ``sim_state`` [B, D].
+
+        Along the table, unless a family also counts height.
+        """
+        return (sim_state[:, self.object_xyz] - sim_state[:, self.goal_xyz])[:, :2]
 
     @abstractmethod
     def make_scripted_policy(self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> Actor:
@@ -140,3 +144,26 @@ class ManiSkillTask(ABC):
     def turn_to_arm(self, motion: Tensor) -> Tensor:
         """``motion`` f32 [B, 3] along the world's axes -> along those of the arm's base."""
         return turn_back(motion, self.arm_yaw_rad)
+
+
+class ScriptedExpert[TaskT: ManiSkillTask]:
+    """What the scripted policies of all families keep; one variant per row.
+
+    Each keeps where its rows are, and rows restart at ``env_step == 0`` by themselves; so use a fresh one for each
+    rollout. ``act`` needs ``observation.sim_state``, and does not use its ``noise_key``.
+    """
+
+    version = "scripted-1"
+
+    def __init__(self, task: TaskT, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> None:
+        self._task = task
+        self._robot = robot
+        self._p = parameters
+        self._chunk_length = chunk_length
+
+    def _read(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """The simulator state f32 [B, D], and the tcp's position [B, 3]."""
+        state, proprio = observation.sim_state, observation.proprio
+        if state is None or proprio is None:
+            raise ValueError("a scripted policy needs observation.sim_state and proprio")
+        return state, proprio[:, self._robot.tcp_in_proprio].clone()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.simulators.maniskill.family import ACTION_LIMIT, CameraPose, ManiSkillTask
+from worldloop.simulators.maniskill.family import ACTION_LIMIT, CameraPose, ManiSkillTask, ScriptedExpert
 from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters, smooth_noise
 
@@ -38,22 +38,15 @@ class PickTask(ManiSkillTask):
         return PickScriptedPolicy(self, robot, parameters, chunk_length)
 
 
-class PickScriptedPolicy:
-    """Grasps the cube and holds it at the goal; one variant per row. Rows restart at ``env_step == 0`` by themselves.
+class PickScriptedPolicy(ScriptedExpert[ManiSkillTask]):
+    """Grasps the cube and holds it at the goal; it keeps a phase per row."""
 
-    It keeps a phase per row, so use a fresh one for each rollout. ``act`` needs ``observation.sim_state``.
-    """
-
-    version = "scripted-1"
     carries_from = CARRY  # from this phase on what is held steers the arm
 
     def __init__(
         self, task: ManiSkillTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
     ) -> None:
-        self._task = task
-        self._robot = robot
-        self._p = parameters
-        self._chunk_length = chunk_length
+        super().__init__(task, robot, parameters, chunk_length)
         rows = len(parameters.progress)
         self._phase = torch.zeros(rows, dtype=torch.long)
         self._held_for = torch.zeros(rows, dtype=torch.long)
@@ -62,10 +55,7 @@ class PickScriptedPolicy:
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
         """H actions f32 [B, H, 4], motion within +-``ACTION_LIMIT``; ``noise_key`` is not used."""
-        state, proprio = observation.sim_state, observation.proprio
-        if state is None or proprio is None:
-            raise ValueError("a scripted policy needs observation.sim_state and proprio")
-        tcp = proprio[:, self._robot.tcp_in_proprio].clone()
+        state, tcp = self._read(observation)
         cube, goal = state[:, self._task.object_xyz], state[:, self._task.goal_xyz]
         starts = observation.env_step == 0
         self._phase = torch.where(starts, APPROACH, self._phase)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from worldloop.core.interfaces import Actor
 from worldloop.simulators.maniskill.family import CameraPose, ManiSkillTask
@@ -44,9 +43,6 @@ class PokeTask(ManiSkillTask):
 
     actors = ("table", "object", "tool", "goal")
     marked = ("object", "tool", "goal")
-
-    def measure_gap(self, sim_state: Tensor) -> Tensor:
-        return (sim_state[:, self.object_xyz] - sim_state[:, self.goal_xyz])[:, :2]
 
     def make_scripted_policy(self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> Actor:
         return PokeScriptedPolicy(self, robot, parameters, chunk_length)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.simulators.maniskill.family import ACTION_LIMIT, CameraPose, ManiSkillTask
+from worldloop.simulators.maniskill.family import ACTION_LIMIT, CameraPose, ManiSkillTask, ScriptedExpert
 from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters, smooth_noise
 
@@ -34,38 +34,24 @@ class PushPullTask(ManiSkillTask):
     direction: float = 1.0
     goal_offset_m: float = 0.2
 
-    def measure_gap(self, sim_state: Tensor) -> Tensor:
-        return (sim_state[:, self.object_xyz] - sim_state[:, self.goal_xyz])[:, :2]
-
     def make_scripted_policy(
         self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
     ) -> PushPullScriptedPolicy:
         return PushPullScriptedPolicy(self, robot, parameters, chunk_length)
 
 
-class PushPullScriptedPolicy:
-    """Pushes or pulls the cube; one variant per row. Rows restart at ``env_step == 0`` by themselves.
-
-    It keeps a phase per row, so use a fresh one for each rollout. ``act`` needs ``observation.sim_state``.
-    """
-
-    version = "scripted-1"
+class PushPullScriptedPolicy(ScriptedExpert[PushPullTask]):
+    """Pushes or pulls the cube; it keeps a phase per row."""
 
     def __init__(
         self, task: PushPullTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
     ) -> None:
-        self._task = task
-        self._robot = robot
-        self._p = parameters
-        self._chunk_length = chunk_length
+        super().__init__(task, robot, parameters, chunk_length)
         self._phase = torch.zeros(len(parameters.progress), dtype=torch.long)
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
         """H actions f32 [B, H, 4] within +-0.6; the randomness is in the row keys, ``noise_key`` is not used."""
-        state, proprio = observation.sim_state, observation.proprio
-        if state is None or proprio is None:
-            raise ValueError("a scripted policy needs observation.sim_state and proprio")
-        tcp = proprio[:, self._robot.tcp_in_proprio].clone()
+        state, tcp = self._read(observation)
         cube, goal = state[:, self._task.object_xyz], state[:, self._task.goal_xyz]
         self._phase = torch.where(observation.env_step == 0, APPROACH, self._phase)
         actions = []

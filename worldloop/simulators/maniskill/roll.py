@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from worldloop.core.interfaces import Actor
 from worldloop.simulators.maniskill.family import CameraPose, ManiSkillTask
@@ -47,9 +46,6 @@ PUT_DOWN = 6  # and until it lies in front of the goal
 @dataclass(frozen=True)
 class RollTask(ManiSkillTask):
     """Roll the ball across the table into the goal region."""
-
-    def measure_gap(self, sim_state: Tensor) -> Tensor:
-        return (sim_state[:, self.object_xyz] - sim_state[:, self.goal_xyz])[:, :2]
 
     def make_scripted_policy(self, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int) -> Actor:
         return RollScriptedPolicy(self, robot, parameters, chunk_length)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldloop.core.types import ActionChunk, Observation
-from worldloop.simulators.maniskill.family import ACTION_LIMIT, ManiSkillTask
+from worldloop.simulators.maniskill.family import ACTION_LIMIT, ManiSkillTask, ScriptedExpert
 from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters, smooth_noise
 
@@ -56,21 +56,13 @@ class Scene:
         return torch.where((self.reached >= since)[:, None], position - self.tcp, planned)
 
 
-class WaypointPolicy(ABC):
-    """Follows the waypoints of a family; one variant per row. Rows restart at ``env_step == 0`` by themselves.
-
-    It keeps where each row is, so use a fresh one for each rollout. ``act`` needs ``observation.sim_state``.
-    """
-
-    version = "scripted-1"
+class WaypointPolicy(ScriptedExpert[ManiSkillTask], ABC):
+    """Follows the waypoints of a family; it keeps which one each row goes to."""
 
     def __init__(
         self, task: ManiSkillTask, robot: ManiSkillRobot, parameters: VariantParameters, chunk_length: int
     ) -> None:
-        self._task = task
-        self._robot = robot
-        self._p = parameters
-        self._chunk_length = chunk_length
+        super().__init__(task, robot, parameters, chunk_length)
         rows = len(parameters.progress)
         self._reached = torch.zeros(rows, dtype=torch.long)
         self._stayed = torch.zeros(rows, dtype=torch.long)
@@ -82,10 +74,7 @@ class WaypointPolicy(ABC):
 
     def act(self, observation: Observation, noise_key: Tensor | None = None) -> ActionChunk:
         """H actions f32 [B, H, 4], motion within +-``ACTION_LIMIT``; ``noise_key`` is not used."""
-        state, proprio = observation.sim_state, observation.proprio
-        if state is None or proprio is None:
-            raise ValueError("a scripted policy needs observation.sim_state and proprio")
-        tcp = proprio[:, self._robot.tcp_in_proprio].clone()
+        state, tcp = self._read(observation)
         begins = observation.env_step == 0
         self._start = state if self._start is None else torch.where(begins[:, None], state, self._start)
         self._reached = torch.where(begins, 0, self._reached)
