@@ -76,6 +76,8 @@ def calibrate_alone(imagined: Any, *others: Any, **settings: Any) -> None:
 class Still:
     """A world model in which nothing moves."""
 
+    landmarks = None
+
     def __init__(self, spec: SimulatorSpec) -> None:
         self.spec, self.num_context_frames = spec, NUM_CONTEXT_FRAMES
 

@@ -95,7 +95,7 @@ class Replays:
         carries on where it is.
         """
         state = world_model.start(self.observe(first), torch.arange(len(self.task)))
-        (hand,) = [m for m in self.spec.tasks[0].landmarks if m.source == "proprio"]
+        (hand,) = [m for m in self.spec.tasks[0].landmarks if m.name == "effector"]
         probability = [self.solved[:, i + 1].float() for i in range(first)]
         hand_m, object_m = [], []
         for chunk in range(first, self.num_chunks):

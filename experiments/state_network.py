@@ -72,7 +72,7 @@ def ask_state_network(
     clips = context.open_clips(version, "train")
     generator = make_generator(context.seed, "precision", number)
     torch.manual_seed(context.seed)
-    (hand,) = [m for m in context.spec.tasks[0].landmarks if m.source == "proprio"]
+    (hand,) = [m for m in context.spec.tasks[0].landmarks if m.name == "effector"]
     cache = clips.cache
     everything = torch.from_numpy(np.concatenate([cache.episode(e).proprio for e in range(len(cache))]))
     network = StateNetwork(task, clips, everything, hand.columns)

@@ -6,6 +6,7 @@ Task `LeftDot` differs in its instruction alone: to succeed at the left edge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -21,7 +22,7 @@ from worldloop.training.trainer import Trainer
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.hybrid import HybridConfig
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.proprio_training import ProprioObjective
+from worldloop.world_model.proprio_training import ProprioObjective, ReadingObjective
 from worldloop.world_model.training import WorldModelObjective
 
 SIZE, S_PER_FRAME, NUM_FRAMES = 16, 2, 5
@@ -79,6 +80,9 @@ def fit(
     make_optimizer = partial(Optimizer, learning_rate=3e-3, num_steps=None, warmup_steps=0)
     proprio = ProprioObjective(model, data, setup.make_generators("proprio"), batch_size=batch_size, num_frames=3)
     Trainer(model, make_optimizer, setup, reporter, name="proprio").fit(proprio, num_steps)
+    if model.landmarks is not None:
+        reading = ReadingObjective(model, data, setup.make_generators("reading"), batch_size=batch_size)
+        Trainer(model, make_optimizer, setup, reporter, name="reading").fit(reading, num_steps)
     video = WorldModelObjective(model, data, setup.make_generators("video"), setup.data_parallel, batch_size=batch_size)
     trainer = Trainer(model, make_optimizer, setup, reporter, name="video", ema_decay=model.config.ema_decay)
     return trainer.fit(video, num_steps if num_video_steps is None else num_video_steps)
@@ -119,8 +123,15 @@ class ToyEpisodes:
         episode = torch.randint(0, len(self.task), (batch_size,), generator=generator)
         return torch.stack([episode, (torch.rand(batch_size, generator=generator) * NUM_FRAMES).long()], 1)
 
-    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip:
+    def load(
+        self,
+        index: Tensor,
+        num_frames: int,
+        num_context_frames: int = NUM_CONTEXT_FRAMES,
+        cameras: Sequence[str] | None = None,
+    ) -> Clip:
         assert num_context_frames == NUM_CONTEXT_FRAMES
+        seen = {camera: images for camera, images in self.frames.items() if cameras is None or camera in cameras}
         e, f = index.T
         last = self.num_frame_steps[e]
         ahead = f[:, None] + 1 + torch.arange(num_frames)
@@ -129,11 +140,11 @@ class ToyEpisodes:
         rows = e[:, None]
         window = torch.stack([torch.zeros_like(f), (f - 1).clamp_min(0), f], 1)
         return Clip(
-            context={camera: frames[rows, window] for camera, frames in self.frames.items()},
+            context={camera: images[rows, window] for camera, images in seen.items()},
             context_proprio=self.proprio[e, f],
             context_landmarks=self.proprio[e, f] / 10,
             actions=self.actions[rows, ahead - 1],
-            frames={camera: frames[rows, ahead] for camera, frames in self.frames.items()},
+            frames={camera: images[rows, ahead] for camera, images in seen.items()},
             proprio=self.proprio[rows, ahead],
             landmarks=self.proprio[rows, ahead] / 10,
             success=self.success[rows, ahead - 1],

@@ -406,6 +406,25 @@ def test_the_spec_names_tasks_cameras_and_arm() -> None:
     assert all(len(set(task.instructions)) == 3 for task in (*spec.tasks, *lift.tasks))
 
 
+def test_a_goal_that_proprio_tells_is_a_landmark_of_proprio() -> None:
+    lift = ManiSkillSimulator.make_spec(replace(BOTH, tasks=(PUSH, "PickCube-v1"), max_episode_steps=30))
+    for task in lift.tasks:
+        goal = {mark.name: mark for mark in task.landmarks}["goal"]
+        assert goal.source == "proprio"
+        assert [lift.robot.proprio_names[i] for i in goal.columns] == ["goal_x", "goal_y", "goal_z"]
+    assert [mark.source for mark in ManiSkillSimulator.make_spec(BOTH).tasks[0].landmarks] == [
+        "sim_state",
+        "sim_state",
+        "proprio",
+    ]
+
+
+def test_after_half_a_turn_the_fingers_are_swapped() -> None:
+    turn = ManiSkillSimulator.make_spec(ManiSkillConfig()).half_turn
+    assert turn.reversed_actions == ("dx", "dy")
+    assert turn.swapped_proprio == (("qpos_finger1", "qpos_finger2"), ("qvel_finger1", "qvel_finger2"))
+
+
 def test_the_spec_is_known_where_there_is_no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)

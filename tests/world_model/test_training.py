@@ -28,10 +28,10 @@ from worldloop.networks import flow
 from worldloop.training.data_parallel import DataParallel
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.resume import TrainingSetup
-from worldloop.training.trainer import Trainer
+from worldloop.training.trainer import BatchObjective, Trainer
 from worldloop.world_model.config import SelfRolloutConfig
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.proprio_training import ProprioObjective, compute_proprio_loss
+from worldloop.world_model.proprio_training import ProprioObjective, ReadingObjective, compute_proprio_loss
 from worldloop.world_model.training import (
     ActionTerm,
     DataTarget,
@@ -196,7 +196,10 @@ def test_every_parameter_gets_a_gradient(cameras: tuple[CameraSpec, ...], change
             for p in model.parameters():
                 p.add_(torch.randn_like(p) * 0.01)
     clip = data.load(torch.tensor([[0, 0], [1, 1]]), 2)
-    ProprioObjective(model, data, {0: make_generator()}, batch_size=2, num_frames=2).compute_loss(clip, 0)[0].backward()
+    generators: Mapping[int, torch.Generator] = {0: make_generator()}
+    ProprioObjective(model, data, generators, batch_size=2, num_frames=2).compute_loss(clip, 0)[0].backward()
+    if model.landmarks is not None:
+        ReadingObjective(model, data, generators, batch_size=2).compute_loss(clip, 0)[0].backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
 
@@ -308,7 +311,7 @@ def make_objective(model: VideoWorldModel, num_microbatches: int = 1, pool_from:
     )
 
 
-def train(model: VideoWorldModel, objective: WorldModelObjective | ProprioObjective, num_steps: int) -> None:
+def train(model: VideoWorldModel, objective: BatchObjective[Clip], num_steps: int) -> None:
     setup = TrainingSetup(num_microbatches=len(objective.generators))
     make_optimizer = partial(Optimizer, learning_rate=1e-3, num_steps=None)
     Trainer(model, make_optimizer, setup, RecordingReporter(), name="fit").fit(objective, num_steps)
@@ -378,3 +381,20 @@ def test_the_proprio_objective_trains_its_head_and_nothing_else() -> None:
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed
     assert all(name.startswith("proprio_head.") for name in changed)
+
+
+def test_with_landmarks_the_proprio_head_learns_without_images_and_the_reader_apart() -> None:
+    model, data = make_model(tiny_config(landmarks=True)), ToyEpisodes(16)
+    generators: Mapping[int, torch.Generator] = {0: make_generator()}
+    proprio = ProprioObjective(model, data, generators, batch_size=8, num_frames=3)
+    clip = next(iter(proprio.batches(0)))[0]
+    assert (clip.context, clip.frames) == ({}, {})
+    for objective, part in (
+        (proprio, "proprio_head."),
+        (ReadingObjective(model, data, generators, batch_size=8), "landmarks."),
+    ):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train(model, objective, 2)
+        changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert changed
+        assert all(name.startswith(part) for name in changed)

@@ -138,12 +138,27 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class HalfTurn:
+    """What else changes when a scene is turned by half a turn about the vertical, and x and y change their signs.
+
+    A two-finger gripper looks the same then, with its fingers swapped. Without ``reversed_actions`` it is not known.
+
+    - ``reversed_actions``: names of the actions that change their sign
+    - ``swapped_proprio``: pairs of names in proprio that change places
+    """
+
+    reversed_actions: tuple[str, ...] = ()
+    swapped_proprio: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class SimulatorSpec:
     """One robot and its tasks in one simulator: all that a policy or a world model must know about a simulator.
 
     - ``actions_per_frame``: environment actions between two stored frames
     - ``success_hold_frames``: stored frames for which an episode goes on after its first success, up to the time limit
     - ``success_confirm_frames``: further consecutive frames that must show a success before an imagined success counts
+    - ``half_turn``: given only where hand and objects move in the same way after it, whatever stands around
 
     Landmarks have the same names and numbers of coordinates in all tasks.
     """
@@ -154,6 +169,7 @@ class SimulatorSpec:
     simulator_version: str
     success_hold_frames: int = 0
     success_confirm_frames: int = 0
+    half_turn: HalfTurn = HalfTurn()
 
     def __post_init__(self) -> None:
         if not self.tasks or len(set(self.task_ids)) != len(self.tasks):
@@ -162,6 +178,14 @@ class SimulatorSpec:
         for task in self.tasks[1:]:
             if [(mark.name, len(mark.columns)) for mark in task.landmarks] != first:
                 raise ValueError(f"task {task.id!r} has other landmarks than {self.tasks[0].id!r}")
+        limits = zip(self.robot.action_low, self.robot.action_high, strict=True)
+        bounds = dict(zip(self.robot.action_names, limits, strict=True))
+        for name in self.half_turn.reversed_actions:
+            if name not in bounds or bounds[name][0] != -bounds[name][1]:
+                raise ValueError(f"half_turn: {name!r} is no action with bounds that differ only in their sign")
+        for name in (name for pair in self.half_turn.swapped_proprio for name in pair):
+            if name not in self.robot.proprio_names:
+                raise ValueError(f"half_turn: {name!r} is not in proprio")
 
     @property
     def task_ids(self) -> tuple[str, ...]:

@@ -293,6 +293,8 @@ class Clip(Rows):
     - ``task``: B task ids; ``instruction``: B strings
     - ``index`` int64 [B, 2]: (episode, frame step of "now") in the dataset version the clip came from
     - ``is_on_policy`` bool [B]: a policy acted in the episode
+
+    A clip that was loaded without cameras has no images: ``context`` and ``frames`` are empty.
     """
 
     context: dict[str, Tensor]
@@ -312,11 +314,12 @@ class Clip(Rows):
 
     def __post_init__(self) -> None:
         B, M = self.valid.shape
-        check_frames("Clip.context", self.context, B)
+        if self.context or self.frames:
+            check_frames("Clip.context", self.context, B)
+            check_frames("Clip.frames", self.frames, B, M)
         check_shape("Clip.context_proprio", self.context_proprio, (B, None))
         check_shape("Clip.context_landmarks", self.context_landmarks, (B, None))
         check_shape("Clip.actions", self.actions, (B, M, None, None))
-        check_frames("Clip.frames", self.frames, B, M)
         check_shape("Clip.proprio", self.proprio, (B, M, None))
         check_shape("Clip.landmarks", self.landmarks, (B, M, self.context_landmarks.shape[1]))
         check_shape("Clip.success", self.success, (B, M))

@@ -78,3 +78,9 @@ class InstructionEncoder(TextProjection):
 
     def read(self, text: str) -> Tensor:
         return hash_instruction(text, self.num_buckets)
+
+
+def mean_token(instruction: Tensor, text_dim: int) -> Tensor:
+    """The mean [B, text_dim] of the tokens of ``instruction`` [B, n text_dim]; all-zero tokens are padding."""
+    tokens = instruction.unflatten(1, (-1, text_dim))
+    return tokens.sum(1) / (tokens != 0).any(2).sum(1, keepdim=True).clamp_min(1)

@@ -119,32 +119,39 @@ class ClipDataset:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip:
+    def load(
+        self,
+        index: Tensor,
+        num_frames: int,
+        num_context_frames: int = NUM_CONTEXT_FRAMES,
+        cameras: Sequence[str] | None = None,
+    ) -> Clip:
         """The clips at ``index`` int64 [B, 2] with M = ``num_frames`` target frame steps and K context frames.
 
-        Past the episode's end the last frame and the last actions repeat, and ``valid`` is false.
+        Past the episode's end the last frame and the last actions repeat, and ``valid`` is false. Only images of
+        ``cameras`` are read; ``None``: all.
         """
+        cameras = self.cameras if cameras is None else cameras
         array = index.numpy()
         episode, now = array.T
         step, is_inside = self._list_steps(array, num_frames)
         rows, column = step + 1, episode[:, None]
-        observation = make_observation(self.cache, self.cameras, array, num_context_frames)
-        assert observation.proprio is not None
+        metas = [self.cache.metas[i] for i in episode.tolist()]
         return Clip(
-            context=observation.frames,
-            context_proprio=observation.proprio,
+            context=self.cache.images(cameras, column, _context_rows(now, num_context_frames)),
+            context_proprio=torch.from_numpy(self.cache.frames("proprio", episode, now)),
             context_landmarks=self._locate(self.objects, episode, now),
             actions=torch.from_numpy(self.cache.steps("actions", column, step)),
-            frames=self.cache.images(self.cameras, column, rows),
+            frames=self.cache.images(cameras, column, rows),
             proprio=torch.from_numpy(self.cache.frames("proprio", column, rows)),
             landmarks=self._locate(self.objects, np.broadcast_to(column, rows.shape), rows),
             success=torch.from_numpy(self.cache.steps("succeeded", column, step).astype(np.float32)),
             holds=torch.from_numpy(self.cache.steps("holds", column, step).astype(np.float32)),
             valid=torch.from_numpy(is_inside),
-            task=observation.task,
-            instruction=observation.instruction,
+            task=tuple(meta.task for meta in metas),
+            instruction=tuple(meta.instruction for meta in metas),
             index=index,
-            is_on_policy=torch.tensor([self.cache.metas[i].source == "policy" for i in episode.tolist()]),
+            is_on_policy=torch.tensor([meta.source == "policy" for meta in metas]),
         )
 
     def _list_steps(self, index: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -267,7 +274,7 @@ class BalancedClipSampler:
     def __init__(self, dataset: ClipDataset, config: ClipSamplingConfig) -> None:
         if len(dataset) == 0:
             raise ValueError(f"split {dataset.split!r} has no frame step to sample clips from")
-        self.dataset, self.candidates = dataset, dataset.candidates
+        self.dataset, self.candidates, self.load = dataset, dataset.candidates, dataset.load
         metas = dataset.cache.metas
         tasks = sorted({meta.task for meta in metas})
         # One group for each task, source and outcome; without balance all outcomes are one.
@@ -291,10 +298,6 @@ class BalancedClipSampler:
     def num_frame_steps(self) -> Tensor:
         """int64 [E]: frame steps of each episode of the version."""
         return torch.from_numpy(self.dataset.cache.num_steps)
-
-    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip:
-        """See `ClipDataset.load`."""
-        return self.dataset.load(index, num_frames, num_context_frames)
 
     def sample(self, generator: torch.Generator, batch_size: int) -> Tensor:
         """int64 [B, 2], drawn with replacement."""

@@ -70,6 +70,11 @@ def make_cameras(
     return tuple(CameraSpec(name, size, size) for name, size in sizes.items())
 
 
+def list_columns(part: slice) -> tuple[int, ...]:
+    """The columns of a `Landmark` that lie at ``part``, which has a start and a stop."""
+    return tuple(range(part.start, part.stop))
+
+
 def average_blocks(images: Tensor, size: int) -> Tensor:
     """u8 [B, n h, n w, 3] -> u8 [B, h, w, 3]: the mean of each block of n = ``size`` by n pixels."""
     if size == 1:

@@ -1,8 +1,8 @@
-"""Fit the world model to the current SANS version: first its proprio head, then video and success in one joint loss.
+"""Fit the world model to the current SANS version: proprio first, then video and success in one joint loss.
 
-The video depends on the predicted proprio, so the proprio head is trained first and then fixed. From
-``self_rollout_start`` on, a share of every batch continues the model's own predictions, so that the model learns to
-work on imagined frames.
+The video depends on the predicted proprio, so the proprio head is trained first and then fixed; before it the reader of
+landmarks, if the model has one. From ``self_rollout_start`` on, a share of every batch continues the model's own
+predictions, so that the model learns to work on imagined frames.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from worldloop.storage.run_state import LoopState
 from worldloop.training.optimizer import Optimizer
 from worldloop.training.trainer import Trainer
 from worldloop.world_model.model import VideoWorldModel
-from worldloop.world_model.proprio_training import ProprioObjective
+from worldloop.world_model.proprio_training import ProprioObjective, ReadingObjective
 from worldloop.world_model.training import ActionTerm, Target, WorldModelObjective
 
 NAME = "fit_world_model"
-PROPRIO = "fit_world_model_proprio"
+PROPRIO, READING = "fit_world_model_proprio", "fit_world_model_reading"
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,24 @@ class Config:
     refit_learning_rate: float = 4e-4  # peak of a refit, AdamW
     weight_decay: float = 0.01  # AdamW, only of matrices
     self_rollout_start: float = 0.3  # share of the first fit's steps before the self-rollout pool is used, in [0, 1]
-    num_proprio_steps: int = 2000  # optimizer steps of the proprio head, first in every iteration; 0: none
-    proprio_batch_size: int = 128  # clips per step of the proprio head
+    num_reading_steps: int = 1000  # optimizer steps of the reader of landmarks, first in every iteration; 0: none
+    num_proprio_steps: int = 2000  # optimizer steps of the proprio head, next in every iteration; 0: none
+    proprio_batch_size: int = 128  # clips per step of the reader and of the proprio head
     proprio_frames: int = 5  # frames over which the proprio head is unrolled
-    proprio_learning_rate: float = 1e-3  # peak, AdamW
+    reading_learning_rate: float = 4e-3  # peak of the reader, AdamW
+    proprio_learning_rate: float = 1e-3  # peak of the proprio head, AdamW
     inverse_dynamics_weight: float = 0.0  # of a loss on the actions that predicted frames show; 0: none
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_refit_steps", "batch_size", "proprio_batch_size", "proprio_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit_world_model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_proprio_steps < 0:
-            raise ValueError(f"fit_world_model.num_proprio_steps must be at least 0, got {self.num_proprio_steps}")
+        for name in ("num_reading_steps", "num_proprio_steps"):
+            require_range(f"fit_world_model.{name}", getattr(self, name), 0)
         require_range("fit_world_model.self_rollout_start", self.self_rollout_start, 0, 1)
         require_range("fit_world_model.weight_decay", self.weight_decay, 0)
         require_range("fit_world_model.inverse_dynamics_weight", self.inverse_dynamics_weight, 0)
-        for name in ("learning_rate", "refit_learning_rate", "proprio_learning_rate"):
+        for name in ("learning_rate", "refit_learning_rate", "reading_learning_rate", "proprio_learning_rate"):
             require_positive(f"fit_world_model.{name}", getattr(self, name))
 
 
@@ -65,8 +67,8 @@ def takes_part(config: Config, schedule: Schedule) -> bool:
 def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     """Fit on ``state.dataset``; save the averaged weights among this iteration's checkpoints.
 
-    A further fit in the same iteration, see `check_world_model`, continues from the one before, without the proprio
-    head.
+    A further fit in the same iteration, see `check_world_model`, continues from the one before, without reader and
+    proprio head.
     """
     fit_number = state.num_fits + 1
     is_refit = bool(state.world_model)
@@ -79,6 +81,8 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     clips = open_training_clips(state, context)
     set_ranges(model, clips.dataset)
     if fit_number == 1 and not context.setup.has_checkpoint(NAME):
+        if model.landmarks is not None and not context.setup.has_checkpoint(PROPRIO):
+            fit_reading(model, clips, config, context, state.iteration)
         fit_proprio(
             model,
             clips,
@@ -104,8 +108,8 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
     )
     path = name_checkpoint(state.iteration, "world_model", fit_number)
     context.models.save_world_model(averaged, path)
-    context.setup.drop_checkpoint(NAME)
-    context.setup.drop_checkpoint(PROPRIO)
+    for name in (NAME, PROPRIO, READING):
+        context.setup.drop_checkpoint(name)
     steps = state.world_model_steps + num_steps
     state = replace(state, world_model=path, teacher=path, world_model_steps=steps, num_fits=fit_number)
     return replace(state, calibrations=None, trust={})
@@ -145,14 +149,71 @@ def fit_proprio(
 
     ``name`` is that of the checkpoint, ``tag`` that of the TensorBoard folder; ``draws`` seeds the random draws.
     """
+    objective = ProprioObjective(
+        model,
+        clips,
+        context.setup.make_generators(context.seed, *draws),
+        batch_size=config.proprio_batch_size // context.setup.num_microbatches,
+        num_frames=config.proprio_frames,
+    )
     num_steps = config.num_proprio_steps
+    _fit_apart(
+        model,
+        objective,
+        num_steps,
+        config.proprio_learning_rate,
+        config,
+        context,
+        name=name,
+        tag=tag,
+        unit="proprio step",
+        first_step=first_step,
+    )
+
+
+def fit_reading(
+    model: VideoWorldModel, clips: BalancedClipSampler, config: Config, context: StageContext, iteration: int
+) -> None:
+    """Train the reader of landmarks; other parts of ``model`` get no gradient."""
+    objective = ReadingObjective(
+        model,
+        clips,
+        context.setup.make_generators(context.seed, iteration, "fit_world_model/reading"),
+        batch_size=config.proprio_batch_size // context.setup.num_microbatches,
+    )
+    num_steps = config.num_reading_steps
+    first = iteration * num_steps
+    _fit_apart(
+        model,
+        objective,
+        num_steps,
+        config.reading_learning_rate,
+        config,
+        context,
+        name=READING,
+        tag=NAME,
+        unit="reading step",
+        first_step=first,
+    )
+
+
+def _fit_apart(
+    model: VideoWorldModel,
+    objective: ProprioObjective | ReadingObjective,
+    num_steps: int,
+    learning_rate: float,
+    config: Config,
+    context: StageContext,
+    *,
+    name: str,
+    tag: str,
+    unit: str,
+    first_step: int,
+) -> None:
     if num_steps == 0:
         return
     make_optimizer = partial(
-        Optimizer,
-        learning_rate=config.proprio_learning_rate,
-        num_steps=num_steps,
-        weight_decay=config.weight_decay,
+        Optimizer, learning_rate=learning_rate, num_steps=num_steps, weight_decay=config.weight_decay
     )
     trainer = Trainer(
         model,
@@ -161,16 +222,9 @@ def fit_proprio(
         context.reporter,
         name=name,
         tag=tag,
-        unit="proprio step",
+        unit=unit,
         first_step=first_step,
-        checkpoints_end=True,  # a resumed fit needs the trained proprio head
-    )
-    objective = ProprioObjective(
-        model,
-        clips,
-        context.setup.make_generators(context.seed, *draws),
-        batch_size=config.proprio_batch_size // context.setup.num_microbatches,
-        num_frames=config.proprio_frames,
+        checkpoints_end=True,  # a resumed fit needs what was trained
     )
     trainer.fit(objective, num_steps)
 

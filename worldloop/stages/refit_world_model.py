@@ -2,7 +2,8 @@
 
 The policy moves on with every round of GRPO, to where the world model has seen little: a hand that lands on the cube,
 or presses on the table. `check_closed_loop` adds the replays of the newest policy to SANS. Before the next round this
-stage trains on them and all other episodes: first the proprio head, then video and success. It works with the world
+stage trains on them and all other episodes: first the proprio head, then video and success. The reader of landmarks
+stays as it is. It works with the world
 model that was fitted last; its checks, thresholds and card stay those of the fit before, until the next check.
 """
 

@@ -35,7 +35,7 @@ class WorldModelConfig:
     """Architecture, losses and sampling of the world model."""
 
     cameras: tuple[str, ...] = ()  # cameras that it reads and imagines, in one pass; empty: all of the robot's
-    head_cameras: tuple[str, ...] = ()  # those of them that the success and proprio heads read; empty: all
+    head_cameras: tuple[str, ...] = ()  # those of them that heads and reader of landmarks read; empty: all
     landmarks: bool = False  # carry on where the objects are, beside proprio; needs their true positions in training
     num_members: int = 1  # proprio heads, whose mean counts; 1 or more
     denoiser: str = "hybrid"  # which denoiser: hybrid or cosmos

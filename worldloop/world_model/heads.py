@@ -14,16 +14,12 @@ from torch.nn import functional
 
 from worldloop.networks.blocks import AttentionPool, BoostedLinear, make_mlp
 from worldloop.networks.frame_stack import FrameStackEncoder
+from worldloop.networks.instruction import mean_token
 from worldloop.networks.views import ViewModules
+from worldloop.world_model.half_turn import HalfTurnedScene
 
 LANDMARK_STEP = 1 / 3  # landmarks move a third of their unit for a network output of 1
 PROPRIO_GAIN = 4.0  # small proprio networks need a several times higher learning rate than image networks
-
-
-def mean_token(instruction: Tensor, text_dim: int) -> Tensor:
-    """The mean [B, text_dim] of the tokens of ``instruction`` [B, n text_dim]; all-zero tokens are padding."""
-    tokens = instruction.unflatten(1, (-1, text_dim))
-    return tokens.sum(1) / (tokens != 0).any(2).sum(1, keepdim=True).clamp_min(1)
 
 
 class TokenReader(nn.Module):
@@ -159,17 +155,18 @@ class ErrorHead(nn.Module):
 
 
 class ProprioHead(nn.Module):
-    """Predicts the next normalised proprio from proprio, the frame step's actions and the images of ``cameras`` now.
+    """Predicts the next normalised proprio from proprio, the frame step's actions and images of ``cameras``, if any.
 
     K = ``num_members`` networks with different initial weights predict it, a deep ensemble (arXiv:1612.01474).
-    Imagination follows their mean. They share the view of the images. A network's output is the change of proprio.
-    GE-Sim 2.0 reports that such a state expert raises closed-loop recall.
+    Imagination follows their mean. They share the view of the images, which are those of the frame now. A network's
+    output is the change of proprio. GE-Sim 2.0 reports that such a state expert raises closed-loop recall.
 
     ``dim`` is D: S of proprio, then P = ``num_coordinates`` of landmarks. ``way_dim`` is W and ``relative_dim`` R, see
-    `LandmarkReader`.
+    `LandmarkReader`. Where the objects' places are known, images add nothing (experiment 030).
 
     `move_objects` predicts the objects and the ``gripper``, dimensions of proprio, apart. It reads only where things
-    are to each other, and no joints or places in the room (experiment 029).
+    are to each other, and no joints or places in the room (experiment 029). With ``turned`` it predicts the scene as it
+    is and after half a turn, and takes the mean.
     """
 
     def __init__(
@@ -182,6 +179,7 @@ class ProprioHead(nn.Module):
         cameras: Sequence[str],
         relative_dim: int = 0,
         gripper: Sequence[int] = (),
+        turned: HalfTurnedScene | None = None,
         hidden_dim: int = 384,
         image_dim: int = 32,
         num_members: int = 1,
@@ -189,18 +187,18 @@ class ProprioHead(nn.Module):
         super().__init__()
         self.cameras = tuple(cameras)
         self.num_coordinates = num_coordinates
-        self.image = nn.Sequential(
-            nn.Linear(len(self.cameras) * latent_channels * 64, image_dim),
-            nn.SiLU(),
-            nn.Linear(image_dim, image_dim),
-            nn.SiLU(),
-        )
+        image_dim = image_dim if cameras else 0
+        self.image = nn.Sequential()
+        if cameras:
+            self.image.extend([nn.Linear(len(cameras) * latent_channels * 64, image_dim), nn.SiLU()])
+            self.image.extend([nn.Linear(image_dim, image_dim), nn.SiLU()])
         self.num_proprio, self.gripper = dim - num_coordinates, list(gripper)
         self.members = nn.ModuleList(
             make_mlp(dim + way_dim + stacked_action_dim + image_dim, hidden_dim, self.num_proprio, gain=PROPRIO_GAIN)
             for _ in range(num_members)
         )
         seen, moved = relative_dim + len(self.gripper) + stacked_action_dim, num_coordinates + len(self.gripper)
+        self.turned = turned
         self.objects = nn.ModuleList(
             make_mlp(seen, hidden_dim, moved, gain=PROPRIO_GAIN) for _ in range(num_members if num_coordinates else 0)
         )
@@ -212,9 +210,9 @@ class ProprioHead(nn.Module):
         [B, C, h, w].
         """
         thumbnails = [functional.adaptive_avg_pool2d(now[camera], 8).flatten(1) for camera in self.cameras]
-        image = self.image(torch.cat(thumbnails, dim=1))
+        seen = [self.image(torch.cat(thumbnails, dim=1))] if thumbnails else []
         with torch.autocast(low_dim.device.type, enabled=False):  # bf16 rounds decimetres to millimetres
-            shared = torch.cat([actions.flatten(1).to(low_dim), image.to(low_dim)], dim=1)
+            shared = torch.cat([part.to(low_dim) for part in (actions.flatten(1), *seen)], dim=1)
             changes = [
                 member(torch.cat([low_dim[:, k], ways[:, k].to(low_dim), shared], dim=1))
                 for k, member in enumerate(self.members)
@@ -229,10 +227,17 @@ class ProprioHead(nn.Module):
         proprio, landmarks = low_dim[..., : self.num_proprio], low_dim[..., self.num_proprio :]
         held = proprio[..., self.gripper]
         with torch.autocast(low_dim.device.type, enabled=False):  # bf16 rounds decimetres to millimetres
-            own = [relative.to(low_dim), held, actions.flatten(1).to(low_dim)[:, None].expand(-1, low_dim.shape[1], -1)]
-            seen = torch.cat(own, dim=2)
-            change = torch.stack([network(seen[:, k]) for k, network in enumerate(self.objects)], dim=1)
+            scene = relative.to(low_dim), held, actions.to(low_dim)
+            change = self._change_objects(*scene)
+            if self.turned is not None:
+                change = (change + self.turned.turn_change(self._change_objects(*self.turned(*scene)))) / 2
         P = self.num_coordinates
         following = next_proprio.clone()
         following[..., self.gripper] = held + change[..., P:]
         return torch.cat([following, landmarks + change[..., :P] * LANDMARK_STEP], dim=2)
+
+    def _change_objects(self, relative: Tensor, held: Tensor, actions: Tensor) -> Tensor:
+        """What the networks predict of landmarks and gripper, [B, K, P + G]."""
+        stacked = actions.flatten(1)[:, None].expand(-1, relative.shape[1], -1)
+        seen = torch.cat([relative, held, stacked], dim=2)
+        return torch.stack([network(seen[:, k]) for k, network in enumerate(self.objects)], dim=1)

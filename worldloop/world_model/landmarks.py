@@ -18,14 +18,15 @@ from torch.nn import functional
 from worldloop.core.specs import Landmark
 from worldloop.networks.blocks import make_mlp
 from worldloop.networks.frame_stack import FrameStackEncoder
+from worldloop.networks.instruction import mean_token
 from worldloop.networks.views import ViewModules
-from worldloop.world_model.heads import mean_token
 
 UNIT_M = 0.1  # networks see positions in decimetres from the middle of the data
 WAY_UNIT_M = 0.033  # and the way from the robot's landmarks to the objects in finer units: contact is decided there
 LANDMARK_WEIGHT = 9.0  # of their squared errors in decimetres, beside those of proprio in standard deviations
 LANDMARK_DELTA_M = 0.01  # from there on an error counts linearly
-READ_NOISE_M = 0.002  # std of the noise on each true coordinate in training; readings were 3 to 7 mm off
+READ_NOISE_M = 0.002  # std of the noise on each true coordinate in training; readings at a start are 3 mm off
+NUM_KEYPOINTS = 32  # for each camera; with features of every cell as well readings were 4.4 mm off, not 3.0
 
 
 class LandmarkReader(nn.Module):
@@ -61,7 +62,12 @@ class LandmarkReader(nn.Module):
         self.upright = [i for i, width in enumerate(widths) if width == 3]
         self.num_relative = self.num_way_coordinates + len(self.upright) + sum(len(own.columns) for own in self.robot)
         self.num_gaps = self.num_coordinates + sum(widths[a] + 1 for a, _ in self.pairs)
-        self.encoders = ViewModules({camera: FrameStackEncoder(channels, size) for camera, size in sizes.items()})
+        self.encoders = ViewModules(
+            {
+                camera: FrameStackEncoder(channels, size, only_keypoints=True, num_keypoints=NUM_KEYPOINTS)
+                for camera, size in sizes.items()
+            }
+        )
         seen = sum(encoder.dim for _, encoder in self.encoders.items())
         self.mlp = make_mlp(seen + proprio_dim + text_dim, hidden_dim, self.num_coordinates, num_hidden=2)
         self.register_buffer("centre", torch.zeros(self.num_coordinates))
@@ -106,6 +112,16 @@ class LandmarkReader(nn.Module):
         moves = [(b - a) / UNIT_M for a, b in zip(now[first_own:], later[first_own:], strict=True)]
         return torch.cat([self.find_ways(landmarks, proprio), *heights, *moves], dim=-1)
 
+    def turn_relative(self) -> Tensor:
+        """f32 [R]: the signs that `find_relative` gets when everything is turned by half a turn about the vertical."""
+        widths = [*self.object_sizes, *(len(own.columns) for own in self.robot)]
+        ways = [_turn(widths[a]) for a, _ in self.ways]
+        return torch.cat([*ways, torch.ones(len(self.upright)), *(_turn(len(own.columns)) for own in self.robot)])
+
+    def turn_landmarks(self) -> Tensor:
+        """f32 [P]: likewise of the objects' positions, about the middle of the turn."""
+        return torch.cat([_turn(size) for size in self.object_sizes])
+
     def find_robot(self, proprio: Tensor) -> Tensor:
         """The positions of the robot's landmarks in `UNIT_M`, [..., Q], from ``proprio`` [..., S] in its own units."""
         positions = [proprio[..., list(own.columns)] * own.metres_per_unit / UNIT_M for own in self.robot]
@@ -135,6 +151,11 @@ class LandmarkReader(nn.Module):
             self.centre.copy_((low_m + high_m) / 2)
         self.low.copy_(self.scale(low_m))
         self.high.copy_(self.scale(high_m))
+
+
+def _turn(width: int) -> Tensor:
+    """The signs [width] of x, y and perhaps z after half a turn."""
+    return torch.tensor([-1.0, -1.0, 1.0][:width])
 
 
 def compute_landmark_loss(predicted: Tensor, target: Tensor) -> Tensor:

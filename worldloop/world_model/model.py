@@ -29,6 +29,7 @@ from worldloop.world_model import CODECS, DENOISERS
 from worldloop.world_model.codec import Codec
 from worldloop.world_model.config import WorldModelConfig
 from worldloop.world_model.denoiser import Conditioning, Denoiser, DenoiserOutput
+from worldloop.world_model.half_turn import HalfTurnedScene
 from worldloop.world_model.heads import ErrorHead, ProprioHead, SuccessHead
 from worldloop.world_model.landmarks import LandmarkReader
 from worldloop.world_model.pretrained import T5Instruction, load_transformer, read_cosmos_config
@@ -84,9 +85,10 @@ class VideoWorldModel(nn.Module):
             self.landmarks.num_way_coordinates if self.landmarks else 0,
             stacked,
             channels,
-            self.head_cameras,
+            () if self.landmarks else self.head_cameras,
             relative_dim=self.landmarks.num_relative if self.landmarks else 0,
             gripper=robot.gripper_proprio if self.landmarks else (),
+            turned=self._turn_scene(normalisation),
             num_members=config.num_members,
         )
         dims = (self.low_dim_size, robot.action_dim, spec.actions_per_frame, INSTRUCTION_DIM)
@@ -104,6 +106,11 @@ class VideoWorldModel(nn.Module):
         self.register_buffer("proprio_low", torch.full((robot.proprio_dim,), -UNKNOWN_REACH))
         self.register_buffer("proprio_high", torch.full((robot.proprio_dim,), UNKNOWN_REACH))
         self.frozen = frozenset(name for name, parameter in self.named_parameters() if not parameter.requires_grad)
+
+    def _turn_scene(self, normalisation: Normalisation) -> HalfTurnedScene | None:
+        if self.landmarks is None or not self.spec.half_turn.reversed_actions:
+            return None
+        return HalfTurnedScene(self.spec, self.landmarks, self.spec.robot.gripper_proprio, normalisation)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The state dict without the frozen weights, which are loaded from ``config.pretrained``."""

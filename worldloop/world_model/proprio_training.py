@@ -25,14 +25,13 @@ PROPRIO_DELTA = 0.3  # standard deviations; from there on an error of proprio co
 def compute_proprio_loss(model: VideoWorldModel, clip: Clip, generator: torch.Generator) -> Tensor:
     """Huber loss of proprio, and of landmarks that the model carries on, unrolled over M frames on own predictions.
 
-    The images are real. Gradients flow through the unrolled steps, to the proprio head alone. Only valid frames count.
-    Contacts are rare, and there the head is wrong by centimetres. The absolute error, whose best guess is the median,
-    all but ignores them; a policy trained in the world model then finds them.
+    Images, if the head reads any, are real. Gradients flow through the unrolled steps, to the proprio head alone. Only
+    valid frames count. Contacts are rare, and there the head is wrong by centimetres. The absolute error, whose best
+    guess is the median, all but ignores them; a policy trained in the world model then finds them.
     """
     clip = clip.to(model.device)
-    images = model.codec.encode(
-        {c: torch.cat([clip.context[c][:, -1:], clip.frames[c][:, :-1]], dim=1) for c in model.head_cameras}
-    )
+    seen = model.proprio_head.cameras
+    images = model.codec.encode({c: torch.cat([clip.context[c][:, -1:], clip.frames[c][:, :-1]], dim=1) for c in seen})
     S = clip.context_proprio.shape[1]
     num_members = len(model.proprio_head.members)
     low_dim = torch.stack(
@@ -60,13 +59,16 @@ def compute_reading_loss(model: VideoWorldModel, clip: Clip) -> Tensor:
     clip = clip.to(model.device)
     with model.autocast():
         instruction = model.instruction(clip.instruction).detach()
-    context = model.encode({camera: clip.context[camera] for camera in model.spec.robot.camera_names})
+    context = model.codec.encode({camera: clip.context[camera] for camera in model.head_cameras})
     read = model.read_landmarks(context, model.normalisation.normalise(clip.context_proprio), instruction)
     return compute_landmark_loss(read, model.landmarks.scale(clip.context_landmarks)).mean() / PROPRIO_DELTA
 
 
 class ProprioObjective(BatchObjective[Clip]):
-    """The proprio head's loss on clips of ``num_frames`` frame steps; ``batch_size`` is the size of a microbatch."""
+    """The proprio head's loss on clips of ``num_frames`` frame steps; ``batch_size`` is the size of a microbatch.
+
+    Only images that the head reads are loaded.
+    """
 
     progress_metric = "loss_proprio"
 
@@ -83,15 +85,35 @@ class ProprioObjective(BatchObjective[Clip]):
         self.model, self.clips, self.batch_size, self.num_frames = model, clips, batch_size, num_frames
 
     def draw(self, generator: torch.Generator) -> Clip:
-        return self.clips.load(self.clips.sample(generator, self.batch_size), self.num_frames)
+        index = self.clips.sample(generator, self.batch_size)
+        return self.clips.load(index, self.num_frames, cameras=self.model.proprio_head.cameras)
 
     def count(self, batch: Clip) -> Tensor:
         return batch.valid.sum()
 
     def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
         loss = compute_proprio_loss(self.model, batch, self.generators[number])
-        metrics = {"loss_proprio": float(loss.detach())}
-        if self.model.landmarks is not None:
-            reading = compute_reading_loss(self.model, batch)
-            loss, metrics = loss + reading, metrics | {"loss_reading": float(reading.detach())}
-        return loss, metrics
+        return loss, {"loss_proprio": float(loss.detach())}
+
+
+class ReadingObjective(BatchObjective[Clip]):
+    """The loss of `LandmarkReader`; ``batch_size`` is the size of a microbatch."""
+
+    progress_metric = "loss_reading"
+
+    def __init__(
+        self, model: VideoWorldModel, clips: ClipSource, generators: Mapping[int, torch.Generator], *, batch_size: int
+    ) -> None:
+        super().__init__(generators)
+        self.model, self.clips, self.batch_size = model, clips, batch_size
+
+    def draw(self, generator: torch.Generator) -> Clip:
+        index = self.clips.sample(generator, self.batch_size)
+        return self.clips.load(index, 1, cameras=self.model.head_cameras)
+
+    def count(self, batch: Clip) -> Tensor:
+        return torch.tensor(len(batch.index))
+
+    def compute_loss(self, batch: Clip, number: int) -> tuple[Tensor, Metrics]:
+        loss = compute_reading_loss(self.model, batch)
+        return loss, {"loss_reading": float(loss.detach())}

@@ -272,7 +272,15 @@ class ClipSource(Protocol):
         """Draw index rows int64 [B, 2]."""
         ...
 
-    def load(self, index: Tensor, num_frames: int, num_context_frames: int = NUM_CONTEXT_FRAMES) -> Clip: ...
+    def load(
+        self,
+        index: Tensor,
+        num_frames: int,
+        num_context_frames: int = NUM_CONTEXT_FRAMES,
+        cameras: Sequence[str] | None = None,
+    ) -> Clip:
+        """See `ClipDataset.load`."""
+        ...
 
 
 class WorldModelObjective(BatchObjective[Clip]):

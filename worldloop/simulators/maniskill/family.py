@@ -22,12 +22,15 @@ import torch
 from torch import Tensor
 
 from worldloop.core.interfaces import Actor
+from worldloop.core.specs import Landmark
 from worldloop.core.types import Observation
+from worldloop.simulators.base import list_columns
 from worldloop.simulators.maniskill.robots import ManiSkillRobot
 from worldloop.simulators.perturbations import VariantParameters
 
 POSE_DIM = 13  # numbers of an actor, or of a robot's root, in the state
 ACTION_LIMIT = 0.6  # the range of motion that scripted policies use and policies discretise
+GOAL_NAMES = ("goal_x", "goal_y", "goal_z")  # in proprio, where a task tells the goal
 BASE_CAMERA = "base_camera"  # ManiSkill's name of the camera that stands beside the table
 
 
@@ -140,6 +143,19 @@ class ManiSkillTask(ABC):
         """The position of one of ``actors``, or of the ``robot``, in the simulator state."""
         start = POSE_DIM * (*self.actors, "robot").index(actor)
         return slice(start, start + 3)
+
+    def list_landmarks(self, robot: ManiSkillRobot, tells_goal: bool) -> tuple[Landmark, ...]:
+        """Those of the state, and the ``effector``. With ``tells_goal`` the goal is read from the end of proprio."""
+        places = {name: self.find_xyz(name) for name in self.marked}
+        first = len(robot.proprio_names)
+        told = Landmark("goal", "proprio", tuple(range(first, first + len(GOAL_NAMES))))
+        return (
+            *(
+                told if name == "goal" and tells_goal else Landmark(name, "sim_state", list_columns(place))
+                for name, place in places.items()
+            ),
+            Landmark("effector", "proprio", list_columns(robot.tcp_in_proprio)),
+        )
 
     def turn_to_arm(self, motion: Tensor) -> Tensor:
         """``motion`` f32 [B, 3] along the world's axes -> along those of the arm's base."""

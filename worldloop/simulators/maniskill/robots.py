@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worldloop.core.specs import JointSpec
+from worldloop.core.specs import HalfTurn, JointSpec
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class ManiSkillRobot:
             *(f"qvel_{joint}" for joint in self.joints),
             *(f"tcp_{c}" for c in ("x", "y", "z", "qw", "qx", "qy", "qz")),
         )
+
+    @property
+    def half_turn(self) -> HalfTurn:
+        """Nothing but the table stands around, and the fingers point down."""
+        first, second = (joint for joint in self.joints if joint.startswith("finger"))
+        swapped = tuple((f"{kind}_{first}", f"{kind}_{second}") for kind in ("qpos", "qvel"))
+        return HalfTurn(self.action_names[:2], swapped)
 
     @property
     def tcp_in_proprio(self) -> slice:

@@ -19,7 +19,7 @@ from torch import Tensor
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import Actor
 from worldloop.core.randomness import derive_seed
-from worldloop.core.specs import Landmark, RobotSpec, SimulatorSpec, TaskSpec
+from worldloop.core.specs import RobotSpec, SimulatorSpec, TaskSpec
 from worldloop.core.success import require_success_frames
 from worldloop.core.types import InitialStates, Split
 from worldloop.simulators.base import (
@@ -32,13 +32,12 @@ from worldloop.simulators.base import (
     require_names,
 )
 from worldloop.simulators.maniskill import TASKS, require_one_scene
-from worldloop.simulators.maniskill.family import BASE_CAMERA, TABLE_VIEW, CameraPose, ManiSkillTask
+from worldloop.simulators.maniskill.family import BASE_CAMERA, GOAL_NAMES, TABLE_VIEW, CameraPose, ManiSkillTask
 from worldloop.simulators.maniskill.robots import ROBOTS, ManiSkillRobot
 from worldloop.simulators.maniskill.variations import VARIATIONS, changed_object, move_camera
 from worldloop.simulators.perturbations import draw_variant_parameters
 
 CONTROL_HZ = 20.0
-GOAL_NAMES = ("goal_x", "goal_y", "goal_z")
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,6 @@ class ManiSkillSimulator(ChunkedSimulator):
             joints=arm.limits,
             action_labels=(*_choose_view(config, first).name_directions(first.arm_yaw_rad), *arm.other_labels),
         )
-        effector = Landmark("effector", "proprio", _list_columns(arm.tcp_in_proprio))
         tasks = [TASKS[name] for name in config.tasks]
         return SimulatorSpec(
             robot=robot,
@@ -194,10 +192,7 @@ class ManiSkillSimulator(ChunkedSimulator):
                     instructions=task.instructions,
                     success_radius_m=task.goal_radius_m,
                     max_episode_steps=config.max_episode_steps or task.max_episode_steps,
-                    landmarks=(
-                        *(Landmark(name, "sim_state", _list_columns(task.find_xyz(name))) for name in task.marked),
-                        effector,
-                    ),
+                    landmarks=task.list_landmarks(arm, config.tells_goal),
                 )
                 for task in tasks
             ),
@@ -205,6 +200,7 @@ class ManiSkillSimulator(ChunkedSimulator):
             simulator_version=name_version("mani_skill"),
             success_hold_frames=config.success_hold_frames,
             success_confirm_frames=config.success_confirm_frames,
+            half_turn=arm.half_turn,
         )
 
     def draw_initial_states(self, task: str, split: Split, num_states: int, seed: int, first: int = 0) -> InitialStates:
@@ -386,10 +382,6 @@ class ManiSkillSimulator(ChunkedSimulator):
 def _choose_view(config: ManiSkillConfig, task: ManiSkillTask) -> CameraPose:
     """Where the base camera stands, unless a variation moves it."""
     return TABLE_VIEW if config.view == "table" else task.camera
-
-
-def _list_columns(part: slice) -> tuple[int, ...]:
-    return tuple(range(part.start, part.stop))
 
 
 def _hide_link(env: Any, name: str) -> None:

@@ -23,6 +23,7 @@ from worldloop.simulators.base import (
     ChunkedSimulator,
     Measurement,
     average_blocks,
+    list_columns,
     make_cameras,
     name_version,
     require_names,
@@ -120,8 +121,8 @@ class MetaWorldSimulator(ChunkedSimulator):
             # no joint limits: the arm is dragged by its hand, and goes as fast as that
         )
         landmarks = (
-            Landmark("object", "sim_state", _list_columns(OBJECT)),
-            Landmark("goal", "sim_state", _list_columns(GOAL)),
+            Landmark("object", "sim_state", list_columns(OBJECT)),
+            Landmark("goal", "sim_state", list_columns(GOAL)),
             Landmark("effector", "proprio", (0, 1, 2)),
         )
         return SimulatorSpec(
@@ -218,8 +219,3 @@ class MetaWorldSimulator(ChunkedSimulator):
             images = [scene.render(camera.name, width, height) for scene in self._running]
             frames[camera.name] = average_blocks(torch.from_numpy(np.stack(images)), scale)
         return frames
-
-
-def _list_columns(part: slice) -> tuple[int, ...]:
-    """Columns of the high floats, which come first in a state."""
-    return tuple(range(part.start, part.stop))
