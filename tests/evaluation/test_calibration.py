@@ -31,6 +31,18 @@ def test_calibration_trusts_the_policys_own_episodes_when_there_are_enough() -> 
     assert calibrate({}) == Calibration()
 
 
+def test_a_head_that_reads_states_is_taken_at_its_word() -> None:
+    """Seven of ten failures that it calls solved change nothing; the expected PSNR is calibrated as ever."""
+    wrong = make_episodes([4.0] * 7 + [-4.0] * 3 + [4.0] * 10, [0] * 10 + [1] * 10)
+    expected = compute_mean_psnr(wrong.branches) + 3.0
+    wrong = replace(wrong, branches=replace(wrong.branches, expected_psnr_db=expected))
+    read = calibrate({"on_policy": wrong}, reads_states=True)
+    assert (read.scale, read.bias, read.threshold) == (1.0, 0.0, 0.5)
+    fitted = calibrate({"on_policy": wrong})
+    assert fitted.threshold != 0.5
+    assert read.psnr_bias_db == fitted.psnr_bias_db == pytest.approx(3.0, abs=1e-3)
+
+
 @pytest.mark.parametrize(("num_failures", "num_successes", "is_enough"), [(8, 8, True), (7, 9, False), (9, 7, False)])
 def test_eight_episodes_of_each_outcome_are_enough(num_failures: int, num_successes: int, is_enough: bool) -> None:
     wrong = make_episodes([4.0] * num_failures + [-4.0] * num_successes, [0] * num_failures + [1] * num_successes)

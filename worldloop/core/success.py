@@ -76,7 +76,7 @@ def classify_outcome(
 
 @dataclass(frozen=True)
 class Calibration:
-    """How to read the success and error heads, fitted on held-out imagined frames.
+    """How to read the success and error heads, fitted on held-out imagined frames; see `evaluation.calibration`.
 
     Success (Platt scaling): p = sigmoid(scale * logit + bias), and a frame shows a success if p >= threshold. Error:
     ``psnr_bias_db`` is subtracted from a frame's expected PSNR; a frame below ``floor_db`` then counts as uncertain.

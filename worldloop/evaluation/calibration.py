@@ -1,7 +1,7 @@
 """Calibrate a world model's heads on held-out episodes, and decide whether to trust the model.
 
-Calibration uses the policy's own episodes if there are enough of both outcomes, since the success head will judge such
-episodes; else it uses all. Trust needs the policy's own episodes.
+Success heads that read states are not calibrated, see `calibrate`. For others the policy's own episodes count if there
+are enough of both outcomes, since the head will judge such episodes; else all. Trust needs the policy's own episodes.
 """
 
 from __future__ import annotations
@@ -37,17 +37,22 @@ def choose_sources(by_source: Mapping[str, ImaginedEpisodes]) -> tuple[str, ...]
     return ("on_policy",) if is_enough else tuple(by_source)
 
 
-def calibrate(by_source: Mapping[str, ImaginedEpisodes], floor_quantile: float = 0.05) -> Calibration:
+def calibrate(
+    by_source: Mapping[str, ImaginedEpisodes], floor_quantile: float = 0.05, reads_states: bool = False
+) -> Calibration:
     """Calibrate on the sources of `choose_sources`.
 
-    - Success: see `fit_calibration`.
+    - Success: see `fit_calibration`. A head that ``reads_states`` keeps its own probabilities and the threshold 1/2:
+      in recorded episodes success often slips from an imagined hand. A threshold that was fitted to them declared
+      states solved to which the head itself gives .0002 (PickCube-v1, one seed of three, experiment 030).
     - ``psnr_bias_db``: the mean of expected minus actual PSNR over valid frames.
     - ``floor_db``: the quantile ``floor_quantile``, in [0, 1), of the expected PSNR minus that bias.
     """
     chosen = [by_source[name] for name in choose_sources(by_source)]
     if not chosen:
         return Calibration()
-    success = fit_calibration(np.concatenate([e.logit for e in chosen]), np.concatenate([e.is_success for e in chosen]))
+    logit, is_success = (np.concatenate([getattr(e, name) for e in chosen]) for name in ("logit", "is_success"))
+    success = Calibration() if reads_states else fit_calibration(logit, is_success)
     expected, actual = (torch.cat(parts) for parts in zip(*(_pair_psnr(e.branches) for e in chosen), strict=True))
     if not len(expected):
         return success

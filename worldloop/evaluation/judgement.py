@@ -170,14 +170,15 @@ def judge_world_model(
     floor_quantile: float,
     required_auc: float,
     actions_only: Mapping[str, np.ndarray | None] | None = None,
+    reads_states: bool = False,
 ) -> WorldModelCheck:
     """Calibrate on ``imagined`` episodes of ``task`` in ``dataset``, judge each source, and decide on trust.
 
-    ``horizons`` and ``actions_only`` (see `judge_episodes`) are by source; for ``floor_quantile`` see `calibrate`, for
-    ``required_auc`` see `judge_trust`.
+    ``horizons`` and ``actions_only`` (see `judge_episodes`) are by source; for ``floor_quantile`` and
+    ``reads_states`` see `calibrate`, for ``required_auc`` see `judge_trust`.
     """
-    calibration = calibrate(imagined, floor_quantile)
-    calibrated_on = choose_sources(imagined)
+    calibration = calibrate(imagined, floor_quantile, reads_states)
+    calibrated_on = () if reads_states else choose_sources(imagined)
     judgements = {
         name: judge_episodes(
             episodes,

@@ -112,6 +112,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
                 name: score_recorded_actions(train, held_out, task, name, own, context)
                 for name, own in imagined.items()
             },
+            reads_states=world_model.landmarks is not None,
         )
 
     videos = choose_all_videos(checks, config.num_videos)
