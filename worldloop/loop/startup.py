@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from worldloop.config.schema import LoopConfig
+from worldloop.core.device import choose_device
 from worldloop.core.errors import WorldloopError
 from worldloop.core.interfaces import GatedPolicy, Policy, WorldModel
 from worldloop.core.packages import require_importable, require_packages
@@ -33,11 +34,13 @@ POLICY_MEMBERS = (
 
 
 def check_run_can_start(config: LoopConfig) -> None:
-    """Raise `WorldloopError` if a class lacks something, a package or a video is missing, or sizes do not fit.
+    """Raise `WorldloopError` if a class lacks something, a package, a GPU or a video is missing, or sizes do not fit.
 
     Reads the recording's metadata or inspects the simulator's class, and builds the networks once. Starts no simulator.
     """
     require_packages(*PACKAGES, *(["ray"] if config.runtime == "ray" else []))
+    if config.runtime == "inline":  # with Ray a stage may run on another machine
+        choose_device(config.resources.device)
     try:
         if config.source != "simulator":
             _check_recording(config)
