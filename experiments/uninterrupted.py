@@ -24,7 +24,7 @@ from worldloop.core.statistics import estimate_over_seeds, paired_gain, wilson_i
 from worldloop.evaluation.closed_loop import judge_closed_loop
 from worldloop.stages import collect_episodes, improve_policy
 from worldloop.stages.context import StageContext
-from worldloop.stages.improvement.grpo import improve_in_imagination
+from worldloop.stages.improvement.grpo import improve_by_grpo
 from worldloop.storage.run_state import LoopState
 
 SETTINGS = [
@@ -78,7 +78,17 @@ def configure_arm(task: str, seed: int, overrides: list[str], arm: str, settings
 
 
 def learn(state: LoopState, context: StageContext) -> LoopState:
-    """Collect noisy replays if any are wanted, fit and check the world model, and run GRPO in it; each of them once."""
+    """`fit_once`, then GRPO in that world model, once."""
+    state = fit_once(state, context)
+    if not context.models.has(POLICIES["after"]):
+        config = context.config_of(improve_policy.Config)
+        state = replace(state, start=state.clone, newest=state.clone)
+        improve_by_grpo(state, config, context, context.spec.task_ids, POLICIES["after"])
+    return state
+
+
+def fit_once(state: LoopState, context: StageContext) -> LoopState:
+    """Collect noisy replays if any are wanted, fit and check the world model; each of them once."""
     kept = context.models.run_dir / "checked.json"
     if kept.exists():
         state = LoopState.from_dict(json.loads(kept.read_text()))
@@ -87,10 +97,6 @@ def learn(state: LoopState, context: StageContext) -> LoopState:
             state = replace(state, dataset=add_noisy_replays(number, state, context))
         state = run_stage("check_world_model", run_stage("fit_world_model", state, context), context)
         write_file(kept, to_json(state.to_dict()), kept.name)
-    if not context.models.has(POLICIES["after"]):
-        config = context.config_of(improve_policy.Config)
-        state = replace(state, start=state.clone, newest=state.clone)
-        improve_in_imagination(state, config, context, context.spec.task_ids, POLICIES["after"])
     return state
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lerobot import make_smolvla_config
+from tiny_lerobot import DIFFUSION, make_smolvla_config
 
 from worldloop.__main__ import main
 from worldloop.config.loading import load_config
@@ -140,6 +140,27 @@ def test_grpo_improves_a_smolvla_with_random_steps(tmp_path: Path) -> None:
     assert improved["simulated_success"]["n"] == 10
     assert {"first_update", "last_update"} <= set(improved["imagined_success_in_training"])
     assert isinstance(load_policy(run / "checkpoints/iteration_001/policy_after_002"), LikelihoodPolicy)
+
+
+@pytest.mark.slow
+def test_a_diffusion_policy_learns_in_the_world_model(tmp_path: Path) -> None:
+    """It has no density, and imitates four actions at once where it acts in two."""
+    sizes = {name: "null" if value is None else value for name, value in DIFFUSION.items()}
+    chosen = ["policy.kind=lerobot", "policy.lerobot.type=diffusion", "improve_policy.method=imitate_imagined"]
+    chosen += [f"policy.lerobot.config.{name}={value}" for name, value in sizes.items()]
+    few = ["fit_world_model.num_steps=12", "check_world_model.probe_steps=5", "check_closed_loop.num_states=2"]
+    few += ["improve_policy.num_imagined_groups=8", "check_closed_loop.num_training_states=2"]
+    few += ["check_world_model.required_auc=0", "improve_policy.num_candidates=1", "improve_policy.restart_from=policy"]
+    config = load_config(ROOT / "configs/debug.yaml", [*SMALL, *few, *chosen, f"run_root={tmp_path}"])
+    run = run_loop(config).path
+    improved = json.loads((run / "results.json").read_text())["iterations"][1]
+    assert improved["imagined_frames"] > 0
+    clone, tuned = (
+        load_policy(run / "checkpoints" / path) for path in ("iteration_000/policy", "iteration_001/policy_after_010")
+    )
+    assert isinstance(tuned, LeRobotPolicy)
+    assert (tuned.chunk_length, tuned.imitation_length) == (2, 4)
+    assert any(not torch.equal(a, b) for a, b in zip(clone.parameters(), tuned.parameters(), strict=True))
 
 
 def test_grpo_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:

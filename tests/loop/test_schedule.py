@@ -58,6 +58,10 @@ def without_collecting(stages: tuple[str, ...]) -> tuple[str, ...]:
             ),
         ),
         (CONTROL, (FIRST, IMITATION, without_collecting(IMITATION))),
+        (
+            ["improve_policy.method=imitate_imagined"],  # critics are GRPO's
+            (FIRST, (*FITTING, *POLICY), without_collecting((*FITTING, *POLICY))),
+        ),
         ([*CONTROL, *STUDENT], (FIRST, IMITATION, without_collecting(IMITATION))),  # nothing to distil
         (
             ["policy.kind=harmowam", "improve_policy.method=imitate_successes", "num_iterations=1"],

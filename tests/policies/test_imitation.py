@@ -19,6 +19,7 @@ from worldloop.policies.imitation import (
     ConditionedImitationObjective,
     ImitationConfig,
     ImitationObjective,
+    LabelledWithImagined,
     WithImagined,
     fit_by_conditioned_imitation,
     fit_by_imitation,
@@ -244,7 +245,7 @@ def imagine(num_rows: int) -> tuple[ImitationBatch, Tensor]:
 def test_a_share_of_every_batch_is_imagined(share: float, expected: int) -> None:
     chunks, is_good = imagine(6)
     real = Labelled()
-    source = WithImagined(real, chunks, is_good, share)
+    source = LabelledWithImagined(real, chunks, torch.ones(6), share, is_good)
     seen = set()
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
@@ -259,9 +260,20 @@ def test_a_share_of_every_batch_is_imagined(share: float, expected: int) -> None
     assert torch.equal(source.images()["cam"], real.images()["cam"])
 
 
+def test_imagined_chunks_are_drawn_by_their_weights() -> None:
+    chunks, _ = imagine(4)
+    source = WithImagined(Doubling(), chunks, torch.tensor([1.0, 0.0, 2.0, 1.0]), share=0.5)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([source.sample(generator, 80, 3).actions[40:, 0, 0] for _ in range(50)]) - 100
+    counts = torch.bincount(drawn.long(), minlength=4) / len(drawn)
+    assert counts.tolist() == pytest.approx([0.25, 0.0, 0.5, 0.25], abs=0.03)
+
+
 def test_where_nothing_was_imagined_all_is_real() -> None:
     real = Labelled()
-    batch, is_good = WithImagined(real, *imagine(0), share=0.5).sample(torch.Generator().manual_seed(0), 8, 3)
+    chunks, no_labels = imagine(0)
+    source = LabelledWithImagined(real, chunks, torch.zeros(0), 0.5, no_labels)
+    batch, is_good = source.sample(torch.Generator().manual_seed(0), 8, 3)
     expected, labels = Labelled().sample(torch.Generator().manual_seed(0), 8, 3)
     assert torch.equal(batch.actions, expected.actions)
     assert torch.equal(is_good, labels)
@@ -316,6 +328,7 @@ def test_an_interrupted_conditioned_fit_ends_in_the_same_weights(tmp_path: Path)
 
 
 def test_imagined_chunks_are_as_long_as_those_to_imitate() -> None:
-    source = WithImagined(Labelled(), *imagine(6), share=0.5)
+    chunks, is_good = imagine(6)
+    source = LabelledWithImagined(Labelled(), chunks, torch.ones(6), 0.5, is_good)
     with pytest.raises(WorldloopError, match="imitates chunks of 6 actions, and imagined ones have 3"):
         source.sample(torch.Generator().manual_seed(0), 8, 6)

@@ -1,11 +1,13 @@
 """What improves a policy: where GRPO starts, which candidates it leaves, and when there are none."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hand_rollouts import make_chunk, make_rollout, make_step
 from hand_specs import make_spec
 from reporters import RecordingReporter
 
@@ -23,7 +25,8 @@ from worldloop.sans.imitation import EVERY_SUCCESS
 from worldloop.stages import clone_policy, improve_policy, seed_dataset
 from worldloop.stages.context import StageContext
 from worldloop.stages.improvement import config as improvement_config
-from worldloop.stages.improvement import grpo
+from worldloop.stages.improvement import grpo, imagined
+from worldloop.stages.improvement.rounds import run_round
 from worldloop.storage.run_state import LoopState
 from worldloop.value.categorical import CategoricalCritic
 
@@ -176,7 +179,7 @@ def test_a_policy_without_likelihoods_is_sent_to_imitation(
     monkeypatch.setattr(
         "worldloop.factory.models.checkpoints.load_policy", lambda directory, **_: torch.nn.Linear(1, 1)
     )
-    with pytest.raises(WorldloopError, match=r"Linear is no LikelihoodPolicy: use .*method=imitate_successes"):
+    with pytest.raises(WorldloopError, match=r"Linear is no LikelihoodPolicy: use .*method=imitate_imagined"):
         improvement.run()
 
 
@@ -230,6 +233,69 @@ def test_viva_values_imagined_rollouts_too(improvement: Improvement) -> None:
     assert not torch.equal(improvement.weights(state.newest), improvement.weights("policy"))
 
 
+# --- imitation of what succeeds in imagination ---------------------------------------------------------------------
+
+
+IMAGINED = (
+    "improve_policy.method=imitate_imagined",
+    "improve_policy.num_imagined_groups=16",
+    "improve_policy.num_imitation_steps=3",
+    "improve_policy.imagined_share=1",
+)
+EASY = Calibrations({TASK: Calibration(threshold=0.5)})  # some of what a model of fresh weights imagines succeeds
+
+
+def test_each_round_imitates_what_succeeds_in_imagination(improvement: Improvement) -> None:
+    state = improvement.run(*IMAGINED, "improve_policy.num_candidates=2", calibrations=EASY)
+    paths = tuple(f"checkpoints/iteration_001/policy_after_00{steps}" for steps in (3, 6))
+    assert state.candidates == paths
+    start, first, last = (improvement.weights(path) for path in ("policy", *paths))
+    assert not torch.equal(start, first)
+    assert not torch.equal(first, last)
+    imagining, training = [(16, "imagined group"), (3, "step")] * 2, improvement.reporter.bars
+    assert [(bar.total, bar.unit) for bar in training] == imagining
+    assert list(improvement.reporter.curves["improve_policy"]) == [0, 3]
+    rates = state.records[1]["imagined_success_in_training"]
+    assert 0 < rates["first_update"] < 1
+    assert 0 < state.records[1]["imagined_frames"] <= 2 * 16 * 4 * 8
+    assert not improvement.context.setup.has_checkpoint("improve_policy")
+
+
+def test_where_nothing_succeeds_real_successes_alone_are_imitated(improvement: Improvement) -> None:
+    """With no imagined chunk in a batch it does not matter how large their share would be."""
+    one = (*IMAGINED, "improve_policy.num_candidates=1")
+    (path,) = improvement.run(*one).candidates
+    weights = improvement.weights(path)
+    assert improvement.reporter.lines[0] == "imagined success 0.000, at least one in 0 of 16 starts"
+    (path,) = improvement.run(*one, "improve_policy.imagined_share=0", calibrations=EASY).candidates
+    assert torch.equal(improvement.weights(path), weights)
+
+
+def test_a_success_is_cut_into_chunks_as_long_as_the_policy_imitates() -> None:
+    """Two chunks of two actions; row 1 ends after its first action, row 2 is not kept, row 3 is cut off."""
+    on, off = [True, True], [False, False]
+    rollout = make_rollout(
+        make_step([[0.1]] * 4, [on, [True, False], on, on]),
+        make_step([[0.1]] * 4, [on, off, on, on]),
+        chunks=[make_chunk(0), make_chunk(1)],
+    )
+    keep = torch.tensor([True, True, False, True])
+    (first, rows), (second, later) = imagined.cut_chunks(rollout, keep, 3, ("cam",))
+    assert rows.tolist() == [0, 1, 3]
+    assert later.tolist() == [0, 3]
+    assert first.actions[..., 0].tolist() == [[0, 1, 100], [10, 11, 110], [30, 31, 130]]
+    assert first.valid.tolist() == [[True] * 3, [True, False, False], [True] * 3]
+    assert second.actions[..., 0].tolist() == [[100, 101, 101], [130, 131, 131]]
+    assert second.valid.tolist() == [[True, True, False]] * 2
+    assert second.observation.env_step.tolist() == [2, 2]
+
+
+def test_starts_count_equally_however_many_of_their_rollouts_succeed() -> None:
+    weights, num_solved = imagined.weigh_starts_equally(torch.tensor([7, 2, 7, 7, 7]))
+    assert weights.tolist() == [0.25, 1.0, 0.25, 0.25, 0.25]
+    assert num_solved == 2
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the stage would imitate and improve, instead of doing so."""
@@ -244,7 +310,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return state
 
     monkeypatch.setattr(clone_policy, "imitate", imitate)
-    monkeypatch.setattr(grpo, "improve_in_imagination", improve)
+    method = replace(improve_policy.METHODS["grpo"], run=partial(run_round, improve=improve))
+    monkeypatch.setitem(improve_policy.METHODS, "grpo", method)
     return calls
 
 
@@ -291,11 +358,11 @@ def test_the_control_imitates_and_imagines_nothing(improvement: Improvement, cal
 @pytest.mark.parametrize(
     ("start", "candidates", "line"),
     [
-        ("policy", (), "no GRPO, the policy stays: too low"),
+        ("policy", (), "no round in the world model, the policy stays: too low"),
         (
             "successes",
             (f"{NAME}_of_successes",),
-            "no GRPO, the only candidate is policy_of_successes: too low",
+            "no round in the world model, the only candidate is policy_of_successes: too low",
         ),
     ],
 )
@@ -321,7 +388,10 @@ def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Impr
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "ppo"}, "method is 'ppo', allowed: grpo, recap, recap_imagined, imitate_successes"),
+        (
+            {"method": "ppo"},
+            "method is 'ppo', allowed: grpo, imitate_imagined, recap, recap_imagined, imitate_successes",
+        ),
         ({"restart_from": "scratch"}, "restart_from is 'scratch', allowed: policy, clone, successes"),
         ({"imagination_horizon": 0}, "imagination_horizon must be at least 1"),
         ({"num_imitation_steps": 0}, "num_imitation_steps must be at least 1"),

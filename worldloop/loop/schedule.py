@@ -23,7 +23,7 @@ def list_stages(config: LoopConfig, iteration: int) -> tuple[str, ...]:
     has_policy = has_simulator or has_robot
     improvement = config.section(improve_policy.Config)
     method = improve_policy.METHODS[improvement.method]
-    uses_value = method.uses_advantages or (method.in_rounds and improvement.uses_value)
+    uses_value = method.uses_advantages or (improvement.method == "grpo" and improvement.uses_value)
     is_aligned = config.section(align_world_model.Config).enabled
     builds_on_world_model = config.uses_planner or is_aligned or (uses_value and config.value.uses_world_model)
     schedule = Schedule(

@@ -48,16 +48,17 @@ class LabelledImitationSource(Protocol):
 
 
 @dataclass(frozen=True)
-class WithImagined:
-    """``source``, with a share of every batch replaced by rows of ``chunks``, whose indicators are ``is_good`` [n].
+class _Mixture[SourceT: (ImitationSource, LabelledImitationSource)]:
+    """``source``, with a share of every batch replaced by rows of ``chunks``.
 
+    A row is drawn with a probability in proportion to its entry in ``weights`` [n].
     The number of such rows is ``share`` times the batch size, rounded. The observations of both have the same cameras
     and context frames, no privileged state, and both or neither say what is an interaction.
     """
 
-    source: LabelledImitationSource
+    source: SourceT
     chunks: ImitationBatch
-    is_good: Tensor
+    weights: Tensor
     share: float
 
     def images(self) -> dict[str, Tensor]:
@@ -66,8 +67,8 @@ class WithImagined:
     def observations(self, block_size: int) -> Iterator[Observation]:
         """Those of the source, then the imagined ones."""
         yield from self.source.observations(block_size)
-        for first in range(0, len(self.is_good), block_size):
-            yield self.chunks.observation.rows(list(range(first, min(first + block_size, len(self.is_good)))))
+        for first in range(0, len(self.weights), block_size):
+            yield self.chunks.observation.rows(list(range(first, min(first + block_size, len(self.weights)))))
 
     def proprio(self) -> Tensor:
         """That of the source: statistics are those of real episodes."""
@@ -77,21 +78,47 @@ class WithImagined:
         """See `proprio`."""
         return self.source.actions()
 
-    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
-        num_imagined = round(self.share * batch_size) if len(self.is_good) else 0
+    def _draw_imagined(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> Tensor:
+        """Rows of ``chunks``, int64 [round(share * batch_size)]."""
+        num_imagined = round(self.share * batch_size) if len(self.weights) else 0
         if num_imagined and chunk_length != (imagined_length := self.chunks.valid.shape[1]):
             raise WorldloopError(
                 f"the policy imitates chunks of {chunk_length} actions, and imagined ones have {imagined_length}: "
-                "make its own chunks as long as chunk_length, or set improve_policy.method=recap"
+                "make its own chunks as long as chunk_length, or improve it by recap or imitate_successes"
             )
-        chosen = torch.randint(len(self.is_good), (num_imagined,), generator=generator) if num_imagined else None
-        if num_imagined == batch_size and chosen is not None:
-            return self.chunks.rows(chosen), self.is_good[chosen]
-        real, is_good = self.source.sample(generator, batch_size - num_imagined, chunk_length)
-        if chosen is None:
-            return real, is_good
+        if num_imagined == 0:
+            return torch.zeros(0, dtype=torch.long)
+        return torch.multinomial(self.weights, num_imagined, replacement=True, generator=generator)
+
+    def _join(self, real: ImitationBatch, chosen: Tensor) -> ImitationBatch:
+        if len(chosen) == 0:
+            return real
         real = replace(real, observation=replace(real.observation, sim_state=None))
-        return ImitationBatch.cat([real, self.chunks.rows(chosen)]), torch.cat([is_good, self.is_good[chosen]])
+        return ImitationBatch.cat([real, self.chunks.rows(chosen)])
+
+
+class WithImagined(_Mixture[ImitationSource]):
+    """An `ImitationSource`, mixed with imagined chunks."""
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> ImitationBatch:
+        chosen = self._draw_imagined(generator, batch_size, chunk_length)
+        if len(chosen) == batch_size:
+            return self.chunks.rows(chosen)
+        return self._join(self.source.sample(generator, batch_size - len(chosen), chunk_length), chosen)
+
+
+@dataclass(frozen=True)
+class LabelledWithImagined(_Mixture[LabelledImitationSource]):
+    """A `LabelledImitationSource`, mixed with imagined chunks, whose indicators are ``is_good`` int64 [n]."""
+
+    is_good: Tensor
+
+    def sample(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> LabelledBatch:
+        chosen = self._draw_imagined(generator, batch_size, chunk_length)
+        if len(chosen) == batch_size:
+            return self.chunks.rows(chosen), self.is_good[chosen]
+        real, is_good = self.source.sample(generator, batch_size - len(chosen), chunk_length)
+        return self._join(real, chosen), torch.cat([is_good, self.is_good[chosen]])
 
 
 @dataclass(frozen=True)
@@ -226,6 +253,25 @@ def fit_by_imitation(
     return _fit(policy, dataset, make_objective, config, setup, reporter, name, first_step)
 
 
+def tune_by_imitation(
+    policy: Policy,
+    dataset: ImitationSource,
+    config: ImitationConfig,
+    generators: Mapping[int, torch.Generator],
+    setup: TrainingSetup,
+    reporter: Reporter,
+    *,
+    name: str,
+    first_step: int,
+) -> Policy:
+    """Train ``policy``, which was trained before, on ``dataset``; its statistics of images and actions stay.
+
+    The training checkpoint ``name`` stays until the caller drops it.
+    """
+    objective = _make(partial(ImitationObjective, policy, dataset, generators, setup.device), config, setup)
+    return _train(policy, objective, config, setup, reporter, name, first_step)
+
+
 def fit_by_conditioned_imitation(
     policy: AdvantageConditionedPolicy,
     dataset: LabelledImitationSource,
@@ -265,9 +311,26 @@ def _fit[PolicyT: Policy, BatchT](
     """
     if config.num_steps == 0:
         return policy
-    size = config.batch_size // setup.num_microbatches
-    objective = make_objective(batch_size=size, precision=config.precision)
+    objective = _make(make_objective, config, setup)
     policy.prepare(dataset)  # on the CPU: it reads many frames at once
+    return _train(policy, objective, config, setup, reporter, name, first_step)
+
+
+def _make[BatchT](
+    make_objective: Callable[..., BatchObjective[BatchT]], config: ImitationConfig, setup: TrainingSetup
+) -> BatchObjective[BatchT]:
+    return make_objective(batch_size=config.batch_size // setup.num_microbatches, precision=config.precision)
+
+
+def _train[PolicyT: Policy, BatchT](
+    policy: PolicyT,
+    objective: BatchObjective[BatchT],
+    config: ImitationConfig,
+    setup: TrainingSetup,
+    reporter: Reporter,
+    name: str,
+    first_step: int,
+) -> PolicyT:
     policy = policy.to(setup.device).train()
     make_optimizer = partial(
         Optimizer, learning_rate=config.learning_rate, num_steps=config.num_steps, weight_decay=config.weight_decay

@@ -29,7 +29,7 @@ from worldloop.evaluation.replayed_rollouts import ReplayedRollouts, replay_imag
 from worldloop.reporting.closed_loop import describe_closed_loop, record_closed_loop, write_closed_loop
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.stages.improvement.config import ImprovementConfig
-from worldloop.stages.improvement.grpo import count_updates, note_distrust
+from worldloop.stages.improvement.rounds import count_steps, note_distrust
 from worldloop.storage.run_state import LoopState
 
 NAME = "check_closed_loop"
@@ -74,10 +74,10 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
         if trust.get(task, Trust(True)).is_trusted:
             trust[task] = judge_closed_loop_trust(judged[task], config.required_auc)
 
-    num_updates = count_updates(state, context.config_of(ImprovementConfig))
+    num_steps = count_steps(state, context.config_of(ImprovementConfig))
     for line in describe_closed_loop(state.newest, judged):
         context.reporter.log(line)
-    write_closed_loop(context.reporter, num_updates, judged)
+    write_closed_loop(context.reporter, num_steps, judged)
     before, is_candidate = state.recorded("closed_loop", {}), state.num_rounds > 0
     record = record_closed_loop(before, state.newest, judged, is_candidate)
     context.models.update_card(state.world_model, calibrations, record["checkpoints"][-1])

@@ -1,20 +1,24 @@
-"""Improve the policy: by GRPO inside the world model, by RECAP, or by imitating every success in SANS (the control).
+"""Improve the policy: by GRPO or imitation inside the world model, by RECAP, or by imitating every success in SANS.
 
-RECAP and imitation run once in an iteration, GRPO several times, see `improvement.grpo`. After every run of GRPO
-`check_closed_loop` may find that the world model is not trusted any more for the newest policy; then no round follows.
+RECAP and the last, which is a control, run once in an iteration. The first two run in rounds, see `improvement.rounds`.
+After every round `check_closed_loop` may find that the world model is not trusted any more for the newest policy; then
+no round follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from worldloop.core.interfaces import AdvantageConditionedPolicy, LikelihoodPolicy, Policy
 from worldloop.stages.context import Schedule, StageContext
 from worldloop.stages.improvement.config import ImprovementConfig as Config
-from worldloop.stages.improvement.grpo import run_grpo
+from worldloop.stages.improvement.grpo import improve_by_grpo
+from worldloop.stages.improvement.imagined import imitate_imagined
 from worldloop.stages.improvement.imitation import imitate_successes
 from worldloop.stages.improvement.recap import run_recap
+from worldloop.stages.improvement.rounds import run_round
 from worldloop.storage.run_state import LoopState
 
 
@@ -43,7 +47,18 @@ class Method:
 
 
 METHODS = {
-    "grpo": Method(run_grpo, LikelihoodPolicy, uses_world_model=True, in_rounds=True),  # type: ignore[type-abstract]
+    "grpo": Method(
+        partial(run_round, improve=improve_by_grpo),
+        LikelihoodPolicy,  # type: ignore[type-abstract]
+        uses_world_model=True,
+        in_rounds=True,
+    ),
+    "imitate_imagined": Method(
+        partial(run_round, improve=imitate_imagined),
+        Policy,  # type: ignore[type-abstract]
+        uses_world_model=True,
+        in_rounds=True,
+    ),
     "recap": Method(run_recap, AdvantageConditionedPolicy, uses_advantages=True),  # type: ignore[type-abstract]
     "recap_imagined": Method(
         run_recap,

@@ -9,7 +9,7 @@ from worldloop.core.errors import require_choice, require_range
 from worldloop.rl.grpo import GrpoConfig
 
 NAME = "improve_policy"  # the stage, and its config section
-METHODS = ("grpo", "recap", "recap_imagined", "imitate_successes")
+METHODS = ("grpo", "imitate_imagined", "recap", "recap_imagined", "imitate_successes")
 STARTS = ("policy", "clone", "successes")
 
 
@@ -18,18 +18,18 @@ class ImprovementConfig(GrpoConfig):
     TRAINS: ClassVar[bool] = True
     MICROBATCHED: ClassVar[tuple[str, ...]] = ("groups_per_update", "minibatch_size")
 
-    method: str = "grpo"  # grpo (in the world model) | recap | recap_imagined (and imagined chunks) | imitate_successes
+    method: str = "grpo"  # grpo | imitate_imagined (both in rounds) | recap | recap_imagined | imitate_successes
     restart_from: str = "successes"  # successes (clone of all in SANS), policy (the current) or clone (iteration 0's)
     mid_episode_share: float = 0.25  # share of groups that start in the middle of a policy episode, in [0, 1]
     imagination_horizon: int = 6  # most chunks of an imagined rollout; drift grows with each chunk
     truncates_uncertain: bool = False  # end a rollout, as a failure, at its first uncertain frame (floor_db)
-    num_candidates: int = 3  # rounds, among which the updates are divided; each gives a candidate for promotion
-    num_imitation_steps: int = 900  # optimizer steps of imitating successes (the clone has fewer episodes)
+    num_candidates: int = 3  # rounds, among which GRPO's updates are divided; each gives a candidate for promotion
+    num_imitation_steps: int = 900  # optimizer steps of imitating successes, real or imagined, the latter in each round
     num_recap_steps: int = 2700  # optimizer steps of recap, which imitates all episodes and learns three indicators
     guidance: float = 1.0  # recap acts by log pi_u + guidance (log pi_c - log pi_u); 1: conditioned on good actions
     indicator_dropout: float = 0.3  # recap learns without the indicator this often, 0 to 1
-    num_imagined_groups: int = 240  # recap_imagined: real states, from each of which group_size chunks are imagined
-    imagined_share: float = 0.25  # recap_imagined: share of a batch that is imagined, 0 to 1
+    num_imagined_groups: int = 240  # *_imagined: real states, from each of which group_size rollouts are imagined
+    imagined_share: float = 0.25  # *_imagined: share of a batch that is imagined, 0 to 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,18 +12,23 @@ from worldloop.core.interfaces import AdvantageConditionedPolicy
 from worldloop.core.randomness import derive_seed
 from worldloop.core.success import Calibrations, Trust
 from worldloop.core.types import OUTCOMES, SOURCES
-from worldloop.policies.imitation import UNKNOWN, LabelledImitationSource, WithImagined, fit_by_conditioned_imitation
+from worldloop.policies.imitation import (
+    UNKNOWN,
+    LabelledImitationSource,
+    LabelledWithImagined,
+    fit_by_conditioned_imitation,
+)
 from worldloop.rl.advantages import compute_group_advantages
 from worldloop.rl.recap import LabelledChunks, label_first_chunks
 from worldloop.rl.reward_context import RewardContext
 from worldloop.rl.rewards import score_rollout
-from worldloop.rollout.groups import GroupedImagination, GroupSettings
 from worldloop.sans.advantages import read_labels
 from worldloop.sans.imitation import EpisodeSelection, ImitationDataset, LabelledImitation
 from worldloop.sans.interaction import find_interaction
 from worldloop.stages import clone_policy, label_advantages
 from worldloop.stages.context import StageContext
 from worldloop.stages.improvement.config import NAME, ImprovementConfig
+from worldloop.stages.improvement.groups import open_groups
 from worldloop.storage.run_directory import name_checkpoint
 from worldloop.storage.run_state import LoopState
 from worldloop.training.resume import TrainingSetup
@@ -61,7 +66,8 @@ def run_recap(state: LoopState, config: ImprovementConfig, context: StageContext
             chunks = imagined.chunks
             if interaction is not None:  # nobody knows of imagined chunks
                 chunks = replace(chunks, is_interaction=torch.full((len(chunks.valid),), UNKNOWN))
-            source = WithImagined(source, chunks, imagined.is_good, config.imagined_share)
+            weights = torch.ones(len(imagined))
+            source = LabelledWithImagined(source, chunks, weights, config.imagined_share, imagined.is_good)
         policy = fit_by_conditioned_imitation(
             policy,
             source,
@@ -90,25 +96,22 @@ def imagine_chunks(state: LoopState, config: ImprovementConfig, context: StageCo
     if not tasks:
         context.reporter.log("no chunks are imagined: the world model is trusted in no task")
         return None
-    world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     policy = context.models.load_policy(state.policy).to(context.device).eval()
     policy.temperature = config.temperature
     calibrations = state.calibrations or Calibrations()
     key = (context.seed, state.iteration, "recap_imagined")
     setup = TrainingSetup(device=context.device)
-    settings = GroupSettings(
+    groups = open_groups(
+        policy,
+        state,
+        config,
+        context,
+        tasks,
+        key,
+        setup,
+        setup.make_generators(*key),
         num_groups=config.num_imagined_groups,
-        tasks=tasks,
-        group_size=config.group_size,
         mid_episode_share=1.0,
-        imagination_horizon=config.imagination_horizon,
-        truncates_uncertain=False,
-        max_imagination_batch=context.max_imagination_batch,
-        key=key,
-    )
-    dataset = context.open_clips(state.dataset, "train")
-    groups = GroupedImagination(
-        policy, world_model, calibrations, dataset, settings, setup, setup.make_generators(*key)
     )
     rollout = groups.imagine(0, 0)
     critics = [context.models.load_critic(path).to(context.device) for path in state.critics]
