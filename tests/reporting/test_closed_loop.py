@@ -71,7 +71,7 @@ def test_curves_are_over_updates_and_each_of_several_tasks_has_its_own() -> None
 
 def test_the_record_holds_every_check_the_last_candidate_and_the_promoted_policy() -> None:
     record = record_closed_loop({}, "start", {"push": GOOD}, is_candidate=False)
-    assert (record["last_candidate"], record["last_candidate_reason"]) == (None, "GRPO has made no candidate")
+    assert (record["last_candidate"], record["last_candidate_reason"]) == (None, "no round has made a candidate")
     record = record_closed_loop(record, "a", {"push": BAD}, is_candidate=True)
     record = record_closed_loop(record, "a", {"push": BAD}, is_candidate=True)
     assert [entry["checkpoint"] for entry in record["checkpoints"]] == ["start", "a"], "a repeated check counts once"

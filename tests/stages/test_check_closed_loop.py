@@ -115,7 +115,7 @@ def test_the_swap_test_takes_apart_what_imagined_pictures_cost(run: Any) -> None
 def test_before_grpo_there_is_no_candidate_and_a_later_check_adds_one(run: Any) -> None:
     state, _ = run(num_rounds=0)
     assert state.records[1]["closed_loop"]["last_candidate"] is None
-    assert state.records[1]["closed_loop"]["last_candidate_reason"] == "GRPO has made no candidate"
+    assert state.records[1]["closed_loop"]["last_candidate_reason"] == "no round has made a candidate"
     later, _ = run(num_rounds=1, newest="checkpoints/iteration_001/policy_after_002", records=state.records)
     record = later.records[1]["closed_loop"]
     assert [entry["checkpoint"] for entry in record["checkpoints"]] == [

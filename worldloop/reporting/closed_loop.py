@@ -89,7 +89,7 @@ def record_closed_loop(
 ) -> dict[str, Any]:
     """The record after the check of ``checkpoint``; ``before`` is the record so far, {} at first.
 
-    ``is_candidate``: GRPO made the checkpoint, so it is the last candidate so far.
+    ``is_candidate``: a round made the checkpoint, so it is the last candidate so far.
     """
     mean = average_closed_loops(list(judged.values()))
     figures = make_record_by_task(mean.to_dict(), {task: own.to_dict() for task, own in judged.items()})
@@ -97,7 +97,7 @@ def record_closed_loop(
     record = dict(before) | {"checkpoints": [*checked, {"checkpoint": checkpoint, **figures}]}
     if is_candidate:
         return record | {"last_candidate": figures}
-    return record | {"last_candidate": None, "last_candidate_reason": "GRPO has made no candidate"}
+    return record | {"last_candidate": None, "last_candidate_reason": "no round has made a candidate"}
 
 
 def record_promoted(before: Mapping[str, Any], policy: str) -> dict[str, Any]:

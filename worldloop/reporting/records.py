@@ -52,7 +52,7 @@ def read_psnr(record: Record) -> float | None:
 def read_closed_loop(record: Record) -> tuple[str, Record] | None:
     """(checkpoint, figures) of the last policy that was checked in the closed loop; ``None`` without a check.
 
-    It is the last candidate if GRPO has made one. With several tasks the figures are means, and have those of each
+    It is the last candidate if a round has made one. With several tasks the figures are means, and have those of each
     under ``tasks``.
     """
     checked = (record.get("closed_loop") or {}).get("checkpoints") or []

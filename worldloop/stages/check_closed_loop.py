@@ -1,6 +1,6 @@
 """Can the world model be trusted where the policy learns? The simulator replays imagined rollouts of the newest policy.
 
-`check_world_model` imagines recorded actions, which carry the outcome with them. Here the policy that GRPO improves
+`check_world_model` imagines recorded actions, which carry the outcome with them. Here the policy that is improved
 next acts on imagined frames, and the simulator says what its actions do (`evaluation.closed_loop`). The stage runs
 before the first round of the improvement and after each.
 
@@ -8,8 +8,8 @@ before the first round of the improvement and after each.
   this policy is imagined wrongly. They also set the threshold from which a success counts: as many successes are
   declared as the replays have. ``max_false_positive_rate`` can make it stricter.
 - Replays from fresh validation states judge the model. If its AUC within groups is below ``required_auc`` in a task, no
-  further round improves the policy there. Nor does it if no two replays from one state ended differently: then GRPO has
-  nothing to learn from.
+  further round improves the policy there. Nor does it if no two replays from one state ended differently: then there is
+  nothing to learn.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Config:
     num_states: int = 25  # fresh validation states of each task per check, to judge by; 0: no check in the closed loop
     num_training_states: int = 10  # fresh training states of each task per check; their episodes enter SANS; 0: none
     group_size: int = 4  # imagined and replayed rollouts per state
-    required_auc: float = 0.6  # least AUC within groups for a further round of GRPO; 0: no rule
+    required_auc: float = 0.6  # least AUC within groups for a further round; 0: no rule
     max_false_positive_rate: float = 1.0  # most failing training replays that may count as successes, a share; 1: any
     swap_test: bool = False  # also let the policy act with one part of what it sees imagined, from the held-out states
     block_size: int = 10  # initial states per simulator call
@@ -88,7 +88,7 @@ def run(state: LoopState, config: Config, context: StageContext) -> LoopState:
 def replay(
     state: LoopState, calibrations: Calibrations, split: Split, num_states: int, config: Config, context: StageContext
 ) -> ReplayedRollouts:
-    """Replay imagined rollouts of ``state.newest`` from fresh states of ``split``, as long as those of GRPO."""
+    """Replay imagined rollouts of ``state.newest`` from fresh states of ``split``, as long as those it learns from."""
     improvement = context.config_of(ImprovementConfig)
     policy = context.models.load_policy(state.newest).to(context.device).eval()
     policy.temperature = improvement.temperature

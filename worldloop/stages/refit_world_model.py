@@ -1,6 +1,6 @@
 """Within an improvement, fit the world model further to what the simulator has just replayed.
 
-The policy moves on with every round of GRPO, to where the world model has seen little: a hand that lands on the cube,
+The policy moves on with every round, to where the world model has seen little: a hand that lands on the cube,
 or presses on the table. `check_closed_loop` adds the replays of the newest policy to SANS. Before the next round this
 stage trains on them and all other episodes: first the proprio head, then video and success. The reader of landmarks
 stays as it is. It works with the world
@@ -25,7 +25,7 @@ NAME = "refit_world_model"
 class Config:
     TRAINS: ClassVar[bool] = True
 
-    num_steps: int = 0  # optimizer steps before each further round of GRPO; 0: the world model stays
+    num_steps: int = 0  # optimizer steps before each further round; 0: the world model stays
     num_proprio_steps: int = 300  # optimizer steps of the proprio head, before those
     learning_rate: float = 4e-4  # peak, AdamW; the proprio head has fit_world_model.proprio_learning_rate
 
