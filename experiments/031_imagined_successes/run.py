@@ -7,7 +7,6 @@ A loop up to its first world model, then each arm from the clone in that model, 
 
 - `grpo`: 28 updates, as in experiment 030
 - `imagined`: two rounds of `imitate_imagined`
-- `shuffled`: one such round, which imitates as many imagined rollouts, drawn at random
 - `real`: as many optimizer steps as one round, on real successes alone
 
 The clone and the policy after each round act greedily on the 200 evaluation states. TASK: push, pull, pick. What was
@@ -53,7 +52,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "imagined": IMITATION,
     "real": IMITATION | {"num_imagined_groups": 24, "imagined_share": 0.0, "num_candidates": 1},
     "grpo": {"num_candidates": 1},
-    "shuffled": IMITATION | {"shuffle_rewards": True, "num_candidates": 1},
 }
 
 

@@ -396,6 +396,7 @@ def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Impr
         ({"imagination_horizon": 0}, "imagination_horizon must be at least 1"),
         ({"num_imitation_steps": 0}, "num_imitation_steps must be at least 1"),
         ({"num_candidates": 5, "num_updates": 4}, r"num_candidates must be in 1\.\.num_updates = 4, got 5"),
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
         ({"mid_episode_share": 1.5}, "mid_episode_share is 1.5"),
         ({"group_size": 1}, "group_size must be at least 2"),
     ],
@@ -403,6 +404,10 @@ def test_only_tasks_in_which_the_model_is_trusted_are_imagined(improvement: Impr
 def test_the_config_names_the_bad_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"improve_policy\.{message}"):
         improve_policy.Config(**changes)
+
+
+def test_rounds_without_updates_may_be_more_than_these() -> None:
+    assert improve_policy.Config(method="imitate_imagined", num_candidates=5, num_updates=4).num_candidates == 5
 
 
 def test_each_method_in_the_config_has_its_code() -> None:

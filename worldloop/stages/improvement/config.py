@@ -35,10 +35,16 @@ class ImprovementConfig(GrpoConfig):
         super().__post_init__()
         require_choice("improve_policy.method", self.method, METHODS)
         require_choice("improve_policy.restart_from", self.restart_from, STARTS)
-        for name in ("imagination_horizon", "num_imitation_steps", "num_recap_steps", "num_imagined_groups"):
+        for name in (
+            "imagination_horizon",
+            "num_candidates",
+            "num_imitation_steps",
+            "num_recap_steps",
+            "num_imagined_groups",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"improve_policy.{name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.num_candidates <= self.num_updates:
+        if self.method == "grpo" and self.num_candidates > self.num_updates:
             bounds = f"1..num_updates = {self.num_updates}"
             raise ValueError(f"improve_policy.num_candidates must be in {bounds}, got {self.num_candidates}")
         require_range("improve_policy.mid_episode_share", self.mid_episode_share, 0, 1)

@@ -1,7 +1,7 @@
 """A round of imitation inside the world model: the policy imitates what succeeds there.
 
 It acts several times from each start, and goes on from its weights by imitating the rollouts whose success is declared:
-rejection sampling, as in RAFT (arXiv:2304.06767). That needs no likelihood, so it improves every policy.
+rejection sampling, as in RAFT (arXiv:2304.06767). That needs no likelihood, so any policy that samples can learn so.
 
 Departures:
 
