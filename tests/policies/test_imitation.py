@@ -98,6 +98,16 @@ def test_a_policy_learns_to_do_what_is_done() -> None:
     assert curve[160]["clone_policy/loss"] < 0.1 * curve[120]["clone_policy/loss"]
 
 
+def test_a_policy_that_goes_on_keeps_its_statistics() -> None:
+    policy, setup = Line(), TrainingSetup()
+    fit_by_imitation(
+        policy, Doubling(), CONFIG, setup.make_generators("test"), setup, RecordingReporter(),
+        name="improve_policy", first_step=0, is_new=False,
+    )  # fmt: skip
+    assert policy.prepared == []
+    assert float(policy.slope) == pytest.approx(2.0, abs=0.15)
+
+
 def test_microbatches_share_a_batch_and_weigh_by_their_valid_actions() -> None:
     dataset = Doubling()
     imitate(Line(), dataset, num_microbatches=4)

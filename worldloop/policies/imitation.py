@@ -244,32 +244,15 @@ def fit_by_imitation(
     *,
     name: str,
     first_step: int,
+    is_new: bool = True,
 ) -> Policy:
-    """Train ``policy``, which has random weights, on ``dataset``.
+    """Train ``policy`` on ``dataset``.
 
-    The training checkpoint ``name`` stays until the caller drops it.
+    A policy with random weights, ``is_new``, is prepared for ``dataset`` first. One that goes on keeps its statistics,
+    e.g. of images. The training checkpoint ``name`` stays until the caller drops it.
     """
     make_objective = partial(ImitationObjective, policy, dataset, generators, setup.device)
-    return _fit(policy, dataset, make_objective, config, setup, reporter, name, first_step)
-
-
-def tune_by_imitation(
-    policy: Policy,
-    dataset: ImitationSource,
-    config: ImitationConfig,
-    generators: Mapping[int, torch.Generator],
-    setup: TrainingSetup,
-    reporter: Reporter,
-    *,
-    name: str,
-    first_step: int,
-) -> Policy:
-    """Train ``policy``, which was trained before, on ``dataset``; its statistics of images and actions stay.
-
-    The training checkpoint ``name`` stays until the caller drops it.
-    """
-    objective = _make(partial(ImitationObjective, policy, dataset, generators, setup.device), config, setup)
-    return _train(policy, objective, config, setup, reporter, name, first_step)
+    return _fit(policy, dataset if is_new else None, make_objective, config, setup, reporter, name, first_step)
 
 
 def fit_by_conditioned_imitation(
@@ -297,7 +280,7 @@ def fit_by_conditioned_imitation(
 
 def _fit[PolicyT: Policy, BatchT](
     policy: PolicyT,
-    dataset: ImitationSource,
+    dataset: ImitationSource | None,
     make_objective: Callable[..., BatchObjective[BatchT]],
     config: ImitationConfig,
     setup: TrainingSetup,
@@ -305,32 +288,16 @@ def _fit[PolicyT: Policy, BatchT](
     name: str,
     first_step: int,
 ) -> PolicyT:
-    """Train ``policy`` on ``make_objective(batch_size=, precision=)``, after preparing it for ``dataset``.
+    """Train ``policy`` on ``make_objective(batch_size=, precision=)``, after preparing it for ``dataset``, if given.
 
     Without a step to train, ``policy`` is returned as it is.
     """
     if config.num_steps == 0:
         return policy
-    objective = _make(make_objective, config, setup)
-    policy.prepare(dataset)  # on the CPU: it reads many frames at once
-    return _train(policy, objective, config, setup, reporter, name, first_step)
-
-
-def _make[BatchT](
-    make_objective: Callable[..., BatchObjective[BatchT]], config: ImitationConfig, setup: TrainingSetup
-) -> BatchObjective[BatchT]:
-    return make_objective(batch_size=config.batch_size // setup.num_microbatches, precision=config.precision)
-
-
-def _train[PolicyT: Policy, BatchT](
-    policy: PolicyT,
-    objective: BatchObjective[BatchT],
-    config: ImitationConfig,
-    setup: TrainingSetup,
-    reporter: Reporter,
-    name: str,
-    first_step: int,
-) -> PolicyT:
+    size = config.batch_size // setup.num_microbatches
+    objective = make_objective(batch_size=size, precision=config.precision)
+    if dataset is not None:
+        policy.prepare(dataset)  # on the CPU: it reads many frames at once
     policy = policy.to(setup.device).train()
     make_optimizer = partial(
         Optimizer, learning_rate=config.learning_rate, num_steps=config.num_steps, weight_decay=config.weight_decay

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldloop.core.interfaces import Policy
 from worldloop.core.types import ImitationBatch, Rollout
-from worldloop.policies.imitation import UNKNOWN, WithImagined, tune_by_imitation
+from worldloop.policies.imitation import UNKNOWN, WithImagined, fit_by_imitation
 from worldloop.rl.advantages import shuffle_rows
 from worldloop.rollout.groups import GroupedImagination
 from worldloop.sans.imitation import EVERY_SUCCESS, ImitationDataset
@@ -59,7 +59,7 @@ def imitate_imagined(
     chunks = successes.chunks
     if chunks is not None and interaction is not None:  # nobody knows of imagined chunks
         chunks = replace(chunks, is_interaction=torch.full((len(chunks.valid),), UNKNOWN))
-    tuned = tune_by_imitation(
+    tuned = fit_by_imitation(
         policy,
         real if chunks is None else WithImagined(real, chunks, successes.weights, config.imagined_share),
         replace(
@@ -72,6 +72,7 @@ def imitate_imagined(
         context.reporter,
         name=NAME,
         first_step=count_steps(state, config),
+        is_new=False,
     )
     context.models.save_policy(tuned, path)
     context.setup.drop_checkpoint(NAME)
