@@ -1,4 +1,4 @@
-"""Experiment 031: does a policy learn more by imitating what succeeds in imagination than by GRPO?
+"""Experiment 031: does a policy get better by imitating what succeeds in imagination?
 
     python experiments/031_imagined_successes/run.py measure TASK [key=value ...] [--seeds 0 1 2] [--arms imagined ...]
     python experiments/031_imagined_successes/run.py report [key=value ...]      # result.json, success.png
