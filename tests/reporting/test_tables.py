@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hand_records import GATE, PLANS
 
 from worldloop.__main__ import main
 from worldloop.core.statistics import Rate
@@ -182,6 +183,22 @@ def _plural_record() -> dict[str, object]:
         "reward_alignment": _alignment(0.9), "psnr_db": 23.0, "ssim": 0.75,
         "promoted": False, "imagined_frames": 100, "improvement_skipped": f"{LONG}: AUC too low", "tasks": tasks,
     }  # fmt: skip
+
+
+def test_inverse_dynamics_planner_and_gate_are_told(tmp_path: Path) -> None:
+    results = {"schema_version": 1, "iterations": [_plural_record() | PLANS | GATE]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    lines = format_report(tmp_path).splitlines()
+    first = lines.index("inverse_dynamics 1, explained: joints 0.700 (0.600, 0.800)")
+    assert lines[first + 1 : first + 8] == [
+        "  actions -, n 90",
+        "  successes followed 0.470 (0.400, 0.540)",
+        "planner 1, success 0.340 (0.280, 0.410)",
+        "  PSNR 19.0 dB, standing still 19.8 dB, n 52",
+        "gate 1, scripted  agrees 0.900 (0.850, 0.940)",
+        "  always the same answer 0.700, n 12",
+        "",
+    ]
 
 
 def test_several_tasks_have_a_row_each_below_their_mean(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def format_report(run_dir: Path) -> str:
         *_language_lines(results),
         *_robot_lines(results),
         *_alignment_lines(results),
+        *_video_lines(results),
         *_timing_lines(directory.read_timings()),
     ]
     lines.append(f"dashboards: tensorboard --logdir {run_dir / 'tensorboard'}")
@@ -123,6 +124,35 @@ def _alignment_lines(results: dict[str, Any]) -> list[str]:
                 if own.get("psnr_db") is not None:
                     lines += put_name_before(_show_fidelity(own) + _mark(task, worst), task, 25)
     return [*lines, ""] if lines else []
+
+
+def _video_lines(results: dict[str, Any]) -> list[str]:
+    """What inverse dynamics, planner and gate were found to be worth, in runs that have them."""
+    lines = []
+    for entry in results["iterations"]:
+        number = entry["iteration"]
+        for name, found in (entry.get("inverse_dynamics_check") or {}).items():
+            explained = {part: _show_value(found["explained"].get(part)) for part in ("joints", "actions")}
+            lines.append(f"{name} {number}, explained: joints {explained['joints']}")
+            lines.append(f"  actions {explained['actions']}, n {found['num_episodes']}")
+            lines.append(f"  successes followed {_show_rate(found['followed'])}")
+        if found := entry.get("planner_check"):
+            lines.append(f"planner {number}, success {_show_rate(found['success'])}")
+            if plans := found.get("plans"):
+                psnr, still = (_show_db(plans.get(name)) for name in ("psnr_db", "still_psnr_db"))
+                lines.append(f"  PSNR {psnr}, standing still {still}, n {plans['n']}")
+        for source, judged in (entry.get("gate_check") or {}).items():
+            lines.append(f"gate {number}, {source:<9} agrees {_show_value(judged['accuracy'])}")
+            lines.append(f"  always the same answer {judged['floor']:.3f}, n {judged['num_episodes']}")
+    return [*lines, ""] if lines else []
+
+
+def _show_db(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None else f"{figure['value']:.1f} dB"
+
+
+def _show_rate(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None else show_interval(figure, "rate")
 
 
 def _closed_loop_lines(model: str, entry: Record) -> list[str]:
