@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from http.client import HTTPConnection
+from typing import Any
 
 SECRET = "very-secret-access-key"
 ENVIRONMENT = {
@@ -25,6 +27,7 @@ class S3Server:
     def __init__(self) -> None:
         from moto.server import ThreadedMotoServer
 
+        _make_puts_atomic()
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
         self.port = int(self._server.get_host_and_port()[1])
@@ -57,6 +60,20 @@ class S3Server:
 
     def stop(self) -> None:
         self._server.stop()
+
+
+@cache
+def _make_puts_atomic() -> None:
+    """As in S3. moto asks whether an object is there and stores it later: on a busy machine two writers found none."""
+    from moto.s3.responses import S3Response
+
+    lock, put = threading.Lock(), S3Response.put_object
+
+    def put_alone(self: S3Response) -> Any:
+        with lock:
+            return put(self)
+
+    S3Response.put_object = put_alone
 
 
 class CuttingProxy:

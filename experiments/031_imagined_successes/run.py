@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from common import fork_run, locate_run, open_context, run_until  # noqa: E402
 from judged_loops import COMMON  # noqa: E402
-from trust_loops import SEEDS, TASKS, configure, evaluate_arm, measure_or_report  # noqa: E402
+from trust_loops import SEEDS, TASKS, begin_arm, configure, evaluate_arm, measure_or_report  # noqa: E402
 from uninterrupted import configure_arm, fit_once  # noqa: E402
 
 from worldloop.core.files import to_json, write_file  # noqa: E402
@@ -80,6 +80,7 @@ def improve(arm: str, state: LoopState, context: StageContext, measured: dict[st
         name = f"{arm}_{number + 1}"
         path = f"checkpoints/{name}"
         if not context.models.has(path):
+            begin_arm(context.models.run_dir, name)
             record = run(state, config, context, context.spec.task_ids, path).records[state.iteration]
             measured["imagined"][name] = record["imagined_success_in_training"]
             write_file(out, to_json(measured), out.name)

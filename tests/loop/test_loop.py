@@ -235,7 +235,7 @@ def test_a_loop_with_harmowam_killed_in_its_own_stages_gives_the_same_results(tm
 
 def test_harmowam_cannot_be_improved_by_likelihood_ratios(tmp_path: Path) -> None:
     config = load_config(DEBUG, [f"run_root={tmp_path}", "policy.kind=harmowam"])
-    message = "harmowam lacks log_prob, which improve_policy.method=grpo needs: set improve_policy.method to recap or "
+    message = "harmowam lacks log_prob, which improve_policy.method=grpo needs: set improve_policy.method to imitate_im"
     with pytest.raises(WorldloopError, match=message):
         run_loop(config)
     assert not list(tmp_path.iterdir())

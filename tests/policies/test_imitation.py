@@ -251,7 +251,7 @@ def imagine(num_rows: int) -> tuple[ImitationBatch, Tensor]:
     return replace(batch, actions=(100.0 + rows)[:, None, None].expand(-1, 3, 1)), (rows % 2 == 0).long()
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.25, 2), (0.0, 0), (1.0, 8)])
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 2), (0.01, 1), (0.0, 0), (1.0, 8)])
 def test_a_share_of_every_batch_is_imagined(share: float, expected: int) -> None:
     chunks, is_good = imagine(6)
     real = Labelled()

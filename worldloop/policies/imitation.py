@@ -52,8 +52,9 @@ class _Mixture[SourceT: (ImitationSource, LabelledImitationSource)]:
     """``source``, with a share of every batch replaced by rows of ``chunks``.
 
     A row is drawn with a probability in proportion to its entry in ``weights`` [n].
-    The number of such rows is ``share`` times the batch size, rounded. The observations of both have the same cameras
-    and context frames, no privileged state, and both or neither say what is an interaction.
+    The number of such rows is ``share`` times the batch size, rounded, and at least one unless ``share`` is 0. The
+    observations of both have the same cameras and context frames, no privileged state, and both or neither say what is
+    an interaction.
     """
 
     source: SourceT
@@ -80,7 +81,7 @@ class _Mixture[SourceT: (ImitationSource, LabelledImitationSource)]:
 
     def _draw_imagined(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> Tensor:
         """Rows of ``chunks``, int64 [round(share * batch_size)]."""
-        num_imagined = round(self.share * batch_size) if len(self.weights) else 0
+        num_imagined = max(1, round(self.share * batch_size)) if self.share and len(self.weights) else 0
         if num_imagined and chunk_length != (imagined_length := self.chunks.valid.shape[1]):
             raise WorldloopError(
                 f"the policy imitates chunks of {chunk_length} actions, and imagined ones have {imagined_length}: "

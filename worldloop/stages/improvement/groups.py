@@ -27,10 +27,11 @@ def open_groups(
     *,
     num_groups: int,
     mid_episode_share: float | None = None,
+    truncates_uncertain: bool | None = None,
 ) -> GroupedImagination:
     """Groups of ``policy`` in ``state.world_model``: ``num_groups`` in each microbatch and round, seeded by ``key``.
 
-    ``mid_episode_share`` is the config's unless it is given.
+    ``mid_episode_share`` and ``truncates_uncertain`` are the config's unless they are given.
     """
     world_model = context.models.load_world_model(state.world_model).to(context.device).for_imagination()
     settings = GroupSettings(
@@ -39,7 +40,7 @@ def open_groups(
         group_size=config.group_size,
         mid_episode_share=config.mid_episode_share if mid_episode_share is None else mid_episode_share,
         imagination_horizon=config.imagination_horizon,
-        truncates_uncertain=config.truncates_uncertain,
+        truncates_uncertain=config.truncates_uncertain if truncates_uncertain is None else truncates_uncertain,
         max_imagination_batch=context.max_imagination_batch,
         key=key,
     )

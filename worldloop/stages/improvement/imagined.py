@@ -6,7 +6,8 @@ rejection sampling, as in RAFT (arXiv:2304.06767). That needs no likelihood, so 
 Departures:
 
 1. A share of every batch are successes in the real simulator.
-2. All starts in which a rollout succeeds count equally, however many of their rollouts do.
+2. All starts in which a rollout succeeds count equally, however many of their rollouts do, and all tasks likewise.
+3. A round's learning rate decays from ``learning_rate``, and the last weights count, not averaged ones.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def imitate_imagined(
     policy.temperature = config.temperature
     key = (context.seed, state.iteration, NAME, state.num_rounds)
     setup = TrainingSetup(device=context.device)  # every rank imagines the same
-    at_once = config.groups_per_update
+    at_once = config.groups_per_update // context.setup.num_microbatches
     num_times = -(-config.num_imagined_groups // at_once)
     groups = open_groups(
         policy, state, config, context, tasks, key, setup, setup.make_generators(*key), num_groups=at_once
     )
     successes = imagine_successes(groups, num_times, policy, config.shuffle_rewards, context)
+    del groups  # and with it the world model, before the fit
     share = f"{successes.num_solved} of {num_times * at_once} starts"
     context.reporter.log(f"imagined success {successes.success_rate:.3f}, at least one in {share}")
 
@@ -108,6 +110,7 @@ def imagine_successes(
     """
     parts: list[ImitationBatch] = []
     starts: list[Tensor] = []
+    tasks: list[str] = []
     num_rows = num_successes = num_frames = 0
     actions_per_frame = context.spec.actions_per_frame
     with context.reporter.progress(num_times * groups.settings.num_groups, "imagined group") as progress:
@@ -121,10 +124,11 @@ def imagine_successes(
             for batch, rows in cut_chunks(rollout, success, policy.imitation_length, policy.spec.robot.camera_names):
                 parts.append(batch)
                 starts.append(rollout.group_id[rows] + number * groups.settings.num_groups)
+                tasks += batch.observation.task
             progress.advance(groups.settings.num_groups, success=num_successes / num_rows)
     if not parts:
         return ImaginedSuccesses(None, torch.zeros(0), 0, 0.0, num_frames)
-    weights, num_solved = weigh_starts_equally(torch.cat(starts))
+    weights, num_solved = weigh_starts_equally(torch.cat(starts), tasks)
     return ImaginedSuccesses(ImitationBatch.cat(parts), weights, num_solved, num_successes / num_rows, num_frames)
 
 
@@ -148,7 +152,14 @@ def cut_chunks(
             yield ImitationBatch(seen, actions[rows][:, at], is_valid), rows
 
 
-def weigh_starts_equally(starts: Tensor) -> tuple[Tensor, int]:
-    """Weights f32 [n] with an equal sum for each of the numbers in ``starts`` int64 [n], and how many they are."""
+def weigh_starts_equally(starts: Tensor, tasks: Sequence[str]) -> tuple[Tensor, int]:
+    """Weights f32 [n] of rows, and how many numbers ``starts`` int64 [n] has.
+
+    Their sum is 1 for each of the n ``tasks``, and the same for each start of a task.
+    """
     _, inverse, counts = starts.unique(return_inverse=True, return_counts=True)
-    return 1 / counts[inverse], len(counts)
+    weights = 1 / counts[inverse]
+    for task in set(tasks):
+        own = torch.tensor([name == task for name in tasks])
+        weights[own] /= weights[own].sum()
+    return weights, len(counts)

@@ -112,6 +112,7 @@ def imagine_chunks(state: LoopState, config: ImprovementConfig, context: StageCo
         setup.make_generators(*key),
         num_groups=config.num_imagined_groups,
         mid_episode_share=1.0,
+        truncates_uncertain=False,
     )
     rollout = groups.imagine(0, 0)
     critics = [context.models.load_critic(path).to(context.device) for path in state.critics]
