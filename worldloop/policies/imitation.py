@@ -51,10 +51,9 @@ class LabelledImitationSource(Protocol):
 class _Mixture[SourceT: (ImitationSource, LabelledImitationSource)]:
     """``source``, with a share of every batch replaced by rows of ``chunks``.
 
-    A row is drawn with a probability in proportion to its entry in ``weights`` [n].
-    The number of such rows is ``share`` times the batch size, rounded, and at least one unless ``share`` is 0. The
-    observations of both have the same cameras and context frames, no privileged state, and both or neither say what is
-    an interaction.
+    A row is drawn with a probability in proportion to its entry in ``weights`` [n]. The number of such rows is
+    ``share`` times the batch size, rounded, and at least one unless ``share`` is 0. The observations of both have the
+    same cameras and context frames, no privileged state, and both or neither say what is an interaction.
     """
 
     source: SourceT
@@ -80,12 +79,12 @@ class _Mixture[SourceT: (ImitationSource, LabelledImitationSource)]:
         return self.source.actions()
 
     def _draw_imagined(self, generator: torch.Generator, batch_size: int, chunk_length: int) -> Tensor:
-        """Rows of ``chunks``, int64 [round(share * batch_size)]."""
+        """Rows of ``chunks``, int64 [m], for a batch."""
         num_imagined = max(1, round(self.share * batch_size)) if self.share and len(self.weights) else 0
         if num_imagined and chunk_length != (imagined_length := self.chunks.valid.shape[1]):
             raise WorldloopError(
                 f"the policy imitates chunks of {chunk_length} actions, and imagined ones have {imagined_length}: "
-                "make its own chunks as long as chunk_length, or improve it by recap or imitate_successes"
+                "make its own chunks as long as chunk_length, or set improve_policy.method=recap"
             )
         if num_imagined == 0:
             return torch.zeros(0, dtype=torch.long)

@@ -111,13 +111,14 @@ def imagine_successes(
     parts: list[ImitationBatch] = []
     starts: list[Tensor] = []
     tasks: list[str] = []
-    num_rows = num_successes = num_frames = 0
+    num_rows = num_successes = num_solved = num_frames = 0
     actions_per_frame = context.spec.actions_per_frame
     with context.reporter.progress(num_times * groups.settings.num_groups, "imagined group") as progress:
         for number in range(num_times):
             rollout = groups.imagine(number, 0)
             success = rollout.success
             num_rows, num_successes = num_rows + len(success), num_successes + int(success.sum())
+            num_solved += len(rollout.group_id[success].unique())
             num_frames += int(rollout.valid[:, ::actions_per_frame].sum())
             if shuffles:
                 success = success[shuffle_rows(len(success), groups.generators[0])]
@@ -128,7 +129,7 @@ def imagine_successes(
             progress.advance(groups.settings.num_groups, success=num_successes / num_rows)
     if not parts:
         return ImaginedSuccesses(None, torch.zeros(0), 0, 0.0, num_frames)
-    weights, num_solved = weigh_starts_equally(torch.cat(starts), tasks)
+    weights = weigh_starts_equally(torch.cat(starts), tasks)
     return ImaginedSuccesses(ImitationBatch.cat(parts), weights, num_solved, num_successes / num_rows, num_frames)
 
 
@@ -152,14 +153,14 @@ def cut_chunks(
             yield ImitationBatch(seen, actions[rows][:, at], is_valid), rows
 
 
-def weigh_starts_equally(starts: Tensor, tasks: Sequence[str]) -> tuple[Tensor, int]:
-    """Weights f32 [n] of rows, and how many numbers ``starts`` int64 [n] has.
+def weigh_starts_equally(starts: Tensor, tasks: Sequence[str]) -> Tensor:
+    """Weights f32 [n] of rows, from the start int64 [n] and the task of each.
 
-    Their sum is 1 for each of the n ``tasks``, and the same for each start of a task.
+    Their sum is 1 for each task, and the same for each start of a task.
     """
     _, inverse, counts = starts.unique(return_inverse=True, return_counts=True)
     weights = 1 / counts[inverse]
     for task in set(tasks):
         own = torch.tensor([name == task for name in tasks])
         weights[own] /= weights[own].sum()
-    return weights, len(counts)
+    return weights
